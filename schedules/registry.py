@@ -1,0 +1,17 @@
+"""Which module implements a workload."""
+
+from __future__ import annotations
+
+from bitkiln.schedules import binarize, binary_conv2d, conv2d, pool2d
+from bitkiln.schedules.kernel import Operator
+from bitkiln.schedules.workload import Binarize, Conv2d, Workload
+
+#: Part of a tuning record's identity: records of another version are kept but not used.
+SCHEDULE_VERSION = 1
+
+
+def operator_for(workload: Workload) -> Operator:
+    """The operator module that computes ``workload``."""
+    if isinstance(workload, Conv2d):
+        return binary_conv2d if workload.binary else conv2d
+    return binarize if isinstance(workload, Binarize) else pool2d

@@ -1,0 +1,296 @@
+"""Workloads: what an operator has to compute, complete enough to choose, build and time a kernel for it.
+
+A workload is a value: it names shapes, attributes and the fused epilogue, and no weights. Its ``key()`` is the identity
+of a task and of its tuning records. All tensors are NHWC with batch 1, weights OHWI (``I`` = input channels of a group).
+
+Bits: a binarised tensor is uint8 [1, H, W, ceil(C/8)]; channel c is bit c%8 (least significant first) of byte c//8; a set
+bit stands for +1, a clear one for -1; the tail bits of the last byte are clear in activations and in weights alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+#: Steps that take an operand tensor, and those that do not (their parameters stand in ``Step.values``).
+OPERAND_STEPS = frozenset({"mul", "add", "prelu"})
+PLAIN_STEPS = frozenset({"relu", "clip", "leaky", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an epilogue, applied to the value ``x`` of an output element (float32).
+
+    ``mul``/``add``: x*v, x+v. ``prelu``: x > 0 ? x : v*x. ``relu``: max(x, 0). ``clip``: values (low, high).
+    ``leaky``: values (slope,). ``hardsigmoid``: values (alpha, beta), clip(alpha*x + beta, 0, 1).
+    ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x).
+
+    ``operand`` is the shape of v: "channel" float32[C], "element" float32[H, W, C] (a constant), "tensor" float32[1, H, W, C]
+    (another activation, e.g. a residual); "" for steps without one.
+    """
+
+    op: str
+    operand: str = ""
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.op not in OPERAND_STEPS | PLAIN_STEPS:
+            raise ValueError(f"unknown epilogue step {self.op!r}")
+        if (self.op in OPERAND_STEPS) != (self.operand in ("channel", "element", "tensor")):
+            raise ValueError(f"epilogue step {self.op!r} with operand {self.operand!r}")
+
+    def __str__(self) -> str:
+        values = "(" + ",".join(f"{v:g}" for v in self.values) + ")" if self.values else ""
+        return self.op + values + (f":{self.operand}" if self.operand else "")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pooling window: ``kind`` "max" or "avg"; padding is top, left, bottom, right.
+
+    Padded elements never win a maximum. An average divides by the window's size, or by the elements inside the input
+    where ``count_include_pad`` is false.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    kind: str = "max"
+    count_include_pad: bool = True
+
+    def __str__(self) -> str:
+        text = f"{self.kind}pool{self.kernel[0]}x{self.kernel[1]}s{self.strides[0]}x{self.strides[1]}"
+        return text + f"p{_commas(self.padding)}" + ("" if self.count_include_pad else "x")
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """Spatial size of the output."""
+        top, left, bottom, right = self.padding
+        return (
+            (height + top + bottom - self.kernel[0]) // self.strides[0] + 1,
+            (width + left + right - self.kernel[1]) // self.strides[1] + 1,
+        )
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A convolution with its fused epilogue and, after it, an optional fused pooling; then float32 or bits.
+
+    Float (``binary`` false): x float32[1, H, W, C]; padding is zeros.
+    Binary: x and weights are bits; the accumulator is the integer dot product of the +-1 values. ``pad_value`` is what a
+    padded tap holds: +1, -1, or 0, a true zero that contributes nothing.
+
+    Arguments of its kernels, in order: data, weight, one operand for each step that takes one, then ``thresholds`` where
+    ``threshold`` is set ("channel": int32[O], "element": int32[OH, OW, O]).
+    Output: float32 [1, H, W, O] or bits. A binary convolution that gives bits has thresholds, bit = accumulator >= threshold,
+    and then neither epilogue nor pooling. Any other convolution that gives bits ends in sign(y) after epilogue and pooling:
+    bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1 convolutions of a 1x1 image.
+    """
+
+    tag: ClassVar[str] = "conv2d"
+    height: int
+    width: int
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    binary: bool = False
+    pad_value: int = 0
+    epilogue: tuple[Step, ...] = ()
+    pool: Pool | None = None
+    out: str = "float32"
+    threshold: str = ""
+    sign_zero: int = 1
+
+    @property
+    def conv_size(self) -> tuple[int, int]:
+        """Spatial size of the convolution's result, before pooling."""
+        top, left, bottom, right = self.padding
+        reach_y = (self.kernel[0] - 1) * self.dilation[0] + 1
+        reach_x = (self.kernel[1] - 1) * self.dilation[1] + 1
+        return (
+            (self.height + top + bottom - reach_y) // self.strides[0] + 1,
+            (self.width + left + right - reach_x) // self.strides[1] + 1,
+        )
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        return self.pool.out_size(*self.conv_size) if self.pool else self.conv_size
+
+    @property
+    def depthwise(self) -> bool:
+        """Each group has one input channel."""
+        return not self.binary and self.groups == self.channels and self.groups > 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, binary ones counted like float ones; padded taps included."""
+        oh, ow = self.conv_size
+        return oh * ow * self.out_channels * self.kernel[0] * self.kernel[1] * (self.channels // self.groups)
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        per_group = self.channels // self.groups
+        weights = (self.out_channels, *self.kernel)
+        if self.binary:
+            args = [
+                ((1, self.height, self.width, packed(self.channels)), "uint8"),
+                ((*weights, packed(per_group)), "uint8"),
+            ]
+        else:
+            args = [((1, self.height, self.width, self.channels), "float32"), ((*weights, per_group), "float32")]
+        args += operand_shapes(self.epilogue, (*self.conv_size, self.out_channels))
+        if self.threshold:
+            element = self.threshold == "element"
+            args.append(((*self.conv_size, self.out_channels) if element else (self.out_channels,), "int32"))
+        args.append(result_shape((*self.out_size, self.out_channels), self.out))
+        return tuple(args)
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = [
+            "bconv2d" if self.binary else "conv2d",
+            f"{self.height}x{self.width}x{self.channels}",
+            f"o{self.out_channels}",
+            f"k{self.kernel[0]}x{self.kernel[1]}",
+            f"s{self.strides[0]}x{self.strides[1]}",
+            f"p{_commas(self.padding)}",
+        ]
+        words += [f"d{self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
+        words += [f"g{self.groups}"] if self.groups != 1 else []
+        words += [f"pad{self.pad_value:+d}"] if self.binary else []
+        words += [str(step) for step in self.epilogue]
+        words += [str(self.pool)] if self.pool else []
+        words += [f"threshold:{self.threshold}"] if self.threshold else []
+        words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.threshold else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Binarize:
+    """Signs to bits: x float32[1, H, W, C], operands of ``epilogue`` -> uint8[1, H, W, ceil(C/8)].
+
+    The epilogue's steps come before the sign. bit = y > 0, or y >= 0 where ``sign_zero`` is +1; NaN gives a clear bit.
+    """
+
+    tag: ClassVar[str] = "binarize"
+    height: int
+    width: int
+    channels: int
+    epilogue: tuple[Step, ...] = ()
+    sign_zero: int = 1
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        size = (self.height, self.width, self.channels)
+        return (((1, *size), "float32"), *operand_shapes(self.epilogue, size), result_shape(size, "bits"))
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = ["binarize", f"{self.height}x{self.width}x{self.channels}", *map(str, self.epilogue)]
+        return " ".join([*words, f"sign0{self.sign_zero:+d}"])
+
+
+@dataclass(frozen=True)
+class Pool2d:
+    """Pooling on its own. Float: x float32 NHWC, then the epilogue with its operands, then float32 or bits (sign(y)).
+
+    ``bits``: x and the result are bits; "max" is the bitwise OR over the window; then, where ``invert`` is true, an
+    exclusive or with the argument uint8[ceil(C/8)], which turns the OR of some channels into a NOR. No epilogue.
+    """
+
+    tag: ClassVar[str] = "pool2d"
+    height: int
+    width: int
+    channels: int
+    pool: Pool
+    bits: bool = False
+    invert: bool = False
+    epilogue: tuple[Step, ...] = ()
+    out: str = "float32"
+    sign_zero: int = 1
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        return self.pool.out_size(self.height, self.width)
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        out = (*self.out_size, self.channels)
+        if self.bits:
+            invert = (((packed(self.channels),), "uint8"),) if self.invert else ()
+            return (((1, self.height, self.width, packed(self.channels)), "uint8"), *invert, result_shape(out, "bits"))
+        data = ((1, self.height, self.width, self.channels), "float32")
+        return (data, *operand_shapes(self.epilogue, out), result_shape(out, self.out))
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = ["bpool2d" if self.bits else "pool2d", f"{self.height}x{self.width}x{self.channels}", str(self.pool)]
+        words += [str(step) for step in self.epilogue]
+        words += ["invert"] if self.invert else []
+        words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.bits else []
+        return " ".join(words)
+
+
+Workload = Conv2d | Binarize | Pool2d
+
+
+def packed(channels: int) -> int:
+    """Bytes that hold the bits of ``channels``."""
+    return -(-channels // 8)
+
+
+def operand_shapes(epilogue: tuple[Step, ...], size: tuple[int, int, int]) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of the operands of ``epilogue`` for a result of ``size`` (H, W, C)."""
+    shapes = {"channel": (size[2],), "element": size, "tensor": (1, *size)}
+    return [(shapes[step.operand], "float32") for step in epilogue if step.operand]
+
+
+def result_shape(size: tuple[int, int, int], out: str) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an output of ``size`` (H, W, C) that is "float32" or "bits"."""
+    if out == "bits":
+        return (1, size[0], size[1], packed(size[2])), "uint8"
+    return (1, *size), "float32"
+
+
+def to_json(workload: Workload) -> str:
+    """The workload as one line of JSON, as the TIR attribute ``bitkiln.workload`` carries it."""
+    return json.dumps({"tag": workload.tag, **asdict(workload)}, sort_keys=True)
+
+
+def from_json(text: str) -> Workload:
+    """The inverse of ``to_json``."""
+    table = json.loads(text)
+    kind = {cls.tag: cls for cls in (Conv2d, Binarize, Pool2d)}[table.pop("tag")]
+    return kind(**{name: _revive(name, value) for name, value in table.items()})
+
+
+def _revive(name: str, value: Any) -> Any:
+    if name == "epilogue":
+        return tuple(Step(step["op"], step["operand"], tuple(step["values"])) for step in value)
+    if name == "pool" and isinstance(value, Mapping):
+        return Pool(**{key: _revive(key, item) for key, item in value.items()})
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _commas(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))

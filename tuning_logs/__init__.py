@@ -1,0 +1,1 @@
+"""Committed tuning records, one folder of JSON-lines files per target."""
