@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from tvm import tirx
+
 from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
-from tvm import tirx
 
 #: A point of a tuning space: a value for each named knob.
 Knobs = Mapping[str, int | str]

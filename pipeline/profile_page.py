@@ -1,0 +1,121 @@
+"""A profile as a self-contained HTML page: a bar for each layer and a roofline plot, no script, nothing to fetch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from html import escape
+
+from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes
+from bitkiln.targets import Target
+
+COLOURS = dict(zip(CAUSES, ("#3b6ea8", "#7fa7d1", "#9bbf85", "#e0c15a", "#d9822b", "#b05a7a", "#8d8d8d"), strict=True))
+OTHER = "#c9d3de"
+
+#: Turns a value into a position along one axis of the plot.
+Axis = Callable[[float], float]
+
+STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1d2733;background:#fff}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%;font-size:.9rem}
+td,th{padding:.25rem .5rem;border-bottom:1px solid #e3e8ee;text-align:right}td.t,th.t{text-align:left}
+.bar{display:flex;height:1rem;background:#f2f4f7}.bar i{display:block;height:100%}
+.key span{margin-right:1rem;white-space:nowrap}.key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
+svg text{font:12px system-ui,sans-serif;fill:#1d2733}.note{color:#5a6775}
+"""
+
+
+def render(profile: Profile, target: Target) -> str:
+    """The page as text."""
+    longest = max((layer.cycles for layer in profile.layers), default=1.0)
+    rows = "\n".join(_row(layer, longest) for layer in profile.layers)
+    key = "".join(f'<span><i style="background:{colour}"></i>{cause}</span>' for cause, colour in COLOURS.items())
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(profile.bundle)} on {escape(profile.target)}</title><style>{STYLE}</style>
+<h1>{escape(profile.bundle)}: {profile.ms:.2f} ms a frame on one core</h1>
+<p class="note">Target {escape(profile.target)}, {escape(target.description)}. Measured by: {escape(profile.measured_by)}.</p>
+<h2>Where the cycles go, layer by layer</h2><p class="key">{key}</p>
+<table><tr><th class="t">layer</th><th class="t">kind</th><th>ms</th><th>share</th><th>MAC/cycle</th><th>% of roof</th>
+<th class="t" style="width:40%">cycles</th></tr>
+{rows}
+</table>
+<h2>Roofline</h2>
+<p class="note">Each dot is a layer; its area grows with its share of the time. The lines are the bounds of one core: peak
+MACs a cycle, and DRAM bandwidth for the weights that have to be read once a frame.</p>
+{_roofline(profile, target)}
+</html>
+"""
+
+
+def _row(layer: LayerProfile, longest: float) -> str:
+    roof = "" if layer.roof_percent is None else f"{layer.roof_percent:.0f}"
+    rate = f"{layer.mac_per_cycle:.2f}" if layer.macs else ""
+    return (
+        f'<tr><td class="t">{escape(layer.name)}</td><td class="t">{escape(layer.kind)}</td><td>{layer.ms:.3f}</td>'
+        f"<td>{layer.share:.1%}</td><td>{rate}</td><td>{roof}</td>"
+        f'<td title="{escape(describe_causes(layer))}"><div class="bar">{_segments(layer, longest)}</div></td></tr>'
+    )
+
+
+def _segments(layer: LayerProfile, longest: float) -> str:
+    if not layer.causes:
+        return f'<i style="width:{100 * layer.cycles / longest:.2f}%;background:{OTHER}"></i>'
+    widths = [(COLOURS[cause], 100 * layer.causes.get(cause, 0.0) / longest) for cause in CAUSES]
+    return "".join(f'<i style="width:{width:.2f}%;background:{colour}"></i>' for colour, width in widths if width > 0)
+
+
+def _roofline(profile: Profile, target: Target) -> str:
+    """Attained MACs a cycle over MACs a byte of weights, both logarithmic, as inline SVG."""
+    width, height, left, bottom = 900, 420, 60, 40
+    low_x, high_x, low_y, high_y = -1.0, 4.5, -1.5, 2.0
+
+    def px(intensity: float) -> float:
+        return left + (min(max(math.log10(intensity), low_x), high_x) - low_x) / (high_x - low_x) * (width - left - 20)
+
+    def py(rate: float) -> float:
+        return 20 + (high_y - min(max(math.log10(rate), low_y), high_y)) / (high_y - low_y) * (height - bottom - 20)
+
+    parts = [_grid(px, py, (low_x, high_x), (low_y, high_y))]
+    bandwidth = target.dram["bandwidth_mb_s"] / target.mhz
+    for kind, colour in (("f32", "#3b6ea8"), ("binary", "#d9822b")):
+        peak = target.cpu[f"peak_{kind}_mac_per_cycle"]
+        corner = peak / bandwidth
+        start, end = 10**low_x, 10**high_x
+        points = f"{px(start)},{py(start * bandwidth)} {px(corner)},{py(peak)} {px(end)},{py(peak)}"
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        label = f"{'float' if kind == 'f32' else 'binary'} roof, {peak:g} MAC/cycle"
+        parts.append(f'<text x="{px(end) - 190}" y="{py(peak) - 6}">{label}</text>')
+    for layer in profile.layers:
+        if layer.macs and layer.cycles:
+            parts.append(_dot(layer, px, py))
+    parts.append(f'<text x="{width // 2 - 80}" y="{height - 4}">MACs a byte of weights</text>')
+    parts.append(
+        f'<text x="14" y="{height // 2 + 40}" transform="rotate(-90 14 {height // 2 + 40})">MACs a cycle</text>'
+    )
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="roofline plot">{"".join(parts)}</svg>'
+
+
+def _grid(px: Axis, py: Axis, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
+    lines = []
+    for exponent in range(math.ceil(x_range[0]), math.floor(x_range[1]) + 1):
+        x = px(10.0**exponent)
+        lines.append(
+            f'<line x1="{x}" x2="{x}" y1="{py(10 ** y_range[1])}" y2="{py(10 ** y_range[0])}" stroke="#eef1f5"/>'
+        )
+        lines.append(f'<text x="{x - 8}" y="{py(10 ** y_range[0]) + 16}">{10.0**exponent:g}</text>')
+    for exponent in range(math.ceil(y_range[0]), math.floor(y_range[1]) + 1):
+        y = py(10.0**exponent)
+        lines.append(
+            f'<line y1="{y}" y2="{y}" x1="{px(10 ** x_range[0])}" x2="{px(10 ** x_range[1])}" stroke="#eef1f5"/>'
+        )
+        lines.append(f'<text x="30" y="{y + 4}">{10.0**exponent:g}</text>')
+    return "".join(lines)
+
+
+def _dot(layer: LayerProfile, px: Axis, py: Axis) -> str:
+    colour = "#d9822b" if layer.binary else "#3b6ea8"
+    radius = 4 + 22 * math.sqrt(layer.share)
+    place = f'cx="{px(layer.intensity):.1f}" cy="{py(layer.mac_per_cycle):.1f}" r="{radius:.1f}"'
+    title = f"{escape(layer.name)}: {layer.mac_per_cycle:.2f} MAC/cycle, {layer.ms:.3f} ms"
+    return f'<circle {place} fill="{colour}" fill-opacity="0.45" stroke="{colour}"><title>{title}</title></circle>'
