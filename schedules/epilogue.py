@@ -1,4 +1,4 @@
-"""The steps of an epilogue as expressions: the one meaning that references, emitted kernels and every operator share."""
+"""The steps of an epilogue as expressions: the one meaning that references and emitted kernels share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def apply(
 ) -> tirx.PrimExpr:
     """``value`` (float32) after ``steps``, at ``index`` = (y, x, channel) of the result.
 
-    ``operands`` holds one tensor for each step that takes one, in order, with the shapes of ``Step.operand``. ``value`` is
-    mentioned more than once in the answer: give a variable or a load, not a long expression.
+    ``operands`` holds one tensor for each step that takes one, in order, with the shapes of ``Step.operand``. ``value``
+    is mentioned more than once in the answer: give a variable or a load, not a long expression.
     """
     remaining = iter(operands)
     for step in steps:
