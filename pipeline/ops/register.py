@@ -1,0 +1,109 @@
+"""How an operator of ours joins Relax: its arguments, type inference, purity and legalization.
+
+An operator stands for exactly one workload: ``describe(call)`` makes the ``Workload`` from the call's attributes and
+argument types. The result's type and the function it is legalized to follow from the workload.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, Op
+from tvm.ir import _ffi_api as ir_ffi
+
+from bitkiln.schedules.workload import Pool, Step, Workload, to_json
+
+#: Attribute of the PrimFuncs that implement a workload; its value is the workload's JSON.
+WORKLOAD_ATTR = "bitkiln.workload"
+
+#: TVM's pattern kind for a function that fusion must leave alone (kOpaque).
+OPAQUE = 8
+
+_describers: dict[str, Callable[[Call], Workload]] = {}
+
+
+def register(name: str, doc: str, arguments: tuple[str, ...], describe: Callable[[Call], Workload]) -> Op:
+    """Register ``relax.bitkiln.<name>``; further operands may follow ``arguments`` in a call."""
+    full_name = f"relax.bitkiln.{name}"
+    ir_ffi.RegisterOp(full_name, doc)
+    op = Op.get(full_name)
+    op.set_num_inputs(-1)
+    for argument in arguments:
+        op.add_argument(argument, "Tensor", "")
+    op.set_attr("FPurity", True)
+    op.set_attr("FInferType", lambda call, _builder: _infer_type(describe(call), call))
+    op.set_attr("FLegalize", lambda builder, call: _legalize(builder, call, describe(call)))
+    _describers[full_name] = describe
+    return op
+
+
+def workload_of(call: Call) -> Workload:
+    """What a call of one of our operators has to compute; ValueError for any other operator."""
+    describe = _describers.get(getattr(call.op, "name", ""))
+    if describe is None:
+        raise ValueError(f"{call.op} is no operator with a workload")
+    return describe(call)
+
+
+def has_workload(expr: relax.Expr) -> bool:
+    """Is ``expr`` a call of one of our operators?"""
+    return isinstance(expr, Call) and getattr(expr.op, "name", "") in _describers
+
+
+def shape_of(expr: relax.Expr) -> tuple[int, ...]:
+    """The static shape of a tensor expression."""
+    return tuple(int(size) for size in expr.ty.shape.values)
+
+
+def attributes(**values: int | str | tuple[int, ...] | tuple[Step, ...] | Pool | None) -> tvm.ir.DictAttrs:
+    """Attributes of a call; epilogues and pools are kept as JSON text, which every IR format can hold."""
+    plain = {
+        key: [int(item) for item in value] if isinstance(value, (tuple, list)) else value
+        for key, value in values.items()
+        if key not in ("epilogue", "pool")
+    }
+    plain["epilogue"] = json.dumps([[s.op, s.operand, list(s.values)] for s in values.get("epilogue") or ()])
+    pool = values.get("pool")
+    plain["pool"] = (
+        json.dumps([pool.kernel, pool.strides, pool.padding, pool.kind, pool.count_include_pad]) if pool else ""
+    )
+    return tvm.ir.make_node("ir.DictAttrs", **plain)
+
+
+def ints(value: object) -> tuple[int, ...]:
+    """A list attribute as a tuple."""
+    return tuple(int(item) for item in value)
+
+
+def epilogue_of(call: Call) -> tuple[Step, ...]:
+    """The epilogue of a call."""
+    return tuple(Step(op, operand, tuple(values)) for op, operand, values in json.loads(call.attrs["epilogue"]))
+
+
+def pool_of(call: Call) -> Pool | None:
+    """The fused pooling of a call, if it has one."""
+    if not call.attrs["pool"]:
+        return None
+    kernel, strides, padding, kind, count_include_pad = json.loads(call.attrs["pool"])
+    return Pool(tuple(kernel), tuple(strides), tuple(padding), kind, count_include_pad)
+
+
+def _infer_type(workload: Workload, call: Call) -> relax.TensorType:
+    *expected, (shape, dtype) = workload.shapes
+    given = [(shape_of(arg), str(arg.ty.dtype)) for arg in call.args]
+    if given != expected:
+        raise ValueError(f"{call.op.name} ({workload.key()}) takes {expected}, got {given}")
+    return relax.TensorType(shape, dtype)
+
+
+def _legalize(builder: relax.BlockBuilder, call: Call, workload: Workload) -> relax.Expr:
+    from bitkiln.schedules.registry import operator_for
+
+    func = operator_for(workload).reference(workload).without_attr("global_symbol")
+    func = func.with_attr({WORKLOAD_ATTR: to_json(workload), "op_pattern": OPAQUE})
+    function = builder.add_func(func, call.op.name.removeprefix("relax.bitkiln."))
+    shape, dtype = workload.shapes[-1]
+    return relax.call_tir(function, list(call.args), relax.TensorType(shape, dtype))
