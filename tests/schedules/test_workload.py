@@ -1,0 +1,67 @@
+"""Workloads: shapes, identity, JSON."""
+
+import pytest
+
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step, from_json, to_json
+
+EXAMPLES = (
+    Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1)),
+    Conv2d(
+        7,
+        9,
+        20,
+        40,
+        (3, 1),
+        (2, 1),
+        (1, 0, 0, 0),
+        (1, 1),
+        2,
+        binary=True,
+        pad_value=1,
+        epilogue=(Step("mul", "channel"),),
+    ),
+    Conv2d(14, 14, 12, 16, (3, 3), binary=True, out="bits", threshold="element"),
+    Conv2d(
+        224, 224, 3, 16, (3, 3), epilogue=(Step("add", "channel"), Step("relu")), pool=Pool((2, 2), (2, 2)), out="bits"
+    ),
+    Binarize(4, 4, 12, (Step("clip", values=(0.0, 6.0)),), sign_zero=-1),
+    Pool2d(8, 8, 12, Pool((3, 3), (2, 2), (1, 1, 1, 1)), bits=True, invert=True),
+)
+
+
+@pytest.mark.parametrize("workload", EXAMPLES, ids=lambda workload: workload.key())
+def test_json_round_trip(workload):
+    assert from_json(to_json(workload)) == workload
+
+
+def test_keys_tell_workloads_apart():
+    assert len({workload.key() for workload in EXAMPLES}) == len(EXAMPLES)
+
+
+def test_shapes_of_a_binary_convolution_with_element_thresholds():
+    data, weight, thresholds, out = EXAMPLES[2].shapes
+    assert data == ((1, 14, 14, 2), "uint8")
+    assert weight == ((16, 3, 3, 2), "uint8")
+    assert thresholds == ((12, 12, 16), "int32")
+    assert out == ((1, 12, 12, 2), "uint8")
+
+
+def test_operands_have_the_size_before_pooling():
+    workload = Conv2d(
+        8, 8, 3, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("prelu", "element"),), pool=Pool((2, 2), (2, 2))
+    )
+    assert workload.shapes[2] == ((8, 8, 16), "float32")
+    assert workload.shapes[-1] == ((1, 4, 4, 16), "float32")
+
+
+def test_macs_and_sizes_with_stride_and_groups():
+    workload = EXAMPLES[1]
+    assert workload.conv_size == ((7 + 1 - 3) // 2 + 1, 9)
+    assert workload.macs == 3 * 9 * 40 * 3 * 10
+
+
+def test_a_step_that_needs_an_operand_is_refused_without():
+    with pytest.raises(ValueError, match="prelu"):
+        Step("prelu")
+    with pytest.raises(ValueError, match="unknown epilogue step"):
+        Step("frobnicate")
