@@ -105,11 +105,9 @@ def _build(architecture: str, root: Path) -> None:
         archive = scratch / "root.tar"
         mode = "root" if os.geteuid() == 0 else "auto"
         line = archive_for(SUITE).line(SUITE)
-        _run(
-            [mmdebstrap, f"--mode={mode}", "--variant=extract", f"--architectures={architecture}", "--skip=check/qemu"]
-            + [f"--include={PACKAGES}", SUITE, str(archive), line],
-            f"building the {architecture} userland",
-        )
+        build = [mmdebstrap, f"--mode={mode}", "--variant=extract", f"--architectures={architecture}"]
+        build += ["--skip=check/qemu", f"--include={PACKAGES}", SUITE, str(archive), line]
+        _run(build, f"building the {architecture} userland")
         tree = scratch / "root"
         tree.mkdir()
         # Device nodes need root and are not needed: the emulator uses the host's /dev.
