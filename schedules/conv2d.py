@@ -1,0 +1,57 @@
+"""Float convolution: its definition, and which schedule implements a workload."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+from bitkiln.schedules import conv2d_direct
+from bitkiln.schedules import reference as stages
+from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.workload import Conv2d
+from bitkiln.targets import Target
+
+
+def reference(workload: Conv2d) -> tirx.PrimFunc:
+    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    (data_shape, _), (weight_shape, _), *_ = workload.shapes
+    data = te.placeholder(data_shape, "float32", name="data")
+    weight = te.placeholder(weight_shape, "float32", name="weight")
+    operands = stages.operand_tensors(workload.epilogue, (*workload.conv_size, workload.out_channels))
+    result = stages.apply_epilogue(_convolve(workload, data, weight), workload.epilogue, operands)
+    if workload.pool:
+        result = stages.pool(result, workload.pool)
+    if workload.out == "bits":
+        result = stages.signs(result, workload.sign_zero)
+    return te.create_prim_func([data, weight, *operands, result])
+
+
+def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
+    """The tuning space."""
+    return conv2d_direct.space(workload, target)
+
+
+def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+    """The untuned default."""
+    return conv2d_direct.default(workload, target)
+
+
+def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
+    """The implementation at one point of the space."""
+    return conv2d_direct.emit(workload, knobs, target)
+
+
+def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    padded = stages.pad(data, workload.padding, tirx.const(0, "float32"))
+    (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation
+    per_group = workload.channels // workload.groups
+    out_per_group = workload.out_channels // workload.groups
+    ry = te.reduce_axis((0, workload.kernel[0]), "ry")
+    rx = te.reduce_axis((0, workload.kernel[1]), "rx")
+    rc = te.reduce_axis((0, per_group), "rc")
+
+    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
+        channel = (o // out_per_group) * per_group + rc
+        tap = padded[n, y * stride_y + ry * step_y, x * stride_x + rx * step_x, channel]
+        return te.sum(tap * weight[o, ry, rx, rc], axis=[ry, rx, rc])
+
+    return te.compute((1, *workload.conv_size, workload.out_channels), element, name="conv")
