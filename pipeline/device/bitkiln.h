@@ -1,0 +1,88 @@
+/* bitkiln.h: run a compiled network from C or C++.
+ *
+ * A bundle's model.so holds one network: its kernels, weights and memory plan. Link with it, or load it with dlopen.
+ * It needs libc, libm and pthreads, nothing else.
+ *
+ *     bk_model *model = bk_create(4);
+ *     bk_set_input(model, 0, pixels, sizeof pixels);
+ *     if (bk_run(model) != 0) fprintf(stderr, "%s\n", bk_last_error(model));
+ *     bk_get_output(model, 0, scores, sizeof scores);
+ *     bk_destroy(model);
+ *
+ * Functions that return int give 0 on success (or a count) and -1 on an error, which bk_last_error describes; nothing
+ * aborts. Each call locks its model, so threads may share one; for answers of one's own set, run and get must then be
+ * kept together by the caller. Different models run side by side.
+ */
+#ifndef BITKILN_H
+#define BITKILN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The version of this interface; bk_abi_version() gives the library's. */
+#define BK_ABI_VERSION 1
+
+typedef struct bk_model bk_model;
+
+/* What is known of a tensor. Tensors are dense, in C order. Strings and shape belong to the library. */
+typedef struct {
+    const char *name;
+    const char *dtype; /* "float32", "uint8", "int32", ... as numpy calls it */
+    int ndim;
+    const int64_t *shape;
+    size_t nbytes;
+} bk_tensor_info;
+
+int bk_abi_version(void);
+
+/* A runnable copy of the network with its own buffers and `threads` threads (1 to 16, the caller's included; 0 = one for
+ * each processor, at most 4). NULL on failure: bk_last_error(NULL) says why. */
+bk_model *bk_create(int threads);
+void bk_destroy(bk_model *model);
+
+/* The last error of the model, or of bk_create for NULL; "" when there was none. Valid until the next call. */
+const char *bk_last_error(const bk_model *model);
+
+int bk_thread_count(const bk_model *model);
+
+int bk_input_count(const bk_model *model);
+int bk_output_count(const bk_model *model);
+int bk_input_info(const bk_model *model, int index, bk_tensor_info *info);
+int bk_output_info(const bk_model *model, int index, bk_tensor_info *info);
+
+/* Copies in or out; `nbytes` must be the tensor's size. Outputs are valid after bk_run. */
+int bk_set_input(bk_model *model, int index, const void *data, size_t nbytes);
+int bk_get_output(bk_model *model, int index, void *data, size_t nbytes);
+
+/* The buffers themselves, 64-byte aligned, to write and read without a copy; NULL for a wrong index. */
+void *bk_input_data(bk_model *model, int index);
+const void *bk_output_data(const bk_model *model, int index);
+
+int bk_run(bk_model *model);
+
+/* Steps are the network's kernels, in the order they run. Seconds are those of the last bk_run or bk_run_step. */
+int bk_step_count(const bk_model *model);
+const char *bk_step_name(const bk_model *model, int step);
+const char *bk_step_kind(const bk_model *model, int step);
+double bk_step_seconds(const bk_model *model, int step);
+
+/* Runs one step. Called for every step in order it does what bk_run does, and between two calls the outputs of the
+ * first can be read; later steps may reuse their memory. Most steps have one output. */
+int bk_run_step(bk_model *model, int step);
+int bk_step_output_count(const bk_model *model, int step);
+int bk_step_output_info(const bk_model *model, int step, int index, bk_tensor_info *info);
+const void *bk_step_output_data(const bk_model *model, int step, int index);
+
+/* bk_run for a simulated Cortex-A53: marks the whole run as region 0, or with `per_step` each step as a region of its
+ * number, by prctl calls that do nothing on a real board. Takes no times. */
+int bk_run_marked(bk_model *model, int per_step);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

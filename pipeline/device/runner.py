@@ -1,0 +1,778 @@
+#!/usr/bin/env python3
+"""Runs a compiled network on the board: ``python3 runner.py --image cat.jpg``, or ``Model(folder)(array)`` from Python.
+
+Needs Python 3.7 and its standard library. numpy makes arrays nicer to handle and Pillow reads images; answers are the
+same without numpy. This file stands alone: it travels inside every bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import ast
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import struct
+import sys
+import time
+import zipfile
+from collections import namedtuple
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+# When the process began, about: Python's own start and the imports above are nearly all processor time.
+STARTED = time.perf_counter() - time.process_time()
+
+ABI_VERSION = 1
+FORMAT_VERSION = 1
+
+# numpy's name of a type: its array.array code, its code in .npy files, its bytes.
+DTYPES = {
+    "float32": ("f", "<f4", 4),
+    "float64": ("d", "<f8", 8),
+    "uint8": ("B", "|u1", 1),
+    "int8": ("b", "|i1", 1),
+    "uint16": ("H", "<u2", 2),
+    "int16": ("h", "<i2", 2),
+    "uint32": ("I", "<u4", 4),
+    "int32": ("i", "<i4", 4),
+    "uint64": ("Q", "<u8", 8),
+    "int64": ("q", "<i8", 8),
+    "bool": ("B", "|b1", 1),
+}
+
+MACHINES = {183: "64-bit ARM (aarch64)", 40: "32-bit ARM (armv7l)", 62: "x86-64", 3: "32-bit x86", 243: "RISC-V"}
+
+TensorInfo = namedtuple("TensorInfo", "name dtype shape nbytes")
+
+
+class RunnerError(Exception):
+    """Something the user can put right; its text is one line."""
+
+
+class Tensor:
+    """An array where there is no numpy: ``dtype``, ``shape`` and ``data``, an ``array.array`` in C order."""
+
+    def __init__(self, dtype, shape, data):
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.data = data
+
+    def tobytes(self):
+        return self.data.tobytes()
+
+    def tolist(self):
+        """Nested lists, as numpy's tolist gives them."""
+        values = self.data.tolist()
+        for extent in reversed(self.shape[1:]):
+            values = [values[at : at + extent] for at in range(0, len(values), max(extent, 1))]
+        return values if self.shape else values[0]
+
+    def __repr__(self):
+        return f"Tensor({self.dtype}, {self.shape})"
+
+
+def make_array(dtype, shape, data):
+    """``data`` (bytes) as a numpy array, or as a Tensor where there is no numpy."""
+    if numpy is not None:
+        return numpy.frombuffer(bytes(data), dtype).reshape(shape).copy()
+    values = array.array(DTYPES[dtype][0])
+    values.frombytes(data)
+    return Tensor(dtype, shape, values)
+
+
+def flat_values(values):
+    """The elements of what ``make_array`` gives, as a flat list."""
+    return values.data.tolist() if isinstance(values, Tensor) else values.ravel().tolist()
+
+
+# --- The library ------------------------------------------------------------------------------------------------------
+
+
+class _Info(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dtype", ctypes.c_char_p),
+        ("ndim", ctypes.c_int),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("nbytes", ctypes.c_size_t),
+    ]
+
+
+_POINTER, _INT, _TEXT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
+_INFO = ctypes.POINTER(_Info)
+
+# Functions of bitkiln.h: result and parameters.
+_FUNCTIONS = {
+    "bk_abi_version": (_INT, []),
+    "bk_create": (_POINTER, [_INT]),
+    "bk_destroy": (None, [_POINTER]),
+    "bk_last_error": (_TEXT, [_POINTER]),
+    "bk_thread_count": (_INT, [_POINTER]),
+    "bk_input_count": (_INT, [_POINTER]),
+    "bk_output_count": (_INT, [_POINTER]),
+    "bk_input_info": (_INT, [_POINTER, _INT, _INFO]),
+    "bk_output_info": (_INT, [_POINTER, _INT, _INFO]),
+    "bk_set_input": (_INT, [_POINTER, _INT, _POINTER, _SIZE]),
+    "bk_output_data": (_POINTER, [_POINTER, _INT]),
+    "bk_run": (_INT, [_POINTER]),
+    "bk_run_marked": (_INT, [_POINTER, _INT]),
+    "bk_run_step": (_INT, [_POINTER, _INT]),
+    "bk_step_count": (_INT, [_POINTER]),
+    "bk_step_name": (_TEXT, [_POINTER, _INT]),
+    "bk_step_kind": (_TEXT, [_POINTER, _INT]),
+    "bk_step_seconds": (ctypes.c_double, [_POINTER, _INT]),
+    "bk_step_output_count": (_INT, [_POINTER, _INT]),
+    "bk_step_output_info": (_INT, [_POINTER, _INT, _INT, _INFO]),
+    "bk_step_output_data": (_POINTER, [_POINTER, _INT, _INT]),
+}
+
+
+def elf_machine(path):
+    """(machine number, bits) of an ELF file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(20)
+    except OSError as error:
+        raise RunnerError(f"{path}: {error.strerror}")
+    if len(head) < 20 or head[:4] != b"\x7fELF":
+        raise RunnerError(f"{path}: not a shared library; copy the bundle again")
+    return struct.unpack_from("<H", head, 18)[0], 64 if head[4] == 2 else 32
+
+
+def machine_name(machine, bits):
+    return MACHINES.get(machine, f"{bits}-bit CPU number {machine}")
+
+
+def check_machine(library):
+    """Raise RunnerError where ``library`` is for another CPU than this Python."""
+    theirs = elf_machine(library)
+    ours = elf_machine("/proc/self/exe" if os.path.exists("/proc/self/exe") else sys.executable)
+    if theirs != ours:
+        raise RunnerError(
+            f"{library} is for {machine_name(*theirs)}, this Python is {machine_name(*ours)}: compile the network for this board's target"
+        )
+
+
+def open_library(path):
+    """The library at ``path`` with all functions of bitkiln.h declared."""
+    check_machine(path)
+    try:
+        library = ctypes.CDLL(os.path.abspath(path))
+        for name, (result, parameters) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype = result
+            function.argtypes = parameters
+    except (OSError, AttributeError) as error:
+        raise RunnerError(f"{path} cannot be loaded: {str(error).splitlines()[0]}")
+    if library.bk_abi_version() != ABI_VERSION:
+        raise RunnerError(
+            f"{path} has interface version {library.bk_abi_version()}, this runner knows {ABI_VERSION}: use the runner.py of its bundle"
+        )
+    return library
+
+
+class Model:
+    """A compiled network: a bundle's folder, or a ``.so``.
+
+    ``inputs`` and ``outputs`` list TensorInfo. ``threads`` 0 uses every processor, at most 4. Not for use by two threads
+    at a time; make one Model for each instead.
+    """
+
+    def __init__(self, path, threads=0):
+        self._model = None
+        path = os.fspath(path)
+        if os.path.isdir(path):
+            path = os.path.join(path, "model.so")
+        self.path = path
+        self._library = open_library(path)
+        self._model = self._library.bk_create(threads)
+        if not self._model:
+            raise RunnerError(f"{path}: {self._text(self._library.bk_last_error(None))}")
+        library, model = self._library, self._model
+        self.threads = library.bk_thread_count(model)
+        self.inputs = [self._info(library.bk_input_info, i) for i in range(library.bk_input_count(model))]
+        self.outputs = [self._info(library.bk_output_info, i) for i in range(library.bk_output_count(model))]
+        steps = range(library.bk_step_count(model))
+        self.step_names = [self._text(library.bk_step_name(model, i)) for i in steps]
+        self.step_kinds = [self._text(library.bk_step_kind(model, i)) for i in steps]
+
+    def close(self):
+        """Free the network's memory and threads; the library itself stays loaded."""
+        if self._model:
+            self._library.bk_destroy(self._model)
+            self._model = None
+
+    def __del__(self):
+        self.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *details):
+        self.close()
+
+    def __call__(self, *arrays):
+        """Run on one array for each input; gives the output, or a list where there are several."""
+        if len(arrays) != len(self.inputs):
+            raise RunnerError(f"the network has {len(self.inputs)} inputs, {len(arrays)} were given")
+        for index, values in enumerate(arrays):
+            self.set_input(index, values)
+        self.run()
+        results = [self.output(i) for i in range(len(self.outputs))]
+        return results[0] if len(results) == 1 else results
+
+    def set_input(self, which, values):
+        """Set an input, by position or name, from a numpy array, a Tensor, nested lists or the raw bytes."""
+        index = self._index(self.inputs, which, "input")
+        data = to_bytes(values, self.inputs[index])
+        self._check(self._library.bk_set_input(self._model, index, data, len(data)))
+
+    def fill_random(self, seed=0):
+        """Fill all inputs with numbers that ``seed`` fixes: floats in [-1, 1], any bytes, small integers."""
+        for index, info in enumerate(self.inputs):
+            data = random_bytes(info, f"{seed}/{index}")
+            self._check(self._library.bk_set_input(self._model, index, data, len(data)))
+
+    def run(self):
+        """Run the network on the inputs set before."""
+        self._check(self._library.bk_run(self._model))
+
+    def run_marked(self, per_step=False):
+        """As ``run``, marking the run, or each step, as a region for a simulated Cortex-A53; takes no step times."""
+        self._check(self._library.bk_run_marked(self._model, 1 if per_step else 0))
+
+    def output(self, which=0):
+        """An output of the last run, by position or name: a numpy array, or a Tensor where there is no numpy."""
+        index = self._index(self.outputs, which, "output")
+        info = self.outputs[index]
+        return self._array(info, self._library.bk_output_data(self._model, index))
+
+    @property
+    def step_seconds(self):
+        """Seconds that each step took in the last ``run``."""
+        return [self._library.bk_step_seconds(self._model, i) for i in range(len(self.step_names))]
+
+    def trace(self):
+        """Run step by step; yields (step name, [outputs]) after each."""
+        library = self._library
+        for step, name in enumerate(self.step_names):
+            self._check(library.bk_run_step(self._model, step))
+            results = []
+            for index in range(library.bk_step_output_count(self._model, step)):
+                info = self._info(library.bk_step_output_info, step, index)
+                results.append(self._array(info, library.bk_step_output_data(self._model, step, index)))
+            yield name, results
+
+    def _index(self, infos, which, kind):
+        if isinstance(which, int):
+            if not 0 <= which < len(infos):
+                raise RunnerError(f"there is no {kind} {which}: the network has {len(infos)}")
+            return which
+        names = [info.name for info in infos]
+        if which not in names:
+            raise RunnerError("there is no {} {!r}: there are {}".format(kind, which, ", ".join(names)))
+        return names.index(which)
+
+    def _info(self, function, *index):
+        info = _Info()
+        self._check(function(self._model, *(list(index) + [ctypes.byref(info)])))
+        shape = tuple(info.shape[i] for i in range(info.ndim))
+        return TensorInfo(self._text(info.name), self._text(info.dtype), shape, info.nbytes)
+
+    def _array(self, info, pointer):
+        return make_array(info.dtype, info.shape, ctypes.string_at(pointer, info.nbytes))
+
+    def _check(self, code):
+        if code != 0:
+            raise RunnerError(f"{self.path}: {self._text(self._library.bk_last_error(self._model))}")
+
+    @staticmethod
+    def _text(value):
+        return value.decode("utf-8", "replace")
+
+
+def to_bytes(values, info):
+    """``values`` as the bytes of the tensor ``info``; raises RunnerError where shape or type differ."""
+    if isinstance(values, (bytes, bytearray, memoryview)):
+        data = bytes(values)
+        if len(data) != info.nbytes:
+            raise RunnerError(f"input {info.name} has {info.nbytes} bytes, {len(data)} were given")
+        return data
+    if isinstance(values, (list, tuple)):
+        values = from_lists(values, info.dtype)
+    shape, dtype = tuple(values.shape), str(values.dtype)
+    if shape != info.shape:
+        raise RunnerError(f"input {info.name} has shape {show_shape(info.shape)}, not {show_shape(shape)}")
+    if dtype != info.dtype:
+        raise RunnerError(f"input {info.name} is {info.dtype}, not {dtype}")
+    return values.tobytes()
+
+
+def from_lists(values, dtype):
+    """Nested lists as a Tensor."""
+    shape = []
+    while isinstance(values, (list, tuple)) and values and isinstance(values[0], (list, tuple)):
+        shape.append(len(values[0]))
+        if any(not isinstance(row, (list, tuple)) or len(row) != shape[-1] for row in values):
+            raise RunnerError("lists given as a tensor have rows of different lengths")
+        values = [element for row in values for element in row]
+    outer = len(values)
+    for extent in shape:
+        outer //= max(extent, 1)
+    try:
+        return Tensor(dtype, [outer, *shape], array.array(DTYPES[dtype][0], values))
+    except (TypeError, OverflowError):
+        raise RunnerError(f"lists given as a tensor hold values that are no {dtype}")
+
+
+def show_shape(shape):
+    return "x".join(map(str, shape)) if shape else "scalar"
+
+
+def random_bytes(info, seed):
+    """Bytes of a tensor of random numbers. A pool of prime length repeats: fast, and the same on every board."""
+    count = info.nbytes // DTYPES[info.dtype][2]
+    source = random.Random(seed)
+    size = min(count, 16381)
+    if info.dtype in ("float32", "float64"):
+        pool = array.array(DTYPES[info.dtype][0], [source.uniform(-1.0, 1.0) for _ in range(size)])
+    elif info.dtype == "uint8":
+        pool = array.array("B", [source.getrandbits(8) for _ in range(size)])
+    elif info.dtype == "bool":
+        pool = array.array("B", [source.getrandbits(1) for _ in range(size)])
+    else:
+        low = 0 if info.dtype.startswith("u") else -64
+        pool = array.array(DTYPES[info.dtype][0], [source.randint(low, 64) for _ in range(size)])
+    return (pool * (-(-count // max(size, 1))))[:count].tobytes()
+
+
+# --- Files of tensors -------------------------------------------------------------------------------------------------
+
+
+def read_npy(file, name):
+    """The array in an open .npy file."""
+    try:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError
+        major = file.read(2)[0]
+        (length,) = struct.unpack("<H" if major == 1 else "<I", file.read(2 if major == 1 else 4))
+        header = ast.literal_eval(file.read(length).decode("latin-1").strip())
+        descr, order, shape = header["descr"], header["fortran_order"], tuple(map(int, header["shape"]))
+    except (ValueError, SyntaxError, KeyError, IndexError, struct.error, TypeError):
+        raise RunnerError(f"{name}: not a .npy file")
+    known = {code: dtype for dtype, (_, code, _) in DTYPES.items()}
+    if descr not in known:
+        raise RunnerError(f"{name}: tensors of type {descr} are not supported")
+    count = 1
+    for extent in shape:
+        count *= extent
+    data = file.read()
+    if len(data) != count * DTYPES[known[descr]][2]:
+        raise RunnerError(f"{name}: {len(data)} bytes of data, {count * DTYPES[known[descr]][2]} expected")
+    if order and len(shape) > 1:
+        data = to_c_order(data, shape, DTYPES[known[descr]][0])
+    return make_array(known[descr], shape, data)
+
+
+def to_c_order(data, shape, code):
+    """Bytes of a column-major array, in C order."""
+    source = array.array(code)
+    source.frombytes(data)
+    strides = [1]
+    for extent in shape[:-1]:
+        strides.append(strides[-1] * extent)
+    positions = [0]
+    for extent, stride in zip(shape, strides):
+        positions = [at + i * stride for at in positions for i in range(extent)]
+    return array.array(code, [source[at] for at in positions]).tobytes()
+
+
+def npy_bytes(values):
+    """``values`` as the content of a .npy file."""
+    shape = f"({values.shape[0]},)" if len(values.shape) == 1 else str(tuple(values.shape))
+    code = DTYPES[str(values.dtype)][1]
+    header = f"{{'descr': '{code}', 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + values.tobytes()
+
+
+def read_tensors(path):
+    """{name: array} of a .npz file, or {"": array} of a .npy file."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) == b"PK":
+                with zipfile.ZipFile(path) as archive:
+                    return {
+                        name[:-4]: read_npy(archive.open(name), f"{path}:{name}")
+                        for name in archive.namelist()
+                        if name.endswith(".npy")
+                    }
+            file.seek(0)
+            return {"": read_npy(file, path)}
+    except OSError as error:
+        raise RunnerError(f"{path}: {error.strerror}")
+    except zipfile.BadZipFile:
+        raise RunnerError(f"{path}: a damaged .npz file")
+
+
+def write_tensors(path, tensors):
+    """Write {name: array} as .npz, or the only one as .npy where ``path`` ends so."""
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        if path.endswith(".npy"):
+            if len(tensors) != 1:
+                raise RunnerError(f"{path}: {len(tensors)} tensors need a .npz file")
+            with open(temporary, "wb") as file:
+                file.write(npy_bytes(list(tensors.values())[0]))
+        else:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for name, values in tensors.items():
+                    archive.writestr(name.replace("/", "_") + ".npy", npy_bytes(values))
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise RunnerError(f"{path}: {error.strerror}")
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+
+def load_image(path, how):
+    """The image as the bytes of each channel, in the network's order, resized and cropped as ``how`` says."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise RunnerError("images need Pillow (apt install python3-pil); --input takes tensors without it")
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("L" if len(how["mean"]) == 1 else "RGB")
+    except FileNotFoundError:
+        raise RunnerError(f"{path}: no such file")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise RunnerError(f"{path}: not an image that Pillow can read")
+    width, height = how["width"], how["height"]
+    if how["resize"] == "short-side":
+        ratio = how["resize_to"] / min(image.size)
+        size = [max(how["resize_to"], int(side * ratio)) for side in image.size]
+        image = image.resize(size, Image.BILINEAR)
+        left, top = int(round((size[0] - width) / 2.0)), int(round((size[1] - height) / 2.0))
+        image = image.crop((left, top, left + width, top + height))
+    else:
+        image = image.resize((width, height), Image.BILINEAR)
+    channels = [channel.tobytes() for channel in image.split()]
+    return channels[::-1] if how["channel_order"] == "BGR" else channels
+
+
+def single(value):
+    """``value`` rounded to float32."""
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def preprocess(channels, how, info):
+    """Channel bytes as the network's input: each value becomes (x - mean) * scale in float32."""
+    if info.dtype not in ("float32", "uint8"):
+        raise RunnerError(f"input {info.name} is {info.dtype}: images become float32 or uint8 only")
+    planes = []
+    for data, mean, scale in zip(channels, how["mean"], how["scale"]):
+        table = [single(single(value - single(mean)) * single(scale)) for value in range(256)]
+        if info.dtype == "uint8":
+            table = [min(max(int(round(value)), 0), 255) for value in table]
+        planes.append(look_up(table, data, info.dtype))
+    return interleave(planes) if how["layout"] == "NHWC" else b"".join(plane.tobytes() for plane in planes)
+
+
+def look_up(table, data, dtype):
+    """table[x] for each byte x of ``data``."""
+    if numpy is not None:
+        return numpy.array(table, dtype)[numpy.frombuffer(data, "uint8")]
+    return array.array(DTYPES[dtype][0], map(table.__getitem__, data))
+
+
+def interleave(planes):
+    """Bytes of the planes, element by element."""
+    if numpy is not None:
+        return numpy.stack(planes, axis=-1).tobytes()
+    result = array.array(planes[0].typecode, bytes(len(planes) * len(planes[0]) * planes[0].itemsize))
+    for index, plane in enumerate(planes):
+        result[index :: len(planes)] = plane
+    return result.tobytes()
+
+
+# --- The bundle -------------------------------------------------------------------------------------------------------
+
+
+class Bundle:
+    """A folder as ``bitkiln compile`` writes it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        path = self.path("manifest.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                self.manifest = json.load(file)
+        except OSError as error:
+            raise RunnerError(f"{path}: {error.strerror}; this is no bundle")
+        except ValueError:
+            raise RunnerError(f"{path}: damaged; copy the bundle again")
+        if self.manifest.get("format") != FORMAT_VERSION:
+            raise RunnerError(
+                "{}: format {}, this runner knows {}".format(path, self.manifest.get("format"), FORMAT_VERSION)
+            )
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def labels(self):
+        if "labels.txt" not in self.manifest["files"]:
+            return []
+        with open(self.path("labels.txt"), encoding="utf-8") as file:
+            return file.read().splitlines()
+
+    def check_digest(self, name):
+        """Raise RunnerError where a file is missing or altered."""
+        expected = self.manifest["files"][name]
+        digest, size = hashlib.sha256(), 0
+        try:
+            with open(self.path(name), "rb") as file:
+                for part in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(part)
+                    size += len(part)
+        except OSError as error:
+            raise RunnerError(f"{self.path(name)}: {error.strerror}; copy the bundle again")
+        if size != expected["size"] or digest.hexdigest() != expected["sha256"]:
+            raise RunnerError(f"{self.path(name)}: altered since it was compiled; copy the bundle again")
+
+    def check_system(self):
+        """Raise RunnerError where this system is too old or another CPU."""
+        check_machine(self.path("model.so"))
+        have, need = glibc_version(), self.manifest["requires"]["glibc"]
+        if have and tuple(map(int, have.split(".")[:2])) < tuple(map(int, need.split(".")[:2])):
+            raise RunnerError(f"this system has glibc {have}, the bundle needs {need}")
+
+    def set_image(self, model, path):
+        how = self.manifest.get("preprocessing")
+        if not how:
+            raise RunnerError("this bundle says nothing of images; give --input")
+        model.set_input(0, preprocess(load_image(path, how), how, model.inputs[0]))
+
+    def set_tensors(self, model, path):
+        tensors = read_tensors(path)
+        if len(model.inputs) == 1 and len(tensors) == 1:
+            model.set_input(0, list(tensors.values())[0])
+            return
+        for info in model.inputs:
+            if info.name not in tensors:
+                raise RunnerError("{}: no tensor {!r}; it has {}".format(path, info.name, ", ".join(sorted(tensors))))
+            model.set_input(info.name, tensors[info.name])
+
+    def golden(self, kind):
+        return [list(read_tensors(self.path(name)).values())[0] for name in self.manifest["golden"][kind]]
+
+
+def glibc_version():
+    """Such as "2.31", or "" where the C library is another."""
+    try:
+        name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
+        return version if name == "glibc" else ""
+    except (ValueError, OSError, AttributeError):
+        return ""
+
+
+def largest_error(values, expected):
+    """Largest difference, relative to the largest expected value where that is above 1; NaN matches only NaN."""
+    pairs = list(zip(flat_values(values), flat_values(expected)))
+    scale = max([1.0] + [abs(b) for _, b in pairs if b == b and abs(b) != float("inf")])
+    worst = 0.0
+    for a, b in pairs:
+        if a == b or (a != a and b != b):
+            continue
+        difference = abs(a - b) / scale
+        worst = max(worst, difference if difference == difference else float("inf"))
+    return worst
+
+
+# --- The command line -------------------------------------------------------------------------------------------------
+
+
+def check(bundle, threads):
+    """Print what was checked; raises RunnerError at the first thing that is wrong."""
+    for name in sorted(bundle.manifest["files"]):
+        bundle.check_digest(name)
+    print("files: {} as compiled".format(len(bundle.manifest["files"])))
+    bundle.check_system()
+    print(
+        "system: {}, glibc {} (needs {})".format(
+            platform.machine(), glibc_version() or "unknown", bundle.manifest["requires"]["glibc"]
+        )
+    )
+    if not bundle.manifest.get("golden"):
+        print("answer: the bundle has no golden output to compare")
+        return
+    model = Model(bundle.folder, threads)
+    for index, values in enumerate(bundle.golden("inputs")):
+        model.set_input(index, values)
+    model.run()
+    for index, expected in enumerate(bundle.golden("outputs")):
+        error = largest_error(model.output(index), expected)
+        if error > 1e-4:
+            raise RunnerError(
+                f"output {model.outputs[index].name} differs from the golden one by {error:.3g} (relative)"
+            )
+        print(f"answer: output {model.outputs[index].name} within {error:.1e} of the golden one")
+
+
+def top(values, labels, count):
+    """[(label, score)] of the highest scores."""
+    scores = flat_values(values)
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i] if scores[i] == scores[i] else float("inf"), i))
+    return [(labels[i] if i < len(labels) else f"class {i}", scores[i]) for i in order[:count]]
+
+
+def peak_memory_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def bench(model, loaded, started, seconds=3.0, most=200):
+    """Times of repeated runs, in a dict; the first run counts as the first answer only. The digest is not part of it."""
+    model.run()
+    first = time.perf_counter()
+    times = []
+    while len(times) < 3 or (len(times) < most and time.perf_counter() - first < seconds):
+        start = time.perf_counter()
+        model.run()
+        times.append(time.perf_counter() - start)
+    return {
+        "runs": len(times),
+        "min_ms": 1e3 * min(times),
+        "median_ms": 1e3 * statistics.median(times),
+        "max_ms": 1e3 * max(times),
+        "load_ms": 1e3 * loaded,
+        "first_answer_ms": 1e3 * (first - started),
+        "peak_mib": peak_memory_mib(),
+        "threads": model.threads,
+    }
+
+
+def print_bench(figures):
+    print(
+        "{runs} runs, {threads} threads: min {min_ms:.2f} ms, median {median_ms:.2f} ms, max {max_ms:.2f} ms".format(
+            **figures
+        )
+    )
+    print(
+        "start to first answer {first_answer_ms:.0f} ms (of which loading {load_ms:.0f} ms), "
+        "peak memory {peak_mib:.1f} MiB".format(**figures)
+    )
+
+
+def print_steps(model):
+    total = sum(model.step_seconds) or 1.0
+    for name, kind, seconds in zip(model.step_names, model.step_kinds, model.step_seconds):
+        print(f"{1e3 * seconds:9.3f} ms {100 * seconds / total:5.1f} %  {name}  ({kind})")
+
+
+def arguments_parser():
+    parser = argparse.ArgumentParser(
+        description="Run the network of this bundle.", epilog="example: python3 runner.py --image cat.jpg"
+    )
+    parser.add_argument("bundle", nargs="?", default=os.path.dirname(os.path.abspath(__file__)), help="bundle folder")
+    parser.add_argument("--image", metavar="FILE", help="classify an image")
+    parser.add_argument("--input", metavar="X.npy", help="run on a tensor, or on the named tensors of a .npz")
+    parser.add_argument("--output", metavar="Y.npz", help="write all outputs")
+    parser.add_argument("--trace", metavar="T.npz", help="write the outputs of every step")
+    parser.add_argument("--check", action="store_true", help="verify files, system and the golden output")
+    parser.add_argument("--bench", action="store_true", help="time repeated runs")
+    parser.add_argument("--steps", action="store_true", help="print the time of each step")
+    parser.add_argument("--threads", type=int, default=0, help="1 to 16; 0 = one per processor, at most 4")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def trace_tensors(model):
+    """{name: array} of every step's outputs; further outputs of a step are called name.1, name.2 ..."""
+    tensors = {}
+    for name, results in model.trace():
+        for index, values in enumerate(results):
+            tensors[name if index == 0 else f"{name}.{index}"] = values
+    return tensors
+
+
+def run(bundle, options):
+    """Do what the options ask; gives what to report."""
+    start = time.perf_counter()
+    bundle.check_digest("model.so")
+    checked = time.perf_counter()
+    model = Model(bundle.folder, options.threads)
+    loaded = time.perf_counter() - checked
+    if options.image:
+        bundle.set_image(model, options.image)
+    elif options.input:
+        bundle.set_tensors(model, options.input)
+    else:
+        model.fill_random()
+    report = {}
+    if options.bench:
+        report["bench"] = bench(model, loaded, STARTED + checked - start)
+    if options.trace:
+        write_tensors(options.trace, trace_tensors(model))
+    start = time.perf_counter()
+    model.run()
+    report["seconds"] = time.perf_counter() - start
+    if options.output:
+        write_tensors(options.output, {info.name: model.output(i) for i, info in enumerate(model.outputs)})
+    report["threads"] = model.threads
+    report["steps"] = list(zip(model.step_names, model.step_kinds, model.step_seconds))
+    if options.image or options.input:
+        report["top"] = top(model.output(0), bundle.labels(), options.top)
+    return model, report
+
+
+def print_report(model, report, options):
+    if "top" in report and (options.image or not options.output):
+        for label, score in report["top"]:
+            print(f"{score:12.5f}  {label}")
+    if options.steps:
+        print_steps(model)
+    if "bench" in report:
+        print_bench(report["bench"])
+    else:
+        print("{:.2f} ms, {} threads".format(1e3 * report["seconds"], report["threads"]))
+
+
+def main(arguments=None):
+    parser = arguments_parser()
+    options = parser.parse_args(arguments)
+    if options.image and options.input:
+        parser.error("--image and --input exclude each other")
+    if not (options.image or options.input or options.check or options.bench or options.steps or options.trace):
+        parser.error("give --image, --input, --check or --bench")
+    try:
+        bundle = Bundle(options.bundle)
+        if options.check:
+            check(bundle, options.threads)
+        if options.image or options.input or options.bench or options.steps or options.trace:
+            model, report = run(bundle, options)
+            if options.json:
+                print(json.dumps(report))
+            else:
+                print_report(model, report, options)
+    except RunnerError as error:
+        print(f"runner: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

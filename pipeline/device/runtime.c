@@ -1,0 +1,639 @@
+/* The runtime inside every model.so: memory, threads, errors and the loop over an execution plan.
+ *
+ * Kernels come from TVM and ask three services of their surroundings (parallel launch, scratch memory, error text); they
+ * reach them through the symbols at the end of "Services". Everything but the bk_* functions of bitkiln.h is hidden.
+ */
+#define _GNU_SOURCE
+#include "bitkiln.h"
+#include "plan.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+/* --- Old systems ---------------------------------------------------------------------------------------------------
+ * glibc 2.34 moved pthreads into libc.so.6 and 2.27/2.29 gave libm faster entry points, each under a new symbol
+ * version. Asking for the first version of each lets one library run on any system from Debian 10 on. */
+#if defined(__aarch64__)
+#define FIRST_GLIBC "GLIBC_2.17"
+#elif defined(__arm__)
+#define FIRST_GLIBC "GLIBC_2.4"
+#endif
+
+#ifdef FIRST_GLIBC
+#define USE_FIRST_VERSION(name) __asm__(".symver " #name "," #name "@" FIRST_GLIBC)
+USE_FIRST_VERSION(pthread_create);
+USE_FIRST_VERSION(pthread_join);
+USE_FIRST_VERSION(pthread_once);
+USE_FIRST_VERSION(pthread_key_create);
+USE_FIRST_VERSION(pthread_key_delete);
+USE_FIRST_VERSION(pthread_getspecific);
+USE_FIRST_VERSION(pthread_setspecific);
+
+/* Calls from kernels to `name` arrive at __wrap_name: the linker's --wrap=name. */
+#define WRAP_MATH(type, name, parameters, arguments)                  \
+    __asm__(".symver first_" #name "," #name "@" FIRST_GLIBC);        \
+    extern type first_##name parameters;                              \
+    type __wrap_##name parameters;                                    \
+    type __wrap_##name parameters { return first_##name arguments; }
+WRAP_MATH(float, expf, (float x), (x))
+WRAP_MATH(float, exp2f, (float x), (x))
+WRAP_MATH(float, logf, (float x), (x))
+WRAP_MATH(float, log2f, (float x), (x))
+WRAP_MATH(float, powf, (float x, float y), (x, y))
+WRAP_MATH(double, exp, (double x), (x))
+WRAP_MATH(double, exp2, (double x), (x))
+WRAP_MATH(double, log, (double x), (x))
+WRAP_MATH(double, log2, (double x), (x))
+WRAP_MATH(double, pow, (double x, double y), (x, y))
+#endif
+
+#if defined(__arm__)
+/* Unwind tables of TVM's objects name this routine of the C++ runtime; nothing here unwinds. */
+void __aeabi_unwind_cpp_pr0(void);
+void __aeabi_unwind_cpp_pr0(void) {}
+#endif
+
+#define API __attribute__((visibility("default")))
+#define ALIGNMENT 64
+#define PAGE 4096
+#define MAX_THREADS 16
+#define DEFAULT_THREADS 4
+/* A worker that finds nothing to do looks this often before it sleeps: about 50 us on a Cortex-A53, longer than the
+ * pause between two kernels of a network, far shorter than waking a sleeping thread is worth avoiding. */
+#define SPINS 20000
+
+enum { TYPE_DLTENSOR = 7, DEVICE_CPU = 1 };
+enum { MARK_START = 0x41353301, MARK_STOP = 0x41353302 };
+
+typedef struct {
+    void *sync;
+    int32_t tasks;
+} parallel_group;
+
+typedef int (*parallel_task)(int task, parallel_group *group, void *closure);
+
+/* A block of scratch memory; the kernel's part begins ALIGNMENT bytes after it. */
+typedef struct block {
+    struct block *next;
+    uint64_t nbytes;
+} block;
+
+typedef struct {
+    pthread_t threads[MAX_THREADS - 1];
+    int started;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    atomic_uint round; /* grows by one for every launch */
+    atomic_int next_task;
+    atomic_int busy; /* workers still in the current round */
+    atomic_int failed;
+    atomic_bool stop;
+    parallel_task task;
+    void *closure;
+    int tasks;
+} pool;
+
+struct bk_model {
+    pthread_mutex_t mutex;
+    pthread_mutex_t error_mutex;
+    pthread_mutex_t scratch_mutex;
+    int threads;
+    unsigned char *arena;
+    unsigned char *boundary;
+    bk_dltensor *tensors;
+    bk_any *arguments;  /* of all steps, one after the other */
+    int32_t *first_argument;
+    double *seconds;
+    block *scratch; /* free blocks */
+    pool pool;
+    bool in_parallel;
+    char error[512];
+};
+
+/* --- Errors ------------------------------------------------------------------------------------------------------- */
+
+static char create_error[512];
+static pthread_mutex_t create_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+/* The model whose kernel runs on this thread: TVM's services are not told. */
+static pthread_key_t current_model;
+static pthread_once_t current_model_once = PTHREAD_ONCE_INIT;
+static bool current_model_made;
+
+static void make_current_model(void) { current_model_made = pthread_key_create(&current_model, NULL) == 0; }
+
+/* A process has 1024 keys: a library that is unloaded gives its own back. */
+__attribute__((destructor)) static void delete_current_model(void)
+{
+    if (current_model_made) pthread_key_delete(current_model);
+}
+
+__attribute__((format(printf, 2, 3))) static int fail(bk_model *model, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    pthread_mutex_t *mutex = model ? &model->error_mutex : &create_mutex;
+    pthread_mutex_lock(mutex);
+    vsnprintf(model ? model->error : create_error, sizeof create_error, format, list);
+    pthread_mutex_unlock(mutex);
+    va_end(list);
+    return -1;
+}
+
+API const char *bk_last_error(const bk_model *model) { return model ? model->error : create_error; }
+
+API int bk_abi_version(void) { return BK_ABI_VERSION; }
+
+/* --- Threads ------------------------------------------------------------------------------------------------------ */
+
+static void do_tasks(pool *pool)
+{
+    parallel_group group = {pool, pool->tasks};
+    for (;;) {
+        int task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
+        if (task >= pool->tasks) return;
+        if (pool->task(task, &group, pool->closure) != 0) atomic_store(&pool->failed, 1);
+    }
+}
+
+static void relax_cpu(void)
+{
+#if defined(__aarch64__) || defined(__arm__)
+    __asm__ volatile("yield" ::: "memory");
+#endif
+}
+
+/* Waits for a round after `seen`. */
+static unsigned await_round(pool *pool, unsigned seen)
+{
+    for (int spin = 0; spin < SPINS; spin++) {
+        unsigned round = atomic_load_explicit(&pool->round, memory_order_acquire);
+        if (round != seen) return round;
+        relax_cpu();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    while (atomic_load_explicit(&pool->round, memory_order_acquire) == seen)
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    pthread_mutex_unlock(&pool->mutex);
+    return atomic_load_explicit(&pool->round, memory_order_acquire);
+}
+
+static void *work(void *argument)
+{
+    bk_model *model = argument;
+    pool *pool = &model->pool;
+    pthread_setspecific(current_model, model);
+    for (unsigned round = 0;;) {
+        round = await_round(pool, round);
+        if (atomic_load(&pool->stop)) return NULL;
+        do_tasks(pool);
+        atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_acq_rel);
+    }
+}
+
+static void next_round(pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static int start_threads(bk_model *model)
+{
+    for (int i = 0; i < model->threads - 1; i++) {
+        int code = pthread_create(&model->pool.threads[i], NULL, work, model);
+        if (code != 0) return fail(model, "cannot start thread %d of %d: %s", i + 2, model->threads, strerror(code));
+        model->pool.started++;
+    }
+    return 0;
+}
+
+static void stop_threads(bk_model *model)
+{
+    atomic_store(&model->pool.stop, true);
+    next_round(&model->pool);
+    for (int i = 0; i < model->pool.started; i++) pthread_join(model->pool.threads[i], NULL);
+}
+
+static int serial_launch(parallel_task task, void *closure, int tasks)
+{
+    parallel_group group = {NULL, tasks};
+    for (int i = 0; i < tasks; i++)
+        if (task(i, &group, closure) != 0) return -1;
+    return 0;
+}
+
+/* Runs task(0) .. task(tasks - 1); 0 tasks means one for each thread. A launch inside a task runs on the spot. */
+static int parallel_launch(parallel_task task, void *closure, int tasks)
+{
+    bk_model *model = pthread_getspecific(current_model);
+    if (tasks == 0) tasks = model->threads;
+    if (model->threads == 1 || tasks == 1 || model->in_parallel) return serial_launch(task, closure, tasks);
+    pool *pool = &model->pool;
+    pool->task = task;
+    pool->closure = closure;
+    pool->tasks = tasks;
+    atomic_store(&pool->failed, 0);
+    atomic_store(&pool->next_task, 0);
+    atomic_store(&pool->busy, pool->started);
+    model->in_parallel = true;
+    next_round(pool);
+    do_tasks(pool);
+    for (int spin = 0; atomic_load_explicit(&pool->busy, memory_order_acquire) > 0; spin++) {
+        relax_cpu();
+        if (spin > SPINS) sched_yield();
+    }
+    model->in_parallel = false;
+    return atomic_load(&pool->failed) ? -1 : 0;
+}
+
+/* --- Scratch memory ----------------------------------------------------------------------------------------------- */
+
+static void *allocate(uint64_t nbytes, size_t alignment)
+{
+    void *memory = NULL;
+    if (nbytes > SIZE_MAX || posix_memalign(&memory, alignment, nbytes ? (size_t)nbytes : 1) != 0) return NULL;
+    return memory;
+}
+
+/* The smallest free block that holds `nbytes`, taken from the list, or NULL. */
+static block *take_block(bk_model *model, uint64_t nbytes)
+{
+    block **best = NULL;
+    for (block **at = &model->scratch; *at; at = &(*at)->next)
+        if ((*at)->nbytes >= nbytes && (!best || (*at)->nbytes < (*best)->nbytes)) best = at;
+    if (!best) return NULL;
+    block *found = *best;
+    *best = found->next;
+    return found;
+}
+
+static void *allocate_workspace(int device, int id, uint64_t nbytes, int code, int bits)
+{
+    (void)device, (void)id, (void)code, (void)bits;
+    bk_model *model = pthread_getspecific(current_model);
+    pthread_mutex_lock(&model->scratch_mutex);
+    block *found = take_block(model, nbytes);
+    pthread_mutex_unlock(&model->scratch_mutex);
+    if (!found) {
+        found = allocate(nbytes + ALIGNMENT, ALIGNMENT);
+        if (!found) {
+            fail(model, "out of memory: %llu bytes of scratch", (unsigned long long)nbytes);
+            return NULL;
+        }
+        found->nbytes = nbytes;
+    }
+    return (unsigned char *)found + ALIGNMENT;
+}
+
+static int free_workspace(int device, int id, void *memory)
+{
+    (void)device, (void)id;
+    bk_model *model = pthread_getspecific(current_model);
+    block *freed = (block *)((unsigned char *)memory - ALIGNMENT);
+    pthread_mutex_lock(&model->scratch_mutex);
+    freed->next = model->scratch;
+    model->scratch = freed;
+    pthread_mutex_unlock(&model->scratch_mutex);
+    return 0;
+}
+
+/* --- Services: the names under which TVM's kernels look for them --------------------------------------------------- */
+
+int (*__TVMBackendParallelLaunch)(parallel_task, void *, int) = parallel_launch;
+void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = allocate_workspace;
+int (*__TVMBackendFreeWorkspace)(int, int, void *) = free_workspace;
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count)
+{
+    char text[400] = "";
+    size_t used = 0;
+    for (int32_t i = 0; i < count && used < sizeof text - 1; i++) {
+        if (!parts[i]) continue;
+        int more = snprintf(text + used, sizeof text - used, "%s", parts[i]);
+        used += more > 0 ? (size_t)more : 0;
+    }
+    for (char *at = text; *at; at++)
+        if (*at == '\n') *at = ' ';
+    fail(pthread_getspecific(current_model), "%s: %s", kind, text);
+}
+
+int bk_copy(void *self, const bk_any *arguments, int32_t count, bk_any *result)
+{
+    (void)self, (void)count, (void)result;
+    const bk_dltensor *from = arguments[0].value.pointer;
+    const bk_dltensor *to = arguments[1].value.pointer;
+    size_t nbytes = to->dtype.bits / 8u;
+    for (int32_t i = 0; i < to->ndim; i++) nbytes *= (size_t)to->shape[i];
+    memcpy(to->data, from->data, nbytes);
+    return 0;
+}
+
+/* --- A model's life ----------------------------------------------------------------------------------------------- */
+
+static void *tensor_data(const bk_model *model, const bk_tensor *tensor)
+{
+    switch (tensor->place) {
+    case BK_ARENA: return model->arena + tensor->offset;
+    case BK_BOUNDARY: return model->boundary + tensor->offset;
+    default: return (void *)(uintptr_t)(bk_network.constants + tensor->offset); /* kernels only read it */
+    }
+}
+
+static void bind_tensors(bk_model *model)
+{
+    for (int32_t i = 0; i < bk_network.tensor_count; i++) {
+        const bk_tensor *tensor = &bk_network.tensors[i];
+        model->tensors[i] = (bk_dltensor){
+            .data = tensor_data(model, tensor),
+            .device = {DEVICE_CPU, 0},
+            .ndim = tensor->ndim,
+            .dtype = {tensor->code, tensor->bits, 1},
+            .shape = (int64_t *)(uintptr_t)tensor->shape,
+        };
+    }
+}
+
+static void bind_arguments(bk_model *model)
+{
+    int32_t at = 0;
+    for (int32_t i = 0; i < bk_network.step_count; i++) {
+        const bk_step *step = &bk_network.steps[i];
+        model->first_argument[i] = at;
+        for (int32_t k = 0; k < step->arguments; k++)
+            model->arguments[at++] = (bk_any){TYPE_DLTENSOR, 0, {.pointer = &model->tensors[step->tensors[k]]}};
+    }
+}
+
+static int allocate_model(bk_model *model)
+{
+    size_t arguments = 1;
+    for (int32_t i = 0; i < bk_network.step_count; i++) arguments += (size_t)bk_network.steps[i].arguments;
+    model->arena = allocate(bk_network.arena_bytes, PAGE);
+    model->boundary = allocate(bk_network.boundary_bytes, PAGE);
+    model->tensors = calloc((size_t)bk_network.tensor_count + 1, sizeof *model->tensors);
+    model->arguments = calloc(arguments, sizeof *model->arguments);
+    model->first_argument = calloc((size_t)bk_network.step_count + 1, sizeof *model->first_argument);
+    model->seconds = calloc((size_t)bk_network.step_count + 1, sizeof *model->seconds);
+    if (!model->arena || !model->boundary || !model->tensors || !model->arguments || !model->first_argument ||
+        !model->seconds)
+        return fail(model, "out of memory: the network needs %llu bytes for activations",
+                    (unsigned long long)(bk_network.arena_bytes + bk_network.boundary_bytes));
+    memset(model->boundary, 0, (size_t)bk_network.boundary_bytes);
+    return 0;
+}
+
+static int default_threads(void)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    return processors < 1 ? 1 : processors > DEFAULT_THREADS ? DEFAULT_THREADS : (int)processors;
+}
+
+API bk_model *bk_create(int threads)
+{
+    if (threads < 0 || threads > MAX_THREADS) {
+        fail(NULL, "%d threads: give 1 to %d, or 0 for one per processor", threads, MAX_THREADS);
+        return NULL;
+    }
+    pthread_once(&current_model_once, make_current_model);
+    bk_model *model = current_model_made ? calloc(1, sizeof *model) : NULL;
+    if (!model) {
+        fail(NULL, current_model_made ? "out of memory" : "out of thread-specific keys");
+        return NULL;
+    }
+    pthread_mutex_init(&model->mutex, NULL);
+    pthread_mutex_init(&model->error_mutex, NULL);
+    pthread_mutex_init(&model->scratch_mutex, NULL);
+    pthread_mutex_init(&model->pool.mutex, NULL);
+    pthread_cond_init(&model->pool.wake, NULL);
+    model->threads = threads ? threads : default_threads();
+    if (allocate_model(model) != 0 || start_threads(model) != 0) {
+        fail(NULL, "%s", model->error);
+        bk_destroy(model);
+        return NULL;
+    }
+    bind_tensors(model);
+    bind_arguments(model);
+    return model;
+}
+
+API void bk_destroy(bk_model *model)
+{
+    if (!model) return;
+    stop_threads(model);
+    while (model->scratch) {
+        block *next = model->scratch->next;
+        free(model->scratch);
+        model->scratch = next;
+    }
+    free(model->arena);
+    free(model->boundary);
+    free(model->tensors);
+    free(model->arguments);
+    free(model->first_argument);
+    free(model->seconds);
+    pthread_cond_destroy(&model->pool.wake);
+    pthread_mutex_destroy(&model->pool.mutex);
+    pthread_mutex_destroy(&model->scratch_mutex);
+    pthread_mutex_destroy(&model->error_mutex);
+    pthread_mutex_destroy(&model->mutex);
+    free(model);
+}
+
+API int bk_thread_count(const bk_model *model) { return model->threads; }
+
+/* --- Tensors ------------------------------------------------------------------------------------------------------ */
+
+static const bk_tensor *input_at(int index)
+{
+    return index >= 0 && index < bk_network.input_count ? &bk_network.tensors[bk_network.inputs[index]] : NULL;
+}
+
+static const bk_tensor *output_at(int index)
+{
+    return index >= 0 && index < bk_network.output_count ? &bk_network.tensors[bk_network.outputs[index]] : NULL;
+}
+
+static const bk_tensor *step_output_at(int step, int index)
+{
+    if (step < 0 || step >= bk_network.step_count) return NULL;
+    const bk_step *of = &bk_network.steps[step];
+    if (index < 0 || index >= of->outputs) return NULL;
+    return &bk_network.tensors[of->tensors[of->arguments - of->outputs + index]];
+}
+
+static int describe(const bk_tensor *tensor, bk_tensor_info *info)
+{
+    if (!tensor) return -1;
+    *info = (bk_tensor_info){tensor->name, tensor->dtype, tensor->ndim, tensor->shape, (size_t)tensor->nbytes};
+    return 0;
+}
+
+API int bk_input_count(const bk_model *model) { return (void)model, bk_network.input_count; }
+
+API int bk_output_count(const bk_model *model) { return (void)model, bk_network.output_count; }
+
+API int bk_input_info(const bk_model *model, int index, bk_tensor_info *info)
+{
+    return (void)model, describe(input_at(index), info);
+}
+
+API int bk_output_info(const bk_model *model, int index, bk_tensor_info *info)
+{
+    return (void)model, describe(output_at(index), info);
+}
+
+API void *bk_input_data(bk_model *model, int index)
+{
+    const bk_tensor *tensor = input_at(index);
+    return tensor ? tensor_data(model, tensor) : NULL;
+}
+
+API const void *bk_output_data(const bk_model *model, int index)
+{
+    const bk_tensor *tensor = output_at(index);
+    return tensor ? tensor_data(model, tensor) : NULL;
+}
+
+static int check_copy(bk_model *model, const char *what, const bk_tensor *tensor, int index, size_t nbytes)
+{
+    if (!tensor) return fail(model, "there is no %s %d", what, index);
+    if (nbytes != tensor->nbytes)
+        return fail(model, "%s %d (%s) has %llu bytes, not %llu", what, index, tensor->name,
+                    (unsigned long long)tensor->nbytes, (unsigned long long)nbytes);
+    return 0;
+}
+
+API int bk_set_input(bk_model *model, int index, const void *data, size_t nbytes)
+{
+    if (check_copy(model, "input", input_at(index), index, nbytes) != 0) return -1;
+    pthread_mutex_lock(&model->mutex);
+    memcpy(tensor_data(model, input_at(index)), data, nbytes);
+    pthread_mutex_unlock(&model->mutex);
+    return 0;
+}
+
+API int bk_get_output(bk_model *model, int index, void *data, size_t nbytes)
+{
+    if (check_copy(model, "output", output_at(index), index, nbytes) != 0) return -1;
+    pthread_mutex_lock(&model->mutex);
+    memcpy(data, tensor_data(model, output_at(index)), nbytes);
+    pthread_mutex_unlock(&model->mutex);
+    return 0;
+}
+
+/* --- Running ------------------------------------------------------------------------------------------------------ */
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static int call_step(bk_model *model, int32_t index)
+{
+    const bk_step *step = &bk_network.steps[index];
+    bk_any result = {0, 0, {0}};
+    if (step->kernel(NULL, &model->arguments[model->first_argument[index]], step->arguments, &result) == 0) return 0;
+    char cause[sizeof model->error];
+    memcpy(cause, model->error, sizeof cause);
+    return fail(model, "step %d (%s) failed: %.400s", (int)index, step->name, cause);
+}
+
+static int timed_step(bk_model *model, int32_t index)
+{
+    double start = now();
+    int code = call_step(model, index);
+    model->seconds[index] = now() - start;
+    return code;
+}
+
+static void enter(bk_model *model)
+{
+    pthread_mutex_lock(&model->mutex);
+    pthread_setspecific(current_model, model);
+    model->error[0] = 0;
+}
+
+static int leave(bk_model *model, int code)
+{
+    pthread_setspecific(current_model, NULL);
+    pthread_mutex_unlock(&model->mutex);
+    return code;
+}
+
+API int bk_run(bk_model *model)
+{
+    int code = 0;
+    enter(model);
+    for (int32_t i = 0; i < bk_network.step_count && code == 0; i++) code = timed_step(model, i);
+    return leave(model, code);
+}
+
+API int bk_run_step(bk_model *model, int step)
+{
+    if (step < 0 || step >= bk_network.step_count) return fail(model, "there is no step %d", step);
+    enter(model);
+    return leave(model, timed_step(model, step));
+}
+
+API int bk_run_marked(bk_model *model, int per_step)
+{
+    int code = 0;
+    enter(model);
+    if (!per_step) prctl(MARK_START, 0, 0, 0, 0);
+    for (int32_t i = 0; i < bk_network.step_count && code == 0; i++) {
+        if (per_step) prctl(MARK_START, 0, 0, 0, 0);
+        code = call_step(model, i);
+        if (per_step) prctl(MARK_STOP, i, 0, 0, 0);
+    }
+    if (!per_step) prctl(MARK_STOP, 0, 0, 0, 0);
+    return leave(model, code);
+}
+
+static const bk_step *step_at(int step)
+{
+    return step >= 0 && step < bk_network.step_count ? &bk_network.steps[step] : NULL;
+}
+
+API int bk_step_count(const bk_model *model) { return (void)model, bk_network.step_count; }
+
+API const char *bk_step_name(const bk_model *model, int step)
+{
+    return (void)model, step_at(step) ? step_at(step)->name : NULL;
+}
+
+API const char *bk_step_kind(const bk_model *model, int step)
+{
+    return (void)model, step_at(step) ? step_at(step)->kind : NULL;
+}
+
+API double bk_step_seconds(const bk_model *model, int step) { return step_at(step) ? model->seconds[step] : -1; }
+
+API int bk_step_output_count(const bk_model *model, int step)
+{
+    return (void)model, step_at(step) ? step_at(step)->outputs : -1;
+}
+
+API int bk_step_output_info(const bk_model *model, int step, int index, bk_tensor_info *info)
+{
+    return (void)model, describe(step_output_at(step, index), info);
+}
+
+API const void *bk_step_output_data(const bk_model *model, int step, int index)
+{
+    const bk_tensor *tensor = step_output_at(step, index);
+    return tensor ? tensor_data(model, tensor) : NULL;
+}

@@ -1,0 +1,236 @@
+"""The execution plan of a network: a straight line of kernel calls on memory that is laid out beforehand.
+
+A plan names tensors, places them and lists the steps; runtime.c executes it. Activations that live at different times
+share the bytes of one arena. Inputs and outputs of the network have bytes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+#: Kernels assume it of every buffer, and it is the length of a cache line.
+ALIGNMENT = 64
+
+#: The kernel of a step that copies its one input; it is part of the runtime.
+COPY = "bk_copy"
+
+Place = Literal["arena", "boundary", "constant"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the plan; ``offset`` counts in bytes from the start of its ``place``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    place: Place
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return nbytes(self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call. ``arguments`` are positions in the plan's tensors, the last ``outputs`` of them written.
+
+    ``name`` is the variable that holds the result in the lowered network, ``kind`` what the kernel computes.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    arguments: tuple[int, ...]
+    outputs: int = 1
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """Everything the runtime has to know. ``constants`` is the memory that constant tensors point into."""
+
+    tensors: tuple[Tensor, ...]
+    steps: tuple[Step, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    arena_bytes: int
+    boundary_bytes: int
+    constants: bytes = field(repr=False)
+
+
+@dataclass(eq=False)
+class Storage:
+    """Bytes that one kernel writes, or that come from outside; tensors of several shapes may view them."""
+
+    nbytes: int
+    constant: np.ndarray | None = None
+    boundary: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor before it is placed: a shape and type over a storage."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """A step before its tensors are placed."""
+
+    name: str
+    kind: str
+    kernel: str
+    inputs: tuple[View, ...]
+    outputs: tuple[View, ...]
+
+
+def nbytes(shape: Sequence[int], dtype: str) -> int:
+    """Size of a dense tensor."""
+    return prod(shape) * np.dtype(dtype).itemsize
+
+
+def new_view(name: str, shape: Sequence[int], dtype: str, boundary: bool = False) -> View:
+    """A view of a new storage of its own size."""
+    shape = tuple(map(int, shape))
+    return View(name, shape, dtype, Storage(nbytes(shape, dtype), boundary=boundary))
+
+
+def constant_view(name: str, array: np.ndarray) -> View:
+    """A view of a constant."""
+    array = np.ascontiguousarray(array)
+    return View(name, array.shape, str(array.dtype), Storage(array.nbytes, constant=array))
+
+
+def make_plan(calls: Sequence[PlannedCall], inputs: Sequence[View], outputs: Sequence[View]) -> ExecutionPlan:
+    """Place all tensors. Storages of ``inputs`` are boundary memory; each of ``outputs`` gets boundary memory too.
+
+    A storage that an output views is written there directly. Where that cannot be (an input handed through, a constant,
+    one value returned twice), a copying step is added.
+    """
+    calls, outputs = _settle_outputs(list(calls), outputs)
+    views = _distinct([*inputs, *(view for call in calls for view in (*call.inputs, *call.outputs)), *outputs])
+    arena, arena_bytes = place_by_lifetime(_lifetimes(calls))
+    boundary, boundary_bytes = _place_in_row(view.storage for view in views if view.storage.boundary)
+    constant_offsets, constants = _gather_constants(view.storage for view in views if view.storage.constant is not None)
+
+    def placed(view: View) -> Tensor:
+        if view.storage.boundary:
+            return Tensor(view.name, view.shape, view.dtype, "boundary", boundary[id(view.storage)])
+        if view.storage.constant is not None:
+            return Tensor(view.name, view.shape, view.dtype, "constant", constant_offsets[id(view.storage)])
+        return Tensor(view.name, view.shape, view.dtype, "arena", arena[id(view.storage)])
+
+    position = {id(view): index for index, view in enumerate(views)}
+    return ExecutionPlan(
+        tensors=tuple(map(placed, views)),
+        steps=tuple(
+            Step(
+                call.name,
+                call.kind,
+                call.kernel,
+                tuple(position[id(view)] for view in (*call.inputs, *call.outputs)),
+                len(call.outputs),
+            )
+            for call in calls
+        ),
+        inputs=tuple(position[id(view)] for view in inputs),
+        outputs=tuple(position[id(view)] for view in outputs),
+        arena_bytes=arena_bytes,
+        boundary_bytes=boundary_bytes,
+        constants=constants,
+    )
+
+
+def place_by_lifetime(lifetimes: Sequence[tuple[Storage, int, int]]) -> tuple[dict[int, int], int]:
+    """Offsets of storages by ``id``, and the bytes needed; (storage, first step, last step) each, both inclusive.
+
+    The largest storage is placed first, each at the lowest offset that is free for its whole life. No two that live in
+    the same step overlap, so a kernel never writes over what it reads.
+    """
+    placed: list[tuple[int, int, int, int]] = []
+    offsets: dict[int, int] = {}
+    order = sorted(range(len(lifetimes)), key=lambda index: (-lifetimes[index][0].nbytes, index))
+    for index in order:
+        storage, first, last = lifetimes[index]
+        size = _aligned(max(storage.nbytes, 1))
+        offset = 0
+        for start, end, other_first, other_last in sorted(placed):
+            if other_first <= last and first <= other_last and start < offset + size and offset < end:
+                offset = end
+        offsets[id(storage)] = offset
+        placed.append((offset, offset + size, first, last))
+    return offsets, max((end for _, end, _, _ in placed), default=0)
+
+
+def _settle_outputs(calls: list[PlannedCall], outputs: Sequence[View]) -> tuple[list[PlannedCall], list[View]]:
+    """Turn the storages behind the outputs into boundary memory, with copies where they cannot be."""
+    written = {id(view.storage) for call in calls for view in call.outputs}
+    settled: list[View] = []
+    for view in outputs:
+        if id(view.storage) in written and not view.storage.boundary:
+            view.storage.boundary = True
+            settled.append(view)
+            continue
+        copy = new_view(view.name, view.shape, view.dtype, boundary=True)
+        calls.append(PlannedCall(view.name, "copy", COPY, (view,), (copy,)))
+        settled.append(copy)
+    return calls, settled
+
+
+def _lifetimes(calls: Sequence[PlannedCall]) -> list[tuple[Storage, int, int]]:
+    """First and last step of every storage in the arena, in order of first use."""
+    spans: dict[int, tuple[Storage, int, int]] = {}
+    for step, call in enumerate(calls):
+        for view in (*call.inputs, *call.outputs):
+            storage = view.storage
+            if not storage.boundary and storage.constant is None:
+                _, first, _ = spans.get(id(storage), (storage, step, step))
+                spans[id(storage)] = (storage, first, step)
+    return list(spans.values())
+
+
+def _place_in_row(storages: Iterable[Storage]) -> tuple[dict[int, int], int]:
+    offsets: dict[int, int] = {}
+    end = 0
+    for storage in storages:
+        if id(storage) not in offsets:
+            offsets[id(storage)] = end
+            end += _aligned(max(storage.nbytes, 1))
+    return offsets, end
+
+
+def _gather_constants(storages: Iterable[Storage]) -> tuple[dict[int, int], bytes]:
+    """Offsets of constants by ``id`` of their storage, and their bytes; equal constants are kept once."""
+    offsets: dict[int, int] = {}
+    by_content: dict[bytes, int] = {}
+    memory = bytearray()
+    for storage in storages:
+        if id(storage) in offsets:
+            continue
+        assert storage.constant is not None
+        content = storage.constant.tobytes()
+        if content not in by_content:
+            by_content[content] = len(memory)
+            memory += content
+            memory += bytes(_aligned(len(memory)) - len(memory))
+        offsets[id(storage)] = by_content[content]
+    return offsets, bytes(memory)
+
+
+def _distinct(views: Sequence[View]) -> list[View]:
+    return list({id(view): view for view in views}.values())
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
