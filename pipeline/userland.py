@@ -89,7 +89,7 @@ def find_emulator(target: Target) -> str:
 def runtime_libraries() -> Path:
     """A folder with TVM's runtime for 64-bit ARM, the version this host has; fetched on first use. Raises SetupError."""
     pair = [f"{name}=={version(name)}" for name in RUNTIME_LIBRARIES]
-    folder = cache_directory() / "runtime" / "-".join(["aarch64", *(word.split("==")[1] for word in pair)])
+    folder = cache_directory() / "tvm-runtime" / "-".join(["aarch64", *(word.split("==")[1] for word in pair)])
     if not folder.exists():
         with _lock(folder):
             if not folder.exists():
