@@ -1,0 +1,210 @@
+/* The timing model's data: parameters, decoded instructions, basic blocks and the state of a simulated core.
+ *
+ * Flow of a measured instruction: plugin.c hears of a block from QEMU -> decode.c turns its words into `Op`s by the rules of rules.c ->
+ * pipeline.c issues them in order, asking memory.c for loads and stores and branch.c for branches -> report.c adds it up. */
+#ifndef A53_H
+#define A53_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "rules.h"
+
+/* Counted up whenever the same program could answer with other cycles. */
+#define MODEL_VERSION "a53-1"
+
+/* ---- parameters (params.c), each an option of the plugin by the same name; cycles unless the name says otherwise ---- */
+#define PARAMETERS(P)                                                                                     \
+    P(mhz, 1200)               /* clock; DRAM times are converted by it */                                \
+    P(l1d_kib, 32)             /* BCM2837, APQ8016 */                                                     \
+    P(l1d_ways, 4)             /* Cortex-A53 TRM */                                                       \
+    P(l1i_kib, 32)             /* BCM2837, APQ8016 */                                                     \
+    P(l1i_ways, 2)             /* Cortex-A53 TRM */                                                       \
+    P(l2_kib, 512)             /* BCM2837, APQ8016 */                                                     \
+    P(l2_ways, 16)             /* Cortex-A53 TRM */                                                       \
+    P(l2_latency, 16)          /* estimate: beyond the L1 latency */                                      \
+    P(l2_line, 9)              /* estimate: between two lines delivered by L2 */                          \
+    P(dram_latency_ns, 140)    /* estimate */                                                             \
+    P(dram_bandwidth_mb_s, 2200) /* Pi 3: published memcpy figures */                                     \
+    P(fill_buffers, 3)         /* Cortex-A53 TRM: outstanding L1 misses */                                \
+    P(prefetch_lines, 4)       /* estimate: lines ahead of a stream */                                    \
+    P(prefetch_train, 2)       /* estimate: equal strides that make a stream */                           \
+    P(prefetch_streams, 4)     /* Cortex-A53 TRM, data prefetcher */                                      \
+    P(streaming_stores, 1)     /* Cortex-A53 TRM: full lines written in sequence are not read first */    \
+    P(utlb_miss, 3)            /* estimate */                                                             \
+    P(tlb_walk, 30)            /* estimate */                                                             \
+    P(mispredict, 7)           /* Q: cbz, b.eq against expectation */                                     \
+    P(taken_gap, 2)            /* Q: between two taken branches */                                        \
+    P(fma_load_gap, 4)         /* no vector load issues so many cycles after an fmla (OpenBLAS kernels) */ \
+    P(roi, 1)                  /* 0: everything is one region, from start to exit */                      \
+    P(marks, 0)                /* 1: reports list the cycles between reads of cntvct_el0 */               \
+    P(blocks, 0)               /* reports list so many of the hottest blocks */
+typedef struct {
+#define P(name, value) int name;
+    PARAMETERS(P)
+#undef P
+    uint64_t limit;     /* cycles after which a region is stopped; 0: never */
+    char out[1024];     /* file to which reports are appended; "": none */
+    int dram_latency;   /* cycles, from dram_latency_ns */
+    int dram_line;      /* cycles for 64 bytes at dram_bandwidth_mb_s */
+} Params;
+extern Params params;
+
+int params_set(const char *option); /* "name=value"; -1 after a message on stderr when it makes no sense */
+void params_finish(void);           /* derives the fields that are not options */
+
+/* ---- decoded instructions (decode.c) ---- */
+enum { REG_SP = 31, REG_V0 = 32, REG_FLAGS = 64, REG_NONE = 65, N_REGS = 66 };
+enum { MAX_SOURCES = 8, MAX_RESULTS = 6 };
+
+typedef struct {
+    uint64_t touches_int, writes_int; /* sets of registers: x0..x30, sp, flags at bit 32 */
+    uint32_t touches_vec, writes_vec; /* v0..v31; "touches": what must not be written in the same cycle */
+    uint16_t rule, flags;             /* row of rules[], RULE_* */
+    uint8_t mix, halves, first, unit, occ, busy;
+    uint8_t is_mark;                  /* reads cntvct_el0: brackets a micro-benchmark, issues alone */
+    uint8_t n_sources, n_results, n_loaded; /* the first n_loaded results come from memory */
+    struct {
+        uint8_t reg, needed; /* needed this many cycles after issue */
+    } source[MAX_SOURCES];
+    struct {
+        uint8_t reg, lat;
+    } result[MAX_RESULTS];
+} Op;
+
+void decode_init(void);
+void decode(uint32_t word, uint64_t pc, Op *op);
+/* Text of an instruction, for listings; only the mnemonic unless `operands`. */
+void disassemble(uint32_t word, uint64_t pc, bool operands, char *text, size_t size);
+
+/* A basic block as QEMU translated it. */
+typedef struct Block {
+    uint64_t pc, physical; /* virtual address; where the model's memory has it (set when first executed) */
+    uint32_t n, n_unknown;
+    uint32_t *words;
+    Op *ops; /* NULL until first executed in a region */
+    char *symbol;
+    uint64_t region, executions, cycles; /* counters, valid for the region of this number */
+    uint64_t *op_cycles;                 /* NULL until listed blocks are asked for */
+    struct Block *next_same_hash, *next_in_region;
+} Block;
+
+/* ---- memory hierarchy (memory.c) ---- */
+enum { LINE_SHIFT = 6, PAGE_SHIFT = 12, UTLB_ENTRIES = 10, TLB_SETS = 128, TLB_WAYS = 4, MAX_FILL_BUFFERS = 16, MAX_STREAMS = 16 };
+
+typedef struct {
+    uint64_t tag;     /* line or page number; NO_TAG: empty */
+    uint64_t ready;   /* cycle in which its data arrive (caches); physical page (TLBs) */
+    uint8_t dirty;
+    uint8_t from;     /* prefetched from this LEVEL_*, not yet used; 0: demanded or used */
+} Line;
+typedef struct {
+    Line *lines; /* sets of `ways` lines, each set in order of use, latest first */
+    uint64_t set_mask;
+    int ways;
+} Cache;
+typedef struct {
+    uint64_t line, used;
+    int64_t stride;
+    int confidence;
+} Stream;
+typedef struct {
+    uint64_t free; /* cycle from which it can take another miss */
+    int level;     /* where its line comes from */
+} FillBuffer;
+typedef struct {
+    Cache l1d, l1i, l2, utlb, tlb;
+    FillBuffer fill_buffers[MAX_FILL_BUFFERS];
+    uint64_t l2_free, dram_free; /* cycles from which they can deliver another line */
+    Stream streams[MAX_STREAMS];
+    uint64_t stream_clock, stored_line;
+    int stored_run;
+    struct {
+        uint64_t l1d_accesses, l1d_misses, l2_accesses, l2_misses, prefetches, dram_lines_read, dram_lines_written, utlb_misses, tlb_misses,
+            l1i_misses;
+    } count;
+} Memory;
+
+/* Where data came from, or what a wait was for. */
+enum { LEVEL_NONE, LEVEL_L1, LEVEL_L2, LEVEL_DRAM };
+
+/* ---- branch prediction (branch.c) ---- */
+enum { HISTORY_ENTRIES = 4096, TARGET_ENTRIES = 256, RETURN_ENTRIES = 8 };
+typedef struct {
+    uint8_t counters[HISTORY_ENTRIES];
+    uint32_t history;
+    uint64_t targets[TARGET_ENTRIES], returns[RETURN_ENTRIES];
+    unsigned top;
+    uint64_t branches, mispredicts;
+} Predictor;
+
+/* ---- a core (pipeline.c) ---- */
+enum { WHERE_ISSUE, WHERE_DEPENDENCY, WHERE_L1, WHERE_L2, WHERE_DRAM, WHERE_BRANCH, WHERE_FETCH, N_WHERE };
+extern const char *const where_names[N_WHERE];
+
+typedef struct {
+    uint64_t address;
+    uint16_t index; /* of the instruction in its block */
+    uint8_t size, is_store;
+} Access;
+enum { MAX_ACCESSES = 16384, MAX_MARKS = 4096 };
+
+typedef struct {
+    uint64_t cycle;                       /* of the latest issue */
+    uint64_t ready[N_REGS];               /* cycle from which each register can be used */
+    uint8_t waits_for[N_REGS];            /* LEVEL_* that a wait for it is put down to */
+    uint64_t written_int;                 /* registers written in this cycle */
+    uint32_t written_vec;
+    uint8_t slots, halves, units;         /* used in this cycle */
+    uint64_t unit_free[2];                /* UNIT_MUL, UNIT_DIV: next cycle they can start */
+    uint64_t fma_issued[64];              /* cycle of the last fma issued in each cycle modulo 64 */
+    uint64_t redirect, last_taken;        /* next issue not before; last taken branch */
+    uint8_t redirect_where;
+    uint64_t where[N_WHERE];              /* cycles of this region by cause */
+    uint64_t region_start;
+    uint64_t mark;                        /* cycle of an open micro-benchmark mark, or 0 */
+    uint64_t marks[MAX_MARKS];
+    int n_marks;
+    Memory memory;
+    Predictor predictor;
+    Block *pending;                       /* block executing now: run when its accesses are known, at the next block */
+    int n_accesses;
+    Access accesses[MAX_ACCESSES];
+} Core;
+
+Core *core_new(void);
+void core_cold(Core *core);         /* empties caches, TLBs, prefetcher, predictors */
+void core_start_region(Core *core); /* counters to zero */
+/* Replays `block` with the accesses collected in `core`; `next_pc` is where control went, 0 when unknown. */
+void core_run(Core *core, Block *block, uint64_t next_pc, bool list_blocks);
+
+void memory_init(Memory *memory);
+void memory_cold(Memory *memory);
+/* Physical address of a virtual one, without TLB cost. */
+uint64_t memory_translate(uint64_t address);
+/* One access by an instruction that could issue in cycle `*issue`. Moves `*issue` when the core must wait, putting the wait down in `where`.
+ * Returns how many cycles after an L1 hit the data come, and in `*level` from where. */
+uint64_t memory_access(Memory *memory, const Access *access, uint64_t *issue, int *level, uint64_t *where);
+/* Fetches the code line of a physical address; returns the cycle from which it can issue. */
+uint64_t memory_fetch_code(Memory *memory, uint64_t physical, uint64_t cycle);
+
+void predictor_init(Predictor *predictor);
+/* Whether the branch `op` at physical `address` (virtual fall-through `next`) that went to `target` was mispredicted; `*taken`: whether it was taken. */
+bool predictor_missed(Predictor *predictor, const Op *op, uint64_t address, uint64_t next, uint64_t target, bool *taken);
+
+/* ---- reports (report.c) ---- */
+enum { MAX_CORES = 256 };
+typedef struct {
+    uint64_t number; /* counts regions; blocks carry it */
+    int64_t id;      /* from STOP */
+    bool stopped;    /* by the limit */
+    Core *const *cores;
+    Block *blocks; /* executed in the region */
+} Region;
+/* JSON, one line without the newline; the caller frees it. */
+char *report_region(const Region *region);
+char *report_identity(void);
+char *report_error(const char *message, size_t size);
+
+#endif

@@ -1,0 +1,57 @@
+"""Checks whether a simulated board can run here, for `bitkiln boards doctor`."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitkiln.targets.sim import build, microbench
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: `explanation` says what was found, or what is missing and how to get it."""
+
+    name: str
+    ok: bool
+    explanation: str
+
+
+def doctor() -> list[Check]:
+    """Every piece of the simulated board, in the order they are needed."""
+    return [
+        _check("qemu-aarch64 with plugins", build.qemu),
+        _check("timing model", build.plugin),
+        _check("cross compiler", _cross_compiler),
+        _check("simulated Cortex-A53", _runs),
+    ]
+
+
+def _check(name: str, look: Callable[[], object]) -> Check:
+    try:
+        return Check(name, True, str(look()))
+    except build.SimUnavailable as problem:
+        return Check(name, False, f"{problem.message}: {problem.remedy}")
+
+
+def _cross_compiler() -> str:
+    path = shutil.which(microbench.CROSS_COMPILER)
+    if not path:
+        raise build.SimUnavailable(f"{microbench.CROSS_COMPILER} is missing", "install gcc-aarch64-linux-gnu")
+    return path
+
+
+def _runs() -> str:
+    """Runs eight dependent fmla, which take 4 cycles each and no more than the model's rules say."""
+    chain = microbench.Fact("chain of fmla", ("fmla v0.4s, v1.4s, v2.4s",) * 8, 29)
+    try:
+        cycles = microbench.run([chain])[0]
+    except (OSError, subprocess.SubprocessError) as error:
+        raise build.SimUnavailable(
+            f"a program does not run under the model ({error})", "see the message of qemu-aarch64 above"
+        ) from error
+    if cycles != chain.cycles:
+        raise build.SimUnavailable(
+            f"8 dependent fmla took {cycles} cycles, not {chain.cycles}", "the target's [sim] table overrides a rule"
+        )
+    return f"{build.MODEL_VERSION}: 8 dependent fmla take {cycles} cycles"

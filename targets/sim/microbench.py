@@ -1,0 +1,120 @@
+"""Micro-benchmarks on the simulated core: short instruction sequences whose cycles were measured on silicon.
+
+A fact says: this sequence takes so many cycles. It is run as published cycle-counter tests do: 32 nops, a read of the
+cycle counter, the sequence, another read, 30 times over so that caches and predictors are warm; the last time counts.
+x20 to x22 point into a buffer (x21 = x20 + 64, x22 = x20 + 16384), x0 and x1 hold the fact's values, x25 its
+`end_offset`, if need be plus x20.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bitkiln.targets.sim.build import SimUnavailable, qemu_command
+
+CROSS_COMPILER = "aarch64-linux-gnu-gcc"
+REPETITIONS = 30
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A sequence and the cycles it took on a Cortex-A53; `source` says who measured it."""
+
+    name: str
+    asm: tuple[str, ...]
+    cycles: int
+    source: str = ""
+    x0: int | None = None
+    x1: int | None = None
+    end_offset: int | None = None
+    end_is_address: bool = field(default=False)
+    """x25 holds the address x20 + end_offset, not the offset alone."""
+
+
+def assembly(facts: Sequence[Fact]) -> str:
+    """A static AArch64 program that runs every fact in a region of its own, the region's id being its index."""
+    text = [".arch armv8-a+crc", ".text", ".global _start", "_start:"]
+    for index, fact in enumerate(facts):
+        text += ["mov x26, #0", f"ldr x27, ={REPETITIONS}", *_prctl(0x41353301, 0), "7777:"]
+        text += [
+            "adrp x20, buffer",
+            "add x20, x20, :lo12:buffer",
+            "add x21, x20, #64",
+            "mov x22, #16384",
+            "add x22, x20, x22",
+        ]
+        text += [
+            "mov x23, #0",
+            "mov x24, #0",
+            f"ldr x0, ={fact.x0 or 0}",
+            f"ldr x1, ={fact.x1 or 0}",
+            f"ldr x25, ={fact.end_offset or 0}",
+        ]
+        if fact.end_is_address:
+            text += ["add x25, x25, x20"]
+        text += ["nop"] * 32
+        text += ["mrs x28, cntvct_el0", *fact.asm, "mrs x29, cntvct_el0"]
+        text += [
+            "sub x27, x27, #1",
+            "cbz x27, 7778f",
+            "b 7777b",
+            "7778:",
+            *_prctl(0x41353302, index),
+            "b 7779f",
+            ".ltorg",
+            "7779:",
+        ]
+    text += ["mov x0, #0", "mov x8, #93", "svc #0", ".bss", ".balign 4096", "buffer: .skip 65536", ""]
+    return "\n".join(text)
+
+
+def _prctl(option: int, argument: int) -> list[str]:
+    return [f"ldr x0, ={option}", f"ldr x1, ={argument}", "mov x8, #167", "svc #0"]
+
+
+def build(facts: Sequence[Fact], program: Path) -> None:
+    """Assembles and links the facts' program. Raises SimUnavailable without the cross compiler, ValueError for bad text."""
+    command = [CROSS_COMPILER, "-nostdlib", "-static", "-x", "assembler", "-", "-o", str(program)]
+    try:
+        done = subprocess.run(command, input=assembly(facts), capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise SimUnavailable(f"{CROSS_COMPILER} is missing", "install gcc-aarch64-linux-gnu") from None
+    if done.returncode:
+        raise ValueError(f"micro-benchmarks do not assemble: {done.stderr.strip().splitlines()[-1]}")
+
+
+def run(
+    facts: Sequence[Fact],
+    params: Mapping[str, object] | None = None,
+    options: Sequence[str] = (),
+    program: Path | None = None,
+) -> list[int]:
+    """Simulated cycles of each fact, in order. `program`: built before by `build`, else built here and thrown away."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if program is None:
+            program = Path(scratch) / "facts"
+            build(facts, program)
+        out = Path(scratch) / "reports"
+        command, env = qemu_command(params or {}, [str(program)], options=["marks=1", f"out={out}", *options])
+        subprocess.run(command, env=env, check=True, timeout=300)
+        reports = [json.loads(line) for line in out.read_text().splitlines()]
+    return [report["marks"][-1] for report in reports]
+
+
+def gnu_syntax(instruction: str) -> str:
+    """Turns LLVM's short form `fadd.4s v0, v1, v2` into the GNU assembler's `fadd v0.4s, v1.4s, v2.4s`."""
+    match = re.match(r"(\w+)\.(\d+[bhsd])\s+(.*)", instruction)
+    if not match:
+        return instruction
+    mnemonic, arrangement, operands = match.groups()
+    return f"{mnemonic} " + re.sub(r"\bv(\d+)\b(?!\.)", rf"v\1.{arrangement}", operands)
+
+
+def load(path: Path) -> list[Fact]:
+    """Facts from a JSON list of objects with the fields of Fact: name, asm, cycles and those that matter of the others."""
+    rows = json.loads(path.read_text())
+    return [Fact(**{**row, "asm": tuple(gnu_syntax(line) for line in row["asm"])}) for row in rows]

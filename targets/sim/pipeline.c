@@ -1,0 +1,213 @@
+/* The in-order dual-issue pipeline: issues a block's instructions one after the other by the rules of the table, in pairs where it may. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "a53.h"
+
+const char *const where_names[N_WHERE] = {"issue", "dependency", "l1", "l2", "dram", "branch", "fetch"};
+
+Core *core_new(void)
+{
+    Core *core = calloc(1, sizeof *core);
+    core->cycle = 64; /* 0 stands for "never" */
+    memory_init(&core->memory);
+    predictor_init(&core->predictor);
+    return core;
+}
+
+void core_cold(Core *core)
+{
+    memory_cold(&core->memory);
+    predictor_init(&core->predictor);
+}
+
+void core_start_region(Core *core)
+{
+    memset(core->where, 0, sizeof core->where);
+    memset(&core->memory.count, 0, sizeof core->memory.count);
+    core->predictor.branches = core->predictor.mispredicts = 0;
+    core->region_start = core->cycle;
+    core->mark = 0;
+    core->n_marks = 0;
+    core->pending = NULL;
+    core->n_accesses = 0;
+}
+
+static inline void fetch(Core *core, const Block *block)
+{
+    const uint64_t last = block->physical + 4 * (block->n - 1);
+    for (uint64_t at = block->physical; at >> LINE_SHIFT <= last >> LINE_SHIFT; at += 1 << LINE_SHIFT) {
+        const uint64_t ready = memory_fetch_code(&core->memory, at, core->cycle);
+        if (ready > core->redirect && ready > core->cycle) {
+            core->redirect = ready;
+            core->redirect_where = WHERE_FETCH;
+        }
+    }
+}
+
+/* Whether `op` may issue in the cycle of the instruction before it. */
+static inline bool can_pair(const Core *core, const Op *op)
+{
+    if (core->slots >= 2 || op->first || core->halves + op->halves > HALVES_BOTH || core->units & op->unit) return false;
+    return !(op->touches_int & core->written_int) && !(op->touches_vec & core->written_vec);
+}
+
+static inline void wait_until(Core *core, uint64_t *issue, uint64_t cycle, int where)
+{
+    if (cycle <= *issue) return;
+    core->where[where] += cycle - *issue;
+    *issue = cycle;
+}
+
+static inline void wait_for_operands(Core *core, const Op *op, uint64_t *issue)
+{
+    static const uint8_t where_of_level[] = {WHERE_DEPENDENCY, WHERE_L1, WHERE_L2, WHERE_DRAM};
+    uint64_t latest = 0;
+    int level = LEVEL_NONE;
+    for (int i = 0; i < op->n_sources; i++) {
+        const int reg = op->source[i].reg;
+        const uint64_t cycle = core->ready[reg] - op->source[i].needed;
+        if (core->ready[reg] > op->source[i].needed && cycle > latest) {
+            latest = cycle;
+            level = core->waits_for[reg];
+        }
+    }
+    wait_until(core, issue, latest, where_of_level[level]);
+}
+
+/* An iterative unit (UNIT_MUL, UNIT_DIV) may be at work on an earlier instruction. */
+static inline void wait_for_unit(Core *core, const Op *op, uint64_t *issue)
+{
+    uint64_t *free = &core->unit_free[op->unit == UNIT_DIV];
+    wait_until(core, issue, *free, WHERE_ISSUE);
+    *free = *issue + op->busy;
+}
+
+static inline void keep_gap_after_fma(Core *core, uint64_t *issue)
+{
+    const uint64_t gap = params.fma_load_gap;
+    while (gap && core->fma_issued[(*issue - gap) & 63] == *issue - gap) {
+        ++*issue;
+        core->where[WHERE_ISSUE]++;
+    }
+}
+
+/* Opens a new cycle with `op` as its first instruction. */
+static inline void begin_cycle(Core *core, const Op *op)
+{
+    core->slots = 1;
+    core->halves = op->halves;
+    core->units = op->unit;
+    core->written_int = op->writes_int;
+    core->written_vec = op->writes_vec;
+}
+
+static inline void join_cycle(Core *core, const Op *op)
+{
+    core->slots++;
+    core->halves += op->halves;
+    core->units |= op->unit;
+    core->written_int |= op->writes_int;
+    core->written_vec |= op->writes_vec;
+}
+
+static inline void write_results(Core *core, const Op *op, uint64_t extra, int level)
+{
+    for (int i = 0; i < op->n_results; i++) {
+        const int reg = op->result[i].reg;
+        const unsigned lat = op->result[i].lat;
+        uint64_t ready = core->cycle + lat;
+        int from = LEVEL_NONE;
+        if (i < op->n_loaded) {
+            from = LEVEL_L1;
+            if (extra) {
+                /* Data that come late pass by the L1 pipeline: what is left of the latency is the order of the registers. */
+                const uint64_t late = core->cycle + extra + (lat > 3 ? lat - 3 : 1);
+                from = level;
+                if (late > ready) ready = late;
+            }
+        }
+        core->ready[reg] = ready;
+        core->waits_for[reg] = from;
+    }
+}
+
+static void mark(Core *core)
+{
+    core->slots = 2; /* the counter is read alone */
+    if (!params.marks) return;
+    if (core->mark && core->n_marks < MAX_MARKS) core->marks[core->n_marks++] = core->cycle - core->mark - 1;
+    core->mark = core->mark ? 0 : core->cycle;
+}
+
+static void follow_branch(Core *core, const Op *op, const Block *block, uint32_t index, uint64_t target)
+{
+    bool taken;
+    const uint64_t next = block->pc + 4 * (uint64_t)(index + 1);
+    if (predictor_missed(&core->predictor, op, block->physical + 4 * (uint64_t)index, next, target, &taken))
+        core->redirect = core->cycle + 1 + params.mispredict;
+    else if (taken) {
+        const uint64_t earliest = core->last_taken + params.taken_gap;
+        core->redirect = earliest > core->cycle + 1 ? earliest : core->cycle + 1;
+        core->last_taken = core->cycle;
+    } else
+        return;
+    core->redirect_where = WHERE_BRANCH;
+}
+
+static inline void issue(Core *core, const Op *op, const Access **access, const Access *end, uint32_t index)
+{
+    const bool pair = can_pair(core, op);
+    uint64_t at = core->cycle;
+    if (!pair) wait_until(core, &at, core->cycle + 1, WHERE_ISSUE);
+    wait_until(core, &at, core->redirect, core->redirect_where);
+    wait_for_operands(core, op, &at);
+    if (op->busy) wait_for_unit(core, op, &at);
+    uint64_t extra = 0;
+    int level = LEVEL_L1;
+    if (op->unit & UNIT_LS) {
+        if (op->flags & RULE_LOAD && op->writes_vec) keep_gap_after_fma(core, &at);
+        for (; *access < end && (*access)->index == index; ++*access) {
+            int of_this;
+            const uint64_t wait = memory_access(&core->memory, *access, &at, &of_this, core->where);
+            if (wait > extra) extra = wait, level = of_this;
+        }
+    }
+    if (pair && at == core->cycle) join_cycle(core, op);
+    else begin_cycle(core, op);
+    core->cycle = at;
+    if (op->flags & RULE_FMA) core->fma_issued[at & 63] = at;
+    write_results(core, op, extra, level);
+    if (op->occ > 1) {
+        core->where[WHERE_ISSUE] += op->occ - 1;
+        core->cycle += op->occ - 1;
+        begin_cycle(core, op); /* in its last cycle another instruction may pair */
+    }
+    if (op->is_mark) mark(core);
+}
+
+static inline void run(Core *core, Block *block, uint64_t next_pc, bool list_blocks)
+{
+    const Access *access = core->accesses, *end = access + core->n_accesses;
+    fetch(core, block);
+    for (uint32_t i = 0; i < block->n; i++) {
+        const Op *op = &block->ops[i];
+        const uint64_t before = core->cycle;
+        issue(core, op, &access, end, i);
+        if (op->unit & UNIT_BRANCH) follow_branch(core, op, block, i, next_pc);
+        if (list_blocks) block->op_cycles[i] += core->cycle - before;
+    }
+    core->n_accesses = 0;
+}
+
+void core_run(Core *core, Block *block, uint64_t next_pc, bool list_blocks)
+{
+    const uint64_t before = core->cycle;
+    block->executions++;
+    if (list_blocks) {
+        if (!block->op_cycles) block->op_cycles = calloc(block->n, sizeof *block->op_cycles);
+        run(core, block, next_pc, true);
+        block->cycles += core->cycle - before;
+    } else
+        run(core, block, next_pc, false);
+}

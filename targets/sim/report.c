@@ -1,0 +1,208 @@
+/* Reports as one line of JSON. */
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "a53.h"
+
+static void put_string(FILE *out, const char *text)
+{
+    fputc('"', out);
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\') fputc('\\', out);
+        if ((unsigned char)*text >= ' ') fputc(*text, out);
+    }
+    fputc('"', out);
+}
+
+/* ---- totals ---- */
+
+static void put_mix(FILE *out, const Region *region)
+{
+    uint64_t mix[N_MIX] = {0};
+    for (const Block *block = region->blocks; block; block = block->next_in_region)
+        for (uint32_t i = 0; i < block->n; i++) mix[block->ops[i].mix] += block->executions;
+    fprintf(out, ", \"mix\": {");
+    const char *comma = "";
+    for (int i = 0; i < N_MIX; i++)
+        if (mix[i]) {
+            fprintf(out, "%s\"%s\": %" PRIu64, comma, mix_names[i], mix[i]);
+            comma = ", ";
+        }
+    fprintf(out, "}");
+}
+
+static void put_unknown(FILE *out, const Region *region)
+{
+    enum { MAX_NAMES = 64 };
+    char names[MAX_NAMES][32];
+    uint64_t counts[MAX_NAMES] = {0}, others = 0;
+    int n = 0;
+    for (const Block *block = region->blocks; block; block = block->next_in_region)
+        for (uint32_t i = 0; block->n_unknown && i < block->n; i++) {
+            if (!(block->ops[i].flags & RULE_UNKNOWN)) continue;
+            char name[32];
+            disassemble(block->words[i], block->pc + 4 * (uint64_t)i, false, name, sizeof name);
+            int at = 0;
+            while (at < n && strcmp(names[at], name)) at++;
+            if (at == MAX_NAMES) {
+                others += block->executions;
+                continue;
+            }
+            if (at == n) strcpy(names[n++], name);
+            counts[at] += block->executions;
+        }
+    fprintf(out, ", \"unknown\": {");
+    for (int i = 0; i < n; i++) fprintf(out, "%s\"%s\": %" PRIu64, i ? ", " : "", names[i], counts[i]);
+    if (others) fprintf(out, ", \"others\": %" PRIu64, others);
+    fprintf(out, "}");
+}
+
+static void put_memory(FILE *out, const Memory *memory)
+{
+    fprintf(out,
+            ", \"memory\": {\"l1d_accesses\": %" PRIu64 ", \"l1d_misses\": %" PRIu64 ", \"l2_accesses\": %" PRIu64 ", \"l2_misses\": %" PRIu64
+            ", \"prefetches\": %" PRIu64 ", \"dram_lines_read\": %" PRIu64 ", \"dram_lines_written\": %" PRIu64 ", \"utlb_misses\": %" PRIu64
+            ", \"tlb_misses\": %" PRIu64 ", \"l1i_misses\": %" PRIu64 "}",
+            memory->count.l1d_accesses, memory->count.l1d_misses, memory->count.l2_accesses, memory->count.l2_misses, memory->count.prefetches,
+            memory->count.dram_lines_read, memory->count.dram_lines_written, memory->count.utlb_misses, memory->count.tlb_misses,
+            memory->count.l1i_misses);
+}
+
+/* ---- hottest blocks ---- */
+
+/* The object file mapped at an address and the offset of the address in that file. */
+static void put_object(FILE *out, uint64_t address)
+{
+    FILE *maps = fopen("/proc/self/maps", "r");
+    char line[4352], path[4096];
+    while (maps && fgets(line, sizeof line, maps)) {
+        uint64_t start, end, offset;
+        path[0] = 0;
+        if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %*s %*s %4095[^\n]", &start, &end, &offset, path) < 3) continue;
+        if (address < start || address >= end) continue;
+        fprintf(out, ", \"object\": ");
+        put_string(out, path + strspn(path, " "));
+        fprintf(out, ", \"offset\": \"0x%" PRIx64 "\"", address - start + offset);
+        break;
+    }
+    if (maps) fclose(maps);
+}
+
+static void put_block(FILE *out, const Block *block)
+{
+    fprintf(out, "{\"pc\": \"0x%" PRIx64 "\", \"symbol\": ", block->pc);
+    put_string(out, block->symbol ? block->symbol : "");
+    put_object(out, block->pc);
+    fprintf(out, ", \"executions\": %" PRIu64 ", \"cycles\": %" PRIu64 ", \"code\": [", block->executions, block->cycles);
+    for (uint32_t i = 0; i < block->n; i++) {
+        char text[128];
+        disassemble(block->words[i], block->pc + 4 * (uint64_t)i, true, text, sizeof text);
+        fprintf(out, "%s[", i ? ", " : "");
+        put_string(out, text);
+        fprintf(out, ", %.2f]", (double)block->op_cycles[i] / block->executions);
+    }
+    fprintf(out, "]}");
+}
+
+static int hotter(const void *a, const void *b)
+{
+    const Block *x = *(Block *const *)a, *y = *(Block *const *)b;
+    return x->cycles < y->cycles ? 1 : x->cycles > y->cycles ? -1 : 0;
+}
+
+static void put_blocks(FILE *out, const Region *region)
+{
+    size_t n = 0;
+    for (const Block *block = region->blocks; block; block = block->next_in_region) n += block->op_cycles != NULL;
+    const Block **blocks = malloc((n + 1) * sizeof *blocks);
+    n = 0;
+    for (const Block *block = region->blocks; block; block = block->next_in_region)
+        if (block->op_cycles) blocks[n++] = block;
+    qsort(blocks, n, sizeof *blocks, hotter);
+    fprintf(out, ", \"blocks\": [");
+    for (size_t i = 0; i < n && i < (size_t)params.blocks; i++) {
+        if (i) fprintf(out, ", ");
+        put_block(out, blocks[i]);
+    }
+    fprintf(out, "]");
+    free(blocks);
+}
+
+static void put_marks(FILE *out, const Core *core)
+{
+    fprintf(out, ", \"marks\": [");
+    for (int i = 0; i < core->n_marks; i++) fprintf(out, "%s%" PRIu64, i ? ", " : "", core->marks[i]);
+    fprintf(out, "]");
+}
+
+/* ---- whole reports ---- */
+
+/* The core with the most cycles, which is the region's time; `*n`: how many did anything. */
+static const Core *slowest(const Region *region, int *n)
+{
+    static const Core idle;
+    const Core *found = &idle;
+    *n = 0;
+    for (int i = 0; i < MAX_CORES; i++) {
+        const Core *core = region->cores[i];
+        if (!core || core->cycle == core->region_start) continue;
+        ++*n;
+        if (core->cycle - core->region_start > found->cycle - found->region_start) found = core;
+    }
+    return found;
+}
+
+char *report_region(const Region *region)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    uint64_t instructions = 0, unknown = 0;
+    for (const Block *block = region->blocks; block; block = block->next_in_region) {
+        instructions += block->executions * block->n;
+        unknown += block->executions * block->n_unknown;
+    }
+    int n_cores;
+    const Core *core = slowest(region, &n_cores);
+    fprintf(out,
+            "{\"region\": %" PRId64 ", \"model\": \"" MODEL_VERSION "\", \"mhz\": %d, \"cycles\": %" PRIu64 ", \"instructions\": %" PRIu64
+            ", \"complete\": %s, \"stopped\": %s, \"limit\": %" PRIu64 ", \"cores\": %d",
+            region->id, params.mhz, core->cycle - core->region_start, instructions, unknown ? "false" : "true",
+            region->stopped ? "true" : "false", params.limit, n_cores);
+    put_mix(out, region);
+    fprintf(out, ", \"where\": {");
+    for (int i = 0; i < N_WHERE; i++) fprintf(out, "%s\"%s\": %" PRIu64, i ? ", " : "", where_names[i], core->where[i]);
+    fprintf(out, "}");
+    put_memory(out, &core->memory);
+    fprintf(out, ", \"branches\": %" PRIu64 ", \"mispredicts\": %" PRIu64, core->predictor.branches, core->predictor.mispredicts);
+    put_unknown(out, region);
+    if (params.marks) put_marks(out, core);
+    if (params.blocks) put_blocks(out, region);
+    fprintf(out, "}");
+    fclose(out);
+    return text;
+}
+
+char *report_identity(void)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    fprintf(out, "{\"model\": \"" MODEL_VERSION "\"");
+#define P(name, value) fprintf(out, ", \"" #name "\": %d", params.name);
+    PARAMETERS(P)
+#undef P
+    fprintf(out, ", \"limit\": %" PRIu64 "}", params.limit);
+    fclose(out);
+    return text;
+}
+
+char *report_error(const char *message, size_t size)
+{
+    char *text = NULL;
+    if (asprintf(&text, "{\"error\": \"%s\", \"size\": %zu}", message, size) < 0) return NULL;
+    return text;
+}
