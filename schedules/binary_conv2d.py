@@ -1,0 +1,81 @@
+"""Binary convolution: its definition, and which schedule implements a workload."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+from bitkiln.schedules import binary_conv2d_grouped as grouped
+from bitkiln.schedules import binary_conv2d_plain as plain
+from bitkiln.schedules import reference as stages
+from bitkiln.schedules.binary_conv2d_geometry import MAX_BITS
+from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.workload import Conv2d
+from bitkiln.targets import Target
+
+
+def reference(workload: Conv2d) -> tirx.PrimFunc:
+    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    (data_shape, _), (weight_shape, _), *_ = workload.shapes
+    size = (*workload.conv_size, workload.out_channels)
+    data = te.placeholder(data_shape, "uint8", name="data")
+    weight = te.placeholder(weight_shape, "uint8", name="weight")
+    dots = _convolve(workload, data, weight)
+    if workload.threshold:
+        element = workload.threshold == "element"
+        thresholds = te.placeholder(size if element else size[-1:], "int32", name="thresholds")
+        bits = te.compute(
+            dots.shape, lambda n, y, x, o: dots[n, y, x, o] >= (thresholds[y, x, o] if element else thresholds[o])
+        )
+        return te.create_prim_func([data, weight, thresholds, stages.pack_bits(bits)])
+    operands = stages.operand_tensors(workload.epilogue, size)
+    result = te.compute(dots.shape, lambda *at: dots[at].astype("float32"), name="dots_float")
+    result = stages.apply_epilogue(result, workload.epilogue, operands)
+    if workload.pool:
+        result = stages.pool(result, workload.pool)
+    return te.create_prim_func([data, weight, *operands, result])
+
+
+def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
+    """The tuning space."""
+    return {}
+
+
+def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+    """The untuned default."""
+    return {}
+
+
+def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
+    """The implementation at one point of the space."""
+    if workload.groups > 1 or _bits(workload) > MAX_BITS:
+        return grouped.emit(workload)
+    return plain.emit(workload)
+
+
+def _bits(workload: Conv2d) -> int:
+    """Bits of a dot product."""
+    return workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+
+
+def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    """The dot products of +-1 values, int32 [1, OH, OW, O]; a padded tap is ``pad_value``."""
+    (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation
+    per_group = workload.channels // workload.groups
+    out_per_group = workload.out_channels // workload.groups
+    ry = te.reduce_axis((0, workload.kernel[0]), "ry")
+    rx = te.reduce_axis((0, workload.kernel[1]), "rx")
+    rc = te.reduce_axis((0, per_group), "rc")
+    size = (1, workload.height, workload.width, workload.channels)
+    values = te.compute(size, lambda n, y, x, c: _plus_minus_one(data[n, y, x, c // 8], c), name="values")
+    padded = stages.pad(values, workload.padding, tirx.const(workload.pad_value, "int32"))
+
+    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
+        channel = (o // out_per_group) * per_group + rc
+        tap = padded[n, y * stride_y + ry * step_y, x * stride_x + rx * step_x, channel]
+        return te.sum(tap * _plus_minus_one(weight[o, ry, rx, rc // 8], rc), axis=[ry, rx, rc])
+
+    return te.compute((1, *workload.conv_size, workload.out_channels), element, name="dots")
+
+
+def _plus_minus_one(byte: tirx.PrimExpr, channel: tirx.PrimExpr) -> tirx.PrimExpr:
+    return ((byte.astype("int32") >> (channel % 8)) & 1) * 2 - 1

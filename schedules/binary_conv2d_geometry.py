@@ -1,0 +1,149 @@
+"""Where the bits of a binary convolution lie, and the integers that thresholds and true-zero padding turn into.
+
+The convolution is a product of matrices of bits: a *patch*, all bytes of an output pixel's taps one after the other, with
+the weights of each output channel. Both are filled up to whole 16-bit *words*, two bytes each; spare bits are clear in both
+and count nothing. With ``count`` the number of bits that differ, the accumulator is ``base - 2 * count``. The base is the
+number of bits; padding with a true zero reads clear bits, and the base of a pixel makes up for what they counted. Pixels
+that miss the same taps share a *class*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bitkiln.schedules.workload import Conv2d, packed
+
+#: Output channels side by side in a vector of 16-bit lanes.
+LANES = 8
+#: Counts are 16 bits wide, and a bound one above the greatest count must fit as well.
+MAX_BITS = 65534
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shapes of the bit matrices of ``workload``."""
+
+    workload: Conv2d
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel of the input."""
+        return packed(self.workload.channels)
+
+    @property
+    def taps(self) -> int:
+        """Taps of the kernel."""
+        return self.workload.kernel[0] * self.workload.kernel[1]
+
+    @property
+    def words(self) -> int:
+        """16-bit words of a patch."""
+        return -(-self.taps * self.pixel_bytes // 2)
+
+    @property
+    def channel_groups(self) -> int:
+        """Vectors of LANES output channels, the last one filled up."""
+        return -(-self.workload.out_channels // LANES)
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of the convolution."""
+        return self.workload.conv_size[0] * self.workload.conv_size[1]
+
+    @property
+    def padded(self) -> tuple[int, int, int]:
+        """Height, width and bytes per pixel of the input with its border."""
+        top, left, bottom, right = self.workload.padding
+        return self.workload.height + top + bottom, self.workload.width + left + right, self.pixel_bytes
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of a patch that lie one after the other in the padded input: those of a kernel row, or of one tap."""
+        dense = self.workload.dilation[1] == 1 or self.workload.kernel[1] == 1
+        return self.pixel_bytes * (self.workload.kernel[1] if dense else 1)
+
+    @cached_property
+    def runs(self) -> np.ndarray:
+        """Offset of each run of a patch from its first byte."""
+        _, width, pixel_bytes = self.padded
+        step_y, step_x = (step * size for step, size in zip(self.workload.dilation, (width, 1), strict=True))
+        rows = np.arange(self.workload.kernel[0]) * step_y * pixel_bytes
+        columns = np.arange(self.workload.kernel[1]) * step_x * pixel_bytes
+        return (rows[:, None] + columns[None, :: self.run_bytes // pixel_bytes]).ravel().astype("int32")
+
+    @cached_property
+    def taps_at(self) -> np.ndarray:
+        """Offset of each tap of a patch from its first byte."""
+        inside = np.arange(self.taps // len(self.runs)) * self.pixel_bytes
+        return (self.runs[:, None] + inside[None]).ravel().astype("int32")
+
+    @cached_property
+    def patches(self) -> np.ndarray:
+        """Offset of each output pixel's patch in the padded input."""
+        _, width, pixel_bytes = self.padded
+        stride_y, stride_x = self.workload.strides
+        y, x = np.mgrid[0 : self.workload.conv_size[0], 0 : self.workload.conv_size[1]]
+        return ((y * stride_y * width + x * stride_x) * pixel_bytes).ravel().astype("int32")
+
+    @cached_property
+    def _missing(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct sets of taps that pixels miss, bool [class][taps], and each pixel's class."""
+        work = self.workload
+        outside = []
+        for axis, size in enumerate((work.height, work.width)):
+            start = np.arange(work.conv_size[axis])[:, None] * work.strides[axis] - work.padding[axis]
+            at = start + np.arange(work.kernel[axis])[None] * work.dilation[axis]
+            outside.append((at < 0) | (at >= size))
+        rows, columns = outside
+        missing = rows[:, None, :, None] | columns[None, :, None, :]
+        sets, classes = np.unique(missing.reshape(self.pixels, self.taps), axis=0, return_inverse=True)
+        return sets, classes.reshape(-1)
+
+    @property
+    def true_zeros(self) -> bool:
+        """Whether padded taps contribute nothing, so that pixels differ."""
+        return self.workload.pad_value == 0 and len(self._missing[0]) > 1
+
+    @property
+    def classes(self) -> np.ndarray:
+        """Class of each output pixel, int32 [pixels]."""
+        return self._missing[1].astype("int32") if self.true_zeros else np.zeros(self.pixels, "int32")
+
+    def bases(self, weights: np.ndarray) -> np.ndarray:
+        """The base of each class and output channel, int32 [class][O], for weights uint8 [O, kh, kw, bytes]."""
+        per_group = self.workload.channels // self.workload.groups
+        total = self.taps * per_group
+        if self.workload.pad_value != 0:
+            return np.full((1, self.workload.out_channels), total, "int32")
+        sets = self._missing[0].astype("int64")
+        set_bits = np.unpackbits(weights.reshape(*weights.shape[:1], self.taps, -1), axis=2).sum(axis=2, dtype="int64")
+        present = total - sets.sum(axis=1) * per_group
+        return (present[:, None] + 2 * sets @ set_bits.T).astype("int32")
+
+    def bounds(self, weights: np.ndarray, thresholds: np.ndarray, dtype: str) -> np.ndarray:
+        """Counts below which an output bit is set: ``dtype`` [row][channel groups * LANES], 0 in spare lanes.
+
+        There is a row for each class, or for each pixel where ``thresholds`` int32 [OH, OW, O] has one.
+        """
+        bases = self.bases(weights).astype("int64")
+        if thresholds.ndim == 3:
+            bases = bases[self.classes]
+        limits = (bases - thresholds.reshape(-1, thresholds.shape[-1]).astype("int64")) // 2 + 1
+        table = np.zeros((len(limits), self.channel_groups * LANES), dtype)
+        table[:, : limits.shape[1]] = np.clip(limits, 0, np.iinfo(dtype).max)
+        return table
+
+    @property
+    def bound_rows(self) -> np.ndarray:
+        """Row of each output pixel in the table of bounds, int32 [pixels]."""
+        return np.arange(self.pixels, dtype="int32") if self.workload.threshold == "element" else self.classes
+
+    def pack_weights(self, weights: np.ndarray) -> np.ndarray:
+        """uint8 [O, kh, kw, bytes] as uint16 [channel groups][words][LANES]."""
+        lanes = np.zeros((self.channel_groups * LANES, self.words * 2), "uint8")
+        lanes[: len(weights), : self.taps * self.pixel_bytes] = weights.reshape(len(weights), -1)
+        words = lanes.view("<u2").reshape(self.channel_groups, LANES, self.words)
+        return np.ascontiguousarray(words.transpose(0, 2, 1))

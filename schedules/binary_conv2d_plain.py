@@ -1,0 +1,80 @@
+"""Binary convolution in plain TIR, for every target: small tiles of pixels x 8 output channels, a byte of bits at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import binary_conv2d_image as image
+from bitkiln.schedules import binary_conv2d_result as result
+from bitkiln.schedules.binary_conv2d_arguments import declare
+from bitkiln.schedules.binary_conv2d_geometry import LANES, Geometry
+from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.workload import Conv2d
+
+#: Output pixels that share a load of weights.
+TILE_PIXELS = 4
+
+
+def emit(workload: Conv2d) -> Kernel:
+    """The implementation; all output channels are of one group."""
+    where = Geometry(workload)
+    spec = result.Spec(where, "uint16")
+    weights_shape = (where.channel_groups, where.taps * where.pixel_bytes, LANES)
+    arguments = (
+        Argument((0,), *workload.shapes[0]),
+        Argument((1,), weights_shape, "uint8", lambda arrays: _pack_weights(where, arrays[0])),
+        Constant(where.patches),
+        Constant(where.runs),
+        *spec.arguments,
+    )
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("bconv2d")
+        T.func_attr({"tirx.noalias": True})
+        data, weights, patches, runs, *operands = declare(arguments)
+        out = T.arg("out", T.buffer(*workload.shapes[-1]))
+        source = image.padded(where, data)
+        writer = result.Writer(spec, operands, out)
+        for first, tiles, pixels in _tiles(where.pixels):
+            with T.parallel(tiles) as tile, T.serial(where.channel_groups) as group:
+                counts = T.alloc_buffer((pixels * LANES,), "uint16", scope="local")
+                at = first + tile * pixels
+                _count(where, source, weights, [patches[at + p] for p in range(pixels)], runs, group, counts)
+                for p in range(pixels):
+                    writer.store(at + p, group, counts, p * LANES)
+        writer.finish()
+    return Kernel(builder.get(), arguments, notes=f"plain, {TILE_PIXELS} pixels x {LANES} channels")
+
+
+def _tiles(pixels: int) -> list[tuple[int, int, int]]:
+    """First pixel, number of tiles and pixels of a tile: full tiles, then the rest."""
+    full, rest = divmod(pixels, TILE_PIXELS)
+    tiles = [(0, full, TILE_PIXELS)] if full else []
+    return [*tiles, (full * TILE_PIXELS, 1, rest)] if rest else tiles
+
+
+def _pack_weights(where: Geometry, weights: np.ndarray) -> np.ndarray:
+    """uint8 [O, kh, kw, bytes] as [channel groups][bytes of a patch][LANES]."""
+    lanes = np.zeros((where.channel_groups * LANES, where.taps * where.pixel_bytes), "uint8")
+    lanes[: len(weights)] = weights.reshape(len(weights), -1)
+    return np.ascontiguousarray(lanes.reshape(where.channel_groups, LANES, -1).transpose(0, 2, 1))
+
+
+def _count(
+    where: Geometry, source: Any, weights: Any, pixels: Sequence[Any], runs: Any, group: Any, counts: Any
+) -> None:
+    """counts[pixel * LANES + lane] = bits that differ between the patch and the weights of the group's channel."""
+    with T.vectorized(len(pixels) * LANES) as lane:
+        T.buffer_store(counts, tirx.const(0, "uint16"), [lane])
+    with T.serial(len(where.runs)) as run, T.serial(where.run_bytes) as byte:
+        for p, pixel in enumerate(pixels):
+            bits = source[pixel + runs[run] + byte]
+            with T.vectorized(LANES) as lane:
+                differ = bits ^ weights[group, run * where.run_bytes + byte, lane]
+                count = tirx.popcount(differ).astype("uint16")
+                T.buffer_store(counts, counts[p * LANES + lane] + count, [p * LANES + lane])
