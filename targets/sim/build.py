@@ -46,7 +46,7 @@ def cache_dir() -> Path:
 
 
 def plugin() -> Path:
-    """Path of the built plugin; builds it on the first call for these sources and this compiler. Raises SimUnavailable."""
+    """Path of the plugin, built on the first call for these sources and this compiler. Raises SimUnavailable."""
     compiler = os.environ.get("CC", "gcc")
     built = cache_dir() / "sim" / f"a53-{_digest(compiler)}.so"
     if not built.exists():
@@ -99,7 +99,7 @@ def qemu() -> str:
 
 
 def plugin_options(params: Mapping[str, object]) -> list[str]:
-    """The plugin's options for a target: a mapping with its tables `cpu`, `dram` and, for options by their own names, `sim`."""
+    """The plugin's options for a target's tables `cpu` and `dram`; a table `sim` holds options by their own names."""
     cpu, dram, sim = (_table(params, name) for name in ("cpu", "dram", "sim"))
     values = {name: cpu[name] for name in _OPTIONS["cpu"] if name in cpu}
     values |= {option: dram[name] for name, option in _OPTIONS["dram"].items() if name in dram}
@@ -120,8 +120,8 @@ def qemu_command(
     """How to run an aarch64 `program` (its argv) under the model.
 
     `params` are the target's tables (`{"cpu": target.cpu, "dram": target.dram}`), `options` further plugin options
-    ("out=PATH", "limit=N"), `sysroot` the arm64 userland in which the program's loader, libraries and CPU identity files
-    are looked up. Returns argv and the environment. Raises SimUnavailable.
+    ("out=PATH", "limit=N"), `sysroot` the arm64 userland in which the program's loader, libraries and CPU identity
+    files are looked up. Returns argv and the environment. Raises SimUnavailable.
     """
     model = ",".join([str(plugin()), *plugin_options(params), *options])
     argv = [qemu(), "-cpu", "cortex-a53", "-plugin", model]

@@ -1,4 +1,4 @@
-"""The files by which programs recognise a Cortex-A53: placed in an arm64 userland, QEMU shows them instead of the host's.
+"""The files by which programs recognise a Cortex-A53: in an arm64 userland, QEMU shows them instead of the host's.
 
 Without them libraries pick kernels and block sizes for the host's CPU.
 """
@@ -11,7 +11,7 @@ _FEATURES = "fp asimd evtstrm crc32 cpuid"  # BCM2837: no cryptography extension
 
 
 def write_cpu_identity(root: Path, params: Mapping[str, object]) -> None:
-    """Writes /proc/cpuinfo and /sys/devices/system/cpu below `root`, the top of a userland, for a target's `cpu` table."""
+    """Writes /proc/cpuinfo and /sys/devices/system/cpu below `root`, the top of a userland, by the table `cpu`."""
     cpu = params["cpu"]
     assert isinstance(cpu, Mapping)
     cores = int(cpu.get("cores", 4))

@@ -77,7 +77,7 @@ def _prctl(option: int, argument: int) -> list[str]:
 
 
 def build(facts: Sequence[Fact], program: Path) -> None:
-    """Assembles and links the facts' program. Raises SimUnavailable without the cross compiler, ValueError for bad text."""
+    """Assembles and links the facts' program. Raises SimUnavailable or, for bad text, ValueError."""
     command = [CROSS_COMPILER, "-nostdlib", "-static", "-x", "assembler", "-", "-o", str(program)]
     try:
         done = subprocess.run(command, input=assembly(facts), capture_output=True, text=True, timeout=60)
@@ -115,6 +115,6 @@ def gnu_syntax(instruction: str) -> str:
 
 
 def load(path: Path) -> list[Fact]:
-    """Facts from a JSON list of objects with the fields of Fact: name, asm, cycles and those that matter of the others."""
+    """Facts from a JSON list of objects with those fields of Fact that matter."""
     rows = json.loads(path.read_text())
     return [Fact(**{**row, "asm": tuple(gnu_syntax(line) for line in row["asm"])}) for row in rows]

@@ -1,4 +1,4 @@
-"""The host's end of the region protocol: reads the reports that the model appends to the file named by its option `out`."""
+"""The host's end of the region protocol: reads the reports that the model appends to the file of its option `out`."""
 
 import json
 import time
