@@ -1,0 +1,61 @@
+"""Model files as Relax: ``load_model`` chooses the importer by the file's suffix, or builds a built-in network.
+
+To add a format, write ``<format>.py`` here with ``load(path, options) -> Model`` and name it in ``FORMATS``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.importers import builtin
+from bitkiln.pipeline.importers.labels import find_labels, read_labels
+from bitkiln.pipeline.importers.options import ImportOptions
+from bitkiln.pipeline.importers.preprocessing import with_options
+from bitkiln.pipeline.model import Model
+
+__all__ = ["BUILTIN_NAMES", "FORMATS", "ImportOptions", "load_model"]
+
+#: File suffix -> module of this package that imports it.
+FORMATS = {
+    ".onnx": "onnx",
+    ".onnx.xz": "onnx",
+    ".ell": "ell",
+    ".ell.zip": "ell",
+}
+
+BUILTIN_NAMES = builtin.NAMES
+
+
+def load_model(source: str | Path, options: ImportOptions | None = None) -> Model:
+    """Import the model file ``source``, or the built-in network of that name.
+
+    Raises ModelError (ShapeNeeded, UnsupportedLayer) with one line that names the file or node.
+    """
+    options = options or ImportOptions()
+    builtin_name = str(source) if str(source) in BUILTIN_NAMES else None
+    path = builtin.archive_path(builtin_name) if builtin_name else Path(source)
+    model = _importer(path).load(path, options)
+    if builtin_name:
+        model = replace(model, name=builtin_name)
+    return with_options(replace(model, labels=_labels(model, path, builtin_name, options)), path, options)
+
+
+def _importer(path: Path) -> object:
+    for suffix in sorted(FORMATS, key=len, reverse=True):
+        if path.name.lower().endswith(suffix):
+            return import_module(f"{__name__}.{FORMATS[suffix]}")
+    known = ", ".join([*FORMATS, *BUILTIN_NAMES])
+    close = difflib.get_close_matches(str(path), BUILTIN_NAMES, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known formats and names: {known}"
+    what = "no known model format" if path.exists() else "no such file, and no built-in network of that name"
+    raise ModelError(f"{path}: {what}; {hint}")
+
+
+def _labels(model: Model, path: Path, builtin_name: str | None, options: ImportOptions) -> tuple[str, ...]:
+    if options.labels:
+        return read_labels(options.labels, model.outputs)
+    return builtin.labels() if builtin_name else find_labels(path, model.outputs)

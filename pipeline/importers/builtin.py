@@ -1,0 +1,243 @@
+"""The built-in networks: the layers of ELL's two gallery networks, exactly, with seeded synthetic weights.
+
+Both are written as ELL archives into the cache on first use and read back through the ELL importer. The weights are random
+but behave like trained ones: each batch normalisation is calibrated on synthetic images, so that about half of the bits of
+every binary layer are set, and the logits are spread enough for a decided top 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bitkiln.pipeline.files import cache_directory
+from bitkiln.pipeline.importers.ell_writer import MIN, ZEROS, LayerRecord, numbers, write_archive
+
+#: Raise it when the synthetic weights change: it is part of the cached file's name.
+REVISION = 1
+
+_SEED = 20171130
+_CLASSES = 1000
+_CALIBRATION_IMAGES = 6
+
+#: Standard deviation of the logits over the classes.
+_LOGIT_SPREAD = 3.0
+
+
+def archive_path(name: str) -> Path:
+    """The archive of the built-in network ``name`` in the cache, generated if it is not there yet."""
+    path = cache_directory() / "models" / f"{name}-{REVISION}.ell.zip"
+    if not path.exists():
+        write(name, path)
+    return path
+
+
+def write(name: str, path: Path) -> None:
+    """Generate the built-in network ``name`` as an ELL archive (.ell.zip) at ``path``."""
+    size, build = _NETWORKS[name]
+    network = _Network(size, np.random.Generator(np.random.PCG64(_SEED)))
+    build(network)
+    write_archive(path, (size, size, 3), network.layers)
+
+
+def labels() -> tuple[str, ...]:
+    """Names of the synthetic classes."""
+    return tuple(f"class {index:03d}" for index in range(_CLASSES))
+
+
+def _card_binary(net: _Network) -> None:
+    """Float stem of two convolutions, five binary ones, a 1x1 classifier."""
+    net.bias(np.full(3, -114.0))
+    for filters in (16, 64):
+        net.convolution(filters, 3)
+        net.small_bias()
+        net.relu()
+        net.batch_normalization()
+        net.max_pooling(2, 0)
+    for filters in (64, 128, 256, 512, 1024):
+        net.binary_convolution(filters)
+        net.small_bias()
+        net.parametric_relu()
+        net.max_pooling(3, 1)
+        net.batch_normalization()
+    net.convolution(_CLASSES, 1)
+    net.small_bias()
+    net.average_pooling()
+    net.scaling(_LOGIT_SPREAD / net.x.std() * net.rng.uniform(0.9, 1.1, _CLASSES))
+    net.softmax()
+
+
+def _card_float(net: _Network) -> None:
+    """Seven convolutions with leaky ReLU, a 1x1 classifier."""
+    for filters in (16, 32, 64, 128, 256, 512, 1024):
+        net.convolution(filters, 3)
+        net.batch_normalization()
+        net.leaky_relu()
+        net.max_pooling(2, 0)
+    net.convolution(_CLASSES, 1, spread=_LOGIT_SPREAD)
+    net.small_bias()
+    net.leaky_relu()
+    net.average_pooling()
+    net.softmax()
+
+
+_NETWORKS: dict[str, tuple[int, Callable[[_Network], None]]] = {
+    "card-binary": (224, _card_binary),
+    "card-float": (256, _card_float),
+}
+NAMES = tuple(_NETWORKS)
+
+
+class _Network:
+    """A chain of layers under construction; ``x`` float64 [images, rows, columns, channels] flows along for calibration.
+
+    Every weight is rounded before it is used, and rounded to few enough digits to keep the archive small.
+    """
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.layers: list[LayerRecord] = []
+        self.rng = rng
+        self.x = _photographs(_CALIBRATION_IMAGES, size, rng)
+
+    def bias(self, values: np.ndarray) -> None:
+        values = values.round(4)
+        self.x = self.x + values
+        self._add("BiasLayer<float>", bias=numbers(values))
+
+    def small_bias(self) -> None:
+        self.bias(self.rng.normal(0, 0.05, self.x.shape[3]))
+
+    def scaling(self, values: np.ndarray) -> None:
+        values = values.round(4)
+        self.x = self.x * values
+        self._add("ScalingLayer<float>", scales=numbers(values))
+
+    def batch_normalization(self) -> None:
+        """One trained batch normalisation is three ELL layers: statistics, gamma, beta.
+
+        The centre is the median, which a sign splits into halves whatever the distribution's shape.
+        """
+        flat = self.x.reshape(-1, self.x.shape[3])
+        multiplier = _significant(1 / np.maximum(flat.std(axis=0), 1e-3), 4)
+        addition = (-np.median(flat, axis=0) * multiplier).round(4)
+        self.x = self.x * multiplier + addition
+        self._add(
+            "BatchNormalizationLayer<float>",
+            multiplicationValues=numbers(multiplier),
+            additionValues=numbers(addition),
+            epsilon=1e-05,
+            epsilonSummand=0,
+        )
+        self.scaling(self.rng.uniform(0.7, 1.4, self.x.shape[3]))
+        self.bias(self.rng.normal(0, 0.1, self.x.shape[3]))
+
+    def convolution(self, filters: int, kernel: int, spread: float = 0.0) -> None:
+        """Weights of variance 2/fan-in; with ``spread``, scaled so that the outputs have that standard deviation."""
+        shape = (filters, kernel, kernel, self.x.shape[3])
+        weights = self.rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+        padding = (kernel - 1) // 2
+        if spread:
+            weights *= spread / _convolve(self.x, weights, padding).std()
+        weights = weights.round(4)
+        self.x = _convolve(self.x, weights, padding)
+        self._add(
+            "ConvolutionalLayer<float>",
+            padding,
+            receptiveField=kernel,
+            stride=1,
+            method=0,
+            numFiltersAtATime=filters,
+            weights_rows=filters * kernel,
+            weights_columns=kernel,
+            weights_channels=shape[3],
+            weights_values=numbers(weights),
+        )
+
+    def binary_convolution(self, filters: int, kernel: int = 3) -> None:
+        """3x3 at stride 1 on signs; what is padded contributes nothing."""
+        shape = (filters, kernel, kernel, self.x.shape[3])
+        bits = self.rng.integers(0, 2, shape, np.uint8)
+        self.x = _convolve(np.where(self.x > 0, 1.0, -1.0), 2.0 * bits - 1, (kernel - 1) // 2)
+        stream = bits.reshape(filters, -1)
+        stream = np.pad(stream, ((0, 0), (0, -stream.shape[1] % 64)))
+        self._add(
+            "BinaryConvolutionalLayer<float>",
+            (kernel - 1) // 2,
+            receptiveField=kernel,
+            stride=1,
+            method=1,
+            weightsScale=0,
+            binarizedWeights_numVectors=filters,
+            binarizedWeights_values=numbers(np.packbits(stream, axis=1, bitorder="little").view("<u8")),
+            filterMeans=numbers(np.ones(filters)),
+        )
+
+    def relu(self) -> None:
+        self.x = np.maximum(self.x, 0)
+        self._activation("ReLUActivation")
+
+    def leaky_relu(self, slope: float = 0.1) -> None:
+        self.x = np.where(self.x > 0, self.x, slope * self.x)
+        self._activation("LeakyReLUActivation", leakyFactor=slope)
+
+    def parametric_relu(self) -> None:
+        """A slope for each element, as ELL's importer of CNTK models wrote them."""
+        shape = self.x.shape[1:]
+        alpha = self.rng.uniform(0.05, 0.4, shape).round(3)
+        self.x = np.where(self.x > 0, self.x, alpha * self.x)
+        axes = dict(zip(("alpha_rows", "alpha_columns", "alpha_channels"), shape, strict=True))
+        self._activation("ParametricReLUActivation", **axes, alpha_values=numbers(alpha))
+
+    def max_pooling(self, size: int, padding: int) -> None:
+        """Stride 2; what is padded never wins."""
+        border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        self.x = _windows(np.pad(self.x, border, constant_values=-np.inf), size, 2).max(axis=(-2, -1))
+        self._add("PoolingLayer<float,MaxPoolingFunction>", padding, MIN, poolingSize=size, stride=2)
+
+    def average_pooling(self) -> None:
+        self.x = _windows(self.x, 2, 1).mean(axis=(-2, -1))
+        self._add("PoolingLayer<float,MeanPoolingFunction>", poolingSize=2, stride=1)
+
+    def softmax(self) -> None:
+        self._add("SoftmaxLayer<float>")
+
+    def _activation(self, kind: str, **fields: object) -> None:
+        activation = {"_type": f"{kind}<float>", "_version": "0", **fields}
+        self._add("ActivationLayer<float>", activation=activation)
+
+    def _add(self, layer_type: str, padding: int = 0, scheme: int = ZEROS, **fields: object) -> None:
+        self.layers.append(LayerRecord(layer_type, self.x.shape[1:], fields, padding, scheme))
+
+
+def _photographs(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Images [count, size, size, 3] of 0..255 with the 1/f spectrum of photographs, brightness and contrast varied."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :])
+    falloff = 1 / np.maximum(frequency, 1 / size)
+    noise = rng.normal(size=(count, size, size, 3))
+    # Channels of a photograph are alike: two thirds of the signal is common to all three.
+    noise = noise + 2 * noise.mean(axis=3, keepdims=True)
+    image = np.fft.ifft2(np.fft.fft2(noise, axes=(1, 2)) * falloff[None, :, :, None], axes=(1, 2)).real
+    image /= image.std(axis=(1, 2, 3), keepdims=True)
+    contrast, brightness = rng.uniform(35, 70, (count, 1, 1, 1)), rng.uniform(90, 140, (count, 1, 1, 1))
+    return np.clip(image * contrast + brightness, 0, 255).round()
+
+
+def _convolve(x: np.ndarray, weights: np.ndarray, padding: int) -> np.ndarray:
+    """Cross-correlation at stride 1: one matrix product for each tap of the kernel."""
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    _, kernel, _, _ = weights.shape
+    rows, columns = x.shape[1] - kernel + 1, x.shape[2] - kernel + 1
+    return sum(x[:, i : i + rows, j : j + columns] @ weights[:, i, j].T for i in range(kernel) for j in range(kernel))
+
+
+def _windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Views [images, rows, columns, channels, size, size] of the pooling windows."""
+    return np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+
+
+def _significant(values: np.ndarray, digits: int) -> np.ndarray:
+    """``values`` to so many significant digits."""
+    magnitude = 10.0 ** (np.floor(np.log10(values)) + 1 - digits)
+    return (values / magnitude).round() * magnitude

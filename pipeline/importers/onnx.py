@@ -1,0 +1,243 @@
+"""ONNX files (``.onnx``, ``.onnx.xz``) as Relax, opsets 9 and later.
+
+The steps: read the file and its external data; clean the graph (``onnx_graph``); fold what is constant and convert the rest
+node by node (``onnx_convert``). The module keeps the file's own layout, NCHW as a rule. Its normal form, on which the
+passes rely:
+
+- Every ONNX tensor that survives is a variable of its (sanitised) name; a node of several steps adds ``<name>_<step>``.
+- No PrimFuncs for common layers: every binding of a CNN is a call of a ``relax.`` operator. Weights are constants.
+- Convolution: ``relax.nn.conv2d`` (NCHW, OIHW) with explicit padding [top, left, bottom, right] and a constant weight, then
+  ``relax.add`` of a constant [1, O, 1, 1] where it has a bias. Explicit ``Pad`` nodes stay ``relax.nn.pad``.
+- Batch normalisation: ``relax.multiply`` by a constant [1, C, 1, 1], then ``relax.add`` of one.
+- Signs: ``relax.sign(x)``; ``relax.where(x >= 0, 1, -1)`` for those that take 0 to +1 (QONNX ``BipolarQuant``, Larq's
+  Sign-Add-Sign), ``relax.where(x > 0, 1, -1)`` for 0 to -1, with scalar constants; a ``BipolarQuant``'s scale is a
+  ``relax.multiply`` behind it. Straight-through estimators are gone: ``(sign(x) - p(x)) + p(x)`` is ``sign(x)``.
+- PReLU: ``relax.nn.prelu`` with one slope per channel; other slopes ``relax.where(x < 0, x * slope, x)``.
+- Clip: ``relax.clip``. Dense: ``relax.matmul(x, constant [K, N])``, then ``relax.add`` of a constant.
+- Pooling without ``ceil_mode``: windows that overrun the input have explicit padding.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
+from bitkiln.pipeline.importers.archive import MAX_BYTES, check_file, digest
+from bitkiln.pipeline.importers.onnx_convert import convert
+from bitkiln.pipeline.importers.onnx_graph import DEFAULT_DOMAINS, Graph, clean, node_label
+from bitkiln.pipeline.importers.options import ImportOptions
+from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
+
+_OLDEST_OPSET = 9
+
+#: Nodes whose operands may be infinite.
+_TAKES_INFINITY = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
+
+
+def load(path: Path, options: ImportOptions) -> Model:
+    """Import the model at ``path``; ``options.shapes`` fixes dynamic dimensions, by input name."""
+    proto = _read(path)
+    opset = _opset(path, proto)
+    graph = clean(_graph(path, proto, opset))
+    shapes = _input_shapes(path, proto.graph, graph, options.shapes)
+    module, outputs = convert(graph, shapes)
+    inputs = tuple(TensorSpec(name, shape, "float32", _layout(shape)) for name, shape in shapes.items())
+    return Model(
+        name=path.name.removesuffix(".xz").removesuffix(".onnx"),
+        module=module,
+        inputs=inputs,
+        outputs=outputs,
+        source_digest=digest(path),
+        preprocessing=_preprocessing(proto, inputs[0]),
+    )
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Parse the file, load its external data and inline its functions."""
+    check_file(path)
+    try:
+        proto = onnx.load_model_from_string(_unpacked(path))
+    except DecodeError:
+        raise ModelError(f"{path}: is not an ONNX model, or is truncated") from None
+    if not proto.graph.node:
+        raise ModelError(f"{path}: is not an ONNX model, or has no nodes")
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _load_external(path, tensor)
+    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+
+
+def _unpacked(path: Path) -> bytes:
+    if not path.name.endswith(".xz"):
+        return path.read_bytes()
+    try:
+        with lzma.open(path) as file:
+            content = file.read(MAX_BYTES + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ModelError(f"{path}: is not a readable xz file ({error}); download it again") from None
+    if len(content) > MAX_BYTES:
+        raise ModelError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MiB; refused")
+    return content
+
+
+def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """Weights, and the tensors in nodes' attributes."""
+    attributes = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+    return [*graph.initializer, *attributes]
+
+
+def _load_external(path: Path, tensor: onnx.TensorProto) -> None:
+    """Bring a tensor's bytes in from its file, which must lie in the model's folder and hold exactly what it should."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    where = f"{path}: external data of {tensor.name!r}"
+    folder = path.parent.resolve()
+    location = (folder / entries.get("location", "")).resolve()
+    if not entries.get("location") or folder not in location.parents:
+        raise ModelError(f"{where}: {entries.get('location', '')!r} is not inside the model's folder; refused")
+    size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
+    except ValueError:
+        raise ModelError(f"{where}: offset or length is no number") from None
+    if length != size or offset < 0 or size > MAX_BYTES:
+        raise ModelError(f"{where}: {length} bytes at {offset} given, its shape {list(tensor.dims)} needs {size}")
+    try:
+        with location.open("rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        raise ModelError(f"{where}: {location}: {error.strerror or error}") from None
+    if len(content) != size:
+        raise ModelError(f"{where}: {location.name} ends before byte {offset + size}")
+    tensor.raw_data = content
+    tensor.ClearField("external_data")
+    tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def _opset(path: Path, proto: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS]
+    if not versions or versions[0] < _OLDEST_OPSET:
+        raise ModelError(
+            f"{path}: is of opset {versions[0] if versions else 'unknown'}; export it again with opset {_OLDEST_OPSET} or later"
+        )
+    return versions[0]
+
+
+def _graph(path: Path, proto: onnx.ModelProto, opset: int) -> Graph:
+    """The graph with its constants as arrays, all of them finite."""
+    constants = {}
+    for tensor in proto.graph.initializer:
+        try:
+            constants[tensor.name] = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"{path}: weight {tensor.name!r} does not fill its shape ({str(error)[:80]})") from None
+    consumers: dict[str, set[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            consumers.setdefault(name, set()).add(node.op_type)
+    for name, array in constants.items():
+        _check_finite(path, name, array, consumers.get(name, set()))
+    nodes = list(proto.graph.node)
+    _check_order(path, proto.graph, constants)
+    return Graph(path, opset, nodes, constants, {output.name: output.name for output in proto.graph.output})
+
+
+def _check_finite(path: Path, name: str, array: np.ndarray, consumers: set[str]) -> None:
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    if np.isnan(array).any() or not consumers <= _TAKES_INFINITY:
+        raise ModelError(f"{path}: non-finite weight in {name}")
+
+
+def _check_order(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:
+    """Every tensor is made before it is used, as ONNX requires."""
+    made = {"", *constants, *(value.name for value in graph.input)}
+    for node in graph.node:
+        missing = [name for name in node.input if name not in made]
+        if missing:
+            raise ModelError(f"{path}: {node_label(node)} uses {missing[0]!r}, which nothing before it makes")
+        made.update(node.output)
+    lost = [output.name for output in graph.output if output.name not in made]
+    if lost or not graph.output:
+        raise ModelError(f"{path}: output {lost[0] if lost else ''!r} is made by no node")
+
+
+def _input_shapes(
+    path: Path, proto: onnx.GraphProto, graph: Graph, given: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """A static shape for each input that the network uses.
+
+    A dynamic first dimension alone is the batch and becomes 1; any other needs ``given``.
+    """
+    values = [value for value in proto.input if value.name not in graph.constants]
+    names = [value.name for value in values]
+    for name in given:
+        if name not in names:
+            raise ModelError(f"{path}: --shape {name}: the model's inputs are {', '.join(names)}")
+    if not values:
+        raise ModelError(f"{path}: has no inputs")
+    return {value.name: _input_shape(path, value, given.get(value.name)) for value in values}
+
+
+def _input_shape(path: Path, value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    tensor = value.type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise UnsupportedLayer(f"{path}: input {value.name!r} is {kind}; only float32 inputs are supported")
+    declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    known = tensor.HasField("shape")
+    if given is None:
+        if known and None not in declared[1:]:
+            shape = (declared[0] or 1, *declared[1:]) if declared else ()
+        else:
+            example = ",".join(str(dim or "?") for dim in [1, *declared[1:]]) if known else "1,3,224,224"
+            raise ShapeNeeded(
+                f"{path}: input {value.name!r} has a dynamic shape; give it with --shape {value.name}={example}"
+            )
+    else:
+        shape = tuple(int(dim) for dim in given)
+        fits = len(shape) == len(declared) and all(a in (None, b) for a, b in zip(declared[1:], shape[1:], strict=True))
+        if (known and not fits) or not all(dim > 0 for dim in shape):
+            wanted = ",".join(str(dim or "?") for dim in declared)
+            raise ModelError(f"{path}: --shape {value.name}={_by(shape)} does not fit the model's {wanted}")
+    if len(shape) > 1 and shape[0] != 1:
+        raise ModelError(
+            f"{path}: input {value.name!r} has a batch of {shape[0]}; give --shape {value.name}={_by((1, *shape[1:]))}"
+        )
+    return shape
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
+
+
+def _layout(shape: tuple[int, ...]) -> str:
+    """NHWC where only the last axis can be an image's channels, else NCHW; "" where it is no image."""
+    if len(shape) != 4:
+        return ""
+    return "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
+
+
+def _preprocessing(proto: onnx.ModelProto, spec: TensorSpec) -> Preprocessing | None:
+    """For images in colour: the file's own image metadata where it has them, else plain RGB pixels of 0..255."""
+    if not spec.layout:
+        return None
+    height, width, channels = spec.shape[1:] if spec.layout == "NHWC" else (*spec.shape[2:], spec.shape[1])
+    if channels != 3:
+        return None
+    notes = {entry.key: entry.value for entry in proto.metadata_props}
+    order = "BGR" if notes.get("Image.BitmapPixelFormat", "").startswith("Bgr") else "RGB"
+    mean, scale = _RANGES.get(notes.get("Image.NominalPixelRange", ""), (0.0, 1.0))
+    return Preprocessing(height, width, order, (mean,) * 3, (scale,) * 3, spec.layout)
+
+
+#: ONNX image metadata: nominal pixel range -> (mean, scale).
+_RANGES = {"Normalized_0_1": (0.0, 1 / 255), "Normalized_1_1": (127.5, 1 / 127.5)}

@@ -1,0 +1,56 @@
+"""The windows of ONNX convolutions and poolings, with every implicit padding made explicit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Window geometry of a 2-d operator; ``padding`` is top, left, bottom, right.
+
+    ``overruns``: ceil_mode made a window read behind the padded input, and ``padding`` was enlarged for it.
+    """
+
+    kernel: _Pair
+    strides: _Pair
+    dilations: _Pair
+    padding: tuple[int, int, int, int]
+    overruns: bool = False
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any], size: _Pair, kernel: _Pair) -> Windows:
+        """From a node's attributes and its input's rows and columns."""
+        strides = tuple(attributes.get("strides", (1, 1)))
+        dilations = tuple(attributes.get("dilations", (1, 1)))
+        pads = list(attributes.get("pads", (0, 0, 0, 0)))
+        reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+        auto = attributes.get("auto_pad", b"NOTSET").decode()
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            pads = _same_pads(size, reach, strides, lower=auto == "SAME_LOWER")
+        elif auto == "VALID":
+            pads = [0, 0, 0, 0]
+        extra = [0, 0]
+        if attributes.get("ceil_mode", 0):
+            extra = [_overrun(size[i] + pads[i] + pads[i + 2], reach[i], strides[i], size[i] + pads[i]) for i in (0, 1)]
+        padding = (pads[0], pads[1], pads[2] + extra[0], pads[3] + extra[1])
+        return cls(tuple(kernel), strides, dilations, padding, any(extra))
+
+
+def _same_pads(size: _Pair, reach: _Pair, strides: _Pair, *, lower: bool) -> list[int]:
+    """Padding with which ceil(size / stride) windows fit; an odd one goes to the end, or with ``lower`` to the start."""
+    totals = [max((-(-n // s) - 1) * s + r - n, 0) for n, r, s in zip(size, reach, strides, strict=True)]
+    starts = [total - total // 2 if lower else total // 2 for total in totals]
+    return [*starts, *(total - start for total, start in zip(totals, starts, strict=True))]
+
+
+def _overrun(padded: int, reach: int, stride: int, behind: int) -> int:
+    """How far the last window of ceil_mode reads behind ``padded``; a window must start before ``behind``."""
+    count = -(-(padded - reach) // stride) + 1
+    if (count - 1) * stride >= behind:
+        count -= 1
+    return max((count - 1) * stride + reach - padded, 0)

@@ -1,0 +1,27 @@
+"""What a user may add to a model file: shapes it leaves open, and what it does not say about its images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Options of ``load_model``; None means "as the file says, or the format's custom".
+
+    ``shapes``: input name -> shape, for dynamic dimensions. ``labels``: a text file, one class a line.
+    ``channel_order``: "RGB" or "BGR". ``mean``, ``scale``: one value, or one per channel in the network's channel order;
+    a pixel value v (0..255) becomes ``(v - mean) * scale``. ``resize``: "stretch" or "short-side"; ``resize_to``: length
+    of the short side before the centre crop. ``leaky_factor`` replaces the slope of ELL's leaky ReLUs.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    labels: Path | None = None
+    channel_order: str | None = None
+    mean: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    resize: str | None = None
+    resize_to: int | None = None
+    leaky_factor: float | None = None
