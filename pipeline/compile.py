@@ -1,44 +1,112 @@
-"""From kernels and a plan to ``model.so``: TVM compiles the kernels, the target's gcc everything else, and links."""
+"""Turns a network into a bundle: a kernel for each step, packed weights, a plan, a library, a golden answer."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import tvm
-from bitkiln.pipeline.errors import BitkilnError, SetupError
-from bitkiln.pipeline.files import atomic_write, cache_directory
-from bitkiln.pipeline.plan import COPY, ExecutionPlan, PlannedCall, View, constant_view, make_plan, new_view
-from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
-from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Workload
-from bitkiln.targets import Target
+from rich.console import Console
 from tvm import tirx
 
-DEVICE = Path(__file__).parent / "device"
+from bitkiln.pipeline import bundle, golden
+from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.link import LibraryFacts, link_library
+from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.plan import (
+    ExecutionPlan,
+    Network,
+    PlannedCall,
+    View,
+    constant_view,
+    make_plan,
+    new_view,
+    read_network,
+)
+from bitkiln.schedules import generic
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Workload, from_json
+from bitkiln.targets import Target
 
-#: DLPack's type codes.
-_DLPACK_CODE = {"int": 0, "uint": 1, "float": 2, "bool": 6}
+#: The attribute by which a reference PrimFunc says what it computes.
+WORKLOAD = "bitkiln.workload"
 
-#: Functions whose newest version in libm is younger than the systems we support; runtime.c leads them to the oldest.
-_WRAPPED_MATH = ("expf", "exp2f", "logf", "log2f", "powf", "exp", "exp2", "log", "log2", "pow")
 
-_EXPORTS = "{ global: bk_*; local: *; };\n"
+class Record(Protocol):
+    """A tuning record, as far as compiling looks at it."""
+
+    knobs: Knobs
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain data: what measured it, and how fast it was."""
+
+
+class RecordSource(Protocol):
+    """Where the best known knobs come from."""
+
+    def best(self, workload: str, target: Target) -> Record | None:
+        """The fastest record of the workload with that key, for a board of this kind."""
 
 
 @dataclass(frozen=True)
-class LibraryFacts:
-    """What a linked library asks of the system it runs on."""
+class ChosenKernel:
+    """The kernel of one workload, or a generic one, under its name in the library.
 
-    needed: tuple[str, ...]
-    glibc: str
+    ``source`` says who chose its knobs: "tuned", "default", or "generic" for kernels that have none.
+    """
+
+    symbol: str
+    kind: str
+    func: tirx.PrimFunc
+    source: str
+    kernel: Kernel | None = None
+    workload: Workload | None = None
+    knobs: Knobs = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+
+
+def compile_model(
+    model: Model, target: Target, records: RecordSource, out: Path, console: Console | None = None
+) -> Path:
+    """Compile ``model`` for ``target`` into the bundle ``out``, with the best kernels that ``records`` know.
+
+    Raises BitkilnError; ``out`` is replaced only when everything has succeeded.
+    """
+    from bitkiln.pipeline.passes.lower import lower  # Processes that only build kernels for tuning do without.
+
+    bundle.refuse_foreign(out)
+    return compile_lowered(model, lower(model, target).module, target, records, out, console)
+
+
+def compile_lowered(
+    model: Model,
+    module: tvm.IRModule,
+    target: Target,
+    records: RecordSource,
+    out: Path,
+    console: Console | None = None,
+) -> Path:
+    """As ``compile_model``, for a network already lowered to ``module``."""
+    console = console or Console(quiet=True)
+    network = read_network(module)
+    chosen = choose_kernels(module, network, target, records)
+    plan = plan_network(model, network, chosen)
+    functions = {kernel.symbol: kernel.func for kernel in chosen.values()}
+    microkernels = [micro for kernel in chosen.values() if kernel.kernel for micro in kernel.kernel.microkernels]
+    with bundle.writing(out) as folder:
+        facts = link_library(functions, microkernels, plan, target, folder / "model.so")
+        manifest = describe(model, target, network, chosen, plan, facts)
+        bundle.add_files(folder, model, manifest)
+        manifest["golden"] = golden.make(folder, target, plan, console)
+        bundle.finish(folder, manifest)
+    report(out, manifest, console)
+    return out
 
 
 def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: Path) -> Kernel:
@@ -66,178 +134,161 @@ def link_kernel(kernel: Kernel, target: Target, out: Path, kind: str = "kernel")
     return link_library({"kernel0": kernel.func}, kernel.microkernels, plan, target, out)
 
 
-def link_library(
-    functions: Mapping[str, tirx.PrimFunc],
-    microkernels: Iterable[MicroKernel],
-    plan: ExecutionPlan,
+def choose_kernels(
+    module: tvm.IRModule, network: Network, target: Target, records: RecordSource
+) -> dict[str, ChosenKernel]:
+    """The kernel of every PrimFunc that ``network`` calls, by the PrimFunc's name; equal ones share a symbol."""
+    chosen: dict[str, ChosenKernel] = {}
+    known: dict[str, ChosenKernel] = {}
+    for name in dict.fromkeys(call.kernel for call in network.calls):
+        func = module[name]
+        identity = _identity(func)
+        if identity not in known:
+            known[identity] = _choose(f"kernel{len(known)}", name, func, target, records)
+        chosen[name] = known[identity]
+    return chosen
+
+
+def _identity(func: tirx.PrimFunc) -> str:
+    """Equal for functions that may share a kernel."""
+    if func.attrs and WORKLOAD in func.attrs:
+        return from_json(str(func.attrs[WORKLOAD])).key()
+    return tvm.ir.save_json(func.without_attr("global_symbol"))
+
+
+def _choose(symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource) -> ChosenKernel:
+    if not (func.attrs and WORKLOAD in func.attrs):
+        return ChosenKernel(symbol, name, generic.schedule(func), "generic")
+    workload = from_json(str(func.attrs[WORKLOAD]))
+    operator = operator_for(workload)
+    record = records.best(workload.key(), target)
+    if record is not None and _within(record.knobs, operator.space(workload, target)):
+        kernel = operator.emit(workload, record.knobs, target)
+        return ChosenKernel(
+            symbol, workload.tag, kernel.func, "tuned", kernel, workload, dict(record.knobs), record.as_json()
+        )
+    knobs = operator.default(workload, target)
+    kernel = operator.emit(workload, knobs, target)
+    return ChosenKernel(symbol, workload.tag, kernel.func, "default", kernel, workload, knobs)
+
+
+def _within(knobs: Knobs, space: Mapping[str, Sequence[int | str]]) -> bool:
+    """Records of another kind of board, or of older schedules, may lie outside of the space."""
+    return knobs.keys() == space.keys() and all(value in space[name] for name, value in knobs.items())
+
+
+def plan_network(model: Model, network: Network, chosen: Mapping[str, ChosenKernel]) -> ExecutionPlan:
+    """The execution plan: each call's arguments as its kernel wants them, weights packed, tensors placed."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        calls = list(pool.map(lambda call: _kernel_call(call, chosen[call.kernel]), network.calls))
+    outputs = list(network.outputs)
+    if len(outputs) == len(model.outputs):
+        names = [spec.name for spec in model.outputs]
+        outputs = [View(name, v.shape, v.dtype, v.storage) for name, v in zip(names, outputs, strict=True)]
+    return make_plan(calls, network.inputs, outputs)
+
+
+def _kernel_call(call: PlannedCall, chosen: ChosenKernel) -> PlannedCall:
+    inputs = call.inputs
+    if chosen.kernel is not None:
+        inputs = tuple(
+            _argument(f"{call.name}.{index}", argument, call) for index, argument in enumerate(chosen.kernel.arguments)
+        )
+    return PlannedCall(call.name, chosen.kind, chosen.symbol, inputs, call.outputs)
+
+
+def _argument(name: str, argument: Argument | Constant, call: PlannedCall) -> View:
+    """One argument of the emitted kernel, made from the arguments of the call."""
+    if isinstance(argument, Constant):
+        return constant_view(name, argument.array)
+    sources = [call.inputs[index] for index in argument.sources]
+    if argument.pack is None:
+        (source,) = sources
+        return View(source.name, tuple(argument.shape), argument.dtype, source.storage)
+    arrays = []
+    for source in sources:
+        if source.storage.constant is None:
+            raise BitkilnError(f"{call.name}: the operand {source.name} must be a constant, it is computed")
+        arrays.append(source.storage.constant.reshape(source.shape))
+    packed = np.ascontiguousarray(argument.pack(arrays), dtype=argument.dtype)
+    if packed.shape != tuple(argument.shape):
+        raise BitkilnError(f"{call.name}: packing gave shape {packed.shape}, the kernel takes {argument.shape}")
+    return constant_view(name, packed)
+
+
+def describe(
+    model: Model,
     target: Target,
-    out: Path,
-) -> LibraryFacts:
-    """Compile and link everything a network consists of into the shared library ``out``.
-
-    ``functions`` are the kernels by the name that the plan's steps give them.
-    """
-    with tempfile.TemporaryDirectory(prefix="bitkiln-link-") as name:
-        folder = Path(name)
-        objects = [_runtime_object(target)]
-        if functions:
-            objects.append(compile_functions(functions, target, folder / "kernels.o"))
-        assembly = assembly_text(microkernels)
-        if assembly:
-            (folder / "microkernels.S").write_text(assembly)
-            objects.append(_cc(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
-        (folder / "constants.bin").write_bytes(plan.constants)
-        (folder / "constants.S").write_text(_constants_source(folder / "constants.bin", target))
-        (folder / "plan.c").write_text(plan_source(plan))
-        objects.append(_cc(target, ["-c", folder / "constants.S"], folder / "constants.o"))
-        flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
-        objects.append(_cc(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
-        with atomic_write(out, mode=0o755) as temporary:
-            _link(target, objects, folder, temporary)
-            facts = library_facts(temporary, target)
-    return facts
-
-
-def compile_functions(functions: Mapping[str, tirx.PrimFunc], target: Target, out: Path) -> Path:
-    """Compile kernels to one object file; each is exported as ``__tvm_ffi_<name>``."""
-    module = tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
-    executable = tvm.compile(module, target=target.tvm_target())
-    executable.mod.write_to_file(str(out), "o")
-    return out
-
-
-def assembly_text(microkernels: Iterable[MicroKernel]) -> str:
-    """The assembly of all micro-kernels, each symbol once, in the order of their names."""
-    unique = {micro.symbol: micro for micro in microkernels}
-    return "\n".join(unique[symbol].assembly() for symbol in sorted(unique))
-
-
-def plan_source(plan: ExecutionPlan) -> str:
-    """The plan as the C tables of plan.h."""
-    lines = ['#include "plan.h"', "extern const unsigned char bk_constants[];"]
-    kernels = sorted({step.kernel for step in plan.steps} - {COPY})
-    lines += [f"int {_symbol(name)}(void *, const bk_any *, int32_t, bk_any *);" for name in kernels]
-    lines += ["static const int64_t shapes[] = {" + _row(d for t in plan.tensors for d in t.shape) + "};"]
-    lines += ["static const int32_t arguments[] = {" + _row(a for s in plan.steps for a in s.arguments) + "};"]
-    lines += ["static const int32_t inputs[] = {" + _row(plan.inputs) + "};"]
-    lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
-    lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
-    lines += ["static const bk_step steps[] = {", *_step_rows(plan), "};"]
-    counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
-    lines += [
-        "const bk_plan bk_network = {tensors, steps, inputs, outputs, "
-        f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants}};"
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def library_facts(library: Path, target: Target) -> LibraryFacts:
-    """Which libraries and which glibc ``library`` needs, read from its dynamic section."""
-    readelf = target.cc["compiler"].replace("gcc", "readelf")
-    text = _run([readelf, "-dVW", library])
-    needed = tuple(re.findall(r"\(NEEDED\).*\[(.+?)\]", text))
-    versions = {tuple(map(int, version.split("."))) for version in re.findall(r"Name: GLIBC_([0-9.]+)", text)}
-    return LibraryFacts(needed, ".".join(map(str, max(versions, default=(2, 0)))))
-
-
-def _tensor_rows(plan: ExecutionPlan) -> list[str]:
-    rows, at = [], 0
-    for tensor in plan.tensors:
-        kind = re.match(r"[a-z]+", tensor.dtype).group()
-        bits = 8 if kind == "bool" else re.sub(r"\D", "", tensor.dtype)
-        rows.append(
-            f'{{{_string(tensor.name)}, "{tensor.dtype}", {_DLPACK_CODE[kind]}, {bits}, BK_{tensor.place.upper()}, '
-            f"{len(tensor.shape)}, shapes + {at}, {tensor.nbytes}u, {tensor.offset}u}},"
-        )
-        at += len(tensor.shape)
-    return rows
-
-
-def _step_rows(plan: ExecutionPlan) -> list[str]:
-    rows, at = [], 0
+    network: Network,
+    chosen: Mapping[str, ChosenKernel],
+    plan: ExecutionPlan,
+    facts: LibraryFacts,
+) -> dict[str, Any]:
+    """The manifest, but for the list of files and the golden answer."""
+    weights = {call.name: _constant_bytes(call) for call in network.calls}
+    kernels = {call.name: chosen[call.kernel] for call in network.calls}
+    steps = []
     for step in plan.steps:
-        rows.append(
-            f"{{{_string(step.name)}, {_string(step.kind)}, {_symbol(step.kernel)}, {len(step.arguments)}, "
-            f"{step.outputs}, arguments + {at}}},"
-        )
-        at += len(step.arguments)
-    return rows
+        row: dict[str, Any] = {"name": step.name, "kind": step.kind, "macs": 0, "binary": False, "weight_bytes": 0}
+        if step.name in kernels and step.kind != "copy":
+            row |= _describe_kernel(kernels[step.name]) | {"weight_bytes": weights[step.name]}
+        steps.append(row)
+    return {
+        "format": bundle.FORMAT_VERSION,
+        "model": {"name": model.name, "sha256": model.source_digest},
+        "target": target.name,
+        "requires": {
+            "cpu": "aarch64" if target.bits == 64 else "armv7l",
+            "glibc": facts.glibc,
+            "libraries": list(facts.needed),
+        },
+        "inputs": [_describe_tensor(plan, index, model.inputs, at) for at, index in enumerate(plan.inputs)],
+        "outputs": [_describe_tensor(plan, index, model.outputs, at) for at, index in enumerate(plan.outputs)],
+        "memory": {
+            "activations": plan.arena_bytes,
+            "boundary": plan.boundary_bytes,
+            "constants": len(plan.constants),
+        },
+        "steps": steps,
+    }
 
 
-def _symbol(kernel: str) -> str:
-    return kernel if kernel == COPY else f"__tvm_ffi_{kernel}"
+def _describe_kernel(kernel: ChosenKernel) -> dict[str, Any]:
+    if kernel.workload is None or kernel.kernel is None:
+        return {"chosen": kernel.source}
+    return {
+        "macs": kernel.workload.macs,
+        "binary": bool(getattr(kernel.workload, "binary", False)),
+        "workload": kernel.workload.key(),
+        "chosen": kernel.source,
+        "knobs": dict(kernel.knobs),
+        "record": kernel.record,
+        "notes": kernel.kernel.notes,
+    }
 
 
-def _row(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values)) or "0"
+def _constant_bytes(call: PlannedCall) -> int:
+    """Bytes of weights that the step reads, before packing."""
+    return sum(view.storage.nbytes for view in call.inputs if view.storage.constant is not None)
 
 
-def _string(text: str) -> str:
-    """``text`` as a C string literal."""
-    plain = (
-        c if c.isascii() and c.isprintable() and c not in '"\\?' else "".join(f"\\{b:03o}" for b in c.encode())
-        for c in text
+def _describe_tensor(plan: ExecutionPlan, index: int, specs: Sequence[Any], at: int) -> dict[str, Any]:
+    tensor = plan.tensors[index]
+    layout = specs[at].layout if len(specs) > at else ""
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "layout": layout}
+
+
+def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
+    """Say in a few lines what was made."""
+    counts = dict.fromkeys(("tuned", "default", "generic"), 0)
+    for step in manifest["steps"]:
+        if "chosen" in step:
+            counts[step["chosen"]] += 1
+    size = sum(file["size"] for file in manifest["files"].values())
+    memory = manifest["memory"]["activations"] + manifest["memory"]["boundary"]
+    console.print(
+        f"{out}: {manifest['model']['name']} for {manifest['target']}, {len(manifest['steps'])} steps "
+        f"({counts['tuned']} tuned, {counts['default']} by default, {counts['generic']} generic), "
+        f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations",
+        highlight=False,
     )
-    return '"' + "".join(plain) + '"'
-
-
-def _constants_source(blob: Path, target: Target) -> str:
-    mark = "%" if target.bits == 32 else "@"
-    return f"""\
-    .section .rodata.bk_constants, "a", {mark}progbits
-    .balign 4096
-    .hidden bk_constants
-    .global bk_constants
-bk_constants:
-    .incbin "{blob}"
-    .byte 0
-    .section .note.GNU-stack, "", {mark}progbits
-"""
-
-
-@cache
-def _compiler_version(compiler: str) -> str:
-    return _run([compiler, "--version"])
-
-
-def _runtime_object(target: Target) -> Path:
-    """runtime.c compiled for ``target``, kept in the cache under a digest of all it depends on."""
-    sources = b"".join((DEVICE / name).read_bytes() for name in ("runtime.c", "plan.h", "bitkiln.h"))
-    settings = (target.cc["compiler"], target.cc["flags"], _compiler_version(target.cc["compiler"]))
-    digest = hashlib.sha256(sources + repr(settings).encode()).hexdigest()[:16]
-    out = cache_directory() / "runtime" / f"{target.name}-{digest}.o"
-    if not out.exists():
-        flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"]
-        with atomic_write(out) as temporary:
-            _cc(target, [*flags, "-x", "c", "-c", DEVICE / "runtime.c"], temporary)
-    return out
-
-
-def _link(target: Target, objects: Sequence[Path], folder: Path, out: Path) -> None:
-    (folder / "exports.map").write_text(_EXPORTS)
-    flags = ["-shared", "-s", "-static-libgcc", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-z,noexecstack"]
-    flags += [f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,now"]
-    flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
-    # libpthread is named even where libc has taken it in: on older systems the threads are there.
-    libraries = ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-Wl,--as-needed", "-lm"]
-    _cc(target, [*flags, *objects, *libraries], out)
-
-
-def _cc(target: Target, arguments: Sequence[str | Path], out: Path) -> Path:
-    """Run the target's compiler; gives ``out``."""
-    _run([target.cc["compiler"], *target.cc["flags"], *arguments, "-o", out])
-    return out
-
-
-def _run(command: Sequence[str | Path]) -> str:
-    """Run a tool and give what it prints; its first complaint becomes the error."""
-    try:
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, "LC_ALL": "C"}
-        )
-    except FileNotFoundError:
-        raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
-    if done.returncode != 0:
-        complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
-        raise BitkilnError(f"{command[0]} failed: {complaint}")
-    return done.stdout

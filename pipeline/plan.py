@@ -12,6 +12,12 @@ from math import prod
 from typing import Literal
 
 import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst, GlobalVar, Tuple
+from tvm.relax import TupleGetItem
+
+from bitkiln.pipeline.errors import BitkilnError
 
 #: Kernels assume it of every buffer, and it is the length of a cache line.
 ALIGNMENT = 64
@@ -95,6 +101,15 @@ class PlannedCall:
     outputs: tuple[View, ...]
 
 
+@dataclass(frozen=True)
+class Network:
+    """A lowered network as a straight line of calls; ``kernel`` of a call is the name of a PrimFunc of its module."""
+
+    inputs: tuple[View, ...]
+    outputs: tuple[View, ...]
+    calls: tuple[PlannedCall, ...]
+
+
 def nbytes(shape: Sequence[int], dtype: str) -> int:
     """Size of a dense tensor."""
     return prod(shape) * np.dtype(dtype).itemsize
@@ -110,6 +125,11 @@ def constant_view(name: str, array: np.ndarray) -> View:
     """A view of a constant."""
     array = np.ascontiguousarray(array)
     return View(name, array.shape, str(array.dtype), Storage(array.nbytes, constant=array))
+
+
+def read_network(module: tvm.IRModule) -> Network:
+    """The calls of ``main``, a lowered Relax function: call_tir on named variables, and reshapes, which are views."""
+    return _Reader(module).network()
 
 
 def make_plan(calls: Sequence[PlannedCall], inputs: Sequence[View], outputs: Sequence[View]) -> ExecutionPlan:
@@ -171,6 +191,70 @@ def place_by_lifetime(lifetimes: Sequence[tuple[Storage, int, int]]) -> tuple[di
         offsets[id(storage)] = offset
         placed.append((offset, offset + size, first, last))
     return offsets, max((end for _, end, _, _ in placed), default=0)
+
+
+class _Reader:
+    """Walks the bindings of a lowered ``main`` and knows what each variable stands for."""
+
+    #: Operators that give their first argument's elements in the same order.
+    reshapes = frozenset({"relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"})
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.module = module
+        self.known: dict[relax.Var, View | tuple[View, ...]] = {}
+        self.calls: list[PlannedCall] = []
+
+    def network(self) -> Network:
+        main = self.module["main"]
+        inputs = tuple(new_view(param.name, *_type_of(param.ty), boundary=True) for param in main.params)
+        self.known.update(zip(main.params, inputs, strict=True))
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                self.known[binding.var] = self._value(binding.var, binding.value)
+        result = self._value(None, main.body.body)
+        return Network(inputs, result if isinstance(result, tuple) else (result,), tuple(self.calls))
+
+    def _value(self, var: relax.Var | None, expr: relax.Expr) -> View | tuple[View, ...]:
+        name = var.name if var is not None else "out"
+        if isinstance(expr, relax.Var):
+            return self.known[expr]
+        if isinstance(expr, GenericConst):
+            return constant_view(name, expr.value.numpy())
+        if isinstance(expr, Tuple):
+            return tuple(view for field in expr.fields for view in _as_tuple(self._value(var, field)))
+        if isinstance(expr, TupleGetItem):
+            return _as_tuple(self._value(None, expr.tuple_value))[expr.index]
+        if isinstance(expr, Call) and isinstance(expr.op, tvm.ir.Op):
+            if expr.op.name == "relax.call_tir":
+                return self._call(name, expr)
+            if expr.op.name in self.reshapes:
+                return self._reshape(name, expr.args[0], *_type_of(expr.ty))
+        what = expr.op if isinstance(expr, Call) else type(expr).__name__
+        raise BitkilnError(f"{name}: lowering left {getattr(what, 'name', what)} in the network, which is no kernel")
+
+    def _call(self, name: str, expr: Call) -> View | tuple[View, ...]:
+        function, arguments = expr.args[0], _as_tuple(self._value(None, expr.args[1]))
+        assert isinstance(function, GlobalVar)
+        types = [_type_of(ty) for ty in getattr(expr.ty_args[0], "fields", expr.ty_args)]
+        if len(arguments) == 1 and len(types) == 1 and relax.analysis.has_reshape_pattern(self.module[function]):
+            return self._reshape(name, expr.args[1].fields[0], *types[0])
+        names = [name] if len(types) == 1 else [f"{name}.{index}" for index in range(len(types))]
+        outputs = tuple(new_view(label, *of) for label, of in zip(names, types, strict=True))
+        self.calls.append(PlannedCall(name, function.name_hint, function.name_hint, arguments, outputs))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _reshape(self, name: str, source: relax.Expr, shape: tuple[int, ...], dtype: str) -> View:
+        viewed = self._value(None, source)
+        assert isinstance(viewed, View)
+        return View(name, shape, dtype, viewed.storage)
+
+
+def _type_of(ty: relax.TensorType) -> tuple[tuple[int, ...], str]:
+    return tuple(int(extent) for extent in ty.shape), str(ty.dtype)
+
+
+def _as_tuple(value: View | tuple[View, ...]) -> tuple[View, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _settle_outputs(calls: list[PlannedCall], outputs: Sequence[View]) -> tuple[list[PlannedCall], list[View]]:

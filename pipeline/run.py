@@ -1,0 +1,250 @@
+"""Runs a bundle as the board would: on a simulated or emulated one, over ssh, or on a board of a tracker."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bitkiln.pipeline.bundle import Bundle, open_bundle
+from bitkiln.pipeline.device import runner
+from bitkiln.pipeline.errors import BoardError, InputError, SetupError
+from bitkiln.pipeline.ssh import Remote
+from bitkiln.pipeline.userland import userland
+from bitkiln.targets import Target
+
+#: Emulation is some ten times slower than a board; a network that takes longer hangs.
+RUN_SECONDS = 600.0
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long one step took."""
+
+    name: str
+    kind: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network gave. ``measured_by`` names the clock behind ``seconds`` and the steps' times.
+
+    ``trace`` holds the outputs of all steps by their names, where it was asked for.
+    """
+
+    outputs: dict[str, np.ndarray]
+    seconds: float
+    measured_by: str
+    threads: int
+    steps: tuple[StepTime, ...] = ()
+    trace: dict[str, np.ndarray] | None = None
+
+
+def run(
+    bundle: Path,
+    image: Path | None = None,
+    tensor: Path | None = None,
+    output: Path | None = None,
+    board: str = "sim",
+    threads: int = 1,
+    steps: bool = False,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> Answer:
+    """Run ``bundle`` on an image or tensors and print the answer. Raises BundleError, InputError, BoardError."""
+    console = console or Console(quiet=True)
+    opened = open_bundle(bundle)
+    answer = answer_on(board, opened, read_inputs(opened, image, tensor), threads)
+    if output is not None:
+        _write_outputs(output, answer.outputs)
+    best = runner.top(next(iter(answer.outputs.values())), opened.labels, 5)
+    if as_json:
+        console.print_json(json.dumps(_as_json(answer, best)))
+        return answer
+    for label, score in best if image is not None or output is None else ():
+        console.print(f"{score:12.5f}  {label}", highlight=False, markup=False)
+    for step in answer.steps if steps else ():
+        share = 100 * step.seconds / (sum(each.seconds for each in answer.steps) or 1.0)
+        line = f"{1e3 * step.seconds:9.3f} ms {share:5.1f} %  {step.name}  ({step.kind})"
+        console.print(line, highlight=False, markup=False)
+    plural = "thread" if answer.threads == 1 else "threads"
+    console.print(f"{1e3 * answer.seconds:.2f} ms, {answer.threads} {plural}, {answer.measured_by}", highlight=False)
+    return answer
+
+
+def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
+    """Run ``bundle`` on "sim", on the ssh host ``board``, or on a board of the tracker "HOST:PORT/KEY"."""
+    if "/" in board:
+        return on_tracker(board, bundle, inputs, threads)
+    if board != "sim":
+        return over_ssh(Remote(board), bundle, inputs, threads)
+    if bundle.target.bits == 64 and threads == 1:
+        try:
+            return on_simulator(bundle, inputs)
+        except SetupError:
+            # Without the timing model the answer is the same, and its time is labelled as an emulator's.
+            pass
+    return on_emulator(bundle.folder, bundle.target, inputs, threads)
+
+
+def trace(bundle: Path, inputs: Tensors) -> dict[str, np.ndarray]:
+    """The outputs of every step on the emulated board, by step name; step outputs beyond the first are ``name.1`` ...
+
+    Views (reshapes) are no steps and do not appear.
+    """
+    opened = open_bundle(bundle)
+    answer = on_emulator(opened.folder, opened.target, inputs, with_trace=True)
+    assert answer.trace is not None
+    return answer.trace
+
+
+def read_inputs(bundle: Bundle, image: Path | None, tensor: Path | None) -> dict[str, np.ndarray]:
+    """The network's inputs by name, from an image or from a .npy or .npz file. Raises InputError."""
+    infos = [_info(row) for row in bundle.manifest["inputs"]]
+    if (image is None) == (tensor is None):
+        raise InputError("give either an image (--image) or a tensor (--input)")
+    try:
+        if tensor is not None:
+            return _match(infos, runner.read_tensors(str(tensor)), tensor)
+        how = bundle.manifest.get("preprocessing")
+        if not how:
+            raise InputError(f"{bundle.folder}: says nothing of how images become inputs; give --input")
+        data = runner.preprocess(runner.load_image(str(image), how), how, infos[0])
+        return {infos[0].name: np.frombuffer(runner.to_bytes(data, infos[0]), infos[0].dtype).reshape(infos[0].shape)}
+    except runner.RunnerError as error:
+        raise InputError(str(error)) from None
+
+
+def _match(infos: Sequence[runner.TensorInfo], tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    if len(infos) == 1 and len(tensors) == 1:
+        tensors = {infos[0].name: next(iter(tensors.values()))}
+    for info in infos:
+        if info.name not in tensors:
+            raise InputError(f"{path}: no tensor {info.name!r}; it has {', '.join(sorted(tensors))}")
+        runner.to_bytes(tensors[info.name], info)
+    return {info.name: np.asarray(tensors[info.name]) for info in infos}
+
+
+def on_emulator(folder: Path, target: Target, inputs: Tensors, threads: int = 1, with_trace: bool = False) -> Answer:
+    """Run the bundle in ``folder`` by its own runner.py in the target's userland, under qemu."""
+    system = userland(target)
+    with tempfile.TemporaryDirectory(prefix="bitkiln-run-") as name:
+        work = Path(name)
+        runner.write_tensors(str(work / "in.npz"), dict(inputs))
+        argv = ["python3", str(folder / "runner.py"), str(folder), "--input", str(work / "in.npz"), "--json"]
+        argv += ["--output", str(work / "out.npz"), "--threads", str(threads)]
+        argv += ["--trace", str(work / "trace.npz")] if with_trace else []
+        try:
+            done = subprocess.run(
+                system.command(argv), env=system.environment, capture_output=True, text=True, timeout=RUN_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise BoardError(f"{folder}: no answer from the emulated board in {RUN_SECONDS:g} s") from None
+        if done.returncode != 0:
+            raise BoardError(f"{folder} on the emulated board: {_complaint(done)}")
+        report = json.loads(done.stdout)
+        traced = _read(work / "trace.npz") if with_trace else None
+        label = f"emulated by {target.userland['qemu']} on this machine: no measure of a Cortex-A53"
+        return _answer(report, _read(work / "out.npz"), label, traced)
+
+
+def on_simulator(bundle: Bundle, inputs: Tensors) -> Answer:
+    """Run on the simulated Cortex-A53, one core."""
+    from bitkiln.pipeline.boards import LocalBoard  # Brings TVM's RPC with it, which other boards do without.
+
+    return _measured(LocalBoard(bundle.target), bundle, inputs, 1)
+
+
+def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int) -> Answer:
+    """Run on a board with the key of ``board``, "HOST:PORT/KEY"."""
+    from bitkiln.pipeline.boards import TrackerBoard
+    from bitkiln.pipeline.tracker import Address, TrackerClient
+
+    tracker, _, key = board.partition("/")
+    return _measured(TrackerBoard(TrackerClient(Address.parse(tracker)), key), bundle, inputs, threads)
+
+
+def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int) -> Answer:
+    from bitkiln.pipeline.boards import Request
+
+    raw = {name: np.ascontiguousarray(values).tobytes() for name, values in inputs.items()}
+    request = Request(threads=threads, per_step=True, outputs=True, limit_seconds=RUN_SECONDS)
+    result = board.measure(bundle.folder / "model.so", request, raw)
+    outputs = {row.name: np.frombuffer(row.data or b"", row.dtype).reshape(row.shape) for row in result.outputs}
+    kinds = [row["kind"] for row in bundle.manifest["steps"]]
+    steps = tuple(
+        StepTime(row["name"], kind, _seconds(row, result)) for row, kind in zip(result.steps, kinds, strict=True)
+    )
+    return Answer(outputs, result.seconds, result.measured_by, threads, steps)
+
+
+def _seconds(row: Mapping[str, Any], result: Any) -> float:
+    """A step's time from what the board measured of it."""
+    return float(row["seconds"]) if "seconds" in row else float(row["cycles"]) / (float(result.clock_mhz) * 1e6)
+
+
+def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int) -> Answer:
+    """Copy the bundle to a temporary folder on the board, run it there, and fetch the answer."""
+    folder = remote.run("mktemp -d").strip()
+    where = shlex.quote(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bitkiln-run-") as name:
+            sent = Path(name) / "in.npz"
+            runner.write_tensors(str(sent), dict(inputs))
+            remote.copy([*bundle.files(), sent], folder)
+            command = f"cd {where} && python3 runner.py . --input in.npz --output out.npz --json --threads {threads}"
+            report = json.loads(remote.run(command, RUN_SECONDS))
+            fetched = Path(name) / "out.npz"
+            fetched.write_bytes(remote.read(f"{folder}/out.npz"))
+            return _answer(report, _read(fetched), f"measured on {remote.host}", None)
+    finally:
+        remote.run(f"rm -rf {where}")
+
+
+def _answer(report: Mapping[str, Any], outputs: dict[str, np.ndarray], label: str, traced: Any) -> Answer:
+    steps = tuple(StepTime(*row) for row in report["steps"])
+    return Answer(outputs, report["seconds"], label, report["threads"], steps, traced)
+
+
+def _complaint(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"died of signal {-done.returncode}"
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1].removeprefix("runner: ") if lines else f"exit status {done.returncode}"
+
+
+def _info(row: Mapping[str, Any]) -> runner.TensorInfo:
+    shape = tuple(row["shape"])
+    return runner.TensorInfo(row["name"], row["dtype"], shape, int(np.prod(shape)) * np.dtype(row["dtype"]).itemsize)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.asarray(values) for name, values in runner.read_tensors(str(path)).items()}
+
+
+def _write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
+    try:
+        runner.write_tensors(str(path), dict(outputs))
+    except runner.RunnerError as error:
+        raise InputError(str(error)) from None
+
+
+def _as_json(answer: Answer, best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    return {
+        "top": [{"label": label, "score": score} for label, score in best],
+        "seconds": answer.seconds,
+        "measured_by": answer.measured_by,
+        "threads": answer.threads,
+        "steps": [{"name": step.name, "kind": step.kind, "seconds": step.seconds} for step in answer.steps],
+    }
