@@ -25,6 +25,7 @@ from bitkiln.pipeline.apt_sources import archive_for
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.files import atomic_write, cache_directory
 from bitkiln.targets import Target
+from bitkiln.targets.sim.identity import write_cpu_identity
 
 SUITE = "bookworm"
 PYTHON = "python3.11"
@@ -72,12 +73,12 @@ def userland(target: Target) -> Userland:
     """The userland for ``target``, built in the cache on first use. Raises SetupError."""
     architecture = target.userland["debian_arch"]
     emulator = find_emulator(target)
-    digest = hashlib.sha256(f"{SUITE} {PACKAGES} 1".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{SUITE} {PACKAGES} 2".encode()).hexdigest()[:12]
     root = cache_directory() / "userland" / f"{architecture}-{digest}"
     if not root.exists():
         with _lock(root):
             if not root.exists():
-                _build(architecture, root)
+                _build(architecture, root, target)
     return Userland(root, (emulator, "-cpu", target.userland["qemu_cpu"], "-L", str(root)))
 
 
@@ -97,7 +98,7 @@ def runtime_libraries() -> Path:
     return folder
 
 
-def _build(architecture: str, root: Path) -> None:
+def _build(architecture: str, root: Path, target: Target) -> None:
     """Unpack the packages beside ``root``, then rename: a build that is interrupted leaves nothing behind that counts."""
     mmdebstrap = _tool("mmdebstrap", "mmdebstrap")
     print(f"building an {architecture} userland in {root} (once, about 10 s)", file=sys.stderr, flush=True)
@@ -115,6 +116,8 @@ def _build(architecture: str, root: Path) -> None:
         _run(unpack, f"unpacking the {architecture} userland")
         if not (tree / "usr/bin" / PYTHON).exists():
             raise SetupError(f"the {architecture} userland has no {PYTHON}: is {SUITE} what {line!r} serves?")
+        if target.bits == 64:
+            write_cpu_identity(tree, {"cpu": target.cpu})
         tree.chmod(0o755)
         tree.rename(root)
 

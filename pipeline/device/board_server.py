@@ -1,0 +1,819 @@
+#!/usr/bin/env python3
+"""Lets a board be measured over the network: registers with a TVM RPC tracker and runs what clients upload.
+
+Needs Python 3.9 or later, this file, runner.py beside it, and TVM's two runtime libraries (libtvm_ffi.so and
+libtvm_runtime.so, reached by ctypes). The same file runs on real boards and on emulated ones.
+
+Life of a measurement: the server waits for a client sent by the tracker and forks a *session*, which speaks TVM's RPC on
+the connection. The client uploads a compiled library into the session's folder and calls ``bitkiln.measure``. That forks
+once more, so a kernel that crashes or never ends takes down nothing but itself, and the session answers with what
+happened. A session that outlives its time is killed. A tracker that goes away is waited for and registered with again.
+
+A TVM RPC server runs whatever a client sends. It therefore binds to loopback unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import random
+import resource
+import select
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# --- TVM's C interface (tvm/ffi/c_api.h), as far as it is used here ------------------------------------------------------
+
+# Type indices of values.
+NONE, INT, RAW_STRING, BYTE_ARRAY, SMALL_STRING, SMALL_BYTES, STRING, BYTES = 0, 1, 8, 9, 11, 12, 65, 66
+#: Size of the header before an object's own fields.
+OBJECT_HEADER = 24
+
+
+class ByteArray(ctypes.Structure):
+    """TVMFFIByteArray."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+class Payload(ctypes.Union):
+    """The value of a TVMFFIAny."""
+
+    _fields_ = (("integer", ctypes.c_int64), ("pointer", ctypes.c_void_p), ("bytes", ctypes.c_uint8 * 8))
+
+
+class AnyValue(ctypes.Structure):
+    """TVMFFIAny: a type index, the length of a small string, and the value."""
+
+    _fields_ = (("type_index", ctypes.c_int32), ("small_length", ctypes.c_uint32), ("value", Payload))
+
+    def text(self):
+        """The value as str; raises TypeError for anything but strings and bytes."""
+        if self.type_index == RAW_STRING:
+            return ctypes.string_at(self.value.pointer).decode()
+        if self.type_index in (SMALL_STRING, SMALL_BYTES):
+            return bytes(self.value.bytes[: self.small_length]).decode()
+        if self.type_index in (STRING, BYTES, BYTE_ARRAY):
+            header = 0 if self.type_index == BYTE_ARRAY else OBJECT_HEADER
+            cell = ByteArray.from_address(self.value.pointer + header)
+            return ctypes.string_at(cell.data, cell.size).decode()
+        raise TypeError(f"expected a string, got a value of type {self.type_index}")
+
+
+SAFE_CALL = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(AnyValue), ctypes.c_int32, ctypes.POINTER(AnyValue)
+)
+
+
+class Runtime:
+    """TVM's runtime: offers Python functions to RPC clients and speaks the protocol on a connection."""
+
+    def __init__(self, folder):
+        self.ffi = ctypes.CDLL(str(Path(folder) / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
+        self.rpc = ctypes.CDLL(str(Path(folder) / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+        self._kept = []  # Callbacks must outlive their registration.
+
+    def register(self, name, function):
+        """Offer ``function``, which takes strings and gives a string, under ``name``."""
+
+        def call(_self, arguments, count, result):
+            try:
+                self._give(result, function(*(arguments[i].text() for i in range(count))))
+                return 0
+            except BaseException as error:  # Nothing may unwind into C.
+                self.ffi.TVMFFIErrorSetRaisedFromCStr(b"RuntimeError", f"{name}: {error}".encode())
+                return -1
+
+        callback = SAFE_CALL(call)
+        self._kept.append(callback)
+        handle = ctypes.c_void_p()
+        self._check(self.ffi.TVMFFIFunctionCreate(None, callback, None, ctypes.byref(handle)), f"creating {name}")
+        self._check(self.ffi.TVMFFIFunctionSetGlobal(ctypes.byref(_bytes(name)), handle, 1), f"registering {name}")
+
+    def serve(self, descriptor):
+        """Answer the client on the socket ``descriptor`` until it leaves."""
+        self._call("rpc.ServerLoop", [AnyValue(INT, 0, Payload(integer=descriptor))])
+
+    def refuse(self, descriptor, reason):
+        """Answer the client's next call with an error."""
+        text = reason.encode()
+        buffer = ctypes.create_string_buffer(text)
+        argument = AnyValue(RAW_STRING, 0, Payload(pointer=ctypes.addressof(buffer)))
+        self._call("rpc.ReturnException", [AnyValue(INT, 0, Payload(integer=descriptor)), argument])
+
+    def _call(self, name, arguments):
+        handle = ctypes.c_void_p()
+        self._check(self.ffi.TVMFFIFunctionGetGlobal(ctypes.byref(_bytes(name)), ctypes.byref(handle)), name)
+        array = (AnyValue * len(arguments))(*arguments)
+        result = AnyValue()
+        self._check(self.ffi.TVMFFIFunctionCall(handle, array, len(arguments), ctypes.byref(result)), name)
+
+    def _give(self, result, text):
+        if text is None:
+            result[0] = AnyValue(NONE)
+        else:
+            self._check(self.ffi.TVMFFIStringFromByteArray(ctypes.byref(_bytes(text)), result), "returning a string")
+
+    def _check(self, code, what):
+        if code != 0:
+            raise RuntimeError(f"TVM's runtime failed in {what}")
+
+
+def _bytes(text):
+    data = text.encode()
+    array = ByteArray(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
+    array.kept = data
+    return array
+
+
+# --- The clock -----------------------------------------------------------------------------------------------------------
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+# prctl options that a simulated Cortex-A53 answers and any other Linux refuses (docs/simulator.md).
+READ, IDENTIFY, COLD, LIMIT, BLOCKS = 0x41353303, 0x41353304, 0x41353305, 0x41353306, 0x41353307
+QUESTION = b"A53ASK?"
+
+
+def ask_simulator(what, size=1 << 20):
+    """The simulator's answer as a mapping, or None where there is no simulator."""
+    buffer = ctypes.create_string_buffer(QUESTION, size)
+    LIBC.prctl(ctypes.c_int(what), buffer, ctypes.c_ulong(size), ctypes.c_ulong(0), ctypes.c_ulong(0))
+    return json.loads(buffer.value) if buffer.raw[:1] == b"{" else None
+
+
+def tell_simulator(what, value=0):
+    """Set an option of the simulator; does nothing elsewhere."""
+    LIBC.prctl(ctypes.c_int(what), ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+class CycleLoop:
+    """Finds the core's real clock by timing a chain of dependent additions, one cycle each on any ARM core of this class.
+
+    The clock a kernel driver reports cannot be trusted: firmware lowers it behind the driver's back when hot or short
+    of voltage. Only on 64-bit ARM.
+    """
+
+    ADDS = 500
+
+    def __init__(self):
+        add, count, ret = 0x91000421, 0xF1000400, 0xD65F03C0  # add x1, x1, #1; subs x0, x0, #1; ret
+        back = 0x54000001 | ((-(self.ADDS + 1) & 0x7FFFF) << 5)  # b.ne to the first add
+        code = struct.pack(f"<{self.ADDS + 3}I", *[add] * self.ADDS, count, back, ret)
+        # Code reaches the instruction cache coherently when it is mapped from a file.
+        descriptor = os.memfd_create("cycles")
+        os.write(descriptor, code)
+        LIBC.mmap.restype = ctypes.c_void_p
+        length, read_execute, shared = ctypes.c_size_t(len(code)), 5, 1
+        address = LIBC.mmap(None, length, read_execute, shared, descriptor, ctypes.c_long(0))
+        os.close(descriptor)
+        if address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), "cannot map the clock's code")
+        self._run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(address)
+
+    def mhz(self):
+        """The clock now, from the fastest of five runs of about 2 ms."""
+        rounds = 4000
+        best = min(self._seconds(rounds) for _ in range(5))
+        return rounds * self.ADDS / best / 1e6
+
+    def _seconds(self, rounds):
+        start = time.perf_counter()
+        self._run(rounds)
+        return time.perf_counter() - start
+
+
+# --- What the board is and how it feels ------------------------------------------------------------------------------------
+
+CPU_PARTS = {"0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57"}
+CPU_PARTS.update({"0xd08": "Cortex-A72", "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76"})
+
+
+def _read(path):
+    try:
+        return Path(path).read_bytes().strip(b"\0\n ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+class Board:
+    """This board; ``emulated`` says that qemu runs it, so that its files and its clock are not a board's."""
+
+    def __init__(self, emulated, report=""):
+        self.emulated = emulated
+        self.report = report
+        self.simulator = ask_simulator(IDENTIFY) if emulated else None
+
+    @property
+    def kind(self):
+        """"simulated" (answers in cycles of a modelled Cortex-A53), "emulated" or "board"."""
+        return "simulated" if self.simulator else "emulated" if self.emulated else "board"
+
+    @property
+    def measured_by(self):
+        """What a figure of this board is called in reports and records."""
+        if self.simulator:
+            name = str(self.simulator.get("model", "")).replace("a53-", "v")
+            return f"simulated Cortex-A53, model {name}, {self.simulator.get('mhz')} MHz"
+        if self.emulated:
+            return "emulated (qemu), not a Cortex-A53"
+        return f"{self.model}, {self.cpu}"
+
+    @property
+    def model(self):
+        """The board's name as its firmware gives it."""
+        return _read("/proc/device-tree/model") or platform.node()
+
+    @property
+    def cpu(self):
+        """The core's name."""
+        parts = [line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("CPU part")]
+        return CPU_PARTS.get(parts[0], f"CPU part {parts[0]}") if parts else platform.machine()
+
+    def identity(self):
+        """What does not change while the board runs."""
+        own = {"model": "qemu", "cpu": "Cortex-A53"} if self.emulated else {"model": self.model, "cpu": self.cpu}
+        max_khz = "" if self.emulated else _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+        return {
+            **own,
+            "kind": self.kind,
+            "measured_by": self.measured_by,
+            "cores": 1 if self.simulator else os.cpu_count(),
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "glibc": (os.confstr("CS_GNU_LIBC_VERSION") or "").replace("glibc ", ""),
+            "max_mhz": int(max_khz) // 1000 if max_khz else None,
+            "simulator": self.simulator,
+        }
+
+    def health(self):
+        """What may spoil a measurement: temperature in degrees C, throttling, governor, clock in MHz, load."""
+        state = {"load": os.getloadavg()[0]}
+        if self.emulated:
+            return state
+        files = {
+            "temperature": ("/sys/class/thermal/thermal_zone0/temp", lambda text: int(text) / 1000),
+            "throttled": ("/sys/devices/platform/soc/soc:firmware/get_throttled", lambda text: int(text, 16) & 0xF != 0),
+            "governor": ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", str),
+            "mhz": ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", lambda text: int(text) // 1000),
+        }
+        for name, (path, parse) in files.items():
+            text = _read(path)
+            if text:
+                state[name] = parse(text)
+        return state
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------------
+
+
+class Trial:
+    """One library loaded and measured, in a process of its own.
+
+    ``request`` may hold: threads (1), repeats (3; simulated: 1), warmup (1), per_step (false), seed (0), cold (false),
+    limit_cycles (0 = none), blocks (0), inputs (name -> file with the raw tensor; the rest is filled from the seed),
+    outputs (false: only their digests; true: also files with the raw tensors).
+    """
+
+    def __init__(self, board, path, request):
+        from runner import Model
+
+        self.board = board
+        self.request = request
+        self.per_step = bool(request.get("per_step"))
+        self.model = Model(os.path.abspath(path), threads=int(request.get("threads", 1)))
+        self.model.fill_random(int(request.get("seed", 0)))
+        for name, file in request.get("inputs", {}).items():
+            self.model.set_input(name, Path(file).read_bytes())
+
+    def measure(self):
+        """The answer to ``bitkiln.measure``."""
+        answer = self._simulated() if self.board.simulator else self._timed()
+        return {"status": "ok", "kind": self.board.kind, "measured_by": self.board.measured_by, **answer, **self._outputs()}
+
+    def run(self):
+        """The answer to ``bitkiln.run``: one run, its time and its outputs."""
+        self.request.update(outputs=True, repeats=1, warmup=0)
+        return self.measure()
+
+    def _simulated(self):
+        cold = bool(self.request.get("cold"))
+        limit = int(self.request.get("limit_cycles", 0))
+        tell_simulator(BLOCKS, int(self.request.get("blocks", 0)))
+        if not cold:
+            # The run that warms the caches is slower than the one that counts.
+            tell_simulator(LIMIT, 2 * limit)
+            self.model.run_marked(self.per_step)
+        tell_simulator(LIMIT, limit)
+        if cold:
+            tell_simulator(COLD)
+        reports = Reports(self.board.report)
+        self.model.run_marked(self.per_step)
+        found = reports.new() if self.per_step else [ask_simulator(READ)]
+        cycles = sum(report["cycles"] for report in found)
+        answer = {"unit": "cycles", "value": cycles, "samples": [cycles], "clock_mhz": self.board.simulator.get("mhz")}
+        answer["complete"] = all(report.get("complete", True) for report in found)
+        if self.per_step:
+            answer["steps"] = [{**report, "name": name} for name, report in zip(self.model.step_names, found)]
+        else:
+            answer["report"] = found[0]
+        return answer
+
+    def _timed(self):
+        for _ in range(int(self.request.get("warmup", 1))):
+            self.model.run()
+        clock = None if self.board.emulated else CycleLoop()
+        for _attempt in range(5):
+            before = clock.mhz() if clock else 0
+            samples, steps = self._batch()
+            after = clock.mhz() if clock else 0
+            # A clock that moved under the batch makes its times worthless.
+            if abs(before - after) <= 0.02 * before:
+                break
+        answer = {"unit": "seconds", "value": statistics.median(samples), "samples": samples}
+        answer["clock_mhz"] = round((before + after) / 2, 1) or None
+        answer["steady"] = abs(before - after) <= 0.02 * before
+        answer["health"] = self.board.health()
+        if self.per_step:
+            medians = [statistics.median(times) for times in zip(*steps)]
+            answer["steps"] = [{"name": name, "seconds": value} for name, value in zip(self.model.step_names, medians)]
+        return answer
+
+    def _batch(self):
+        """Seconds of single runs: at least ``repeats``, more until the three fastest agree within 2 % or 2 s are over."""
+        wanted = int(self.request.get("repeats", 3))
+        samples, steps = [], []
+        deadline = time.perf_counter() + 2.0
+        while len(samples) < wanted or (wanted > 1 and not _agree(samples) and time.perf_counter() < deadline):
+            start = time.perf_counter()
+            self.model.run()
+            samples.append(time.perf_counter() - start)
+            steps.append(self.model.step_seconds)
+        return samples, steps
+
+    def _outputs(self):
+        rows = []
+        for index, info in enumerate(self.model.outputs):
+            data = self.model.output(index).tobytes()
+            row = {"name": info.name, "shape": info.shape, "dtype": info.dtype}
+            row["sha256"] = hashlib.sha256(data).hexdigest()
+            if self.request.get("outputs"):
+                row["file"] = f"output-{len(rows)}"
+                Path(row["file"]).write_bytes(data)
+            rows.append(row)
+        return {"outputs": rows}
+
+
+def _agree(samples):
+    fastest = sorted(samples)[:3]
+    return len(fastest) == 3 and fastest[2] <= 1.02 * fastest[0]
+
+
+class Reports:
+    """The simulator's reports as it appends them to its file, one line of JSON for each region."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.start = self.path.stat().st_size if self.path.exists() else 0
+
+    def new(self):
+        """Those that came since this object was made."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return [json.loads(line) for line in file.read().splitlines()]
+
+
+def in_child(function, seconds):
+    """The mapping ``function`` gives, computed in a forked process that has ``seconds``; its death becomes an answer too."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        die_with_parent()
+        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
+            signal.signal(number, signal.SIG_DFL)  # TVM's handler would print a page and hide the signal.
+        answer_and_exit(function, writer)
+    os.close(writer)
+    try:
+        text = read_all(reader, seconds)
+    finally:
+        os.close(reader)
+    if text is None:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return verdict(text, status, seconds)
+
+
+def answer_and_exit(function, writer):
+    """Write what ``function`` gives, or its error, to the pipe and end this process."""
+    try:
+        answer = function()
+    except BaseException as error:
+        answer = {"status": "error", "message": f"{type(error).__name__}: {error}"}
+    data = json.dumps(answer).encode()
+    while data:
+        data = data[os.write(writer, data) :]
+    os._exit(0)
+
+
+def read_all(reader, seconds):
+    """All that comes from the pipe until its writer is gone; None when that takes more than ``seconds``."""
+    deadline = time.monotonic() + seconds
+    chunks = []
+    while True:
+        if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        chunk = os.read(reader, 1 << 16)
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
+
+
+def verdict(text, status, seconds):
+    """What became of a forked trial: its answer, or how it died."""
+    if text is None:
+        return {"status": "timeout", "message": f"the kernel did not end within {seconds:g} s"}
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU:
+            return {"status": "stopped", "message": "the kernel passed the limit of cycles"}
+        return {"status": "crashed", "message": f"the kernel died of {signal.Signals(number).name}"}
+    if not text:
+        return {"status": "crashed", "message": f"the kernel ended its process with status {os.WEXITSTATUS(status)}"}
+    return json.loads(text)
+
+
+def die_with_parent():
+    """Have the system kill this process when its parent goes, however that happens."""
+    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+# --- Sessions --------------------------------------------------------------------------------------------------------------
+
+FOLDER_PREFIX = "bitkiln-session-"
+
+
+class Session:
+    """A client being served, in a forked process group with a folder of its own."""
+
+    def __init__(self, runtime, connection, peer, seconds):
+        self.connection = connection
+        self.peer = peer
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self.runtime = runtime
+        self.folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
+        self.process = os.fork()
+        if self.process == 0:
+            self._serve()
+
+    def ended(self):
+        """Whether the session is over; one whose time is up is ended here."""
+        if os.waitpid(self.process, os.WNOHANG)[0] != 0:
+            return True
+        if time.monotonic() < self.deadline:
+            return False
+        log(f"session of {self.peer} passed its {self.seconds:g} s and is ended")
+        self._kill()
+        self.runtime.refuse(self.connection.fileno(), f"session timeout: the session's {self.seconds:g} s are over")
+        return True
+
+    def kill(self):
+        """End the session now."""
+        self._kill()
+        self.close()
+
+    def close(self):
+        """Release what an ended session held."""
+        self.connection.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _kill(self):
+        for target in (-self.process, self.process):
+            try:
+                os.kill(target, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        os.waitpid(self.process, 0)
+
+    def _serve(self):
+        try:
+            os.setpgid(0, 0)
+            die_with_parent()
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.chdir(self.folder)
+            self.runtime.serve(self.connection.fileno())
+        except BaseException as error:
+            log(f"session of {self.peer} failed: {error}")
+            os._exit(1)
+        os._exit(0)
+
+
+def sweep_folders():
+    """Remove the session folders of servers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        owner = folder.name[len(FOLDER_PREFIX) :].split("-")[0]
+        if owner.isdigit() and not _still_runs(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _still_runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def offer_functions(runtime, board):
+    """Register what clients may call. Paths are relative to the session's folder."""
+
+    def trial(method):
+        def call(path, text):
+            request = json.loads(text)
+            seconds = float(request.get("limit_seconds", 60))
+            return json.dumps(in_child(lambda: method(Trial(board, path, request)), seconds))
+
+        return call
+
+    runtime.register("tvm.rpc.server.workpath", os.path.abspath)
+    runtime.register("bitkiln.identity", lambda: json.dumps(board.identity()))
+    runtime.register("bitkiln.health", lambda: json.dumps(board.health()))
+    runtime.register("bitkiln.measure", trial(Trial.measure))
+    runtime.register("bitkiln.run", trial(Trial.run))
+
+
+# --- The tracker and its clients -------------------------------------------------------------------------------------------
+
+RPC_MAGIC, RPC_MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
+SUCCESS, PUT, UPDATE_INFO, PENDING_KEYS = 0, 3, 5, 7
+
+
+def log(text):
+    """One line on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} board_server: {text}", file=sys.stderr, flush=True)
+
+
+def receive(connection, size):
+    """Exactly ``size`` bytes; raises OSError when the peer leaves."""
+    data = b""
+    while len(data) < size:
+        chunk = connection.recv(size - len(data))
+        if not chunk:
+            raise OSError("connection closed")
+        data += chunk
+    return data
+
+
+def receive_text(connection, most=4096):
+    """A string after its length."""
+    (size,) = struct.unpack("<i", receive(connection, 4))
+    if not 0 <= size <= most:
+        raise OSError(f"a message of {size} bytes")
+    return receive(connection, size).decode()
+
+
+class Tracker:
+    """The connection to the tracker: JSON messages, each after its length, each answered."""
+
+    def __init__(self, address, key, port, advertised):
+        self.key, self.port, self.advertised = key, port, advertised
+        self.connection = socket.create_connection(address, timeout=10)
+        self.connection.sendall(struct.pack("<i", TRACKER_MAGIC))
+        if receive(self.connection, 4) != struct.pack("<i", TRACKER_MAGIC):
+            raise OSError("it is no RPC tracker")
+        self._call([UPDATE_INFO, {"key": f"server:{key}", "addr": [advertised, port]}])
+        self.matchkey = ""
+        self.unclaimed_since = 0.0
+
+    def put(self):
+        """Offer the board, under a fresh secret that only the client it is given to learns."""
+        self.matchkey = f"{self.key}:{random.SystemRandom().random()}"
+        self._call([PUT, self.key, [self.port, self.matchkey], self.advertised])
+        self.unclaimed_since = time.monotonic()
+
+    def renew(self):
+        """Offer the board again when it was given to a client that never came."""
+        if self.matchkey in self._call([PENDING_KEYS]):
+            self.unclaimed_since = time.monotonic()
+        elif time.monotonic() - self.unclaimed_since > 8:
+            log("the client it was given to never came: offering the board again")
+            self.put()
+
+    def ping(self):
+        """Raises OSError when the tracker is gone."""
+        self._call([PENDING_KEYS])
+
+    def close(self):
+        """Leave the tracker, which forgets the board."""
+        self.connection.close()
+
+    def _call(self, message):
+        data = json.dumps(message).encode()
+        self.connection.sendall(struct.pack("<i", len(data)) + data)
+        answer = json.loads(receive_text(self.connection, 1 << 20))
+        if answer != SUCCESS and message[0] != PENDING_KEYS:
+            raise OSError(f"the tracker answered {answer!r}")
+        return answer
+
+
+class Server:
+    """Waits for clients, one at a time, and keeps the board known to the tracker."""
+
+    PING = 2.0
+
+    def __init__(self, runtime, options):
+        self.runtime = runtime
+        self.options = options
+        self.listener, self.port = listen(options.host, options.port, options.port_end)
+        self.tracker = None
+        self.session = None
+        self.next_ping = self.next_attempt = 0.0
+        self.attempt_delay = 0.5
+        self.waker, wakened = os.pipe()
+        os.set_blocking(wakened, False)
+        signal.set_wakeup_fd(wakened)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._leave)
+
+    def serve(self):
+        """Run until told to stop."""
+        log(f"listening on {self.options.host}:{self.port} as {self.options.key!r}")
+        sources = [self.listener, self.waker] + ([sys.stdin] if self.options.stop_with_stdin else [])
+        while True:
+            self._end_session()
+            self._keep_tracker()
+            ready = select.select(sources, [], [], 0.5)[0]
+            if self.waker in ready:
+                os.read(self.waker, 512)
+            if self.listener in ready:
+                self._accept()
+            if sys.stdin in ready and not os.read(sys.stdin.fileno(), 512):
+                self._leave()
+
+    def _leave(self, *_):
+        if self.session:
+            self.session.kill()
+        os._exit(0)
+
+    def _end_session(self):
+        if self.session and self.session.ended():
+            self.session.close()
+            self.session = None
+            self._with_tracker(lambda tracker: tracker.put())
+
+    def _keep_tracker(self):
+        now = time.monotonic()
+        if self.tracker is None and now >= self.next_attempt:
+            self._connect()
+        elif self.tracker and now >= self.next_ping:
+            self.next_ping = now + self.PING
+            self._with_tracker(lambda tracker: tracker.ping() if self.session else tracker.renew())
+
+    def _connect(self):
+        try:
+            advertised = self.options.advertise or None
+            self.tracker = Tracker(self.options.tracker, self.options.key, self.port, advertised)
+            if not self.session:
+                self.tracker.put()
+            log("registered with the tracker at %s:%d" % self.options.tracker)
+            self.attempt_delay = 0.5
+        except (OSError, ValueError) as error:
+            if self.attempt_delay == 0.5:
+                log("no tracker at %s:%d (%s): waiting for it" % (*self.options.tracker, error))
+            self.tracker = None
+            self.next_attempt = time.monotonic() + self.attempt_delay
+            self.attempt_delay = min(5.0, 2 * self.attempt_delay)
+
+    def _with_tracker(self, action):
+        try:
+            if self.tracker:
+                action(self.tracker)
+        except (OSError, ValueError) as error:
+            log(f"lost the tracker ({error}): waiting for it")
+            self.tracker.close()
+            self.tracker = None
+            self.next_attempt, self.attempt_delay = 0.0, 1.0
+
+    def _accept(self):
+        connection, address = self.listener.accept()
+        peer = f"{address[0]}:{address[1]}"
+        try:
+            connection.settimeout(5)
+            seconds = self._shake_hands(connection)
+            connection.settimeout(None)
+        except (OSError, ValueError) as error:
+            log(f"refused {peer}: {error}")
+            connection.close()
+            return
+        self.session = Session(self.runtime, connection, peer, seconds)
+
+    def _shake_hands(self, connection):
+        """TVM's opening of a session; gives its time limit in seconds."""
+        (magic,) = struct.unpack("<i", receive(connection, 4))
+        if magic != RPC_MAGIC:
+            raise OSError("it does not speak TVM's RPC")
+        words = receive_text(connection).split()
+        if self.session or not self.tracker or not words or words[0] != f"client:{self.tracker.matchkey}":
+            connection.sendall(struct.pack("<i", RPC_MISMATCH))
+            raise OSError("it was not sent by the tracker")
+        name = f"server:{self.options.key}".encode()
+        connection.sendall(struct.pack("<ii", RPC_MAGIC, len(name)) + name)
+        limits = [float(word[len("-timeout=") :]) for word in words[1:] if word.startswith("-timeout=")]
+        return min([*limits, self.options.session_seconds])
+
+
+def listen(host, first, end):
+    """A listening socket on the first free port of [first, end), and that port."""
+    for port in range(first, max(end, first + 1)):
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(4)
+            return listener, listener.getsockname()[1]
+        except OSError as error:
+            listener.close()
+            reason = error
+    sys.exit(f"board_server: no port of {host}:{first}-{end - 1} is free ({reason})")
+
+
+# --- Command line ------------------------------------------------------------------------------------------------------------
+
+
+def address(text):
+    """HOST:PORT as a pair."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def parse(arguments):
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        description="Register this board with a TVM RPC tracker, or measure one library.",
+        epilog="example: board_server.py --tracker 127.0.0.1:9190 --key rasp3b --libraries ~/bitkiln",
+    )
+    parser.add_argument("--tracker", type=address, metavar="HOST:PORT", help="where to register")
+    parser.add_argument("--key", default="rasp3b", help="the kind of board, as clients ask for it")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=9090, help="first port to try (%(default)s); 0 takes any")
+    parser.add_argument("--port-end", type=int, default=9190, help="port to stop before (%(default)s)")
+    parser.add_argument("--advertise", metavar="HOST", help="address the tracker gives to clients")
+    parser.add_argument("--libraries", default=str(Path(__file__).parent), help="folder of TVM's two libraries")
+    parser.add_argument("--session-seconds", type=float, default=3600.0, help="longest session (%(default)s)")
+    parser.add_argument("--emulated", action="store_true", help="qemu runs this: its times are not a board's")
+    parser.add_argument("--report", default="", help="the file the simulator appends its reports to")
+    parser.add_argument("--stop-with-stdin", action="store_true", help="stop when standard input closes")
+    parser.add_argument("--identity", action="store_true", help="say what this board is and stop")
+    parser.add_argument("--measure", metavar="LIBRARY", help="measure this library, print the answer and stop")
+    parser.add_argument("--request", default="{}", help="with --measure: the request, as JSON")
+    options = parser.parse_args(arguments)
+    if not (options.tracker or options.measure or options.identity):
+        parser.error("give --tracker HOST:PORT, --measure LIBRARY or --identity")
+    return options
+
+
+def main(arguments=None):
+    """Serve, or measure once."""
+    options = parse(arguments)
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import runner  # noqa: F401  Loaded once, before anything is forked.
+
+    # A crashing kernel is expected; its memory image is of no use.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    board = Board(options.emulated, options.report)
+    if options.identity:
+        print(json.dumps(board.identity()))
+        return
+    if options.measure:
+        request = json.loads(options.request)
+        seconds = float(request.get("limit_seconds", options.session_seconds))
+        print(json.dumps(in_child(lambda: Trial(board, options.measure, request).measure(), seconds)))
+        return
+    sweep_folders()
+    runtime = Runtime(options.libraries)
+    offer_functions(runtime, board)
+    Server(runtime, options).serve()
+
+
+if __name__ == "__main__":
+    main()
