@@ -33,12 +33,17 @@ class Graph:
         self._taken = {name for name, _ in bindings(function)} | {param.name for param in self.params}
         self._values: dict[str, relax.Expr] = {}
         self._replaced: dict[str, relax.Expr] = {param.name: param for param in self.params}
+        self._positions: dict[str, int] = {}
         self._builder = relax.BlockBuilder()
 
     def bind(self, name: str, value: relax.Expr) -> relax.Expr:
         """Make ``name`` stand for ``value``: an operation, or a tensor that exists already."""
-        self._replaced[name] = value if is_leaf(value) else self._emit(name, value)
+        self.alias(name, value if is_leaf(value) else self._emit(name, value))
         return self._replaced[name]
+
+    def alias(self, name: str, value: relax.Expr) -> None:
+        """Let what comes use ``value`` where it used the tensor ``name``."""
+        self._replaced[name] = value
 
     def emit(self, value: relax.Expr, hint: str) -> relax.Expr:
         """Add an operation under a fresh name made from ``hint``."""
@@ -58,6 +63,10 @@ class Graph:
         made_by = self.definition(expr)
         return made_by if made_by is not None and op_name(made_by) in names else None
 
+    def position(self, expr: relax.Var) -> int:
+        """How many operations stand before the one that makes ``expr``."""
+        return self._positions[expr.name]
+
     def used_once(self, expr: relax.Expr) -> bool:
         """Has ``expr`` exactly one use, so that it need not be kept when that use swallows it?"""
         return isinstance(expr, relax.Var) and self.uses.get(expr.name, 1) == 1
@@ -71,11 +80,12 @@ class Graph:
         return self._builder.normalize(value)
 
     def finish(self, result: relax.Expr) -> relax.Function:
-        """The new function; ``result`` is that of the network before the rewrite."""
-        return make_function(self.params, list(self._values.items()), self.remap(result), self._attrs)
+        """The new function; ``result`` is that of the network under construction."""
+        return make_function(self.params, list(self._values.items()), result, self._attrs)
 
     def _emit(self, name: str, value: relax.Expr) -> relax.Var:
         value = self.normalized(value)
+        self._positions[name] = len(self._values)
         self._values[name] = value
         return relax.DataflowVar(name, value.ty)
 
@@ -94,7 +104,7 @@ def rewrite(module: tvm.IRModule, visit: Visit) -> tvm.IRModule:
         value = graph.remap(value)
         changed = visit(graph, name, value)
         graph.bind(name, value if changed is None else changed)
-    return with_main(module, graph.finish(result_of(function)))
+    return with_main(module, graph.finish(graph.remap(result_of(function))))
 
 
 def with_main(module: tvm.IRModule, function: relax.Function) -> tvm.IRModule:

@@ -1,0 +1,102 @@
+"""Dense layers become 1x1 convolutions of a 1x1 image, and what follows them stays on that image.
+
+So dense layers get the epilogues, bits and kernels of convolutions. A one-row matrix [1, K] and the image [1, 1, 1, K] hold
+the same data: the reshapes between them cost nothing, and elementwise operators on rows are moved to the image so that the
+reshapes do not part a layer from its bias and activation.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, GenericConst
+
+from bitkiln.pipeline.ops.register import ints
+from bitkiln.pipeline.passes.elementwise import ELEMENTWISE
+from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+
+
+def dense_to_conv(module: tvm.IRModule) -> tvm.IRModule:
+    """The same network without dense layers whose weights are known."""
+    return rewrite(module, _visit)
+
+
+def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+    match op_name(value):
+        case "matmul":
+            return _matmul(graph, name, value)
+        case "reshape":
+            return _reshape(graph, value)
+        case "nn.prelu":
+            return _prelu(graph, name, value)
+        case operator if operator in ELEMENTWISE:
+            return _elementwise(graph, name, value)
+    return None
+
+
+def _matmul(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+    x, weight = call.args[0], array_of(call.args[1])
+    shape = shape_of(x)
+    if weight is None or weight.ndim != 2 or shape[:-1] != (1,) * (len(shape) - 1) or str(x.ty.dtype) != "float32":
+        return None
+    conv = relax.op.nn.conv2d(
+        _image(graph, x),
+        constant(weight.T[:, None, None, :]),
+        data_layout="NHWC",
+        kernel_layout="OHWI",
+        out_layout="NHWC",
+    )
+    return _row(graph, name, conv, (*shape[:-1], weight.shape[1]))
+
+
+def _reshape(graph: Graph, call: Call) -> relax.Expr | None:
+    """Skip reshapes of reshapes, and those to the shape that is there already."""
+    x = call.args[0]
+    shape = tuple(int(size) for size in call.args[1].values)
+    inner = graph.call_of(x, "reshape")
+    source = inner.args[0] if inner is not None else x
+    return source if shape_of(source) == shape else relax.op.reshape(source, shape)
+
+
+def _elementwise(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+    shape = shape_of(graph.normalized(call))
+    if len(shape) != 2 or shape[0] != 1:
+        return None
+    args = [_on_image(graph, arg, shape[1]) for arg in call.args]
+    if any(arg is None for arg in args):
+        return None
+    return _row(graph, name, Call(call.op, args, call.attrs), shape)
+
+
+def _prelu(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+    shape = shape_of(call.args[0])
+    if len(shape) != 2 or shape[0] != 1 or ints([call.attrs["axis"]])[0] % 2 != 1:
+        return None
+    return _row(graph, name, relax.op.nn.prelu(_image(graph, call.args[0]), call.args[1], 3), shape)
+
+
+def _on_image(graph: Graph, arg: relax.Expr, size: int) -> relax.Expr | None:
+    """``arg`` of an operator on rows [1, size] as an argument of the same operator on images [1, 1, 1, size]."""
+    if isinstance(arg, GenericConst):
+        array = array_of(arg)
+        return arg if array.size == 1 else constant(array.reshape(-1), str(array.dtype))
+    if not isinstance(arg, relax.Var):
+        return arg
+    return _image(graph, arg) if shape_of(arg) == (1, size) else None
+
+
+def _image(graph: Graph, row: relax.Expr) -> relax.Expr:
+    """``row`` [1, ..., K] as [1, 1, 1, K]."""
+    shape = (1, 1, 1, shape_of(row)[-1])
+    inner = graph.call_of(row, "reshape")
+    source = inner.args[0] if inner is not None else row
+    if shape_of(source) == shape:
+        return source
+    hint = row.name if isinstance(row, relax.Var) else "constant"
+    return graph.emit(relax.op.reshape(source, shape), f"{hint}.image")
+
+
+def _row(graph: Graph, name: str, value: Call, shape: tuple[int, ...]) -> relax.Expr:
+    """Give ``value`` [1, 1, 1, K] the name; what comes sees it as ``shape``."""
+    image = graph.bind(name, value)
+    return graph.emit(relax.op.reshape(image, shape), f"{name}.row")

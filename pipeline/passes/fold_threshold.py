@@ -1,0 +1,275 @@
+"""Bits all the way: what stands between a binary convolution and the next sign becomes an integer threshold.
+
+The sum v of a binary convolution is a whole number in [-K, K]. Everything up to the next sign (scale, bias, PReLU, batch
+norm) makes a bit of it: f(v). Where f only ever goes from clear to set as v grows, it is v >= t; where it goes from set to
+clear, negating the channel's weights turns v around and it is again a threshold. Thresholds are found by evaluating the
+float32 steps themselves, one after another as the reference does, so they are exact by construction.
+
+A maximum pooling in between becomes a bitwise OR. Let h be what follows the pooling, up to the bit. If h keeps the order
+of numbers, h(max v) is the OR of the bits; if it reverses it (a negative factor of batch norm), it is the AND, which is
+the inverted OR of inverted bits. Steps before the pooling may be anything, since f is looked at as a whole.
+
+A layer that has an element for which none of this holds keeps its floats, and a note says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from bitkiln.pipeline import ops
+from bitkiln.pipeline.ops.register import workload_of
+from bitkiln.pipeline.passes.graph import Graph, array_of, op_name, rewrite
+from bitkiln.pipeline.reference import apply_epilogue
+from bitkiln.schedules.workload import Conv2d, Step
+
+#: Sums evaluated at once where every value of v has to be looked at; bounds the memory of the search.
+CHUNK = 1 << 22
+
+
+class NotMonotone(Exception):
+    """Why a layer cannot become a threshold."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Why a binary convolution whose result only gives bits still computes floats: ``name`` is that of the bits."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """bit = (flip ? -v : v) >= value: ``value`` is int32 [O] or [OH, OW, O], ``flip`` bool [O]."""
+
+    value: np.ndarray
+    flip: np.ndarray
+
+
+def fold_threshold(module: tvm.IRModule) -> tuple[tvm.IRModule, list[Note]]:
+    """Replace convolution, epilogue, pooling and sign by a threshold and a bitwise pooling wherever that is exact."""
+    notes: list[Note] = []
+
+    def visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+        chain = _chain(graph, value)
+        if chain is None:
+            return None
+        try:
+            return _fold(graph, name, chain)
+        except NotMonotone as reason:
+            notes.append(Note(name, str(reason)))
+            return None
+
+    return rewrite(module, visit), notes
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A binary convolution and all that follows it up to the sign; steps with their operands, None where not constant."""
+
+    conv: Call
+    workload: Conv2d
+    before: list[tuple[Step, np.ndarray | None]]
+    after: list[tuple[Step, np.ndarray | None]]
+    sign_zero: int
+
+
+def _chain(graph: Graph, value: relax.Expr) -> _Chain | None:
+    """What ``value`` is as a chain from a binary convolution to bits; None if it is none."""
+    operator = op_name(value)
+    if operator == "bitkiln.bconv2d":
+        workload = workload_of(value)
+        if workload.out != "bits" or workload.threshold:
+            return None
+        return _Chain(value, workload, _with_operands(workload.epilogue, value.args[2:]), [], workload.sign_zero)
+    if operator != "bitkiln.binarize":
+        return None
+    conv = graph.call_of(value.args[0], "bitkiln.bconv2d")
+    if conv is None or not graph.used_once(value.args[0]):
+        return None
+    workload, sign = workload_of(conv), workload_of(value)
+    if workload.out != "float32":
+        return None
+    before = _with_operands(workload.epilogue, conv.args[2:])
+    return _Chain(conv, workload, before, _with_operands(sign.epilogue, value.args[1:]), sign.sign_zero)
+
+
+def _with_operands(steps: Sequence[Step], operands: Sequence[relax.Expr]) -> list[tuple[Step, np.ndarray | None]]:
+    remaining = iter(operands)
+    return [(step, array_of(next(remaining)) if step.operand else None) for step in steps]
+
+
+def _fold(graph: Graph, name: str, chain: _Chain) -> relax.Expr:
+    """The chain on bits, or NotMonotone."""
+    workload, pool = chain.workload, chain.workload.pool
+    for step, values in (*chain.before, *chain.after):
+        if step.operand and (values is None or not np.all(np.isfinite(values))):
+            raise NotMonotone(f"{step} adds a tensor that is not known before the network runs")
+    invert = np.zeros(workload.out_channels, bool)
+    if pool is not None:
+        if pool.kind != "max":
+            raise NotMonotone("an average pooling stands before the sign")
+        invert = _reverses(chain.after, workload.out_channels)
+    size = (*workload.conv_size, workload.out_channels)
+    reach = workload.kernel[0] * workload.kernel[1] * (workload.channels // workload.groups)
+    found = find_thresholds([*chain.before, *chain.after], chain.sign_zero, invert, size, reach)
+    return _rewritten(graph, name, chain, found, invert)
+
+
+def _rewritten(graph: Graph, name: str, chain: _Chain, found: Thresholds, invert: np.ndarray) -> relax.Expr:
+    workload = chain.workload
+    weight = _negated(array_of(chain.conv.args[1]), found.flip, workload.channels // workload.groups)
+    conv = ops.bconv2d(
+        chain.conv.args[0],
+        relax.const(weight, "uint8"),
+        relax.const(found.value, "int32"),
+        channels=workload.channels,
+        strides=workload.strides,
+        padding=workload.padding,
+        dilation=workload.dilation,
+        groups=workload.groups,
+        pad_value=workload.pad_value,
+        out="bits",
+        threshold="element" if found.value.ndim == 3 else "channel",
+    )
+    if workload.pool is None:
+        return conv
+    unpooled = graph.emit(conv, f"{name}.unpooled")
+    masks = [relax.const(ops.pack_bits(invert), "uint8")] if invert.any() else []
+    return ops.bmaxpool2d(unpooled, *masks, channels=workload.out_channels, pool=workload.pool)
+
+
+def _negated(weight: np.ndarray, flip: np.ndarray, channels: int) -> np.ndarray:
+    """Packed OHWI weights with the signs of some output channels turned; tail bits stay clear."""
+    return weight ^ np.where(flip[:, None, None, None], ops.pack_bits(np.ones(channels)), np.uint8(0))
+
+
+def _reverses(steps: Sequence[tuple[Step, np.ndarray | None]], channels: int) -> np.ndarray:
+    """For each channel: do the steps behind a pooling turn the order of numbers around? NotMonotone where they do neither."""
+    reverses = np.zeros(channels, bool)
+    for step, values in steps:
+        if step.operand == "element":
+            raise NotMonotone(f"{step} stands between the pooling and the sign")
+        if step.op == "mul":
+            reverses ^= values < 0
+        elif not _rises(step, values):
+            raise NotMonotone(f"{step} between the pooling and the sign does not keep the order of numbers")
+    return reverses
+
+
+def _rises(step: Step, values: np.ndarray | None) -> bool:
+    """Does ``step`` never turn a greater float32 into a smaller one?"""
+    match step.op:
+        case "mul" | "prelu":
+            return bool(np.all(values >= 0))
+        case "leaky" | "hardsigmoid":
+            return step.values[0] >= 0
+    return step.op in ("add", "relu", "clip")
+
+
+def find_thresholds(
+    steps: Sequence[tuple[Step, np.ndarray | None]],
+    sign_zero: int,
+    invert: np.ndarray,
+    size: tuple[int, int, int],
+    reach: int,
+) -> Thresholds:
+    """The thresholds that stand for the sign of ``steps``, over all whole numbers from -reach to reach.
+
+    ``size`` is (OH, OW, O), the shape of the sums; ``invert`` bool [O] asks for thresholds of the inverted bit. Raises
+    NotMonotone if a bit goes up and down again, or if pixels of one channel need different directions.
+    """
+    by_element = any(step.operand == "element" for step, _ in steps)
+    shape = size if by_element else (1, 1, size[2])
+    search = _Search(steps, sign_zero, np.broadcast_to(invert, shape).reshape(-1), shape)
+    every = np.arange(np.prod(shape))
+    lowest, highest = search.bits(every, -reach), search.bits(every, reach)
+    constant = lowest == highest
+    falls = lowest & ~highest
+    safe = search.monotone()
+    if not safe.all():
+        _check_all(search, np.flatnonzero(~safe), reach)
+    value = np.where(lowest, -reach, reach + 1)
+    changing = np.flatnonzero(~constant)
+    value[changing] = _bisect(search, changing, falls[changing], reach)
+    return _per_channel(value.reshape(shape), falls.reshape(shape), constant.reshape(shape), by_element)
+
+
+class _Search:
+    """The bit of every element as a function of the sum."""
+
+    def __init__(
+        self,
+        steps: Sequence[tuple[Step, np.ndarray | None]],
+        sign_zero: int,
+        invert: np.ndarray,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.steps = [step for step, _ in steps]
+        self.operands = [
+            np.broadcast_to(values, shape).reshape(-1) for step, values in steps if step.operand and values is not None
+        ]
+        self.sign_zero = sign_zero
+        self.invert = invert
+
+    def bits(self, elements: np.ndarray, sums: np.ndarray | int) -> np.ndarray:
+        """The bits of ``elements`` [n] for ``sums``: [n], [m, n] or one number."""
+        values = np.broadcast_to(np.asarray(sums, np.float32), np.broadcast_shapes(np.shape(sums), elements.shape))
+        values = apply_epilogue(self.steps, values, [operand[elements] for operand in self.operands])
+        return (values >= 0 if self.sign_zero > 0 else values > 0) ^ self.invert[elements]
+
+    def monotone(self) -> np.ndarray:
+        """Elements whose steps each keep or turn the order of numbers, so that the bit changes at most once."""
+        safe = np.ones(len(self.invert), bool)
+        operands = iter(self.operands)
+        for step in self.steps:
+            values = next(operands) if step.operand else None
+            if step.op == "prelu":
+                safe &= values >= 0
+            elif step.op == "leaky" or step.op == "hardsigmoid":
+                safe &= step.values[0] >= 0
+            elif step.op not in ("mul", "add", "relu", "clip"):
+                safe[:] = False
+        return safe
+
+
+def _check_all(search: _Search, elements: np.ndarray, reach: int) -> None:
+    """NotMonotone if the bit of one of ``elements`` changes more than once."""
+    sums = np.arange(-reach, reach + 1)[:, None]
+    many = max(1, CHUNK // len(sums))
+    wrong = 0
+    for start in range(0, len(elements), many):
+        bits = search.bits(elements[start : start + many], sums)
+        wrong += int(((bits[1:] != bits[:-1]).sum(axis=0) > 1).sum())
+    if wrong:
+        raise NotMonotone(f"the bits of {wrong} of {len(search.invert)} elements go up and down as the sum grows")
+
+
+def _bisect(search: _Search, elements: np.ndarray, falls: np.ndarray, reach: int) -> np.ndarray:
+    """Thresholds of elements whose bit changes once: of v where it rises, of -v where it falls."""
+    direction = np.where(falls, -1, 1)
+    clear, set_ = np.full(len(elements), -reach), np.full(len(elements), reach)
+    while np.any(set_ - clear > 1):
+        middle = (clear + set_) // 2
+        bits = search.bits(elements, direction * middle)
+        set_, clear = np.where(bits, middle, set_), np.where(bits, clear, middle)
+    return set_
+
+
+def _per_channel(value: np.ndarray, falls: np.ndarray, constant: np.ndarray, by_element: bool) -> Thresholds:
+    """One direction for each channel, and one threshold where all pixels agree; NotMonotone where directions differ."""
+    falling, rising = (falls & ~constant).any(axis=(0, 1)), (~falls & ~constant).any(axis=(0, 1))
+    mixed = int((falling & rising).sum())
+    if mixed:
+        raise NotMonotone(
+            f"in {mixed} of {len(rising)} channels the bit rises with the sum at some pixels and falls at others"
+        )
+    if not by_element or (value == value[:1, :1]).all():
+        value = value[0, 0]
+    return Thresholds(value.astype(np.int32), falling)

@@ -1,0 +1,261 @@
+"""Turn convolutions and poolings into our operators and draw into them what follows: epilogue, pooling, signs.
+
+A convolution takes the elementwise steps behind it, then a pooling, then the sign. Steps behind the pooling that keep the
+order of numbers move in front of it: a maximum commutes with them exactly, rounding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from bitkiln.pipeline import ops
+from bitkiln.pipeline.ops.register import attributes, ints, workload_of
+from bitkiln.pipeline.passes.canonicalize import clip_bounds
+from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.passes.operands import operand
+from bitkiln.schedules.workload import Conv2d, Pool, Pool2d, Step, Workload
+
+_OURS = ("bitkiln.conv2d", "bitkiln.bconv2d", "bitkiln.pool2d")
+
+
+def to_operators(module: tvm.IRModule) -> tvm.IRModule:
+    """Every NHWC convolution and pooling of batch 1 as one of our operators."""
+    return rewrite(module, lambda graph, _name, value: _as_ours(graph, value))
+
+
+def fuse_epilogue(module: tvm.IRModule) -> tvm.IRModule:
+    """Draw elementwise steps, poolings and signs into the operators before them."""
+    return rewrite(module, _visit)
+
+
+def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
+    operator = op_name(value)
+    if operator == "nn.conv2d":
+        return _conv2d(graph, value)
+    if operator in ("nn.max_pool2d", "nn.avg_pool2d"):
+        return _pool2d(value, operator[3:6])
+    if operator in ("mean", "nn.adaptive_avg_pool2d"):
+        return _global_average(graph, value)
+    return None
+
+
+def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
+    attrs = call.attrs
+    x, weight = call.args
+    if str(attrs["data_layout"]) != "NHWC" or shape_of(x)[0] != 1 or str(x.ty.dtype) != "float32":
+        return None
+    return ops.conv2d(
+        x,
+        weight,
+        strides=ints(attrs["strides"]),
+        padding=ints(attrs["padding"]),
+        dilation=ints(attrs["dilation"]),
+        groups=int(attrs["groups"]),
+    )
+
+
+def _pool2d(call: Call, kind: str) -> relax.Expr | None:
+    attrs = call.attrs
+    x = call.args[0]
+    if str(attrs["layout"]) != "NHWC" or ints(attrs["dilation"]) != (1, 1) or shape_of(x)[0] != 1:
+        return None
+    kernel, strides, padding = ints(attrs["pool_size"]), ints(attrs["strides"]), ints(attrs["padding"])
+    include = bool(attrs["count_include_pad"]) or not any(padding)
+    if attrs["ceil_mode"]:
+        extra = [
+            -(size + padding[i] + padding[i + 2] - kernel[i]) % strides[i] for i, size in enumerate(shape_of(x)[1:3])
+        ]
+        if any(extra) and kind == "avg" and include:
+            return None
+        padding = (*padding[:2], padding[2] + extra[0], padding[3] + extra[1])
+    if any(pad >= size for pad, size in zip(padding, (*kernel, *kernel), strict=True)):
+        return None
+    return ops.pool2d(x, pool=Pool(kernel, strides, padding, kind, include or kind == "max"))
+
+
+def _global_average(graph: Graph, call: Call) -> relax.Expr | None:
+    x = call.args[0]
+    shape = shape_of(x)
+    if len(shape) != 4 or shape[0] != 1 or str(x.ty.dtype) != "float32":
+        return None
+    if op_name(call) == "mean":
+        axis = call.attrs["axis"]
+        whole = axis is not None and sorted(i % 4 for i in ints(axis)) == [1, 2]
+    else:
+        size = call.attrs["output_size"]
+        whole = str(call.attrs["layout"]) == "NHWC" and size is not None and ints(size) == (1, 1)
+    if not whole:
+        return None
+    result = shape_of(graph.normalized(call))
+    pooled = ops.pool2d(x, pool=Pool(shape[1:3], (1, 1), kind="avg"))
+    return pooled if len(result) == 4 else relax.op.reshape(graph.emit(pooled, f"{x.name}.pooled"), result)
+
+
+def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+    if not isinstance(value, Call):
+        return None
+    if op_name(value) == "bitkiln.pool2d":
+        return _fuse_pool(graph, value)
+    if op_name(value) == "bitkiln.binarize":
+        return _fuse_sign(graph, value)
+    return _fuse_step(graph, value)
+
+
+def _fuse_pool(graph: Graph, call: Call) -> Call | None:
+    conv = _host(graph, call.args[0])
+    workload = workload_of(call)
+    if conv is None or not isinstance(workload_of(conv), Conv2d) or workload_of(conv).pool:
+        return None
+    if workload.pool.kind == "avg" and workload.pool.kernel == workload_of(conv).conv_size:
+        return None
+    return _again(conv, pool=workload.pool)
+
+
+def _fuse_sign(graph: Graph, call: Call) -> Call | None:
+    """Signs of what one of our operators computes are written as bits at once; other steps join the signs' own epilogue."""
+    x = call.args[0]
+    workload = workload_of(call)
+    host = _host(graph, x)
+    if host is not None and not workload.epilogue:
+        return _again(host, out="bits", sign_zero=workload.sign_zero)
+    steps: list[tuple[Step, list[relax.Expr]]] = []
+    while graph.used_once(x) and graph.definition(x) is not None and _host(graph, x) is None:
+        taken = next(iter(_steps(graph, graph.definition(x))), None)
+        if taken is None or taken[1].operand == "tensor":
+            break
+        x, step, operands = taken
+        steps.insert(0, (step, operands))
+    if not steps:
+        return None
+    operands = [expr for _, exprs in steps for expr in exprs] + list(call.args[1:])
+    epilogue = (*(step for step, _ in steps), *workload.epilogue)
+    return ops.binarize(x, *operands, sign_zero=workload.sign_zero, epilogue=epilogue)
+
+
+def _fuse_step(graph: Graph, call: Call) -> Call | None:
+    hosts = []
+    for x, step, operands in _steps(graph, call):
+        host = _host(graph, x)
+        if host is not None and _accepts(workload_of(host), step, operands):
+            hosts.append((graph.position(x), host, step, operands))
+    if not hosts:
+        return None
+    _, host, step, operands = max(hosts, key=lambda found: found[0])
+    return _again(host, operands, epilogue=(*workload_of(host).epilogue, step))
+
+
+def _accepts(workload: Workload, step: Step, operands: list[relax.Expr]) -> bool:
+    """May ``step`` be appended to the epilogue? Behind a fused pooling only if it commutes with it."""
+    if not isinstance(workload, Conv2d) or not workload.pool:
+        return True
+    return workload.pool.kind == "max" and step.operand in ("", "channel") and keeps_order(step, operands)
+
+
+def keeps_order(step: Step, operands: list[relax.Expr]) -> bool:
+    """Does ``step`` never turn a greater number into a smaller one, in float32?"""
+    match step.op:
+        case "mul" | "prelu":
+            values = array_of(operands[0])
+            return values is not None and bool(np.all(values >= 0))
+        case "leaky":
+            return step.values[0] >= 0
+        case "hardsigmoid":
+            return step.values[0] >= 0
+        case "add" | "relu" | "clip":
+            return True
+    return False
+
+
+def _host(graph: Graph, x: relax.Expr) -> Call | None:
+    """The operator of ours that makes ``x``, as floats, for this use alone."""
+    host = graph.call_of(x, *_OURS)
+    return host if host is not None and graph.used_once(x) and workload_of(host).out == "float32" else None
+
+
+def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: object) -> Call:
+    """``host`` with further operands and other attributes."""
+    workload: Conv2d | Pool2d = replace(workload_of(host), **changed)
+    names = {"epilogue": workload.epilogue, "pool": workload.pool, "out": workload.out, "sign_zero": workload.sign_zero}
+    if isinstance(workload, Conv2d):
+        names |= {
+            "strides": workload.strides,
+            "padding": workload.padding,
+            "dilation": workload.dilation,
+            "groups": workload.groups,
+        }
+        if workload.binary:
+            names |= {
+                "channels": workload.channels,
+                "pad_value": workload.pad_value,
+                "threshold": workload.threshold,
+            }
+    return Call(host.op, [*host.args, *(operands or [])], attributes(**names))
+
+
+Taken = tuple[relax.Expr, Step, list[relax.Expr]]
+
+
+def _steps(graph: Graph, call: Call) -> list[Taken]:
+    """The ways to see ``call`` as a step of an epilogue: the tensor it works on, the step, the step's operand."""
+    rule = _STEPS.get(op_name(call))
+    if rule is None:
+        return []
+    found = rule(graph, call)
+    return [taken for taken in found if len(shape_of(taken[0])) == 4 and shape_of(taken[0])[0] == 1]
+
+
+def _arithmetic(graph: Graph, call: Call) -> list[Taken]:
+    op = {"multiply": "mul", "add": "add"}[op_name(call)]
+    first, second = call.args
+    shape = shape_of(first)
+    array = array_of(second)
+    if array is not None:
+        found = operand(array, shape[1:]) if len(shape) == 4 and array.dtype == np.float32 else None
+        return [(first, Step(op, found[0]), [constant(found[1])])] if found else []
+    if array_of(first) is not None or shape_of(second) != shape or first.same_as(second):
+        return []
+    return [(first, Step(op, "tensor"), [second]), (second, Step(op, "tensor"), [first])]
+
+
+def _prelu(_graph: Graph, call: Call) -> list[Taken]:
+    x, slope = call.args
+    array = array_of(slope)
+    shape = shape_of(x)
+    if array is None or len(shape) != 4 or (op_name(call) == "nn.prelu" and int(call.attrs["axis"]) not in (3, -1)):
+        return []
+    kind, values = operand(array, shape[1:])
+    return [(x, Step("prelu", kind), [constant(values)])]
+
+
+def _clip(_graph: Graph, call: Call) -> list[Taken]:
+    low, high = clip_bounds(call)
+    return [(call.args[0], Step("relu") if (low, high) == (0, np.inf) else Step("clip", "", (low, high)), [])]
+
+
+def _plain(op: str) -> Callable[[Graph, Call], list[Taken]]:
+    return lambda _graph, call: [(call.args[0], Step(op), [])]
+
+
+def _leaky(_graph: Graph, call: Call) -> list[Taken]:
+    return [(call.args[0], Step("leaky", "", (float(call.attrs["alpha"]),)), [])]
+
+
+_STEPS: dict[str, Callable[[Graph, Call], list[Taken]]] = {
+    "add": _arithmetic,
+    "multiply": _arithmetic,
+    "nn.prelu": _prelu,
+    "bitkiln.prelu": _prelu,
+    "nn.relu": _clip,
+    "nn.relu6": _clip,
+    "clip": _clip,
+    "nn.leakyrelu": _leaky,
+    "sigmoid": _plain("sigmoid"),
+    "tanh": _plain("tanh"),
+    "nn.silu": _plain("silu"),
+}
