@@ -75,7 +75,9 @@ def link_library(
 def compile_functions(functions: Mapping[str, tirx.PrimFunc], target: Target, out: Path) -> Path:
     """Compile kernels to one object file; each is exported as ``__tvm_ffi_<name>``."""
     module = tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
-    executable = tvm.compile(module, target=target.tvm_target())
+    # That pass shrinks a buffer to the elements it sees used, and does not see what micro-kernels use by its address.
+    with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
+        executable = tvm.compile(module, target=target.tvm_target())
     executable.mod.write_to_file(str(out), "o")
     return out
 
