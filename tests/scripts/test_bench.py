@@ -1,0 +1,219 @@
+"""The benchmark's arithmetic, tables, conversions and refusals; nothing is measured here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tflite
+from click.testing import CliRunner, Result
+
+from benchmarks import __main__ as bench
+from benchmarks import guest, networks, onnx_to_tflite, peers, report
+from benchmarks.bounds import bound_ms, layers
+from benchmarks.report import Row
+from bitkiln import targets
+from bitkiln.pipeline.errors import BoardError, ModelError, UnsupportedLayer, VerifyError
+
+BOARD = targets.load("rasp3b")
+
+
+def rows() -> list[Row]:
+    return [
+        Row("card-binary", "bitkiln", 60_000_000, 50.0, 37.6, "rasp3b", "simulated"),
+        Row("card-binary", "ncnn", 198_000_000, 165.0, 37.6, "rasp3b", "simulated; ncnn 1"),
+        Row("card-binary", "litert", None, None, 37.6, "rasp3b", report.FAILED + "it has no sign"),
+    ]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(bench.main, list(arguments))
+
+
+@pytest.mark.parametrize(("network", "expected"), [(networks.card_binary, 37.6), (networks.card_float, 102.1)])
+def test_bounds_of_the_cards(network, expected):
+    assert bound_ms(network(), BOARD) == pytest.approx(expected, abs=0.05)
+
+
+def test_bound_of_a_layer_is_arithmetic_or_memory():
+    conv = networks.Layer(64, 64, 56, binary=True)
+    (work,) = layers(networks.single(conv))
+    assert (work.macs, work.binary, work.weight_bytes) == (56 * 56 * 64 * 64 * 9, True, 64 * 64 * 9 // 8)
+    assert bound_ms(networks.single(conv), BOARD) == pytest.approx(work.macs / 42.67 / 1.2e6)
+    streamed = networks.Layer(512, 1024, 1, binary=False)
+    assert bound_ms(networks.single(streamed), BOARD) == pytest.approx(512 * 1024 * 9 * 4 / 2200e3)
+
+
+def test_the_binary_card_has_the_card_s_macs():
+    done = layers(networks.card_binary())
+    assert sum(layer.macs for layer in done if layer.binary) == pytest.approx(364.5e6, rel=0.001)
+    assert sum(layer.macs for layer in done if not layer.binary) == pytest.approx(141.4e6, rel=0.001)
+
+
+@pytest.mark.parametrize("work", networks.built_in(), ids=lambda work: work.name)
+def test_networks_are_valid_and_have_finite_unsaturated_answers(work):
+    model = work.onnx(False)
+    onnx.checker.check_model(model)
+    data = work.input(model)
+    answer = peers.reference(model, data)
+    assert np.isfinite(answer).all()
+    if work.layer is None:
+        assert answer.sum() == pytest.approx(1, abs=1e-4) and answer.max() < 0.99
+    elif work.layer.binary:
+        assert set(np.unique(data)) == {-1, 1} and np.array_equal(answer, np.round(answer))
+
+
+def test_json_rows_have_the_agreed_fields():
+    plain = json.loads(report.to_json(rows()))
+    assert [set(row) for row in plain] == [{"work", "engine", "cycles", "ms", "bound_ms", "target", "how"}] * 3
+    assert plain[2]["cycles"] is None and "no sign" in plain[2]["how"]
+
+
+def test_the_table_shows_bounds_and_ratios():
+    heads, lines = report.table(rows())
+    assert heads == ["ms", "bound", "bitkiln", "ncnn", "litert", "x bound", "x faster"]
+    assert lines == [["card-binary", "37.60", "50.00", "165.0", "-", "1.33", "3.30"]]
+
+
+def test_the_table_without_us_has_no_ratios():
+    heads, lines = report.table(rows()[1:])
+    assert heads == ["ms", "bound", "ncnn", "litert"]
+    assert lines == [["card-binary", "37.60", "165.0", "-"]]
+
+
+def test_markdown_names_what_measured_and_what_failed():
+    text = report.to_markdown(rows(), "Title")
+    assert text.startswith("Title\n\n| ms | bound | bitkiln |")
+    assert "- ncnn: simulated; ncnn 1\n" in text and "- card-binary, litert: not measured: it has no sign\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "rasp3"], "did you mean rasp3b"),
+        (["--only", "card-ternary"], "no work starts with 'card-ternary'"),
+        (["--engines", "ncn"], "ncn is not among: bitkiln, onnxruntime, ncnn, litert"),
+        (["--engines", ","], "nothing is not among"),
+        (["--model", "/nowhere/a.onnx", "--only", "a", "--engines", "ncnn"], "/nowhere/a.onnx: cannot be read"),
+        (["--threads", "9"], "9 is not in the range"),
+    ],
+)
+def test_refusals_are_one_line(arguments, words):
+    done = invoke(*arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr.splitlines()[-1]
+
+
+def test_no_peers_and_engines_exclude_each_other():
+    done = invoke("--no-peers", "--engines", "ncnn")
+    assert done.exit_code == 2 and "--no-peers" in done.stderr
+
+
+def test_a_model_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ModelError, match=r"broken\.onnx: not an ONNX model"):
+        networks.from_file(path).onnx(False)
+
+
+class FakeBench:
+    target = BOARD
+
+    def measure(self, work: networks.Work, engine: str, folder: Path) -> tuple[int, str]:
+        if engine == "ncnn":
+            raise BoardError("ncnn fell over")
+        return 1_200_000, "pretended"
+
+
+def test_a_failing_engine_becomes_a_row():
+    works = bench.chosen(networks.built_in(), "float conv 3x3 3->16")
+    first, second = bench.run(works, ["bitkiln", "ncnn"], FakeBench())
+    assert (first.ms, first.cycles, first.how) == (1.0, 1_200_000, "pretended")
+    assert (second.ms, second.cycles, second.how) == (None, None, "not measured: ncnn fell over")
+
+
+def test_files_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "Bench", lambda *arguments: FakeBench())
+    done = invoke(
+        "--only", "card-float", "--no-peers", "--json", str(tmp_path / "a.json"), "--markdown", str(tmp_path / "a.md")
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "a.json").read_text())[0]["ms"] == 1.0
+    assert "| card-float | 102.1 | 1.00 |" in (tmp_path / "a.md").read_text()
+
+
+def test_nothing_measured_is_a_failure(monkeypatch):
+    monkeypatch.setattr(bench, "Bench", lambda *arguments: FakeBench())
+    assert invoke("--only", "card-float", "--engines", "ncnn").exit_code == 1
+
+
+def test_wrong_outputs_are_refused():
+    expected = np.array([1.0, 2.0, 3.0])
+    peers.check(expected * 1.05, expected)
+    with pytest.raises(VerifyError, match="300% off"):
+        peers.check(expected * 4, expected)
+    with pytest.raises(VerifyError, match="2 elements instead of 3"):
+        peers.check(expected[:2], expected)
+    with pytest.raises(VerifyError, match="nan"):
+        peers.check(np.full(3, math.nan), expected)
+
+
+def operators(content: bytes) -> list[str]:
+    names = {value: name for name, value in vars(tflite.BuiltinOperator).items() if not name.startswith("_")}
+    model = tflite.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    codes = [model.OperatorCodes(graph.Operators(i).OpcodeIndex()) for i in range(graph.OperatorsLength())]
+    return [names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes]
+
+
+def test_the_binary_card_as_tflite():
+    content = onnx_to_tflite.convert(networks.card_binary(same_pools=True))
+    block = ["CONV_2D", "PRELU", "MAX_POOL_2D", "MUL", "ADD"]
+    expected = ["SUB", "CONV_2D", "MUL", "ADD", "MAX_POOL_2D", "CONV_2D", "MUL", "ADD", "MAX_POOL_2D", "RELU_N1_TO_1"]
+    # The clamp of later blocks is fused into the add in front; the ReLU into its convolution.
+    assert operators(content) == [*expected, *block * 5, "CONV_2D", "AVERAGE_POOL_2D", "RESHAPE", "SOFTMAX"]
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "pads", "expected"),
+    [
+        (56, 3, 1, (1, 1, 1, 1), "SAME"),
+        (56, 3, 2, (0, 0, 1, 1), "SAME"),
+        (56, 3, 2, (1, 1, 1, 1), None),
+        (7, 3, 2, (1, 1, 1, 1), "SAME"),
+        (56, 2, 2, (0, 0, 0, 0), "VALID"),
+    ],
+)
+def test_padding_words(size, kernel, stride, pads, expected):
+    word = onnx_to_tflite.padding_of([1, size, size, 8], [kernel, kernel], (stride, stride), pads)
+    assert word == (None if expected is None else getattr(tflite.Padding, expected))
+
+
+def test_unknown_operators_are_named():
+    node = onnx.helper.make_node("Erf", ["x"], ["y"], name="gelu.3")
+    value = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xy"]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]))
+    with pytest.raises(UnsupportedLayer, match=r"gelu\.3 \(Erf\)"):
+        onnx_to_tflite.convert(model)
+
+
+def test_the_guest_runs_and_knows_when_no_simulator_answers(tmp_path, monkeypatch, capsys):
+    class Left(Exception):
+        pass
+
+    def leave(status: int) -> None:
+        raise Left
+
+    monkeypatch.setattr(guest.os, "_exit", leave)
+    model = networks.single(networks.Layer(3, 8, 8, binary=False))
+    (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    data = np.ones((1, 3, 8, 8), np.float32)
+    np.save(tmp_path / "x.npy", data)
+    with pytest.raises(Left):
+        guest.main("onnxruntime", str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), "1", str(tmp_path / "n.onnx"))
+    assert capsys.readouterr().out == "report: null\n"
+    peers.check(np.load(tmp_path / "y.npy"), peers.reference(model, data))
