@@ -22,7 +22,7 @@ import struct
 import sys
 import time
 import zipfile
-from collections import namedtuple
+from typing import IO, Any, Callable, Iterator, NamedTuple, Sequence
 
 try:
     import numpy
@@ -52,7 +52,14 @@ DTYPES = {
 
 MACHINES = {183: "64-bit ARM (aarch64)", 40: "32-bit ARM (armv7l)", 62: "x86-64", 3: "32-bit x86", 243: "RISC-V"}
 
-TensorInfo = namedtuple("TensorInfo", "name dtype shape nbytes")
+
+class TensorInfo(NamedTuple):
+    """A tensor's name, its type as numpy calls it, its shape and its size in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
 
 
 class RunnerError(Exception):
@@ -62,26 +69,26 @@ class RunnerError(Exception):
 class Tensor:
     """An array where there is no numpy: ``dtype``, ``shape`` and ``data``, an ``array.array`` in C order."""
 
-    def __init__(self, dtype, shape, data):
+    def __init__(self, dtype: str, shape: Sequence[int], data: array.array) -> None:
         self.dtype = dtype
         self.shape = tuple(shape)
         self.data = data
 
-    def tobytes(self):
+    def tobytes(self) -> bytes:
         return self.data.tobytes()
 
-    def tolist(self):
+    def tolist(self) -> Any:
         """Nested lists, as numpy's tolist gives them."""
         values = self.data.tolist()
         for extent in reversed(self.shape[1:]):
             values = [values[at : at + extent] for at in range(0, len(values), max(extent, 1))]
         return values if self.shape else values[0]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Tensor({self.dtype}, {self.shape})"
 
 
-def make_array(dtype, shape, data):
+def make_array(dtype: str, shape: Sequence[int], data: bytes) -> Any:
     """``data`` (bytes) as a numpy array, or as a Tensor where there is no numpy."""
     if numpy is not None:
         return numpy.frombuffer(bytes(data), dtype).reshape(shape).copy()
@@ -90,7 +97,7 @@ def make_array(dtype, shape, data):
     return Tensor(dtype, shape, values)
 
 
-def flat_values(values):
+def flat_values(values: Any) -> list[Any]:
     """The elements of what ``make_array`` gives, as a flat list."""
     return values.data.tolist() if isinstance(values, Tensor) else values.ravel().tolist()
 
@@ -137,7 +144,7 @@ _FUNCTIONS = {
 }
 
 
-def elf_machine(path):
+def elf_machine(path: str) -> tuple[int, int]:
     """(machine number, bits) of an ELF file."""
     try:
         with open(path, "rb") as file:
@@ -149,21 +156,22 @@ def elf_machine(path):
     return struct.unpack_from("<H", head, 18)[0], 64 if head[4] == 2 else 32
 
 
-def machine_name(machine, bits):
+def machine_name(machine: int, bits: int) -> str:
     return MACHINES.get(machine, f"{bits}-bit CPU number {machine}")
 
 
-def check_machine(library):
+def check_machine(library: str) -> None:
     """Raise RunnerError where ``library`` is for another CPU than this Python."""
     theirs = elf_machine(library)
     ours = elf_machine("/proc/self/exe" if os.path.exists("/proc/self/exe") else sys.executable)
     if theirs != ours:
         raise RunnerError(
-            f"{library} is for {machine_name(*theirs)}, this Python is {machine_name(*ours)}: compile the network for this board's target"
+            f"{library} is for {machine_name(*theirs)}, this Python is {machine_name(*ours)}: "
+            "compile the network for this board's target"
         )
 
 
-def open_library(path):
+def open_library(path: str) -> ctypes.CDLL:
     """The library at ``path`` with all functions of bitkiln.h declared."""
     check_machine(path)
     try:
@@ -176,7 +184,8 @@ def open_library(path):
         raise RunnerError(f"{path} cannot be loaded: {str(error).splitlines()[0]}")
     if library.bk_abi_version() != ABI_VERSION:
         raise RunnerError(
-            f"{path} has interface version {library.bk_abi_version()}, this runner knows {ABI_VERSION}: use the runner.py of its bundle"
+            f"{path} has interface version {library.bk_abi_version()}, this runner knows {ABI_VERSION}: "
+            "use the runner.py of its bundle"
         )
     return library
 
@@ -188,7 +197,7 @@ class Model:
     at a time; make one Model for each instead.
     """
 
-    def __init__(self, path, threads=0):
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
         self._model = None
         path = os.fspath(path)
         if os.path.isdir(path):
@@ -206,22 +215,23 @@ class Model:
         self.step_names = [self._text(library.bk_step_name(model, i)) for i in steps]
         self.step_kinds = [self._text(library.bk_step_kind(model, i)) for i in steps]
 
-    def close(self):
+    def close(self) -> None:
         """Free the network's memory and threads; the library itself stays loaded."""
         if self._model:
             self._library.bk_destroy(self._model)
             self._model = None
 
-    def __del__(self):
-        self.close()
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, *details):
+    def __exit__(self, *details: object) -> None:
         self.close()
 
-    def __call__(self, *arrays):
+    def __call__(self, *arrays: Any) -> Any:
         """Run on one array for each input; gives the output, or a list where there are several."""
         if len(arrays) != len(self.inputs):
             raise RunnerError(f"the network has {len(self.inputs)} inputs, {len(arrays)} were given")
@@ -231,38 +241,38 @@ class Model:
         results = [self.output(i) for i in range(len(self.outputs))]
         return results[0] if len(results) == 1 else results
 
-    def set_input(self, which, values):
+    def set_input(self, which: int | str, values: Any) -> None:
         """Set an input, by position or name, from a numpy array, a Tensor, nested lists or the raw bytes."""
         index = self._index(self.inputs, which, "input")
         data = to_bytes(values, self.inputs[index])
         self._check(self._library.bk_set_input(self._model, index, data, len(data)))
 
-    def fill_random(self, seed=0):
+    def fill_random(self, seed: int = 0) -> None:
         """Fill all inputs with numbers that ``seed`` fixes: floats in [-1, 1], any bytes, small integers."""
         for index, info in enumerate(self.inputs):
             data = random_bytes(info, f"{seed}/{index}")
             self._check(self._library.bk_set_input(self._model, index, data, len(data)))
 
-    def run(self):
+    def run(self) -> None:
         """Run the network on the inputs set before."""
         self._check(self._library.bk_run(self._model))
 
-    def run_marked(self, per_step=False):
+    def run_marked(self, per_step: bool = False) -> None:
         """As ``run``, marking the run, or each step, as a region for a simulated Cortex-A53; takes no step times."""
         self._check(self._library.bk_run_marked(self._model, 1 if per_step else 0))
 
-    def output(self, which=0):
+    def output(self, which: int | str = 0) -> Any:
         """An output of the last run, by position or name: a numpy array, or a Tensor where there is no numpy."""
         index = self._index(self.outputs, which, "output")
         info = self.outputs[index]
         return self._array(info, self._library.bk_output_data(self._model, index))
 
     @property
-    def step_seconds(self):
+    def step_seconds(self) -> list[float]:
         """Seconds that each step took in the last ``run``."""
         return [self._library.bk_step_seconds(self._model, i) for i in range(len(self.step_names))]
 
-    def trace(self):
+    def trace(self) -> Iterator[tuple[str, list[Any]]]:
         """Run step by step; yields (step name, [outputs]) after each."""
         library = self._library
         for step, name in enumerate(self.step_names):
@@ -273,7 +283,7 @@ class Model:
                 results.append(self._array(info, library.bk_step_output_data(self._model, step, index)))
             yield name, results
 
-    def _index(self, infos, which, kind):
+    def _index(self, infos: Sequence[TensorInfo], which: int | str, kind: str) -> int:
         if isinstance(which, int):
             if not 0 <= which < len(infos):
                 raise RunnerError(f"there is no {kind} {which}: the network has {len(infos)}")
@@ -283,25 +293,25 @@ class Model:
             raise RunnerError("there is no {} {!r}: there are {}".format(kind, which, ", ".join(names)))
         return names.index(which)
 
-    def _info(self, function, *index):
+    def _info(self, function: Callable[..., int], *index: int) -> TensorInfo:
         info = _Info()
-        self._check(function(self._model, *(list(index) + [ctypes.byref(info)])))
+        self._check(function(self._model, *index, ctypes.byref(info)))
         shape = tuple(info.shape[i] for i in range(info.ndim))
         return TensorInfo(self._text(info.name), self._text(info.dtype), shape, info.nbytes)
 
-    def _array(self, info, pointer):
+    def _array(self, info: TensorInfo, pointer: int) -> Any:
         return make_array(info.dtype, info.shape, ctypes.string_at(pointer, info.nbytes))
 
-    def _check(self, code):
+    def _check(self, code: int) -> None:
         if code != 0:
             raise RunnerError(f"{self.path}: {self._text(self._library.bk_last_error(self._model))}")
 
     @staticmethod
-    def _text(value):
+    def _text(value: bytes) -> str:
         return value.decode("utf-8", "replace")
 
 
-def to_bytes(values, info):
+def to_bytes(values: Any, info: TensorInfo) -> bytes:
     """``values`` as the bytes of the tensor ``info``; raises RunnerError where shape or type differ."""
     if isinstance(values, (bytes, bytearray, memoryview)):
         data = bytes(values)
@@ -318,7 +328,7 @@ def to_bytes(values, info):
     return values.tobytes()
 
 
-def from_lists(values, dtype):
+def from_lists(values: Sequence[Any], dtype: str) -> Tensor:
     """Nested lists as a Tensor."""
     shape = []
     while isinstance(values, (list, tuple)) and values and isinstance(values[0], (list, tuple)):
@@ -335,11 +345,11 @@ def from_lists(values, dtype):
         raise RunnerError(f"lists given as a tensor hold values that are no {dtype}")
 
 
-def show_shape(shape):
+def show_shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) if shape else "scalar"
 
 
-def random_bytes(info, seed):
+def random_bytes(info: TensorInfo, seed: int | str) -> bytes:
     """Bytes of a tensor of random numbers. A pool of prime length repeats: fast, and the same on every board."""
     count = info.nbytes // DTYPES[info.dtype][2]
     source = random.Random(seed)
@@ -359,7 +369,7 @@ def random_bytes(info, seed):
 # --- Files of tensors -------------------------------------------------------------------------------------------------
 
 
-def read_npy(file, name):
+def read_npy(file: IO[bytes], name: str) -> Any:
     """The array in an open .npy file."""
     try:
         if file.read(6) != b"\x93NUMPY":
@@ -384,7 +394,7 @@ def read_npy(file, name):
     return make_array(known[descr], shape, data)
 
 
-def to_c_order(data, shape, code):
+def to_c_order(data: bytes, shape: Sequence[int], code: str) -> bytes:
     """Bytes of a column-major array, in C order."""
     source = array.array(code)
     source.frombytes(data)
@@ -397,7 +407,7 @@ def to_c_order(data, shape, code):
     return array.array(code, [source[at] for at in positions]).tobytes()
 
 
-def npy_bytes(values):
+def npy_bytes(values: Any) -> bytes:
     """``values`` as the content of a .npy file."""
     shape = f"({values.shape[0]},)" if len(values.shape) == 1 else str(tuple(values.shape))
     code = DTYPES[str(values.dtype)][1]
@@ -406,7 +416,7 @@ def npy_bytes(values):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + values.tobytes()
 
 
-def read_tensors(path):
+def read_tensors(path: str) -> dict[str, Any]:
     """{name: array} of a .npz file, or {"": array} of a .npy file."""
     try:
         with open(path, "rb") as file:
@@ -425,7 +435,7 @@ def read_tensors(path):
         raise RunnerError(f"{path}: a damaged .npz file")
 
 
-def write_tensors(path, tensors):
+def write_tensors(path: str, tensors: dict[str, Any]) -> None:
     """Write {name: array} as .npz, or the only one as .npy where ``path`` ends so."""
     temporary = f"{path}.{os.getpid()}.part"
     try:
@@ -433,7 +443,7 @@ def write_tensors(path, tensors):
             if len(tensors) != 1:
                 raise RunnerError(f"{path}: {len(tensors)} tensors need a .npz file")
             with open(temporary, "wb") as file:
-                file.write(npy_bytes(list(tensors.values())[0]))
+                file.write(npy_bytes(next(iter(tensors.values()))))
         else:
             with zipfile.ZipFile(temporary, "w") as archive:
                 for name, values in tensors.items():
@@ -448,7 +458,7 @@ def write_tensors(path, tensors):
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
-def load_image(path, how):
+def load_image(path: str, how: dict[str, Any]) -> list[bytes]:
     """The image as the bytes of each channel, in the network's order, resized and cropped as ``how`` says."""
     try:
         from PIL import Image, ImageOps
@@ -466,7 +476,7 @@ def load_image(path, how):
         ratio = how["resize_to"] / min(image.size)
         size = [max(how["resize_to"], int(side * ratio)) for side in image.size]
         image = image.resize(size, Image.BILINEAR)
-        left, top = int(round((size[0] - width) / 2.0)), int(round((size[1] - height) / 2.0))
+        left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
         image = image.crop((left, top, left + width, top + height))
     else:
         image = image.resize((width, height), Image.BILINEAR)
@@ -474,12 +484,12 @@ def load_image(path, how):
     return channels[::-1] if how["channel_order"] == "BGR" else channels
 
 
-def single(value):
+def single(value: float) -> float:
     """``value`` rounded to float32."""
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
-def preprocess(channels, how, info):
+def preprocess(channels: Sequence[bytes], how: dict[str, Any], info: TensorInfo) -> bytes:
     """Channel bytes as the network's input: each value becomes (x - mean) * scale in float32."""
     if info.dtype not in ("float32", "uint8"):
         raise RunnerError(f"input {info.name} is {info.dtype}: images become float32 or uint8 only")
@@ -487,19 +497,19 @@ def preprocess(channels, how, info):
     for data, mean, scale in zip(channels, how["mean"], how["scale"]):
         table = [single(single(value - single(mean)) * single(scale)) for value in range(256)]
         if info.dtype == "uint8":
-            table = [min(max(int(round(value)), 0), 255) for value in table]
+            table = [min(max(round(value), 0), 255) for value in table]
         planes.append(look_up(table, data, info.dtype))
     return interleave(planes) if how["layout"] == "NHWC" else b"".join(plane.tobytes() for plane in planes)
 
 
-def look_up(table, data, dtype):
+def look_up(table: Sequence[float], data: bytes, dtype: str) -> Any:
     """table[x] for each byte x of ``data``."""
     if numpy is not None:
         return numpy.array(table, dtype)[numpy.frombuffer(data, "uint8")]
     return array.array(DTYPES[dtype][0], map(table.__getitem__, data))
 
 
-def interleave(planes):
+def interleave(planes: Sequence[Any]) -> bytes:
     """Bytes of the planes, element by element."""
     if numpy is not None:
         return numpy.stack(planes, axis=-1).tobytes()
@@ -515,7 +525,7 @@ def interleave(planes):
 class Bundle:
     """A folder as ``bitkiln compile`` writes it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         self.folder = folder
         path = self.path("manifest.json")
         try:
@@ -530,16 +540,16 @@ class Bundle:
                 "{}: format {}, this runner knows {}".format(path, self.manifest.get("format"), FORMAT_VERSION)
             )
 
-    def path(self, name):
+    def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
-    def labels(self):
+    def labels(self) -> list[str]:
         if "labels.txt" not in self.manifest["files"]:
             return []
         with open(self.path("labels.txt"), encoding="utf-8") as file:
             return file.read().splitlines()
 
-    def check_digest(self, name):
+    def check_digest(self, name: str) -> None:
         """Raise RunnerError where a file is missing or altered."""
         expected = self.manifest["files"][name]
         digest, size = hashlib.sha256(), 0
@@ -553,34 +563,34 @@ class Bundle:
         if size != expected["size"] or digest.hexdigest() != expected["sha256"]:
             raise RunnerError(f"{self.path(name)}: altered since it was compiled; copy the bundle again")
 
-    def check_system(self):
+    def check_system(self) -> None:
         """Raise RunnerError where this system is too old or another CPU."""
         check_machine(self.path("model.so"))
         have, need = glibc_version(), self.manifest["requires"]["glibc"]
         if have and tuple(map(int, have.split(".")[:2])) < tuple(map(int, need.split(".")[:2])):
             raise RunnerError(f"this system has glibc {have}, the bundle needs {need}")
 
-    def set_image(self, model, path):
+    def set_image(self, model: Model, path: str) -> None:
         how = self.manifest.get("preprocessing")
         if not how:
             raise RunnerError("this bundle says nothing of images; give --input")
         model.set_input(0, preprocess(load_image(path, how), how, model.inputs[0]))
 
-    def set_tensors(self, model, path):
+    def set_tensors(self, model: Model, path: str) -> None:
         tensors = read_tensors(path)
         if len(model.inputs) == 1 and len(tensors) == 1:
-            model.set_input(0, list(tensors.values())[0])
+            model.set_input(0, next(iter(tensors.values())))
             return
         for info in model.inputs:
             if info.name not in tensors:
                 raise RunnerError("{}: no tensor {!r}; it has {}".format(path, info.name, ", ".join(sorted(tensors))))
             model.set_input(info.name, tensors[info.name])
 
-    def golden(self, kind):
-        return [list(read_tensors(self.path(name)).values())[0] for name in self.manifest["golden"][kind]]
+    def golden(self, kind: str) -> list[Any]:
+        return [next(iter(read_tensors(self.path(name)).values())) for name in self.manifest["golden"][kind]]
 
 
-def glibc_version():
+def glibc_version() -> str:
     """Such as "2.31", or "" where the C library is another."""
     try:
         name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
@@ -589,7 +599,7 @@ def glibc_version():
         return ""
 
 
-def largest_error(values, expected):
+def largest_error(values: Any, expected: Any) -> float:
     """Largest difference, relative to the largest expected value where that is above 1; NaN matches only NaN."""
     pairs = list(zip(flat_values(values), flat_values(expected)))
     scale = max([1.0] + [abs(b) for _, b in pairs if b == b and abs(b) != float("inf")])
@@ -605,7 +615,7 @@ def largest_error(values, expected):
 # --- The command line -------------------------------------------------------------------------------------------------
 
 
-def check(bundle, threads):
+def check(bundle: Bundle, threads: int) -> None:
     """Print what was checked; raises RunnerError at the first thing that is wrong."""
     for name in sorted(bundle.manifest["files"]):
         bundle.check_digest(name)
@@ -632,18 +642,18 @@ def check(bundle, threads):
         print(f"answer: output {model.outputs[index].name} within {error:.1e} of the golden one")
 
 
-def top(values, labels, count):
+def top(values: Any, labels: Sequence[str], count: int) -> list[tuple[str, float]]:
     """[(label, score)] of the highest scores."""
     scores = flat_values(values)
     order = sorted(range(len(scores)), key=lambda i: (-scores[i] if scores[i] == scores[i] else float("inf"), i))
     return [(labels[i] if i < len(labels) else f"class {i}", scores[i]) for i in order[:count]]
 
 
-def peak_memory_mib():
+def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def bench(model, loaded, started, seconds=3.0, most=200):
+def bench(model: Model, loaded: float, started: float, seconds: float = 3.0, most: int = 200) -> dict[str, Any]:
     """Times of repeated runs, in a dict; the first run counts as the first answer only. The digest is not part of it."""
     model.run()
     first = time.perf_counter()
@@ -664,7 +674,7 @@ def bench(model, loaded, started, seconds=3.0, most=200):
     }
 
 
-def print_bench(figures):
+def print_bench(figures: dict[str, Any]) -> None:
     print(
         "{runs} runs, {threads} threads: min {min_ms:.2f} ms, median {median_ms:.2f} ms, max {max_ms:.2f} ms".format(
             **figures
@@ -676,13 +686,13 @@ def print_bench(figures):
     )
 
 
-def print_steps(model):
+def print_steps(model: Model) -> None:
     total = sum(model.step_seconds) or 1.0
     for name, kind, seconds in zip(model.step_names, model.step_kinds, model.step_seconds):
         print(f"{1e3 * seconds:9.3f} ms {100 * seconds / total:5.1f} %  {name}  ({kind})")
 
 
-def arguments_parser():
+def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Run the network of this bundle.", epilog="example: python3 runner.py --image cat.jpg"
     )
@@ -700,7 +710,7 @@ def arguments_parser():
     return parser
 
 
-def trace_tensors(model):
+def trace_tensors(model: Model) -> dict[str, Any]:
     """{name: array} of every step's outputs; further outputs of a step are called name.1, name.2 ..."""
     tensors = {}
     for name, results in model.trace():
@@ -709,7 +719,7 @@ def trace_tensors(model):
     return tensors
 
 
-def run(bundle, options):
+def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
     """Do what the options ask; gives what to report."""
     start = time.perf_counter()
     bundle.check_digest("model.so")
@@ -739,7 +749,7 @@ def run(bundle, options):
     return model, report
 
 
-def print_report(model, report, options):
+def print_report(model: Model, report: dict[str, Any], options: argparse.Namespace) -> None:
     if "top" in report and (options.image or not options.output):
         for label, score in report["top"]:
             print(f"{score:12.5f}  {label}")
@@ -751,7 +761,7 @@ def print_report(model, report, options):
         print("{:.2f} ms, {} threads".format(1e3 * report["seconds"], report["threads"]))
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = arguments_parser()
     options = parser.parse_args(arguments)
     if options.image and options.input:
