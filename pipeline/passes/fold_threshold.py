@@ -82,13 +82,7 @@ class _Chain:
 
 def _chain(graph: Graph, value: relax.Expr) -> _Chain | None:
     """What ``value`` is as a chain from a binary convolution to bits; None if it is none."""
-    operator = op_name(value)
-    if operator == "bitkiln.bconv2d":
-        workload = workload_of(value)
-        if workload.out != "bits" or workload.threshold:
-            return None
-        return _Chain(value, workload, _with_operands(workload.epilogue, value.args[2:]), [], workload.sign_zero)
-    if operator != "bitkiln.binarize":
+    if op_name(value) != "bitkiln.binarize":
         return None
     conv = graph.call_of(value.args[0], "bitkiln.bconv2d")
     if conv is None or not graph.used_once(value.args[0]):

@@ -118,11 +118,14 @@ def _fuse_pool(graph: Graph, call: Call) -> Call | None:
 
 
 def _fuse_sign(graph: Graph, call: Call) -> Call | None:
-    """Signs of what one of our operators computes are written as bits at once; other steps join the signs' own epilogue."""
+    """Signs of what a float operator of ours computes are written as bits at once; steps before others join the signs.
+
+    A binary convolution gives bits by thresholds only, which the next pass finds.
+    """
     x = call.args[0]
     workload = workload_of(call)
     host = _host(graph, x)
-    if host is not None and not workload.epilogue:
+    if host is not None and not workload.epilogue and op_name(host) != "bitkiln.bconv2d":
         return _again(host, out="bits", sign_zero=workload.sign_zero)
     steps: list[tuple[Step, list[relax.Expr]]] = []
     while graph.used_once(x) and graph.definition(x) is not None and _host(graph, x) is None:
