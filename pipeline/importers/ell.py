@@ -21,6 +21,7 @@ from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.archive import digest
+from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.ell_archive import Graph, Node, read_graph, shape_of
 from bitkiln.pipeline.importers.ell_layers import Layer, Tensor, constant, import_layer
 from bitkiln.pipeline.importers.options import ImportOptions
@@ -81,21 +82,22 @@ def load(path: Path, options: ImportOptions) -> Model:
 def _module(graph: Graph, options: ImportOptions) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     builder = relax.BlockBuilder()
     data = relax.Var("input", relax.TensorType((1, *graph.input_shape), "float32"))
-    with builder.function("main", [data]):
-        with builder.dataflow():
-            values = {graph.input_id: Tensor(data, graph.input_shape)}
-            count = 0
-            for node in graph.nodes:
-                name = f"{_NAMES[node.kind]}_{count}"
-                bind = builder.emit_output if node.id in graph.output_ids else builder.emit
-                values[node.id] = _import_node(_namer(builder, bind, name), node, values, options)
-                count += node.kind not in _UNCOUNTED
-            results = [values[node_id] for node_id in graph.output_ids]
-            outputs = [_output(builder, result.expr) for result in results]
-        builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+    values = {graph.input_id: Tensor(data, graph.input_shape)}
+
+    def emit() -> list[relax.Var]:
+        count = 0
+        for node in graph.nodes:
+            bind = builder.emit_output if node.id in graph.output_ids else builder.emit
+            name = f"{_NAMES[node.kind]}_{count}"
+            values[node.id] = _import_node(_namer(builder, bind, name), node, values, options)
+            count += node.kind not in _UNCOUNTED
+        return [_output(builder, values[node_id].expr) for node_id in graph.output_ids]
+
+    module = build_main(builder, [data], emit)
+    results = [values[node_id] for node_id in graph.output_ids]
     names = ["output"] if len(results) == 1 else [f"output_{index}" for index in range(len(results))]
     specs = (TensorSpec(name, (1, *value.size), "float32", "NHWC") for name, value in zip(names, results, strict=True))
-    return relax.transform.CanonicalizeBindings()(builder.get()), tuple(specs)
+    return module, tuple(specs)
 
 
 def _output(builder: relax.BlockBuilder, expr: relax.Expr) -> relax.Var:

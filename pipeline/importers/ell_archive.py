@@ -257,7 +257,7 @@ def _predictor_shape(tables: Mapping[str, Mapping[str, Any]]) -> tuple[int, int,
 def shape_of(where: str, value: Any) -> tuple[int, int, int]:
     """(rows, columns, channels) of a shape written as three positive numbers."""
     numbers = list(value) if isinstance(value, (list, tuple)) else []
-    numbers = [1] * (3 - len(numbers)) + numbers
+    numbers = [1] * (3 - len(numbers)) + numbers if numbers else []
     if len(numbers) != 3 or not all(type(number) is int and 0 < number < 1 << 20 for number in numbers):
         raise ModelError(f"{where}: {value!r} is not a shape of rows, columns and channels")
     return tuple(numbers)

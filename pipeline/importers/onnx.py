@@ -9,9 +9,8 @@ passes rely:
 - Convolution: ``relax.nn.conv2d`` (NCHW, OIHW) with explicit padding [top, left, bottom, right] and a constant weight, then
   ``relax.add`` of a constant [1, O, 1, 1] where it has a bias. Explicit ``Pad`` nodes stay ``relax.nn.pad``.
 - Batch normalisation: ``relax.multiply`` by a constant [1, C, 1, 1], then ``relax.add`` of one.
-- Signs: ``relax.sign(x)``; ``relax.where(x >= 0, 1, -1)`` for those that take 0 to +1 (QONNX ``BipolarQuant``, Larq's
-  Sign-Add-Sign), ``relax.where(x > 0, 1, -1)`` for 0 to -1, with scalar constants; a ``BipolarQuant``'s scale is a
-  ``relax.multiply`` behind it. Straight-through estimators are gone: ``(sign(x) - p(x)) + p(x)`` is ``sign(x)``.
+- Signs stay as the file spells them: ``relax.sign``, comparisons, ``relax.where``. QONNX's ``BipolarQuant``, which takes 0 to
+  +1, is ``relax.where(x >= 0, 1, -1)`` and, where its scale is not 1, a ``relax.multiply`` behind it.
 - PReLU: ``relax.nn.prelu`` with one slope per channel; other slopes ``relax.where(x < 0, x * slope, x)``.
 - Clip: ``relax.clip``. Dense: ``relax.matmul(x, constant [K, N])``, then ``relax.add`` of a constant.
 - Pooling without ``ceil_mode``: windows that overrun the input have explicit padding.
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 

@@ -7,6 +7,7 @@ form described in ``onnx``; everything else goes through TVM's ONNX frontend.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -18,6 +19,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map, onnx_input
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
+from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.onnx_graph import BIPOLAR, Graph, node_label
 from bitkiln.pipeline.importers.onnx_windows import Windows
 from bitkiln.pipeline.model import TensorSpec
@@ -30,25 +32,26 @@ _RANDOM = frozenset(
 def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     """The graph as a module with one function ``main``, and the specs of its outputs."""
     converter = _Converter(graph)
-    builder = converter.builder
     params = {
         name: relax.Var(converter.variable(name), relax.TensorType(shape, "float32")) for name, shape in shapes.items()
     }
     converter.values.update(params)
-    with builder.function("main", list(params.values())):
-        with builder.dataflow():
-            for node in graph.nodes:
-                converter.add(node)
-            outputs = [converter.output(name) for name in graph.outputs.values()]
-        builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+    outputs: list[relax.Var] = []
+
+    def emit() -> list[relax.Var]:
+        for node in graph.nodes:
+            converter.add(node)
+        outputs.extend(converter.output(name) for name in graph.outputs.values())
+        return outputs
+
+    module = build_main(converter.builder, list(params.values()), emit)
     specs = []
     for name, var in zip(graph.outputs, outputs, strict=True):
         shape = _static_shape(var)
         if shape is None:
             raise UnsupportedLayer(f"{graph.path}: the shape of output {name!r} depends on the input's values")
         specs.append(TensorSpec(name, shape, str(var.ty.dtype), "NCHW" if len(shape) == 4 else ""))
-    passes = tvm.transform.Sequential([relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()])
-    return passes(builder.get()), tuple(specs)
+    return module, tuple(specs)
 
 
 class _Converter:
@@ -381,6 +384,77 @@ def _where(node: Operands) -> relax.Expr:
     return relax.op.where(node.value(0), node.value(1), node.value(2))
 
 
+def _softmax(node: Operands) -> relax.Expr:
+    """Before opset 13 all axes from ``axis`` on are one."""
+    shape = node.shape()
+    axis = node.attributes.get("axis", -1 if node.opset >= 13 else 1)
+    axis = axis + len(shape) if axis < 0 else axis
+    if node.opset >= 13 or math.prod(shape[axis:]) == shape[axis]:
+        return relax.op.nn.softmax(node.value(0), axis)
+    flat = node.step(relax.op.reshape(node.value(0), (math.prod(shape[:axis]), math.prod(shape[axis:]))), "flat")
+    return relax.op.reshape(node.step(relax.op.nn.softmax(flat, 1), "all"), shape)
+
+
+def _hard_sigmoid(node: Operands) -> relax.Expr:
+    """HardSigmoid, and HardSwish, which is x times one."""
+    swish = node.node.op_type == "HardSwish"
+    alpha = 1 / 6 if swish else node.attributes.get("alpha", 0.2)
+    scaled = node.step(relax.op.multiply(node.value(0), _scalar(alpha)), "scaled")
+    shifted = node.step(relax.op.add(scaled, _scalar(node.attributes.get("beta", 0.5))), "shifted")
+    gate = relax.op.clip(shifted, 0.0, 1.0)
+    return relax.op.multiply(node.value(0), node.step(gate, "gate")) if swish else gate
+
+
+def _variadic(node: Operands) -> relax.Expr:
+    """Sum, Max or Min of any number of tensors, two at a time."""
+    operator = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minimum}[node.node.op_type]
+    result = node.value(0)
+    for index in range(1, len(node)):
+        result = operator(result, node.value(index))
+        if index < len(node) - 1:
+            result = node.step(result, str(index))
+    return result
+
+
+def _resize(node: Operands) -> relax.Expr:
+    """Resize of any opset, and Upsample, for images; sizes or scales are constant."""
+    shape = node.shape()
+    old = node.opset < 11
+    scales, sizes = (1, None) if old else (2, 3)
+    if sizes is not None and node.has(sizes):
+        target = [int(size) for size in node.array(sizes, "sizes")]
+    elif "scales" in node.attributes:
+        target = [int(size * scale) for size, scale in zip(shape, node.attributes["scales"], strict=True)]
+    else:
+        target = [int(size * scale) for size, scale in zip(shape, node.array(scales, "scales"), strict=True)]
+    attributes = node.attributes
+    text = {name: attributes.get(name, default).decode() for name, default in _RESIZE_DEFAULTS.items()}
+    if len(shape) != 4 or tuple(target[:2]) != shape[:2] or text["mode"] not in _RESIZE_METHODS:
+        raise node.unsupported(f"resizes {list(shape)} to {target} by {text['mode']}")
+    if attributes.get("axes") or attributes.get("antialias") or text["keep_aspect_ratio_policy"] != "stretch":
+        raise node.unsupported("axes, antialias and keep_aspect_ratio_policy are not supported")
+    return relax.op.image.resize2d(
+        node.value(0),
+        tuple(target[2:]),
+        layout="NCHW",
+        method=_RESIZE_METHODS[text["mode"]],
+        coordinate_transformation_mode="asymmetric" if old else text["coordinate_transformation_mode"],
+        rounding_method="floor" if old else text["nearest_mode"],
+        cubic_alpha=attributes.get("cubic_coeff_a", -0.75),
+        cubic_exclude=attributes.get("exclude_outside", 0),
+        extrapolation_value=attributes.get("extrapolation_value", 0.0),
+    )
+
+
+_RESIZE_METHODS = {"nearest": "nearest_neighbor", "linear": "linear", "cubic": "cubic"}
+_RESIZE_DEFAULTS = {
+    "mode": b"nearest",
+    "coordinate_transformation_mode": b"half_pixel",
+    "nearest_mode": b"round_prefer_floor",
+    "keep_aspect_ratio_policy": b"stretch",
+}
+
+
 _CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "AveragePool": _pooling,
     "BatchNormalization": _batch_normalization,
@@ -389,10 +463,18 @@ _CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "Conv": _convolution,
     "Flatten": _flatten,
     "Gemm": _dense,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_sigmoid,
+    "Max": _variadic,
     "MaxPool": _pooling,
+    "Min": _variadic,
     "PRelu": _prelu,
     "Pad": _pad,
     "Reshape": _reshape,
+    "Resize": _resize,
+    "Softmax": _softmax,
+    "Sum": _variadic,
+    "Upsample": _resize,
     "Where": _where,
 }
 
