@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
+from bitkiln.schedules import binary_conv2d_a53 as a53
 from bitkiln.schedules import binary_conv2d_grouped as grouped
 from bitkiln.schedules import binary_conv2d_plain as plain
 from bitkiln.schedules import reference as stages
@@ -37,24 +38,28 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space."""
-    return {}
+    return a53.space(workload, target) if _microkernels(workload, target) else {}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default."""
-    return {}
+    return a53.default(workload, target) if _microkernels(workload, target) else {}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
-    if workload.groups > 1 or _bits(workload) > MAX_BITS:
-        return grouped.emit(workload)
-    return plain.emit(workload)
+    if _microkernels(workload, target):
+        return a53.emit(workload, knobs, target)
+    return (plain if _vectors(workload) else grouped).emit(workload)
 
 
-def _bits(workload: Conv2d) -> int:
-    """Bits of a dot product."""
-    return workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+def _vectors(workload: Conv2d) -> bool:
+    """Whether output channels are lanes: all see the same input, and counts fit into 16 bits."""
+    return workload.groups == 1 and workload.kernel[0] * workload.kernel[1] * workload.channels <= MAX_BITS
+
+
+def _microkernels(workload: Conv2d, target: Target) -> bool:
+    return _vectors(workload) and target.bits == 64
 
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:

@@ -1,10 +1,9 @@
 """Where the bits of a binary convolution lie, and the integers that thresholds and true-zero padding turn into.
 
 The convolution is a product of matrices of bits: a *patch*, all bytes of an output pixel's taps one after the other, with
-the weights of each output channel. Both are filled up to whole 16-bit *words*, two bytes each; spare bits are clear in both
-and count nothing. With ``count`` the number of bits that differ, the accumulator is ``base - 2 * count``. The base is the
-number of bits; padding with a true zero reads clear bits, and the base of a pixel makes up for what they counted. Pixels
-that miss the same taps share a *class*.
+the weights of each output channel. Spare bits are clear in both and count nothing. With ``count`` the number of bits that
+differ, the accumulator is ``base - 2 * count``. The base is the number of bits; padding with a true zero reads clear bits,
+and the base of a pixel makes up for what they counted. Pixels that miss the same taps share a *class*.
 """
 
 from __future__ import annotations
@@ -24,24 +23,20 @@ MAX_BITS = 65534
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shapes of the bit matrices of ``workload``."""
+    """The shapes of the bit matrices of ``workload``. Pixels are filled up to a multiple of ``alignment`` bytes."""
 
     workload: Conv2d
+    alignment: int = 1
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of a pixel of the input."""
-        return packed(self.workload.channels)
+        """Bytes of a pixel in a patch."""
+        return -(-packed(self.workload.channels) // self.alignment) * self.alignment
 
     @property
     def taps(self) -> int:
         """Taps of the kernel."""
         return self.workload.kernel[0] * self.workload.kernel[1]
-
-    @property
-    def words(self) -> int:
-        """16-bit words of a patch."""
-        return -(-self.taps * self.pixel_bytes // 2)
 
     @property
     def channel_groups(self) -> int:
@@ -141,9 +136,9 @@ class Geometry:
         """Row of each output pixel in the table of bounds, int32 [pixels]."""
         return np.arange(self.pixels, dtype="int32") if self.workload.threshold == "element" else self.classes
 
-    def pack_weights(self, weights: np.ndarray) -> np.ndarray:
-        """uint8 [O, kh, kw, bytes] as uint16 [channel groups][words][LANES]."""
-        lanes = np.zeros((self.channel_groups * LANES, self.words * 2), "uint8")
-        lanes[: len(weights), : self.taps * self.pixel_bytes] = weights.reshape(len(weights), -1)
-        words = lanes.view("<u2").reshape(self.channel_groups, LANES, self.words)
-        return np.ascontiguousarray(words.transpose(0, 2, 1))
+    def pack_lanes(self, weights: np.ndarray) -> np.ndarray:
+        """uint8 [O, kh, kw, bytes] as [channel groups][LANES][bytes of a patch], spare channels clear."""
+        out_channels, weight_bytes = len(weights), weights.shape[-1]
+        lanes = np.zeros((self.channel_groups * LANES, self.taps, self.pixel_bytes), "uint8")
+        lanes[:out_channels, :, :weight_bytes] = weights.reshape(out_channels, self.taps, weight_bytes)
+        return lanes.reshape(self.channel_groups, LANES, -1)

@@ -9,28 +9,28 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.binary_conv2d_geometry import Geometry
+from bitkiln.schedules.workload import packed
 
 
-def padded(where: Geometry, data: Any, spare: int = 0) -> Any:
-    """Emits a copy of ``data`` uint8 [1, H, W, bytes] with its border and ``spare`` readable bytes behind it, flat.
+def padded(where: Geometry, data: Any) -> Any:
+    """Emits a copy of ``data`` uint8 [1, H, W, bytes] with its border, flat.
 
-    A border of true zeros holds clear bits, like one of -1. Without border and spare bytes it is ``data`` itself.
+    A border of true zeros holds clear bits, like one of -1. Where nothing is to be added it is ``data`` itself.
     """
     work = where.workload
     top, left, _, right = work.padding
-    source = loops.flat(data, work.height * work.width * where.pixel_bytes, "uint8")
-    if not any(work.padding) and not spare:
-        return source
+    source = loops.flat(data, work.height * work.width * packed(work.channels), "uint8")
     height, width, pixel_bytes = where.padded
-    pitch, inner = width * pixel_bytes, work.width * pixel_bytes
-    copy = T.alloc_buffer((height * pitch + spare,), "uint8")
+    if not any(work.padding) and pixel_bytes == packed(work.channels):
+        return source
+    pitch = width * pixel_bytes
+    copy = T.alloc_buffer((height * pitch,), "uint8")
     with T.parallel(height) as y:
         start = y * pitch
 
         def row() -> None:
             _border(where, copy, start, left)
-            first = (y - top) * inner
-            loops.sweep(inner, lambda i: T.buffer_store(copy, source[first + i], [start + left * pixel_bytes + i]))
+            _copy_row(where, copy, start + left * pixel_bytes, source, y - top)
             _border(where, copy, start + (left + work.width) * pixel_bytes, right)
 
         if height == work.height:
@@ -44,6 +44,19 @@ def padded(where: Geometry, data: Any, spare: int = 0) -> Any:
     return copy
 
 
+def _copy_row(where: Geometry, copy: Any, to: Any, source: Any, y: Any) -> None:
+    """Emits row ``y`` of ``source`` at byte ``to``, each pixel filled up with clear bits."""
+    width, given, wanted = where.workload.width, packed(where.workload.channels), where.pixel_bytes
+    first = y * (width * given)
+    if given == wanted:
+        loops.sweep(width * given, lambda i: T.buffer_store(copy, source[first + i], [to + i]))
+        return
+    with T.serial(width) as x:
+        loops.sweep(given, lambda i: T.buffer_store(copy, source[first + x * given + i], [to + x * wanted + i]))
+        for i in range(given, wanted):
+            T.buffer_store(copy, tirx.const(0, "uint8"), [to + x * wanted + i])
+
+
 def _border(where: Geometry, copy: Any, start: Any, pixels: int) -> None:
     """Emits ``pixels`` pixels of border from byte ``start`` on."""
     if not pixels:
@@ -52,8 +65,10 @@ def _border(where: Geometry, copy: Any, start: Any, pixels: int) -> None:
     channels, pixel_bytes = where.workload.channels, where.pixel_bytes
     value = tirx.const(0xFF if ones else 0, "uint8")
     loops.sweep(pixels * pixel_bytes, lambda i: T.buffer_store(copy, value, [start + i]))
-    if ones and channels % 8:
-        # The spare bits of a pixel's last byte are clear everywhere.
-        last = tirx.const((1 << channels % 8) - 1, "uint8")
+    if not ones:
+        return
+    # The spare bits of a pixel are clear everywhere.
+    for byte in range(channels // 8, pixel_bytes):
+        rest = (1 << channels % 8) - 1 if byte == channels // 8 else 0
         with T.serial(pixels) as pixel:
-            T.buffer_store(copy, last, [start + pixel * pixel_bytes + pixel_bytes - 1])
+            T.buffer_store(copy, tirx.const(rest, "uint8"), [start + pixel * pixel_bytes + byte])

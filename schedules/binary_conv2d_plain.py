@@ -28,7 +28,12 @@ def emit(workload: Conv2d) -> Kernel:
     weights_shape = (where.channel_groups, where.taps * where.pixel_bytes, LANES)
     arguments = (
         Argument((0,), *workload.shapes[0]),
-        Argument((1,), weights_shape, "uint8", lambda arrays: _pack_weights(where, arrays[0])),
+        Argument(
+            (1,),
+            weights_shape,
+            "uint8",
+            lambda arrays: np.ascontiguousarray(where.pack_lanes(arrays[0]).transpose(0, 2, 1)),
+        ),
         Constant(where.patches),
         Constant(where.runs),
         *spec.arguments,
@@ -56,13 +61,6 @@ def _tiles(pixels: int) -> list[tuple[int, int, int]]:
     full, rest = divmod(pixels, TILE_PIXELS)
     tiles = [(0, full, TILE_PIXELS)] if full else []
     return [*tiles, (full * TILE_PIXELS, 1, rest)] if rest else tiles
-
-
-def _pack_weights(where: Geometry, weights: np.ndarray) -> np.ndarray:
-    """uint8 [O, kh, kw, bytes] as [channel groups][bytes of a patch][LANES]."""
-    lanes = np.zeros((where.channel_groups * LANES, where.taps * where.pixel_bytes), "uint8")
-    lanes[: len(weights)] = weights.reshape(len(weights), -1)
-    return np.ascontiguousarray(lanes.reshape(where.channel_groups, LANES, -1).transpose(0, 2, 1))
 
 
 def _count(

@@ -29,7 +29,7 @@ class Spec:
 
     @property
     def arguments(self) -> tuple[Argument | Constant, ...]:
-        """The table of bounds or bases, its row for each pixel, and the epilogue's operands."""
+        """The table of bounds or bases, the row of each pixel in it, and the epilogue's operands."""
         where, shapes = self.where, self.where.workload.shapes
         if self.bits:
             shape = (int(where.bound_rows.max()) + 1, where.channel_groups * LANES)
