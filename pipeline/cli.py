@@ -268,7 +268,7 @@ def verify(bundle: Path, model: str, as_json: bool, **settings: Any) -> None:
     """
     from bitkiln.pipeline import verify as stage
 
-    report = stage.verify_bundle(bundle, _load(model, settings))
+    report = stage.verify_bundle(bundle, _load(model, settings), source=Path(model))
     if as_json:
         _print_json(report.as_json())
     else:
