@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bitkiln.pipeline.boards import Board, LocalBoard, Measurement, Request, TrackerBoard
+from bitkiln.pipeline.bundle import Bundle, open_bundle
+from bitkiln.pipeline.errors import InputError
+from bitkiln.pipeline.tracker import Address, TrackerClient
 from bitkiln.targets import Target
+
+#: Seconds a whole network may take on a board before its profile is given up.
+LIMIT_SECONDS = 600.0
+#: How many of a layer's hottest blocks ``--layer`` shows.
+BLOCKS = 4
 
 #: What a simulated cycle was spent on, in the order reports show it.
 CAUSES = ("issue", "dependency", "l1", "l2", "dram", "branch", "fetch")
@@ -36,7 +46,8 @@ class LayerWork:
 class LayerProfile:
     """One row of a profile. ``roof_percent`` is the bound's share of the cycles taken; None where there are no MACs.
 
-    ``causes`` and ``mix`` are cycles by cause and instructions by class, empty where the board cannot tell.
+    ``causes`` and ``mix`` are cycles by cause and instructions by class, empty where the board cannot tell; ``blocks`` are the
+    hottest basic blocks as the simulator reports them (docs/simulator.md), where they were asked for.
     """
 
     name: str
@@ -51,6 +62,7 @@ class LayerProfile:
     roof_percent: float | None
     causes: Mapping[str, float] = field(default_factory=dict)
     mix: Mapping[str, int] = field(default_factory=dict)
+    blocks: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def intensity(self) -> float:
@@ -60,13 +72,17 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """A bundle's profile and what measured it, e.g. "simulated Cortex-A53, model v1, 1200 MHz"."""
+    """A bundle's profile and what measured it, e.g. "simulated Cortex-A53, model v1, 1200 MHz".
+
+    ``complete`` is false when the simulator met instructions it has no rule for.
+    """
 
     bundle: str
     target: str
     measured_by: str
-    mhz: int
+    mhz: float
     layers: tuple[LayerProfile, ...]
+    complete: bool = True
 
     @property
     def cycles(self) -> float:
@@ -83,19 +99,62 @@ class Profile:
         return {**asdict(self), "cycles": self.cycles, "ms": self.ms}
 
 
+def profile_bundle(folder: Path, board: str = "sim", cold: bool = False, layer: str | None = None) -> Profile:
+    """Measure every step of the bundle in ``folder`` on "sim" or on a board of the tracker "HOST:PORT/KEY".
+
+    With ``layer`` the profile has that layer alone, with its hottest blocks. Raises InputError for an unknown layer.
+    """
+    bundle = open_bundle(folder)
+    works = [_work(step) for step in bundle.manifest["steps"]]
+    names = [work.name for work in works]
+    if layer is not None and layer not in names:
+        raise InputError(f"{folder}: no layer {layer!r}; it has {', '.join(names)}")
+    request = Request(per_step=True, cold=cold, blocks=BLOCKS if layer else 0, limit_seconds=LIMIT_SECONDS)
+    measurement = _board(board, bundle).measure(bundle.folder / "model.so", request)
+    result = build(str(folder), works, _rows(measurement), bundle.target, measurement)
+    if layer is None:
+        return result
+    return replace(result, layers=tuple(row for row in result.layers if row.name == layer))
+
+
+def _board(board: str, bundle: Bundle) -> Board:
+    if board == "sim":
+        return LocalBoard(bundle.target)
+    tracker, separator, key = board.partition("/")
+    if not separator:
+        raise InputError(f"board {board!r} is neither sim nor of the form HOST:PORT/KEY")
+    return TrackerBoard(TrackerClient(Address.parse(tracker)), key)
+
+
+def _work(step: Mapping[str, Any]) -> LayerWork:
+    return LayerWork(*(step[name] for name in ("name", "kind", "macs", "binary", "weight_bytes")))
+
+
+def _rows(measurement: Measurement) -> list[Mapping[str, Any]]:
+    """The board's rows with cycles in each; a real board's come from its times and measured clock."""
+    if measurement.unit == "cycles":
+        return list(measurement.steps)
+    return [{**row, "cycles": row["seconds"] * (measurement.clock_mhz or 0) * 1e6} for row in measurement.steps]
+
+
 def build(
-    bundle: str, works: Sequence[LayerWork], measured: Sequence[Mapping[str, Any]], target: Target, measured_by: str
+    bundle: str,
+    works: Sequence[LayerWork],
+    measured: Sequence[Mapping[str, Any]],
+    target: Target,
+    measurement: Measurement,
 ) -> Profile:
     """Join what each layer has to do with what the board measured for it.
 
-    ``measured`` has one mapping for each layer: ``cycles`` and, from a simulated board, ``causes`` and ``mix``.
+    ``measured`` has one mapping for each layer: ``cycles`` and, from a simulated board, ``where``, ``mix`` and ``blocks``.
     """
     total = sum(float(row["cycles"]) for row in measured) or 1.0
-    layers = tuple(_layer(work, row, total, target) for work, row in zip(works, measured, strict=True))
-    return Profile(bundle, target.name, measured_by, target.mhz, layers)
+    mhz = measurement.clock_mhz or target.mhz
+    layers = tuple(_layer(work, row, total, target, mhz) for work, row in zip(works, measured, strict=True))
+    return Profile(bundle, target.name, measurement.measured_by, mhz, layers, measurement.complete)
 
 
-def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target) -> LayerProfile:
+def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target, mhz: float) -> LayerProfile:
     cycles = float(row["cycles"])
     return LayerProfile(
         name=work.name,
@@ -104,12 +163,13 @@ def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target
         binary=work.binary,
         weight_bytes=work.weight_bytes,
         cycles=cycles,
-        ms=cycles / (target.mhz * 1e3),
+        ms=cycles / (mhz * 1e3),
         share=cycles / total,
         mac_per_cycle=work.macs / cycles if cycles else 0.0,
         roof_percent=100 * work.roof_cycles(target) / cycles if work.macs and cycles else None,
-        causes=row.get("causes", {}),
+        causes=row.get("where", {}),
         mix=row.get("mix", {}),
+        blocks=tuple(row.get("blocks", ())),
     )
 
 
@@ -131,6 +191,21 @@ def print_table(profile: Profile, console: Console) -> None:
     table.add_section()
     table.add_row("total", "", f"{profile.cycles:,.0f}", f"{profile.ms:.3f}", "100%", "", "", "")
     console.print(table)
+    if not profile.complete:
+        console.print("The simulator met instructions it has no rule for: these cycles are a guess.")
+
+
+def print_blocks(profile: Profile, console: Console) -> None:
+    """A layer's hottest blocks: cycles for each instruction, averaged over the executions."""
+    for layer in profile.layers:
+        share = describe_causes(layer)
+        console.print(f"{layer.name} ({layer.kind}): {layer.cycles:,.0f} cycles, {share}; {profile.measured_by}")
+        for block in layer.blocks:
+            times = f"{block['executions']:,} times {block['cycles'] / max(block['executions'], 1):.2f} cycles"
+            where = f"{block['symbol'] or 'model.so'}+{block['offset']}"
+            console.print(f"\n{where}: {block['cycles'] / layer.cycles:.1%} of the layer, {times}")
+            for text, cycles in block.get("code", ()):
+                console.print(f"{cycles:8.2f}  {text}", highlight=False, markup=False)
 
 
 def describe_causes(layer: LayerProfile) -> str:

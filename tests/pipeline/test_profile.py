@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bitkiln import targets
 from bitkiln.pipeline import profile, profile_page
+from bitkiln.pipeline.boards import Measurement
 
 RASP3B = targets.load("rasp3b")
 WORKS = (
@@ -15,15 +16,19 @@ WORKS = (
     profile.LayerWork("softmax", "generic"),
 )
 MEASURED = (
-    {"cycles": 2_000_000, "causes": {"issue": 1_500_000, "dram": 500_000}, "mix": {"neon_fp_mac": 1_000_000}},
-    {"cycles": 4_000_000, "causes": {"dram": 4_000_000}},
+    {"cycles": 2_000_000, "where": {"issue": 1_500_000, "dram": 500_000}, "mix": {"neon_fp_mac": 1_000_000}},
+    {"cycles": 4_000_000, "where": {"dram": 4_000_000}},
     {"cycles": 10_000},
 )
 
 
+def measured_by(name: str) -> Measurement:
+    return Measurement(unit="cycles", value=0, kind="simulated", measured_by=name, clock_mhz=1200)
+
+
 @pytest.fixture
 def built() -> profile.Profile:
-    return profile.build("net", WORKS, MEASURED, RASP3B, "simulated Cortex-A53, 1200 MHz")
+    return profile.build("net", WORKS, MEASURED, RASP3B, measured_by("simulated Cortex-A53, 1200 MHz"))
 
 
 def test_a_compute_bound_layer_is_held_against_the_peak(built):
@@ -48,7 +53,7 @@ def test_totals_are_sums(built):
 
 def test_a_missing_layer_is_refused():
     with pytest.raises(ValueError, match="shorter"):
-        profile.build("net", WORKS, MEASURED[:2], RASP3B, "x")
+        profile.build("net", WORKS, MEASURED[:2], RASP3B, measured_by("x"))
 
 
 def test_the_table_names_what_measured_and_the_causes(built):
@@ -60,7 +65,7 @@ def test_the_table_names_what_measured_and_the_causes(built):
 
 def test_the_page_is_self_contained_and_escapes_names():
     odd = (profile.LayerWork("<b>&", "conv2d", macs=10, weight_bytes=1),)
-    page = profile_page.render(profile.build("n", odd, ({"cycles": 5},), RASP3B, "x"), RASP3B)
+    page = profile_page.render(profile.build("n", odd, ({"cycles": 5},), RASP3B, measured_by("x")), RASP3B)
     assert "<b>&<" not in page and "&lt;b&gt;&amp;" in page
     assert "http" not in page and "<script" not in page
     assert page.count("<circle") == 1
