@@ -5,6 +5,7 @@ Buffers are flat float32 unless said otherwise; images in them are [H][W][C].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +13,23 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import epilogue
+from bitkiln.schedules.kernel import Argument, Constant
 from bitkiln.schedules.reference import window_size
-from bitkiln.schedules.workload import Pool, Step
+from bitkiln.schedules.workload import Conv2d, Pool, Step, packed
 
 #: A buffer of the IR builder.
 Buffer = Any
 #: Vector lanes handled at once: four 128-bit registers, so that LLVM has independent operations to fill latencies with.
 LANES = 16
+
+
+def parameters(arguments: Sequence[Argument | Constant]) -> list[Buffer]:
+    """Declares the parameters of the kernel under construction, without the output."""
+    described = [
+        (arg.shape, arg.dtype) if isinstance(arg, Argument) else (arg.array.shape, str(arg.array.dtype))
+        for arg in arguments
+    ]
+    return [T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(described)]
 
 
 def flat(buffer: Buffer, size: int, dtype: str = "float32") -> Buffer:
@@ -137,3 +148,22 @@ def pack_signs(target: Buffer, to: Any, source: Buffer, start: Any, channels: in
         byte(index, 8)
     if channels % 8:
         byte(channels // 8, channels % 8)
+
+
+def finish(workload: Conv2d, result: Buffer, out: Buffer) -> None:
+    """Pools ``result``, the convolution after its epilogue, or packs its signs, or both, into ``out``."""
+    channels = workload.out_channels
+    conv_size = (*workload.conv_size, channels)
+    height, width = workload.out_size
+    bits = workload.out == "bits"
+    target = flat(out, math.prod(workload.shapes[-1][0]), workload.shapes[-1][1])
+    with T.parallel(height) as y, T.serial(width) as x:
+        pixel = y * width + x
+        if workload.pool and not bits:
+            pool_pixel(target, pixel * channels, result, conv_size, workload.pool, (y, x))
+        elif workload.pool:
+            pooled = T.alloc_buffer((channels,), "float32")
+            pool_pixel(pooled, 0, result, conv_size, workload.pool, (y, x))
+            pack_signs(target, pixel * packed(channels), pooled, 0, channels, workload.sign_zero)
+        else:
+            pack_signs(target, pixel * packed(channels), result, pixel * channels, channels, workload.sign_zero)

@@ -1,0 +1,239 @@
+"""Assembly routines for the Cortex-A53: framing, and the order of a loop of arithmetic and vector loads.
+
+The rules that the order follows (published measurements of the core's issue):
+
+- one 128-bit arithmetic operation a cycle; an integer operation or integer load may issue beside it;
+- ``ldr d`` takes a cycle of the vector pipe and pairs with ``ins``; ``ldr q`` takes two;
+- **no vector load issues in the cycle 4 after an fmla**, so loads stand in a train, one every 4 cycles: a load in cycle t
+  is allowed because cycle t - 4 held a load too, and no arithmetic.
+
+So a 128-bit vector is loaded as ``ldr d`` (low half), ``ldr x`` beside arithmetic (high half), and ``ins`` beside the next
+vector's ``ldr d``: one cycle of the vector pipe each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+#: Cycles from ``ldr d`` until arithmetic may read the vector: the ``ins`` one train slot later, and its latency.
+LOAD_TO_USE = 7
+
+
+def routine(symbol: str, lines: Iterable[str]) -> str:
+    """``lines`` as a function: hidden, so that libraries never share it, and aligned to a cache line."""
+    head = [".text", f".hidden {symbol}", f".globl {symbol}", f".type {symbol}, %function", ".p2align 6", f"{symbol}:"]
+    return "\n".join([*head, *("    " + line if not line.endswith(":") else line for line in lines)]) + (
+        f"\n    .size {symbol}, . - {symbol}\n"
+    )
+
+
+def saved(first: int, last: int, vectors: bool) -> tuple[list[str], list[str]]:
+    """Prologue and epilogue that keep x``first``..x``last`` (an even number of them) and, if ``vectors``, d8..d15."""
+    pairs = [(f"x{i}", f"x{i + 1}") for i in range(first, last, 2)]
+    pairs += [(f"d{i}", f"d{i + 1}") for i in range(8, 16, 2)] if vectors else []
+    if not pairs:
+        return [], []
+    frame = 16 * len(pairs)
+    enter = [f"sub sp, sp, #{frame}", *(f"stp {a}, {b}, [sp, #{16 * i}]" for i, (a, b) in enumerate(pairs))]
+    leave = [*(f"ldp {a}, {b}, [sp, #{16 * i}]" for i, (a, b) in enumerate(pairs)), f"add sp, sp, #{frame}"]
+    return enter, leave
+
+
+@dataclass(frozen=True)
+class Load:
+    """A vector load inside a loop.
+
+    ``register``: number of the v register. ``low``, ``high``: addresses of its halves as the iteration that uses the value
+    writes them; no ``high``: only 64 bits. ``ahead``: the two addresses as the iteration before writes them, None where the
+    load must not move there. ``after``, ``before``: indices into the loop's arithmetic, of the last reader of the
+    register's old value (negative: in the iteration before) and of the first reader of the new one.
+    """
+
+    register: int
+    low: str
+    high: str | None
+    ahead: tuple[str, str | None] | None
+    after: int
+    before: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop whose ``loads`` are woven into its ``arithmetic`` in the order the core likes.
+
+    ``control``: integer operations that end an iteration, in order; the last two may change addresses, the others only what
+    ``low`` and ``high`` of later loads do not use. ``branch`` closes it, e.g. "b.ge". ``scratch``: four x registers that
+    carry high halves. ``idle``: a v register that the loop does not write with arithmetic.
+    """
+
+    arithmetic: Sequence[str]
+    loads: Sequence[Load]
+    control: Sequence[str]
+    branch: str
+    label: str
+    scratch: Sequence[str]
+    idle: int
+
+    @cached_property
+    def _plan(self) -> _Plan | None:
+        # Cheap to judge, dearer to complete: complete them from the best on until one works out.
+        drafts = sorted(_drafts(self), key=lambda draft: draft.period + draft.late)
+        return next((plan for plan in (_complete(self, draft) for draft in drafts) if plan), None)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether an order exists that respects the registers' lives."""
+        return self._plan is not None
+
+    def head(self) -> list[str]:
+        """Loads what the first iteration expects from the one before."""
+        lines = []
+        for load, slot in self._plan.placed:
+            temp = self.scratch[slot.temp]
+            if slot.high < 0 and load.high:
+                lines.append(f"ldr {temp}, {load.high}")
+            if slot.low < 0:
+                lines.append(f"ldr d{load.register}, {load.low}")
+            if slot.join < 0 and load.high:
+                lines.append(f"ins v{load.register}.d[1], {temp}")
+        return lines
+
+    def body(self) -> list[str]:
+        """The iteration, with its label and its branch."""
+        period, slots = self._plan.period, self._plan.placed
+        pipe: dict[int, list[str]] = dict(zip(self._plan.cycles, ([text] for text in self.arithmetic), strict=True))
+        for load, slot in slots:
+            address = load.ahead[0] if slot.low < 0 else load.low
+            pipe.setdefault(slot.low % period, []).insert(0, f"ldr d{load.register}, {address}")
+            if load.high:
+                pipe.setdefault(slot.join % period, []).append(f"ins v{load.register}.d[1], {self.scratch[slot.temp]}")
+        for cycle, text in zip(self._plan.control_cycles(self), self.control, strict=True):
+            pipe[cycle].append(text)
+        for load, slot in slots:
+            if load.high:
+                address = load.ahead[1] if slot.high < 0 else load.high
+                pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {address}")
+        pipe[self._plan.cycles[-1]].append(f"{self.branch} {self.label}b")
+        for _, slot in slots:
+            # Without an instruction there the pause would close up, and the load would wait four cycles.
+            pipe.setdefault((slot.low - 4) % period, [f"fmov wzr, s{self.idle}"])
+        return [f"{self.label}:", *(text for cycle in sorted(pipe) for text in pipe[cycle])]
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of an iteration when every load hits, by the rules above."""
+        return self._plan.period + self._plan.late
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Cycles of a load's three instructions; negative: in the iteration before. ``temp`` carries its high half."""
+
+    low: int
+    high: int
+    join: int
+    temp: int
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """``cycles``: when each arithmetic instruction issues; ``lows``: when each load's low half does (negative: in the
+
+    iteration before); ``late``: cycles by which loads miss their first readers."""
+
+    period: int
+    cycles: tuple[int, ...]
+    lows: tuple[tuple[Load, int], ...]
+    late: int
+
+    def control_cycles(self, loop: Loop) -> tuple[int, ...]:
+        """When integer operations issue: beside the last arithmetic but one, and those before it."""
+        return self.cycles[-len(loop.control) - 1 : -1]
+
+
+@dataclass(frozen=True)
+class _Plan(_Draft):
+    """A draft with the places of all instructions."""
+
+    placed: tuple[tuple[Load, _Slot], ...]
+
+
+def _drafts(loop: Loop) -> Iterable[_Draft]:
+    """Every place for the trains of loads, and every way to distribute the loads on them.
+
+    A train costs two cycles beside its loads: a pause in front, because arithmetic 4 cycles before would hold the first
+    load up, and one behind for the last ``ins``. But a long train loads much at once, which needs registers.
+    """
+    count, loads = len(loop.arithmetic), sorted(loop.loads, key=lambda load: load.before)
+    for trains in range(1, 5):
+        # As few loads side by side as still fit beside the arithmetic: each group of g is followed by 4 - g operations.
+        group = next(g for g in (1, 2, 3) if g == 3 or count * g >= (4 - g) * (len(loads) - g * trains))
+        slots, busy = _trains(len(loads), trains, group, count + len(loads) + 2 * group * trains)
+        period = max(count + len(busy), max(slots) + 8)
+        for start in range(period):
+            taken = {(start + cycle) % period for cycle in busy}
+            cycles = tuple(cycle for cycle in range(period) if cycle not in taken)
+            cycles = cycles[len(cycles) - count :]
+            if cycles[-3:] == (period - 3, period - 2, period - 1):
+                yield from _assignments(loads, [start + cycle for cycle in slots], cycles, period)
+
+
+def _trains(loads: int, trains: int, group: int, period: int) -> tuple[list[int], set[int]]:
+    """Cycles of the loads of evenly spread trains, and all cycles in which no arithmetic may issue."""
+    slots: list[int] = []
+    for train in range(trains):
+        first = max(4 + period * train // trains, slots[-1] + 8 if slots else 0)
+        size = loads * (train + 1) // trains - loads * train // trains
+        slots += [first + 4 * (i // group) + i % group for i in range(size)]
+    return slots, {cycle + shift for cycle in slots for shift in (-4, 0, 4)}
+
+
+def _assignments(loads: Sequence[Load], slots: Sequence[int], cycles: tuple[int, ...], period: int) -> Iterable[_Draft]:
+    """Loads in the order of their deadlines onto the slots, for each way to begin."""
+    count = len(cycles)
+
+    def when(index: int) -> int:
+        return cycles[index % count] + period * (index // count)
+
+    for turn in range(2 * len(loads)):
+        lows, late = [], 0
+        for i, load in enumerate(loads):
+            lap, number = divmod(i - turn, len(loads))
+            low = slots[number] + lap * period
+            low -= period if low >= period else 0
+            use = when(load.before)
+            if low <= when(load.after) or low + 4 >= min(use, period) or low < (-period if load.ahead else 0):
+                break
+            late += max(0, low + LOAD_TO_USE - use)
+            lows.append((load, low))
+        else:
+            yield _Draft(period, cycles, tuple(lows), late)
+
+
+def _complete(loop: Loop, draft: _Draft) -> _Plan | None:
+    """The draft with cycles and registers for the high halves."""
+    free = set(draft.cycles) - set(draft.control_cycles(loop)) - {draft.cycles[-1]}
+    taken: list[set[int]] = [set() for _ in loop.scratch]
+    placed = []
+    for load, low in draft.lows:
+        beside = (
+            _beside(low, free, taken, draft.period, 0 if not load.ahead else -draft.period) if load.high else (low, 0)
+        )
+        if not beside:
+            return None
+        placed.append((load, _Slot(low, beside[0], low + 4, beside[1])))
+    return _Plan(draft.period, draft.cycles, draft.lows, draft.late, tuple(placed))
+
+
+def _beside(low: int, free: set[int], taken: list[set[int]], period: int, least: int) -> tuple[int, int] | None:
+    """A cycle beside arithmetic, and a scratch register, for the high half of the vector that begins to load at ``low``."""
+    for high in range(low + 1, max(low - 12, least - 1), -1):
+        life = {cycle % period for cycle in range(high, low + 5)}
+        temp = next((i for i, cycles in enumerate(taken) if not cycles & life), None)
+        if high % period in free and temp is not None:
+            free.discard(high % period)
+            taken[temp] |= life
+            return high, temp
+    return None

@@ -1,0 +1,196 @@
+"""Float matrix tiles for the Cortex-A53: ``tile_m`` pixels x ``tile_n`` output channels, all sums in registers.
+
+C call: ``(float *out, int64 out_pitch, const float *image, const int32 *pixels, const float *weights, const int32 *rows,
+int64 row_count, int64 row_steps)``, pitches and offsets in bytes.
+
+``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``. ``rows`` has one entry
+more than ``row_count``, any valid offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the weights.
+
+Registers: sums of 4 output channels each; pixels two to a register, each with 2 consecutive values; weights of one k. Per 4
+values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*ceil(tile_m/2) + tile_n cycles with loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from bitkiln.schedules.microkernels import asm
+
+#: Values of k that an iteration consumes; rows are multiples of it.
+STEP = 4
+#: Bytes behind the packed weights that may be read.
+AHEAD_BYTES = 512
+_POINTERS = [*range(8, 16), 19, 20, 21, 22]
+_CURRENT, _CURRENT_HALF, _NEXT, _LEFT = "x16", "x17", "x23", "x24"
+_SCRATCH = ("x25", "x26", "x27", "x28")
+
+
+@dataclass(frozen=True)
+class Sgemm:
+    """The micro-kernel of one tile size."""
+
+    tile_m: int
+    tile_n: int
+
+    @property
+    def symbol(self) -> str:
+        """Its name."""
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}_a53"
+
+    def assembly(self) -> str:
+        """Its text."""
+        return _assembly(self)
+
+    @property
+    def cycles_per_step(self) -> int:
+        """Cycles of 4 values of k in the loop."""
+        return _loop(self).cycles
+
+    @cached_property
+    def vectors(self) -> int:
+        """Registers of output channels."""
+        return self.tile_n // 4
+
+    @property
+    def pairs(self) -> int:
+        """Registers of pixels."""
+        return -(-self.tile_m // 2)
+
+    def sum(self, m: int, vector: int) -> int:
+        """Register of a sum."""
+        return m * self.vectors + vector
+
+
+@cache
+def _assembly(tile: Sgemm) -> str:
+    enter, leave = asm.saved(19, 28, vectors=True)
+    loop = _loop(tile)
+    pointers = [line for m, x in enumerate(_POINTERS[: tile.tile_m]) for line in (f"ldr w{x}, [x3, #{4 * m}]",)]
+    pointers += [f"add x{x}, x2, w{x}, sxtw" for x in _POINTERS[: tile.tile_m]]
+    lines = [
+        *enter,
+        *pointers,
+        f"ldrsw {_CURRENT}, [x5], #4",
+        *(f"movi v{i}.16b, #0" for i in range(tile.tile_m * tile.vectors)),
+        f"add {_CURRENT_HALF}, {_CURRENT}, #8",
+        f"add {_NEXT}, {_CURRENT}, #16",
+        *loop.head(),
+        f"subs {_LEFT}, x7, #2",
+        "b.ge 1f",
+        "2:",
+        "subs x6, x6, #1",
+        "b.mi 3f",
+        f"ldrsw {_NEXT}, [x5], #4",
+        f"sub {_LEFT}, x7, #1",
+        f"csel {_LEFT}, xzr, {_LEFT}, eq",
+        ".p2align 4",
+        *loop.body(),
+        "b 2b",
+        "3:",
+        *(line for m in range(tile.tile_m) for line in _store(tile, m)),
+        *leave,
+        "ret",
+    ]
+    return asm.routine(tile.symbol, lines)
+
+
+def _store(tile: Sgemm, m: int) -> list[str]:
+    return [
+        *(f"str q{tile.sum(m, v)}, [x0, #{16 * v}]" for v in range(tile.vectors)),
+        *(["add x0, x0, x1"] if m + 1 < tile.tile_m else []),
+    ]
+
+
+@cache
+def _loop(tile: Sgemm) -> asm.Loop:
+    """The best of the loops that differ in the order of the sums within one k and in the use of spare registers."""
+    best: asm.Loop | None = None
+    for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
+        order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
+        for sets in (1, 2):
+            loop = _loop_in_order(tile, order, sets)
+            if loop and (best is None or loop.cycles < best.cycles):
+                best = loop
+    if best is None:
+        raise ValueError(f"no registers for a tile of {tile.tile_m}x{tile.tile_n}")
+    return best
+
+
+def _by_vector(tile: Sgemm) -> list[tuple[int, int]]:
+    return [(m, v) for v in range(tile.vectors) for m in range(tile.tile_m)]
+
+
+def _pairs_last(tile: Sgemm) -> list[tuple[int, int]]:
+    """The last vectors pixel pair by pixel pair, so that the pairs' registers become free one after the other."""
+    head = [(m, v) for v in range(tile.vectors - 2) for m in range(tile.tile_m)]
+    return head + _pairwise(tile, range(max(0, tile.vectors - 2), tile.vectors))
+
+
+def _pairs_first(tile: Sgemm) -> list[tuple[int, int]]:
+    """The first vectors pair by pair: the last pair is needed late."""
+    tail = [(m, v) for v in range(2, tile.vectors) for m in range(tile.tile_m)]
+    return _pairwise(tile, range(min(2, tile.vectors))) + tail
+
+
+def _pairwise(tile: Sgemm, vectors: range) -> list[tuple[int, int]]:
+    pairs = [range(first, min(first + 2, tile.tile_m)) for first in range(0, tile.tile_m, 2)]
+    return [(m, v) for pair in pairs for v in vectors for m in pair]
+
+
+def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) -> asm.Loop | None:
+    """The loop with ``sets`` sets of pixel registers and all that is left for weights; None if it cannot be."""
+    spare = 32 - tile.tile_m * tile.vectors - tile.pairs * sets - tile.vectors
+    if spare < 0:
+        return None
+    # Weight registers take turns; the turn must close within the loop.
+    weights = next(n for n in range(min(tile.vectors + spare, 4 * tile.vectors), 0, -1) if tile.vectors * STEP % n == 0)
+    first_weight = 32 - weights
+    first_pixel = first_weight - tile.pairs * sets
+
+    def weight(k: int, v: int) -> int:
+        return first_weight + (k * tile.vectors + v) % weights
+
+    def pixel(k: int, pair: int) -> int:
+        return first_pixel + (k // 2 % sets) * tile.pairs + pair
+
+    arithmetic = [
+        f"fmla v{tile.sum(m, v)}.4s, v{weight(k, v)}.4s, v{pixel(k, m // 2)}.s[{m % 2 * 2 + k % 2}]"
+        for k, m, v in order
+    ]
+    uses: dict[tuple[str, int, int], list[int]] = {}
+    for index, (k, m, v) in enumerate(order):
+        uses.setdefault(("weight", k, v), []).append(index)
+        uses.setdefault(("pixel", k // 2, m // 2), []).append(index)
+    registers = {key: weight(*key[1:]) if key[0] == "weight" else pixel(2 * key[1], key[2]) for key in uses}
+    loads = []
+    for key, indices in uses.items():
+        # The value that the register held before: of another use in this iteration, or of one in the last.
+        last = [
+            other[-1] for name, other in uses.items() if registers[name] == registers[key] and other[-1] < indices[0]
+        ]
+        wrapped = [other[-1] for name, other in uses.items() if registers[name] == registers[key]]
+        after = max(last) if last else max(wrapped) - len(order)
+        loads.append(_load(tile, key, registers[key], after, indices[0]))
+    control = [
+        f"mov {_CURRENT}, {_NEXT}",
+        f"add {_CURRENT_HALF}, {_NEXT}, #8",
+        f"subs {_LEFT}, {_LEFT}, #1",
+        f"add x4, x4, #{tile.tile_n * 4 * STEP}",
+        f"add {_NEXT}, {_NEXT}, #16",
+    ]
+    loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel)
+    return loop if loop.feasible else None
+
+
+def _load(tile: Sgemm, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
+    kind, k, number = key
+    if kind == "weight":
+        at, step = (k * tile.tile_n + number * 4) * 4, tile.tile_n * 4 * STEP
+        ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")
+        return asm.Load(register, f"[x4, #{at}]", f"[x4, #{at + 8}]", ahead, after, before)
+    low = f"x{_POINTERS[2 * number]}"
+    high = f"x{_POINTERS[2 * number + 1]}" if 2 * number + 1 < tile.tile_m else None
+    offset = _CURRENT_HALF if k else _CURRENT
+    ahead = None if k else (f"[{low}, {_NEXT}]", f"[{high}, {_NEXT}]" if high else None)
+    return asm.Load(register, f"[{low}, {offset}]", f"[{high}, {offset}]" if high else None, ahead, after, before)
