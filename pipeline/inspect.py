@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tvm import relax
 from tvm.ir import Call
@@ -64,7 +65,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     table.add_column("binary")
     for row in rows:
         size = "x".join(map(str, row.shape))
-        table.add_row(row.name, row.kind, size, f"{row.macs / 1e6:.2f}" if row.macs else "", _answer(row))
+        table.add_row(escape(row.name), row.kind, size, f"{row.macs / 1e6:.2f}" if row.macs else "", _answer(row))
     console.print(table)
     console.print(_totals(rows))
 

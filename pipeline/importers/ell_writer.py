@@ -37,7 +37,9 @@ def write_archive(path: Path, input_size: Shape, layers: Sequence[LayerRecord]) 
     """Write a chain of layers to ``path`` (.ell.zip); the member is named after the archive."""
     text = json.dumps(_document(input_size, layers), separators=(",", ":"))
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo(path.name.removesuffix(".zip"), _DATE), text, zipfile.ZIP_DEFLATED)
+        archive.writestr(
+            zipfile.ZipInfo(path.name.removesuffix(".zip"), _DATE), text, zipfile.ZIP_DEFLATED, compresslevel=1
+        )
 
 
 def numbers(array: np.ndarray) -> list[Any]:
