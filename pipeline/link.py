@@ -191,7 +191,16 @@ def _runtime_object(target: Target) -> Path:
 
 def _link(target: Target, objects: Sequence[Path], folder: Path, out: Path) -> None:
     (folder / "exports.map").write_text(_EXPORTS)
-    flags = ["-shared", "-s", "-static-libgcc", "-Wl,--no-undefined", "-Wl,--gc-sections", "-Wl,-z,noexecstack"]
+    flags = [
+        "-shared",
+        "-s",
+        "-Wl,-soname,model.so",
+        "-Wl,-Bsymbolic",
+        "-static-libgcc",
+        "-Wl,--no-undefined",
+        "-Wl,--gc-sections",
+        "-Wl,-z,noexecstack",
+    ]
     flags += [f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,now"]
     flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
     # libpthread is named even where libc has taken it in: on older systems the threads are there.

@@ -245,43 +245,49 @@ class Model:
         """Set an input, by position or name, from a numpy array, a Tensor, nested lists or the raw bytes."""
         index = self._index(self.inputs, which, "input")
         data = to_bytes(values, self.inputs[index])
-        self._check(self._library.bk_set_input(self._model, index, data, len(data)))
+        self._check(self._library.bk_set_input(self._handle, index, data, len(data)))
 
     def fill_random(self, seed: int = 0) -> None:
         """Fill all inputs with numbers that ``seed`` fixes: floats in [-1, 1], any bytes, small integers."""
         for index, info in enumerate(self.inputs):
             data = random_bytes(info, f"{seed}/{index}")
-            self._check(self._library.bk_set_input(self._model, index, data, len(data)))
+            self._check(self._library.bk_set_input(self._handle, index, data, len(data)))
 
     def run(self) -> None:
         """Run the network on the inputs set before."""
-        self._check(self._library.bk_run(self._model))
+        self._check(self._library.bk_run(self._handle))
 
     def run_marked(self, per_step: bool = False) -> None:
         """As ``run``, marking the run, or each step, as a region for a simulated Cortex-A53; takes no step times."""
-        self._check(self._library.bk_run_marked(self._model, 1 if per_step else 0))
+        self._check(self._library.bk_run_marked(self._handle, 1 if per_step else 0))
 
     def output(self, which: int | str = 0) -> Any:
         """An output of the last run, by position or name: a numpy array, or a Tensor where there is no numpy."""
         index = self._index(self.outputs, which, "output")
         info = self.outputs[index]
-        return self._array(info, self._library.bk_output_data(self._model, index))
+        return self._array(info, self._library.bk_output_data(self._handle, index))
 
     @property
     def step_seconds(self) -> list[float]:
         """Seconds that each step took in the last ``run``."""
-        return [self._library.bk_step_seconds(self._model, i) for i in range(len(self.step_names))]
+        return [self._library.bk_step_seconds(self._handle, i) for i in range(len(self.step_names))]
 
     def trace(self) -> Iterator[tuple[str, list[Any]]]:
         """Run step by step; yields (step name, [outputs]) after each."""
         library = self._library
         for step, name in enumerate(self.step_names):
-            self._check(library.bk_run_step(self._model, step))
+            self._check(library.bk_run_step(self._handle, step))
             results = []
-            for index in range(library.bk_step_output_count(self._model, step)):
+            for index in range(library.bk_step_output_count(self._handle, step)):
                 info = self._info(library.bk_step_output_info, step, index)
-                results.append(self._array(info, library.bk_step_output_data(self._model, step, index)))
+                results.append(self._array(info, library.bk_step_output_data(self._handle, step, index)))
             yield name, results
+
+    @property
+    def _handle(self) -> int:
+        if not self._model:
+            raise RunnerError(f"{self.path}: the model is closed")
+        return self._model
 
     def _index(self, infos: Sequence[TensorInfo], which: int | str, kind: str) -> int:
         if isinstance(which, int):
@@ -295,7 +301,7 @@ class Model:
 
     def _info(self, function: Callable[..., int], *index: int) -> TensorInfo:
         info = _Info()
-        self._check(function(self._model, *index, ctypes.byref(info)))
+        self._check(function(self._handle, *index, ctypes.byref(info)))
         shape = tuple(info.shape[i] for i in range(info.ndim))
         return TensorInfo(self._text(info.name), self._text(info.dtype), shape, info.nbytes)
 
@@ -304,7 +310,7 @@ class Model:
 
     def _check(self, code: int) -> None:
         if code != 0:
-            raise RunnerError(f"{self.path}: {self._text(self._library.bk_last_error(self._model))}")
+            raise RunnerError(f"{self.path}: {self._text(self._library.bk_last_error(self._handle))}")
 
     @staticmethod
     def _text(value: bytes) -> str:

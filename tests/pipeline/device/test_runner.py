@@ -1,0 +1,390 @@
+"""runner.py: tensors in and out, files, images, bundles, with and without numpy; on this machine and on the board."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bitkiln.pipeline.bundle import Bundle, describe_file
+from bitkiln.pipeline.device import runner
+from bitkiln.pipeline.link import link_library
+from bitkiln.pipeline.plan import make_plan, read_network
+from bitkiln.pipeline.userland import userland
+from bitkiln.schedules import generic
+
+RUNNER = Path(runner.__file__)
+"""The script as it stands in the repository."""
+
+
+@pytest.fixture
+def no_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "numpy", None)
+
+
+@pytest.fixture(scope="module")
+def library(host, toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network compiled for this machine."""
+    network = read_network(toy.module)
+    plan = make_plan(network.calls, network.inputs, network.outputs)
+    functions = {call.kernel: generic.schedule(toy.module[call.kernel]) for call in network.calls}
+    out = tmp_path_factory.mktemp("runner") / "model.so"
+    link_library(functions, (), plan, host, out)
+    return out
+
+
+def on_board(bundle: Bundle, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the bundle's runner.py in the userland, as on the board."""
+    system = userland(bundle.target)
+    command = system.command(["python3", str(bundle.folder / "runner.py"), *arguments])
+    return subprocess.run(command, env=system.environment, capture_output=True, text=True, timeout=120)
+
+
+# --- Model ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_describes_itself(library: Path) -> None:
+    with runner.Model(library) as model:
+        assert model.inputs == [runner.TensorInfo("x", "float32", (1, 4, 4, 3), 192)]
+        assert [(info.name, info.shape) for info in model.outputs] == [("lv3", (1, 48)), ("lv2", (1, 48))]
+        assert model.step_names == ["lv", "lv1", "lv3"] and model.step_kinds == ["relu", "add", "softmax"]
+
+
+def test_a_model_is_called_like_a_function(library: Path, toy_input: np.ndarray, toy_answer) -> None:
+    scores, flat = toy_answer(toy_input)
+    with runner.Model(str(library)) as model:
+        answers = model(toy_input)
+        np.testing.assert_allclose(answers[0], scores, rtol=1e-5)
+        np.testing.assert_array_equal(answers[1], flat)
+        np.testing.assert_array_equal(model.output("lv2"), flat)
+
+
+def test_answers_are_the_same_without_numpy(
+    library: Path, toy_input: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runner.Model(library, 1) as model:
+        expected = [answer.tolist() for answer in model(toy_input)]
+        monkeypatch.setattr(runner, "numpy", None)
+        for given in (toy_input.tolist(), toy_input.tobytes(), toy_input):
+            answers = model(given)
+            assert [answer.tolist() for answer in answers] == expected
+            assert isinstance(answers[0], runner.Tensor) and answers[0].shape == (1, 48)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((1, 3, 4, 4), "float32"), "input x has shape 1x4x4x3, not 1x3x4x4"),
+        (np.zeros((1, 4, 4, 3)), "input x is float32, not float64"),
+        (b"1234", "input x has 192 bytes, 4 were given"),
+        ([[1.0, 2.0], [3.0]], "rows of different lengths"),
+        ([1.0, "a"], "values that are no float32"),
+        ([[1.0, 2.0], [3.0, 4.0]], "not 2x2"),
+    ],
+)
+def test_wrong_inputs_are_refused(library: Path, values: object, message: str) -> None:
+    with runner.Model(library) as model, pytest.raises(runner.RunnerError, match=message):
+        model.set_input("x", values)
+
+
+def test_wrong_names_and_numbers_are_refused(library: Path) -> None:
+    with runner.Model(library) as model:
+        with pytest.raises(runner.RunnerError, match="there is no input 'y': there are x"):
+            model.set_input("y", b"")
+        with pytest.raises(runner.RunnerError, match="there is no output 2: the network has 2"):
+            model.output(2)
+        with pytest.raises(runner.RunnerError, match="has 1 inputs, 2 were given"):
+            model(b"", b"")
+
+
+def test_a_closed_model_says_so(library: Path) -> None:
+    model = runner.Model(library)
+    model.close()
+    model.close()
+    with pytest.raises(runner.RunnerError, match="closed"):
+        model.run()
+    with pytest.raises(runner.RunnerError, match="closed"):
+        model.output()
+
+
+def test_random_inputs_depend_on_the_seed_alone() -> None:
+    for dtype in ("float32", "uint8", "int32", "bool", "int64", "uint16"):
+        count = 40000
+        info = runner.TensorInfo("t", dtype, (count,), count * np.dtype(dtype).itemsize)
+        values = np.frombuffer(runner.random_bytes(info, 5), dtype)
+        assert values.size == count and len(np.unique(values)) > (1 if dtype == "bool" else 50)
+        assert runner.random_bytes(info, 5) == values.tobytes() != runner.random_bytes(info, 6)
+        if dtype == "float32":
+            assert -1 <= values.min() < -0.9 and 0.9 < values.max() <= 1
+        if dtype == "int32":
+            assert values.min() == -64 and values.max() == 64
+
+
+def test_a_library_for_another_cpu_is_refused(compiled_toy: Path) -> None:
+    with pytest.raises(runner.RunnerError, match=r"is for 64-bit ARM \(aarch64\), this Python is x86-64"):
+        runner.Model(compiled_toy)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"hello world, this is no library"])
+def test_what_is_no_library_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.so").write_bytes(content)
+    with pytest.raises(runner.RunnerError, match="not a shared library"):
+        runner.Model(tmp_path)
+    with pytest.raises(runner.RunnerError, match="No such file"):
+        runner.Model(tmp_path / "absent.so")
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", sorted(runner.DTYPES))
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (1, 0)])
+@pytest.mark.parametrize("with_numpy", [True, False])
+def test_npy_files_are_numpys(monkeypatch, dtype: str, shape: tuple[int, ...], with_numpy: bool) -> None:
+    if not with_numpy:
+        monkeypatch.setattr(runner, "numpy", None)
+    values = (np.random.default_rng(0).integers(0, 2, shape)).astype(dtype)
+    file = io.BytesIO()
+    np.save(file, values)
+    read = runner.read_npy(io.BytesIO(file.getvalue()), "x.npy")
+    assert (str(read.dtype), tuple(read.shape)) == (dtype, shape) and read.tobytes() == values.tobytes()
+    again = np.load(io.BytesIO(runner.npy_bytes(read)))
+    assert again.dtype == values.dtype and again.shape == shape
+    np.testing.assert_array_equal(again, values)
+    if read.tobytes():
+        assert read.tolist() == values.tolist()
+
+
+def test_column_major_files_are_read(no_numpy: None) -> None:
+    values = np.asfortranarray(np.arange(24, dtype="int32").reshape(2, 3, 4))
+    file = io.BytesIO()
+    np.save(file, values)
+    file.seek(0)
+    assert runner.read_npy(file, "x.npy").tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x10\x00{'descr': }     ", b"GIF89a"])
+def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(runner.RunnerError, match=r"x\.npy: not a \.npy file"):
+        runner.read_tensors(str(tmp_path / "x.npy"))
+
+
+def test_truncated_and_foreign_arrays_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros(10, "float32"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(runner.RunnerError, match="39 bytes of data, 40 expected"):
+        runner.read_tensors(str(path))
+    np.save(path, np.zeros(3, "complex64"))
+    with pytest.raises(runner.RunnerError, match="type <c8 are not supported"):
+        runner.read_tensors(str(path))
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(runner.RunnerError, match="not supported"):
+        runner.read_tensors(str(path))
+
+
+def test_npz_files_go_both_ways(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.npz")
+    np.savez(path, a=np.arange(3.0), b=np.ones((2, 2), "uint8"))
+    tensors = runner.read_tensors(path)
+    assert sorted(tensors) == ["a", "b"]
+    runner.write_tensors(path, tensors)
+    assert np.load(path)["a"].tolist() == [0, 1, 2]
+    (tmp_path / "y.npz").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(runner.RunnerError, match="damaged"):
+        runner.read_tensors(str(tmp_path / "y.npz"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", lambda *_: Full())
+    with pytest.raises(runner.RunnerError, match=r"y\.npy: No space left on device"):
+        runner.write_tensors(str(tmp_path / "y.npy"), {"y": np.zeros(3)})
+    assert not list(tmp_path.iterdir())
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+HOW = {
+    "height": 6,
+    "width": 8,
+    "channel_order": "RGB",
+    "mean": [127.5, 100.0, 90.0],
+    "scale": [0.017, 0.02, 0.015],
+    "layout": "NHWC",
+    "resize": "stretch",
+    "resize_to": 0,
+}
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    pixels = np.random.default_rng(3).integers(0, 256, (20, 30, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("resize", ["stretch", "short-side"])
+def test_images_become_inputs(monkeypatch, photo: str, order: str, layout: str, resize: str) -> None:
+    how = {**HOW, "channel_order": order, "layout": layout, "resize": resize, "resize_to": 10}
+    shape = (1, 6, 8, 3) if layout == "NHWC" else (1, 3, 6, 8)
+    info = runner.TensorInfo("x", "float32", shape, 576)
+    data = runner.preprocess(runner.load_image(photo, how), how, info)
+    image = Image.open(photo)
+    if resize == "stretch":
+        pixels = np.asarray(image.resize((8, 6), Image.BILINEAR))
+    else:
+        pixels = np.asarray(image.resize((15, 10), Image.BILINEAR))[2:8, 4:12]
+    pixels = pixels[:, :, ::-1] if order == "BGR" else pixels
+    expected = (pixels.astype("float32") - np.float32(how["mean"])) * np.float32(how["scale"])
+    expected = expected if layout == "NHWC" else expected.transpose(2, 0, 1)
+    np.testing.assert_array_equal(np.frombuffer(data, "float32").reshape(shape[1:]), expected)
+    monkeypatch.setattr(runner, "numpy", None)
+    assert runner.preprocess(runner.load_image(photo, how), how, info) == data
+
+
+def test_grey_images_and_byte_inputs(photo: str) -> None:
+    how = {**HOW, "mean": [0.0], "scale": [1.0]}
+    data = runner.preprocess(runner.load_image(photo, how), how, runner.TensorInfo("x", "uint8", (1, 6, 8, 1), 48))
+    np.testing.assert_array_equal(
+        np.frombuffer(data, "uint8").reshape(6, 8), np.asarray(Image.open(photo).convert("L").resize((8, 6), 2))
+    )
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_text("meow")
+    with pytest.raises(runner.RunnerError, match=r"cat\.jpg: not an image"):
+        runner.load_image(str(tmp_path / "cat.jpg"), HOW)
+    with pytest.raises(runner.RunnerError, match=r"dog\.jpg: no such file"):
+        runner.load_image(str(tmp_path / "dog.jpg"), HOW)
+
+
+# --- The command line, on the board -----------------------------------------------------------------------------------
+
+
+def test_check_passes_on_the_board(toy_bundle: Bundle) -> None:
+    done = on_board(toy_bundle, "--check")
+    assert done.returncode == 0, done.stderr
+    assert "files: 7 as compiled" in done.stdout and "output scores within" in done.stdout
+
+
+def test_tensors_run_on_the_board_without_numpy(
+    toy_bundle: Bundle, toy_input: np.ndarray, toy_answer, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", toy_input)
+    arguments = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npz"), "--steps", "--threads", "2"]
+    done = on_board(toy_bundle, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "(softmax)" in done.stdout and "2 threads" in done.stdout
+    answers = np.load(tmp_path / "y.npz")
+    scores, flat = toy_answer(toy_input)
+    np.testing.assert_allclose(answers["scores"], scores, rtol=1e-5)
+    np.testing.assert_array_equal(answers["flat"], flat)
+
+
+def test_bench_prints_times_and_memory(toy_bundle: Bundle) -> None:
+    done = on_board(toy_bundle, "--bench", "--json")
+    figures = json.loads(done.stdout)["bench"]
+    assert figures["min_ms"] <= figures["median_ms"] <= figures["max_ms"]
+    assert figures["first_answer_ms"] > 0 and figures["peak_mib"] > 1 and figures["runs"] >= 3
+
+
+def test_an_altered_library_is_never_loaded(toy_bundle: Bundle, tmp_path: Path, toy_input: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", toy_input)
+    path = toy_bundle.folder / "model.so"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for arguments in (["--check"], ["--input", str(tmp_path / "x.npy")]):
+        done = on_board(toy_bundle, *arguments)
+        assert done.returncode == 2
+        assert done.stderr.strip() == f"runner: {path}: altered since it was compiled; copy the bundle again"
+
+
+def test_a_wrong_answer_fails_the_check(toy_bundle: Bundle) -> None:
+    path = toy_bundle.folder / "golden_output.npy"
+    np.save(path, np.load(path) + np.float32(0.01))
+    manifest = json.loads((toy_bundle.folder / "manifest.json").read_text())
+    manifest["files"]["golden_output.npy"] = describe_file(path)
+    (toy_bundle.folder / "manifest.json").write_text(json.dumps(manifest))
+    done = on_board(toy_bundle, "--check")
+    assert done.returncode == 2 and "output scores differs from the golden one by 0.01" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--image", "a", "--input", "b"]])
+def test_unclear_commands_are_usage_errors(toy_bundle: Bundle, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        runner.main([str(toy_bundle.folder), *arguments])
+    assert stopped.value.code == 2
+
+
+def test_errors_are_one_line_and_exit_2(toy_bundle: Bundle, tmp_path: Path, capsys) -> None:
+    assert runner.main([str(tmp_path / "nowhere"), "--bench"]) == 2
+    assert "this is no bundle" in capsys.readouterr().err
+    assert runner.main([str(toy_bundle.folder), "--bench"]) == 2
+    assert "this Python is x86-64" in capsys.readouterr().err
+    (toy_bundle.folder / "manifest.json").write_text("{")
+    assert runner.main([str(toy_bundle.folder), "--bench"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_top_is_stable_and_ignores_nan() -> None:
+    values = np.array([[0.5, np.nan, 0.75, 0.5]], "float32")
+    assert runner.top(values, ["a", "b", "c"], 3) == [("c", 0.75), ("a", 0.5), ("class 3", 0.5)]
+
+
+def test_a_difference_of_nan_or_infinity_counts() -> None:
+    one, nan, infinity = (np.array([value], "float32") for value in (1, np.nan, np.inf))
+    assert (
+        runner.largest_error(one, one)
+        == runner.largest_error(nan, nan)
+        == runner.largest_error(infinity, infinity)
+        == 0
+    )
+    assert runner.largest_error(nan, one) == runner.largest_error(one, nan) == float("inf")
+    assert runner.largest_error(one, infinity) == float("inf")
+
+
+# --- Old Pythons ------------------------------------------------------------------------------------------------------
+
+
+def test_the_source_is_python_3_7() -> None:
+    ast.parse(RUNNER.read_text(), feature_version=(3, 7))
+
+
+def old_python() -> str | None:
+    """A Python 3.7 of this machine, if it has one."""
+    places = [*Path("/usr/bin").glob("python3.7"), *Path.home().glob(".pyenv/versions/3.7.*/bin/python")]
+    return str(places[0]) if places else None
+
+
+@pytest.mark.skipif(old_python() is None, reason="needs a Python 3.7 beside this one")
+def test_python_3_7_gives_the_same_answer(library: Path, toy_input: np.ndarray, tmp_path: Path) -> None:
+    script = "import sys, runner; m = runner.Model(sys.argv[1]); m.fill_random(3); m.run(); print(m.output(0).tolist())"
+    environment = {**os.environ, "PYTHONPATH": str(RUNNER.parent)}
+    answers = [
+        subprocess.run(
+            [python, "-c", script, str(library)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for python in (str(old_python()), sys.executable)
+    ]
+    assert answers[0] == answers[1] != ""
