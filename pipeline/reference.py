@@ -260,6 +260,28 @@ def _conv2d(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return _to(y, "NHWC", str(attrs["out_layout"] or attrs["data_layout"]))
 
 
+def _conv2d_transpose(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Every input pixel adds its weighted window to the output, which is then cropped by the padding."""
+    attrs = call.attrs
+    x, w = _to(x, str(attrs["data_layout"]), "NHWC"), _to(w, str(attrs["kernel_layout"]), "IOHW")
+    (stride_y, stride_x), (step_y, step_x) = ints(attrs["strides"]), ints(attrs["dilation"])
+    top, left, bottom, right = ints(attrs["padding"])
+    extra_y, extra_x = ints(attrs["output_padding"])
+    groups, (ins, outs, height, width) = int(attrs["groups"]), w.shape
+    rows, columns = x.shape[1:3]
+    size = [(rows - 1) * stride_y + (height - 1) * step_y + 1, (columns - 1) * stride_x + (width - 1) * step_x + 1]
+    y = np.zeros((1, size[0] + extra_y, size[1] + extra_x, outs * groups), np.float32)
+    for group in range(groups):
+        data = x[..., group * ins // groups : (group + 1) * ins // groups]
+        filters = w[group * ins // groups : (group + 1) * ins // groups]
+        for ky in range(height):
+            for kx in range(width):
+                spread = y[:, ky * step_y :, kx * step_x :, group * outs : (group + 1) * outs]
+                spread[:, : rows * stride_y : stride_y, : columns * stride_x : stride_x] += data @ filters[:, :, ky, kx]
+    y = y[:, top : y.shape[1] - bottom, left : y.shape[2] - right]
+    return _to(y, "NHWC", str(attrs["out_layout"] or attrs["data_layout"]))
+
+
 def _to(value: np.ndarray, source: str, target: str) -> np.ndarray:
     return value.transpose([source.index(letter) for letter in target])
 
@@ -494,10 +516,12 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "nn.gelu": _unary(lambda x: x * np.float32(0.5) * (1 + _erf(x / np.float32(np.sqrt(2))))),
     "nn.leakyrelu": lambda call, x: np.where(x > 0, x, x * np.float32(call.attrs["alpha"])),
     "nn.prelu": _relax_prelu,
+    "bitkiln.hardswish": lambda _, x: _step(Step("hardswish"), x, None),
     "bitkiln.prelu": lambda _, x, slope: np.where(x > 0, x, x * slope),
     "nn.softmax": _softmax,
     "nn.log_softmax": _log_softmax,
     "nn.conv2d": _conv2d,
+    "nn.conv2d_transpose": _conv2d_transpose,
     "nn.max_pool2d": _pool2d("max"),
     "nn.avg_pool2d": _pool2d("avg"),
     "nn.adaptive_avg_pool2d": _adaptive_average,
@@ -527,6 +551,8 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "max": _reduction(np.max),
     "min": _reduction(np.min),
     "prod": _reduction(np.prod),
+    "variance": _reduction(np.var),
+    "std": _reduction(np.std),
     "full": lambda call, shape, value: np.full(_shape(shape), value, dtype=str(call.attrs["dtype"])),
     "zeros": lambda call, shape: np.zeros(_shape(shape), str(call.attrs["dtype"])),
     "ones": lambda call, shape: np.ones(_shape(shape), str(call.attrs["dtype"])),

@@ -1,10 +1,10 @@
 """Our Relax operators. Importing this package registers them; the constructors make calls of them."""
 
+from bitkiln.pipeline.ops.activations import hardswish, prelu
 from bitkiln.pipeline.ops.binarize import binarize
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
-from bitkiln.pipeline.ops.prelu import prelu
 from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, has_workload, workload_of
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "binarize",
     "bmaxpool2d",
     "conv2d",
+    "hardswish",
     "has_workload",
     "pack_bits",
     "pool2d",

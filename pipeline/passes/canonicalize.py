@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 from tvm.relax import TupleGetItem
 
-from bitkiln.pipeline import reference
+from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.passes.graph import (
     Graph,
@@ -145,6 +145,76 @@ def clip_bounds(call: Call) -> tuple[float, float]:
     return float(call.args[1]), float(call.args[2])
 
 
+def _prelu(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
+    x, slope = call.args
+    array = array_of(slope)
+    if array is None:
+        return None
+    rank = len(shape_of(x))
+    return ops.prelu(x, constant(array.reshape((-1,) + (1,) * (rank - 1 - int(call.attrs["axis"]) % rank))))
+
+
+def _where(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
+    """x < 0 ? x*slope : x and the like are PReLUs."""
+    condition, first, second = call.args
+    compared = graph.call_of(condition, "less", "less_equal", "greater", "greater_equal")
+    if compared is None or not _is_zero(compared.args[1]):
+        return None
+    scaled, x = (first, second) if op_name(compared).startswith("less") else (second, first)
+    product = graph.call_of(scaled, "multiply")
+    if product is None or not product.args[0].same_as(x) or not compared.args[0].same_as(x):
+        return None
+    slope = array_of(product.args[1])
+    if slope is None or np.broadcast_shapes(shape_of(x), slope.shape) != shape_of(x):
+        return None
+    return ops.prelu(x, product.args[1])
+
+
+def _is_zero(expr: relax.Expr) -> bool:
+    value = array_of(expr)
+    return value is not None and not np.any(value)
+
+
+def _hardswish(graph: Graph, x: relax.Expr, other: relax.Expr) -> relax.Expr | None:
+    """x * clip(x/6 + 0.5, 0, 1), or x * clip(x + 3, 0, 6) / 6."""
+    factor = 1.0
+    scaled = graph.call_of(other, "multiply")
+    if scaled is not None and _scalar(scaled.args[1]) is not None:
+        factor, other = _scalar(scaled.args[1]), scaled.args[0]
+    clip = graph.call_of(other, "clip", "nn.relu6")
+    shifted = graph.call_of(clip.args[0], "add") if clip is not None else None
+    shift = _scalar(shifted.args[1]) if shifted is not None else None
+    if shift is None:
+        return None
+    inner, slope = shifted.args[0], 1.0
+    scaled = graph.call_of(inner, "multiply")
+    if scaled is not None and _scalar(scaled.args[1]) is not None and not inner.same_as(x):
+        slope, inner = _scalar(scaled.args[1]), scaled.args[0]
+    low, high = clip_bounds(clip)
+    numbers = [slope * factor, shift * factor, low * factor, high * factor]
+    return ops.hardswish(x) if inner.same_as(x) and np.allclose(numbers, [1 / 6, 0.5, 0, 1], atol=1e-6) else None
+
+
+def _scaled_hardswish(graph: Graph, call: Call) -> relax.Expr | None:
+    """(x * clip(x + 3, 0, 6)) / 6."""
+    product, factor = graph.call_of(call.args[0], "multiply"), _scalar(call.args[1])
+    if product is None or factor is None or not graph.used_once(call.args[0]):
+        return None
+    for x, other in (product.args, reversed(product.args)):
+        clip = graph.call_of(other, "clip", "nn.relu6")
+        if clip is not None and graph.used_once(other):
+            gate = graph.emit(relax.op.multiply(other, call.args[1]), "gate")
+            found = _hardswish(graph, x, gate)
+            if found is not None:
+                return found
+    return None
+
+
+def _scalar(expr: relax.Expr) -> float | None:
+    value = array_of(expr)
+    return value.item() if value is not None and value.size == 1 else None
+
+
 def _reshape(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     shape = shape_of(graph.normalized(call))
     return relax.op.reshape(call.args[0], shape) if op_name(call) != "reshape" else None
@@ -154,13 +224,16 @@ def _broadcast(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     return call.args[0] if shape_of(graph.normalized(call)) == shape_of(call.args[0]) else None
 
 
-def _silu(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
-    """x * sigmoid(x)."""
+def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+    """x * sigmoid(x) and hard swishes."""
     for x, other in (call.args, reversed(call.args)):
         gate = graph.call_of(other, "sigmoid")
         if gate is not None and gate.args[0].same_as(x):
             return relax.op.nn.silu(x)
-    return _constant_last(graph, _name, call)
+        hard = _hardswish(graph, x, other)
+        if hard is not None:
+            return hard
+    return _scaled_hardswish(graph, call) or _constant_last(graph, name, call)
 
 
 def _with_scalar(call: Call) -> tuple[relax.Expr, float | None]:
@@ -177,12 +250,14 @@ def _float(expr: relax.Expr) -> bool:
 
 _VISITS: dict[str, Callable[[Graph, str, Call], relax.Expr | None]] = {
     "add": _constant_last,
-    "multiply": _silu,
+    "multiply": _multiply,
     "subtract": _subtract,
     "divide": _divide,
     "negative": _negative,
     "maximum": _maximum,
     "minimum": _minimum,
+    "nn.prelu": _prelu,
+    "where": _where,
     "reshape": _reshape,
     "flatten": _reshape,
     "nn.batch_flatten": _reshape,

@@ -11,7 +11,6 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst
 
-from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.passes.elementwise import ELEMENTWISE
 from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 
@@ -27,8 +26,6 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
             return _matmul(graph, name, value)
         case "reshape":
             return _reshape(graph, value)
-        case "nn.prelu":
-            return _prelu(graph, name, value)
         case operator if operator in ELEMENTWISE:
             return _elementwise(graph, name, value)
     return None
@@ -66,13 +63,6 @@ def _elementwise(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     if any(arg is None for arg in args):
         return None
     return _row(graph, name, Call(call.op, args, call.attrs), shape)
-
-
-def _prelu(graph: Graph, name: str, call: Call) -> relax.Expr | None:
-    shape = shape_of(call.args[0])
-    if len(shape) != 2 or shape[0] != 1 or ints([call.attrs["axis"]])[0] % 2 != 1:
-        return None
-    return _row(graph, name, relax.op.nn.prelu(_image(graph, call.args[0]), call.args[1], 3), shape)
 
 
 def _on_image(graph: Graph, arg: relax.Expr, size: int) -> relax.Expr | None:

@@ -4,6 +4,7 @@ UNARY = frozenset(
     {
         "abs",
         "astype",
+        "bitkiln.hardswish",
         "ceil",
         "clip",
         "cos",
@@ -37,6 +38,7 @@ UNARY = frozenset(
 BROADCASTING = frozenset(
     {
         "add",
+        "bitkiln.prelu",
         "divide",
         "equal",
         "floor_divide",

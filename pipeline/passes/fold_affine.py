@@ -37,7 +37,7 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     if factor is None:
         return None
     if np.all(factor == 1) and np.broadcast_shapes(shape_of(x), factor.shape) == shape_of(x):
-        return x
+        return graph.taken_over(x)
     inner = _swallowed(graph, x, "multiply")
     if inner is not None:
         return _multiply_conv(graph, relax.op.multiply(inner.args[0], _product(inner.args[1], factor)))
@@ -68,7 +68,7 @@ def _add(graph: Graph, call: Call) -> relax.Expr | None:
     if shift is None:
         return None
     if not np.any(shift) and np.broadcast_shapes(shape_of(x), shift.shape) == shape_of(x):
-        return x
+        return graph.taken_over(x)
     inner = _swallowed(graph, x, "add")
     if inner is None:
         return None

@@ -48,7 +48,7 @@ def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
 def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
     attrs = call.attrs
     x, weight = call.args
-    if str(attrs["data_layout"]) != "NHWC" or shape_of(x)[0] != 1 or str(x.ty.dtype) != "float32":
+    if str(attrs["data_layout"]) != "NHWC" or shape_of(x)[0] != 1 or array_of(weight) is None:
         return None
     return ops.conv2d(
         x,
@@ -230,7 +230,7 @@ def _prelu(_graph: Graph, call: Call) -> list[Taken]:
     x, slope = call.args
     array = array_of(slope)
     shape = shape_of(x)
-    if array is None or len(shape) != 4 or (op_name(call) == "nn.prelu" and int(call.attrs["axis"]) not in (3, -1)):
+    if array is None or len(shape) != 4:
         return []
     kind, values = operand(array, shape[1:])
     return [(x, Step("prelu", kind), [constant(values)])]
@@ -252,7 +252,6 @@ def _leaky(_graph: Graph, call: Call) -> list[Taken]:
 _STEPS: dict[str, Callable[[Graph, Call], list[Taken]]] = {
     "add": _arithmetic,
     "multiply": _arithmetic,
-    "nn.prelu": _prelu,
     "bitkiln.prelu": _prelu,
     "nn.relu": _clip,
     "nn.relu6": _clip,
@@ -261,4 +260,5 @@ _STEPS: dict[str, Callable[[Graph, Call], list[Taken]]] = {
     "sigmoid": _plain("sigmoid"),
     "tanh": _plain("tanh"),
     "nn.silu": _plain("silu"),
+    "bitkiln.hardswish": _plain("hardswish"),
 }

@@ -71,6 +71,11 @@ class Graph:
         """Has ``expr`` exactly one use, so that it need not be kept when that use swallows it?"""
         return isinstance(expr, relax.Var) and self.uses.get(expr.name, 1) == 1
 
+    def taken_over(self, expr: relax.Expr) -> relax.Expr:
+        """``expr`` for a binding that adds nothing to it; where that is its only use, it gets the binding's name."""
+        made_by = self.definition(expr)
+        return made_by if made_by is not None and self.used_once(expr) else expr
+
     def remap(self, expr: relax.Expr) -> relax.Expr:
         """``expr`` of the network before the rewrite, in terms of the one under construction."""
         return substitute(expr, self._replaced)

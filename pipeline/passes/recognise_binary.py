@@ -37,12 +37,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Signs:
-    """A tensor that takes one value where ``source`` is negative, one where it is zero and one where it is positive."""
+    """A tensor that takes one value where ``source`` is negative, one where it is zero and one where it is positive.
+
+    ``shape`` is the tensor's where it differs from that of ``source``: the elements are the same, in the same order.
+    """
 
     source: relax.Expr
     negative: float
     zero: float
     positive: float
+    shape: tuple[int, ...] = ()
 
     def mapped(self, function: np.ufunc, *others: float) -> Signs:
         """The tensor after an elementwise function."""
@@ -98,11 +102,7 @@ def _binary(
     magnitude = found.signs.magnitude
     attrs = call.attrs
     padding, pad_value = _merged_padding(ints(attrs["padding"]), found, magnitude)
-    sign_zero = _sign_zero(found.signs)
-    key = (found.signs.source.name, sign_zero)
-    if key not in shared:
-        shared[key] = graph.emit(ops.binarize(found.signs.source, sign_zero=sign_zero), f"{name}.bits")
-    bits = shared[key]
+    bits = _bits(graph, name, found.signs, shared)
     if found.signs.positive < 0:
         signs_of_weight, pad_value = -signs_of_weight, -pad_value
     conv = ops.bconv2d(
@@ -123,6 +123,20 @@ def _binary(
     if plain:
         return conv
     return relax.op.multiply(graph.emit(conv, f"{name}.sums"), constant(scales))
+
+
+def _bits(graph: Graph, name: str, signs: Signs, shared: dict[tuple[str, int], relax.Expr]) -> relax.Expr:
+    """The packed signs, made once for all convolutions that read them."""
+    source, sign_zero, shape = signs.source, _sign_zero(signs), shape_of(signs.source)
+    whole_bytes = len(shape) == 4 and shape[:1] == signs.shape[:1] == (1,) and shape[3] % 8 == signs.shape[3] % 8 == 0
+    if signs.shape and not whole_bytes:
+        source = graph.emit(relax.op.reshape(source, signs.shape), f"{source.name}.reshaped")
+    key = (source.name, sign_zero)
+    if key not in shared:
+        shared[key] = graph.emit(ops.binarize(source, sign_zero=sign_zero), f"{name}.bits")
+    if not signs.shape or not whole_bytes:
+        return shared[key]
+    return graph.emit(relax.op.reshape(shared[key], (*signs.shape[:3], signs.shape[3] // 8)), f"{name}.bits")
 
 
 def _padding_text(value: int, padding: tuple[int, ...] = (1,)) -> str:
@@ -166,7 +180,7 @@ def _input(graph: Graph, data: relax.Expr) -> _Input:
     if pad is not None:
         return _Input(signs, *_pad_of(pad))
     before = graph.call_of(signs.source, "nn.pad")
-    if before is not None:
+    if before is not None and not signs.shape:
         padding, value = _pad_of(before)
         padded = signs.positive if value > 0 else signs.negative if value < 0 else _zero_of(signs)
         return _Input(replace(signs, source=before.args[0]), padding, padded)
@@ -252,10 +266,7 @@ _COMPARISONS = {
 
 def _reshaped(graph: Graph, call: Call) -> Signs | None:
     inner = _signs(graph, call.args[0])
-    if inner is None:
-        return None
-    source = relax.op.reshape(inner.source, call.args[1])
-    return replace(inner, source=graph.emit(source, f"{inner.source.name}.reshaped"))
+    return None if inner is None else replace(inner, shape=tuple(int(size) for size in call.args[1].values))
 
 
 def _comparison(graph: Graph, call: Call) -> Signs | None:

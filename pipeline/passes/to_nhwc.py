@@ -240,18 +240,13 @@ def _resize2d(converter: _Converter, name: str, call: Call) -> bool:
         converter.stored(call.args[0], _axes(layout, "NHWC")),
         call.args[1],
         layout="NHWC",
-        **{
-            key: attrs[key]
-            for key in (
-                "roi",
-                "method",
-                "coordinate_transformation_mode",
-                "rounding_method",
-                "cubic_alpha",
-                "cubic_exclude",
-                "extrapolation_value",
-            )
-        },
+        roi=[float(value) for value in attrs["roi"]],
+        method=str(attrs["method"]),
+        coordinate_transformation_mode=str(attrs["coordinate_transformation_mode"]),
+        rounding_method=str(attrs["rounding_method"]),
+        cubic_alpha=float(attrs["cubic_alpha"]),
+        cubic_exclude=int(attrs["cubic_exclude"]),
+        extrapolation_value=float(attrs["extrapolation_value"]),
     )
     return converter.bind(name, value, _result_order(call, layout))
 
@@ -297,15 +292,6 @@ def _flat_like(converter: _Converter, arg: relax.Expr, order: Order) -> relax.Ex
     if array.size != prod(order.shape):
         return None
     return constant(array.reshape(-1)[order.permutation()].reshape(array.shape), str(array.dtype))
-
-
-def _prelu(converter: _Converter, name: str, call: Call) -> bool:
-    order = converter.order(call.args[0])
-    if order.flat:
-        return False
-    axis = order.axes.index(int(call.attrs["axis"]) % len(order.axes))
-    value = relax.op.nn.prelu(converter.graph.remap(call.args[0]), converter.plain(call.args[1]), axis)
-    return converter.bind(name, value, Order(shape_of(call), order.axes))
 
 
 def _along_axis(make: Callable[[relax.Expr, int], Call]) -> Callable[[_Converter, str, Call], bool]:
@@ -420,7 +406,6 @@ _RULES: dict[str, Callable[[_Converter, str, Call], bool]] = {
     "nn.avg_pool2d": _pool2d(relax.op.nn.avg_pool2d),
     "nn.adaptive_avg_pool2d": _adaptive,
     "image.resize2d": _resize2d,
-    "nn.prelu": _prelu,
     "nn.softmax": _along_axis(relax.op.nn.softmax),
     "nn.log_softmax": _along_axis(relax.op.nn.log_softmax),
     "concat": _concat,
