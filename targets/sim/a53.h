@@ -35,7 +35,7 @@
     P(utlb_miss, 3)            /* estimate */                                                             \
     P(tlb_walk, 30)            /* estimate */                                                             \
     P(mispredict, 7)           /* Q: cbz, b.eq against expectation */                                     \
-    P(taken_gap, 2)            /* Q: between two taken branches */                                        \
+    P(taken_gap, 3)            /* I: between arrivals at targets of taken branches, b 3.03, bl-ret 6.05 */                                        \
     P(fma_load_gap, 4)         /* no vector load issues so many cycles after an fmla (OpenBLAS kernels) */ \
     P(roi, 1)                  /* 0: everything is one region, from start to exit */                      \
     P(marks, 0)                /* 1: reports list the cycles between reads of cntvct_el0 */               \
@@ -159,7 +159,7 @@ typedef struct {
     uint8_t slots, halves, units;         /* used in this cycle */
     uint64_t unit_free[2];                /* UNIT_MUL, UNIT_DIV: next cycle they can start */
     uint64_t fma_issued[64];              /* cycle of the last fma issued in each cycle modulo 64 */
-    uint64_t redirect, last_taken;        /* next issue not before; last taken branch */
+    uint64_t redirect, last_arrival;      /* next issue not before; target of the last taken branch arrived */
     uint8_t redirect_where;
     uint64_t where[N_WHERE];              /* cycles of this region by cause */
     uint64_t region_start;

@@ -105,6 +105,7 @@ static void find_form(Parts *parts)
         if (is_vector_register(parts->reg[i])) {
             parts->form |= FORM_VEC;
             if (is_wide(operand->vas) || kind == 'q') parts->form |= FORM_Q;
+            if (operand->vector_index >= 0 && (memory || i == 0)) parts->form |= FORM_LANE;
         } else if (operand->shift.type != ARM64_SFT_INVALID && operand->shift.value)
             parts->form |= FORM_SHIFTED;
         if (operand->ext != ARM64_EXT_INVALID) parts->form |= FORM_SHIFTED;
@@ -113,7 +114,6 @@ static void find_form(Parts *parts)
     const cs_arm64_op *first = &parts->operands[0];
     const bool first_is_vector = is_vector_register(parts->reg[0]);
     if (first_is_vector) {
-        if (first->vector_index >= 0) parts->form |= FORM_LANE;
         if (IS_D_LANE(*first) || first->vas == ARM64_VAS_2D || first->vas == ARM64_VAS_1D || kind_of[first->reg] == 'd') parts->form |= FORM_E64;
         if (first->vas == ARM64_VAS_16B || first->vas == ARM64_VAS_8H) parts->form |= FORM_E8_16;
         for (int i = 1; i < n_named; i++)
@@ -241,7 +241,7 @@ static void apply_rule(const cs_insn *insn, const Parts *parts, const Rule *rule
     op->flags = rule->flags;
     op->mix = rule->mix;
     op->halves = rule->halves == HALVES_BY_WIDTH ? wide : rule->halves;
-    op->first = rule->first && op->halves == HALVES_BOTH;
+    op->first = rule->first && op->halves != HALVES_ONE;
     op->unit = rule->unit;
     op->busy = rule->busy;
     op->occ = rule->occ + rule->occ_reg * (counted_registers(parts) - 1);

@@ -37,7 +37,7 @@ class Fact:
 
 def assembly(facts: Sequence[Fact]) -> str:
     """A static AArch64 program that runs every fact in a region of its own, the region's id being its index."""
-    text = [".arch armv8-a+crc", ".text", ".global _start", "_start:"]
+    text = [".arch armv8-a+crc+crypto", ".text", ".global _start", "_start:"]
     for index, fact in enumerate(facts):
         text += ["mov x26, #0", f"ldr x27, ={REPETITIONS}", *_prctl(0x41353301, 0), "7777:"]
         text += [

@@ -147,11 +147,11 @@ static void follow_branch(Core *core, const Op *op, const Block *block, uint32_t
     if (predictor_missed(&core->predictor, op, block->physical + 4 * (uint64_t)index, next, target, &taken))
         core->redirect = core->cycle + 1 + params.mispredict;
     else if (taken) {
-        const uint64_t earliest = core->last_taken + params.taken_gap;
+        const uint64_t earliest = core->last_arrival + params.taken_gap;
         core->redirect = earliest > core->cycle + 1 ? earliest : core->cycle + 1;
-        core->last_taken = core->cycle;
     } else
         return;
+    core->last_arrival = core->redirect;
     core->redirect_where = WHERE_BRANCH;
 }
 

@@ -40,8 +40,8 @@ Rule rules[] = {
   "I: 12.05/0.11" },
 { "FCMP",          "fcmp fcmpe fccmp fccmpe", 0, MIX_FP,                         HALVES_ONE, 0, 0,        1,0,0,   1,0,0, 0,
   "I: 1.01/0.99, to the flags" },
-{ "FCSEL",         "fcsel", 0, MIX_FP,                                           HALVES_ONE, 0, 0,        1,0,0,   2,0,0, 0,
-  "I: 2.01" },
+{ "FCSEL",         "fcsel", 0, MIX_FP,                                           HALVES_BOTH, 0, 0,       1,0,0,   2,0,0, 0,
+  "I: 2.01/0.99" },
 { "FP_COMPARE",    "fcmeq fcmge fcmgt fcmle fcmlt facge facgt facle faclt", 0, MIX_FP, HALVES_BY_WIDTH, 1, 0, 1,0,0, 2,0,0, 0,
   "I: 2.01/0.99 (q), 1.99 (scalar)" },
 { "FCVT_LONG",     "fcvtl fcvtl2 fcvtn fcvtn2 fcvtxn fcvtxn2", 0, MIX_FP,        HALVES_BOTH, 1, 0,       1,0,0,   4,0,0, 0,
@@ -222,7 +222,7 @@ Rule rules[] = {
   "I: nop 1.99 a cycle; Q: runs of nop" },
 { "SYSREG",        "mrs msr", 0, MIX_SYSTEM,                                     HALVES_NONE, 0, 0,       1,0,0,   1,0,0, 0,
   "E" },
-{ "BARRIER",       "dmb dsb isb dc ic at sys", 0, MIX_SYSTEM,                    HALVES_NONE, 0, 0,       4,0,0,   0,0,0, 0,
+{ "BARRIER",       "dmb dsb isb dc ic at sys", 0, MIX_SYSTEM,                    HALVES_NONE, 1, 0,       4,0,0,   0,0,0, 0,
   "E" },
 
 /* ---- anything else: counted by name in the report ---- */

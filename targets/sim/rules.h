@@ -64,7 +64,7 @@ typedef struct {
     uint16_t need;         /* FORM_* bits that must all be present; the first row that fits is the one */
     uint8_t mix;
     uint8_t halves;
-    uint8_t first;   /* 1: when it takes both halves it must be the first of its issue pair */
+    uint8_t first;   /* 1: it must be the first of its issue pair, unless it takes one half only */
     uint8_t unit;    /* UNIT_* */
     uint8_t occ;     /* cycles in which it holds the issue stage (1: just its own) */
     uint8_t occ_reg; /* further such cycles for each data register after the first */

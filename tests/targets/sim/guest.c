@@ -1,0 +1,135 @@
+/* A guest program for the simulator's tests: marks regions of known work. First argument: what to do. */
+#include <pthread.h>
+#include <signal.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { START = 0x41353301, STOP, READ, IDENTIFY, COLD, LIMIT, BLOCKS };
+
+static float data[1 << 16] __attribute__((aligned(4096)));
+static char buffer[1 << 20] = "A53ASK?";
+static sigjmp_buf out_of_time;
+
+static void mark(int what, unsigned long value)
+{
+    prctl(what, value, 0, 0, 0);
+}
+
+static void ask(int what, unsigned long size)
+{
+    strcpy(buffer, "A53ASK?");
+    prctl(what, buffer, size, 0, 0);
+    puts(buffer);
+}
+
+/* n dependent multiply-adds of 4 cycles each, and a subtraction and a branch for each. */
+static void chain(long n)
+{
+    __asm__ volatile("0: fmla v0.4s, v1.4s, v2.4s\n subs %0, %0, #1\n b.ne 0b" : "+r"(n) : : "v0", "cc");
+}
+
+/* Reads `bytes` of data from the start, a line at a time. */
+static void sweep(long bytes)
+{
+    const char *at = (const char *)data;
+    __asm__ volatile("0: ldr x9, [%0], #64\n subs %1, %1, #64\n b.ne 0b" : "+r"(at), "+r"(bytes) : : "x9", "cc", "memory");
+}
+
+static void *threaded_chain(void *unused)
+{
+    chain(10000);
+    return unused;
+}
+
+static void leave(int unused)
+{
+    (void)unused;
+    siglongjmp(out_of_time, 1);
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    if (!strcmp(what, "regions")) {
+        for (int i = 0; i < 5; i++) {
+            mark(START, 0);
+            chain(1000 * (i + 1));
+            mark(STOP, 10 + i);
+        }
+        ask(READ, sizeof buffer);
+    } else if (!strcmp(what, "paths")) {
+        struct stat unused;
+        stat("/a53roi/start", &unused);
+        chain(1000);
+        access("/a53roi/stop42", F_OK);
+    } else if (!strcmp(what, "identify")) {
+        ask(IDENTIFY, sizeof buffer);
+        ask(READ, sizeof buffer);
+        mark(START, 0);
+        mark(STOP, 0);
+        ask(READ, 100);
+        prctl(READ, 16, 4096, 0, 0);
+    } else if (!strcmp(what, "cold")) {
+        for (int i = 0; i < 4; i++) {
+            if (i == 3) mark(COLD, 0);
+            mark(START, 0);
+            sweep(16384);
+            mark(STOP, i);
+        }
+    } else if (!strcmp(what, "limit")) {
+        mark(LIMIT, 50000);
+        mark(START, 0);
+        chain(1000);
+        mark(STOP, 1);
+        mark(START, 0);
+        chain(100000000);
+        mark(STOP, 2);
+    } else if (!strcmp(what, "survive")) {
+        signal(SIGXCPU, leave);
+        mark(LIMIT, 50000);
+        if (sigsetjmp(out_of_time, 1) == 0) {
+            mark(START, 0);
+            chain(100000000);
+            mark(STOP, 2);
+        }
+        ask(READ, sizeof buffer);
+    } else if (!strcmp(what, "unknown")) {
+        mark(START, 0);
+        __asm__ volatile("aesmc v0.16b, v0.16b\n aesmc v0.16b, v0.16b\n sha256su0 v1.4s, v2.4s" : : : "v0", "v1");
+        mark(STOP, 0);
+    } else if (!strcmp(what, "blocks")) {
+        mark(BLOCKS, 2);
+        mark(START, 0);
+        chain(1000);
+        sweep(4096);
+        mark(STOP, 0);
+        mark(BLOCKS, 0);
+        mark(START, 0);
+        chain(1000);
+        mark(STOP, 1);
+    } else if (!strcmp(what, "threads")) {
+        pthread_t thread;
+        mark(START, 0);
+        pthread_create(&thread, NULL, threaded_chain, NULL);
+        chain(20000);
+        pthread_join(thread, NULL);
+        mark(STOP, 0);
+    } else if (!strcmp(what, "work")) { /* heap, stack and data at addresses that differ from run to run */
+        float *heap = malloc(300000), *stack = __builtin_alloca(20000);
+        memset(stack, 0, 20000);
+        for (int i = 0; i < 3; i++) {
+            mark(START, 0);
+            for (int k = 0; k < 70000; k++) heap[k] = heap[k] * 0.5f + data[k % 65536] + stack[k % 4000];
+            chain(1000);
+            mark(STOP, i);
+        }
+        printf("%p %p\n", (void *)heap, (void *)stack);
+        free(heap);
+    }
+    return 0;
+}
