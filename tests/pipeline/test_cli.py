@@ -1,0 +1,76 @@
+"""The command line: help with an example everywhere, one-line errors with status 2, tracebacks only on demand."""
+
+import sys
+
+import click
+import pytest
+
+from bitkiln.pipeline import cli
+
+
+def commands(group: click.Group, prefix: tuple[str, ...] = ()):
+    for name, command in group.commands.items():
+        yield (*prefix, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*prefix, name))
+
+
+@pytest.fixture
+def invoke(monkeypatch, capsys):
+    """Run ``bitkiln ARGUMENTS`` in this process: status, standard output, standard error."""
+
+    def run(*arguments: str, entry=cli.main):
+        monkeypatch.setattr(sys, "argv", ["bitkiln", *map(str, arguments)])
+        status = 0
+        try:
+            entry()
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("path", list(commands(cli.bitkiln)), ids=" ".join)
+def test_every_command_has_help_with_an_example(path, invoke):
+    status, out, _ = invoke(*path, "--help")
+    assert status == 0
+    assert "Example: " in out
+
+
+def test_tune_is_a_command_of_its_own(invoke):
+    status, out, _ = invoke("--help", entry=cli.tune_main)
+    assert status == 0
+    assert "--tracker" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "missing.onnx"], "missing.onnx"),
+        (["inspect", "card-binery"], "card-binary"),
+        (["inspect", "card-binary", "--shape", "x=1,a"], "name=1,3,224,224"),
+        (["inspect", "card-binary", "--mean", "1;2"], "comma-separated"),
+        (["compile", "card-binary", "--target", "rasp3", "-o", "x"], "did you mean rasp3b"),
+        (["compile", "card-binary"], "--output"),
+        (["run", "nowhere", "--image", "x.png"], "nowhere"),
+        (["run", "nowhere", "--threads", "9"], "1<=x<=4"),
+        (["boards", "list", "--tracker", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["logs", "check", "nowhere"], "nowhere"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, invoke):
+    status, _, err = invoke(*arguments)
+    assert status == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(invoke):
+    status, _, err = invoke("inspect", "missing.onnx", "--debug")
+    assert status == 2
+    assert "Traceback" in err
+    assert err.strip().splitlines()[-1].startswith("bitkiln: missing.onnx")
