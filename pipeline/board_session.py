@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,6 +80,15 @@ class Session:
             raise BoardError(f"board {self.board} failed: {_reason(error)}")
 
 
+_open: weakref.WeakSet[Relay] = weakref.WeakSet()
+
+
+def hang_up_all() -> None:
+    """Cut every session of this process: whoever waits in one gets a BoardError."""
+    for relay in list(_open):
+        relay.close()
+
+
 class Relay:
     """Hands a connection on to a board and cuts it when its time is over: TVM's client itself waits for ever.
 
@@ -99,6 +109,7 @@ class Relay:
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, name="board-relay", daemon=True)
         self._thread.start()
+        _open.add(self)
 
     def close(self) -> None:
         """Hang up."""

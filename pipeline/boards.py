@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,10 +110,16 @@ class Board(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What it is."""
 
-    def measure(self, library: Path, request: Request, inputs: Mapping[str, bytes] | None = None) -> Measurement:
+    def measure(
+        self,
+        library: Path,
+        request: Request,
+        inputs: Mapping[str, bytes] | None = None,
+        known: Collection[str] = (),
+    ) -> Measurement:
         """Load and measure ``library``, a bundle's model.so or a single kernel's. Raises BoardError, KernelFailed.
 
-        ``inputs`` are raw tensors by name.
+        ``inputs`` are raw tensors by name. Outputs whose digest is among ``known`` come without their bytes.
         """
 
 
@@ -135,7 +141,13 @@ class TrackerBoard:
         with Session(self.tracker, self.key, 30, self.wait) as session:
             return session.call("bitkiln.health")
 
-    def measure(self, library: Path, request: Request, inputs: Mapping[str, bytes] | None = None) -> Measurement:
+    def measure(
+        self,
+        library: Path,
+        request: Request,
+        inputs: Mapping[str, bytes] | None = None,
+        known: Collection[str] = (),
+    ) -> Measurement:
         """See ``Board``."""
         # The session also carries the uploads, which take their time on a slow network.
         with Session(self.tracker, self.key, request.limit_seconds + 60, self.wait) as session:
@@ -144,7 +156,7 @@ class TrackerBoard:
             for name, data in (inputs or {}).items():
                 session.upload(files[name], data)
             answer = session.call("bitkiln.measure", "model.so", json.dumps({**asdict(request), "inputs": files}))
-            return _measurement(answer, session.download)
+            return _measurement(answer, session.download, known)
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,13 @@ class LocalBoard:
         with tempfile.TemporaryDirectory(prefix="bitkiln-measure-") as folder:
             return identify(Machine(self.target, self.timing), Path(folder))
 
-    def measure(self, library: Path, request: Request, inputs: Mapping[str, bytes] | None = None) -> Measurement:
+    def measure(
+        self,
+        library: Path,
+        request: Request,
+        inputs: Mapping[str, bytes] | None = None,
+        known: Collection[str] = (),
+    ) -> Measurement:
         """See ``Board``."""
         with tempfile.TemporaryDirectory(prefix="bitkiln-measure-") as name:
             folder = Path(name)
@@ -168,19 +186,20 @@ class LocalBoard:
                 (folder / files[name]).write_bytes(data)
             machine = Machine(self.target, self.timing)
             answer = measure_once(machine, library, {**asdict(request), "inputs": files}, folder)
-            return _measurement(answer, lambda file: (folder / file).read_bytes())
+            return _measurement(answer, lambda file: (folder / file).read_bytes(), known)
 
 
-def _measurement(answer: Mapping[str, Any], fetch: Callable[[str], bytes]) -> Measurement:
+def _measurement(answer: Mapping[str, Any], fetch: Callable[[str], bytes], known: Collection[str]) -> Measurement:
     """The board's answer as a value; raises KernelFailed."""
     if answer["status"] != "ok":
         raise KernelFailed(answer["status"], answer["message"])
-    outputs = tuple(
-        Output(
-            row["name"], tuple(row["shape"]), row["dtype"], row["sha256"], fetch(row["file"]) if "file" in row else None
-        )
-        for row in answer["outputs"]
-    )
+
+    def output(row: Mapping[str, Any]) -> Output:
+        wanted = "file" in row and row["sha256"] not in known
+        data = fetch(row["file"]) if wanted else None
+        return Output(row["name"], tuple(row["shape"]), row["dtype"], row["sha256"], data)
+
+    outputs = tuple(map(output, answer["outputs"]))
     names = ("unit", "value", "kind", "measured_by", "clock_mhz", "report", "complete", "steady", "health")
     plain = {name: answer[name] for name in names if name in answer}
     rows = {name: tuple(answer.get(name, ())) for name in ("samples", "steps")}

@@ -1,0 +1,90 @@
+"""Tensors to run candidates on, and whether two candidates agree.
+
+The numbers are few-bit fractions: sums of their products are exact in float32 in any order, so that schedules which add up
+in different orders give equal bits, and a sign is never a matter of rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Workload, packed
+
+#: Largest difference of float results, relative to the largest of them.
+FLOAT_TOLERANCE = 1e-3
+#: Bits that may differ where they are signs of floats: kernels that transform (Winograd) do round.
+SIGN_TOLERANCE = 2e-3
+
+
+def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
+    """An array for each argument of ``workload``, in order, fixed by ``seed``."""
+    source = np.random.default_rng(seed)
+    shapes = list(workload.shapes[:-1])
+    arrays = [_activation(source, shapes.pop(0), workload.channels)]
+    if isinstance(workload, Conv2d):
+        arrays.append(_weight(source, shapes.pop(0), workload.channels // workload.groups))
+    if isinstance(workload, Pool2d) and workload.invert:
+        arrays.append(_bits(source, shapes.pop(0)[0], workload.channels))
+    for step in workload.epilogue:
+        if step.operand:
+            arrays.append(_operand(source, shapes.pop(0)[0], step.op, step.operand))
+    if shapes:
+        assert isinstance(workload, Conv2d), "only convolutions have thresholds"
+        reach = max(1, workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups // 8)
+        arrays.append(source.integers(-reach, reach, shapes.pop(0)[0], np.int32, endpoint=True))
+    return arrays
+
+
+def disagreement(workload: Workload, expected: bytes, found: bytes) -> str:
+    """How the results ``found`` differ from those ``expected``; empty where they agree."""
+    dtype = workload.shapes[-1][1]
+    if len(expected) != len(found):
+        return f"the result has {len(found)} bytes, not {len(expected)}"
+    if dtype == "uint8":
+        differing = np.bitwise_count(np.frombuffer(expected, np.uint8) ^ np.frombuffer(found, np.uint8)).sum()
+        allowed = 0.0 if _exact(workload) else SIGN_TOLERANCE * 8 * len(expected)
+        return (
+            f"{differing} of {8 * len(expected)} result bits differ from the default's" if differing > allowed else ""
+        )
+    reference, result = np.frombuffer(expected, np.float32), np.frombuffer(found, np.float32)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(reference - result).max(initial=0.0) / max(1.0, float(np.abs(reference).max(initial=0.0)))
+    return "" if error <= FLOAT_TOLERANCE else f"results differ from the default's by {error:.2g} (relative)"
+
+
+def _exact(workload: Workload) -> bool:
+    """Whether result bits come of integers or of comparisons alone."""
+    if isinstance(workload, Conv2d):
+        return workload.binary
+    return isinstance(workload, Pool2d | Binarize)
+
+
+def _activation(source: np.random.Generator, spec: tuple[tuple[int, ...], str], channels: int) -> np.ndarray:
+    shape, dtype = spec
+    return _bits(source, shape, channels) if dtype == "uint8" else _fractions(source, shape, 8, 4)
+
+
+def _weight(source: np.random.Generator, spec: tuple[tuple[int, ...], str], per_group: int) -> np.ndarray:
+    shape, dtype = spec
+    return _bits(source, shape, per_group) if dtype == "uint8" else _fractions(source, shape, 8, 8)
+
+
+def _operand(source: np.random.Generator, shape: tuple[int, ...], op: str, kind: str) -> np.ndarray:
+    if op == "add" and kind != "tensor":
+        # An odd numerator, finer than any sum: no sum becomes exactly 0, whose sign two kernels might round differently.
+        return ((2 * source.integers(-64, 64, shape) + 1) / 64).astype(np.float32)
+    return _fractions(source, shape, 8, 4)
+
+
+def _fractions(source: np.random.Generator, shape: tuple[int, ...], most: int, denominator: int) -> np.ndarray:
+    """Whole numbers of magnitude up to ``most``, over ``denominator``."""
+    return (source.integers(-most, most, shape, np.int8, endpoint=True) / np.float32(denominator)).astype(np.float32)
+
+
+def _bits(source: np.random.Generator, shape: tuple[int, ...], channels: int) -> np.ndarray:
+    """Random bits of ``channels`` channels along the last axis; the tail of the last byte is clear."""
+    array = source.integers(0, 255, shape, np.uint8, endpoint=True)
+    assert shape[-1] == packed(channels), "bits are packed along the last axis"
+    if channels % 8:
+        array[..., -1] &= (1 << channels % 8) - 1
+    return array
