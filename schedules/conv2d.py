@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from bitkiln.schedules import conv2d_direct
+from bitkiln.schedules import conv2d_direct, conv2d_winograd
 from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.workload import Conv2d
@@ -26,18 +26,32 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
-    """The tuning space."""
-    return conv2d_direct.space(workload, target)
+    """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
+    return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default."""
-    return conv2d_direct.default(workload, target)
+    return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
-    return conv2d_direct.emit(workload, knobs, target)
+    algorithm, _, outputs = str(knobs["algorithm"]).partition(" ")
+    tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
+    if algorithm == "winograd":
+        return conv2d_winograd.emit(workload, _pair(outputs), tile, block)
+    return conv2d_direct.emit(workload, tile, block, target)
+
+
+def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:
+    winograd = target.bits == 64 and conv2d_winograd.applies(workload)
+    return ["direct", *(f"winograd {outputs}" for outputs in ("4x4", "2x2", "2x4", "1x2") if winograd)]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = map(int, text.split("x"))
+    return first, second
 
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d_geometry import Run, geometry, split
-from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -41,14 +41,14 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     return {"tile": TILES[target.bits][0], "block": 1 if stays else 0}
 
 
-def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
-    """The implementation at one point of the space."""
-    tile_m, tile_n = map(int, str(knobs["tile"]).split("x"))
-    return _Direct(workload, tile_m, tile_n, int(knobs["block"]), target.bits == 64).kernel()
+def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target) -> Kernel:
+    """The implementation with register ``tile`` (pixels, channels)."""
+    return _Direct(workload, tile, block, target.bits == 64).kernel()
 
 
 class _Direct:
-    def __init__(self, workload: Conv2d, tile_m: int, tile_n: int, block: int, assembly: bool) -> None:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int, assembly: bool) -> None:
+        tile_m, tile_n = tile
         self.workload = workload
         self.assembly = assembly
         self.geometry = geometry(workload)
@@ -186,6 +186,8 @@ class _Direct:
                 T.address_of(self.rows[0]),
                 T.int64(len(self.geometry.rows)),
                 T.int64(self.row_length // STEP),
+                T.int64(1),
+                T.int64(0),
             )
         )
 

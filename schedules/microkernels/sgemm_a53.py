@@ -1,10 +1,11 @@
 """Float matrix tiles for the Cortex-A53: ``tile_m`` pixels x ``tile_n`` output channels, all sums in registers.
 
 C call: ``(float *out, int64 out_pitch, const float *image, const int32 *pixels, const float *weights, const int32 *rows,
-int64 row_count, int64 row_steps)``, pitches and offsets in bytes.
+int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch)``, pitches and offsets in bytes.
 
-``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``. ``rows`` has one entry
-more than ``row_count``, any valid offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the weights.
+For each panel ``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``; then
+``out`` goes on by ``panel_pitch`` and ``weights`` to what follows. ``rows`` has one entry more than ``row_count``, any valid
+offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights.
 
 Registers: sums of 4 output channels each; pixels two to a register, each with 2 consecutive values; weights of one k. Per 4
 values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*ceil(tile_m/2) + tile_n cycles with loads.
@@ -64,14 +65,19 @@ class Sgemm:
 
 @cache
 def _assembly(tile: Sgemm) -> str:
-    enter, leave = asm.saved(19, 28, vectors=True)
+    enter, leave = asm.saved(19, 30, vectors=True)
+    pointers = _POINTERS[: tile.tile_m]
     loop = _loop(tile)
-    pointers = [line for m, x in enumerate(_POINTERS[: tile.tile_m]) for line in (f"ldr w{x}, [x3, #{4 * m}]",)]
-    pointers += [f"add x{x}, x2, w{x}, sxtw" for x in _POINTERS[: tile.tile_m]]
     lines = [
+        "mov x17, sp",
         *enter,
-        *pointers,
-        f"ldrsw {_CURRENT}, [x5], #4",
+        "ldp x29, x30, [x17]",
+        *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
+        *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
+        "4:",
+        f"ldrsw {_CURRENT}, [x5]",
+        "add x2, x5, #4",
+        "mov x3, x6",
         *(f"movi v{i}.16b, #0" for i in range(tile.tile_m * tile.vectors)),
         f"add {_CURRENT_HALF}, {_CURRENT}, #8",
         f"add {_NEXT}, {_CURRENT}, #16",
@@ -79,16 +85,20 @@ def _assembly(tile: Sgemm) -> str:
         f"subs {_LEFT}, x7, #2",
         "b.ge 1f",
         "2:",
-        "subs x6, x6, #1",
+        "subs x3, x3, #1",
         "b.mi 3f",
-        f"ldrsw {_NEXT}, [x5], #4",
+        f"ldrsw {_NEXT}, [x2], #4",
         f"sub {_LEFT}, x7, #1",
         f"csel {_LEFT}, xzr, {_LEFT}, eq",
         ".p2align 4",
         *loop.body(),
         "b 2b",
         "3:",
+        "mov x2, x0",
         *(line for m in range(tile.tile_m) for line in _store(tile, m)),
+        "add x0, x0, x30",
+        "subs x29, x29, #1",
+        "b.gt 4b",
         *leave,
         "ret",
     ]
@@ -97,8 +107,8 @@ def _assembly(tile: Sgemm) -> str:
 
 def _store(tile: Sgemm, m: int) -> list[str]:
     return [
-        *(f"str q{tile.sum(m, v)}, [x0, #{16 * v}]" for v in range(tile.vectors)),
-        *(["add x0, x0, x1"] if m + 1 < tile.tile_m else []),
+        *(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)),
+        *(["add x2, x2, x1"] if m + 1 < tile.tile_m else []),
     ]
 
 
