@@ -1,0 +1,74 @@
+"""What tests of kernels share: random arguments, the definition's answer, the arguments a kernel takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tvm
+
+from bitkiln.schedules.kernel import Argument, Kernel
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Conv2d, Workload
+
+
+def example(workload: Workload, seed: int = 0) -> list[np.ndarray]:
+    """Arguments of ``workload``: normal floats, random bits with clear spare bits, thresholds a few deviations wide."""
+    rng = np.random.default_rng(seed)
+    args = []
+    for index, (shape, dtype) in enumerate(workload.shapes[:-1]):
+        if dtype == "uint8":
+            groups = workload.groups if isinstance(workload, Conv2d) and index == 1 else 1
+            args.append(_bits(rng, shape, workload.channels // groups))
+        elif dtype == "int32":
+            reach = round(2 * _bits_of(workload) ** 0.5)
+            args.append(rng.integers(-reach, reach + 1, shape).astype("int32"))
+        else:
+            args.append(rng.normal(0, 1, shape).astype("float32"))
+    return args
+
+
+def bound(kernel: Kernel, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The arguments of the emitted function for arguments of the workload, tables included."""
+    result = []
+    for argument in kernel.arguments:
+        if not isinstance(argument, Argument):
+            result.append(argument.array)
+            continue
+        sources = [args[i] for i in argument.sources]
+        array = np.ascontiguousarray(argument.pack(sources) if argument.pack else sources[0])
+        assert (array.shape, str(array.dtype)) == (tuple(argument.shape), argument.dtype)
+        result.append(array)
+    return result
+
+
+def on_host(function: tvm.tirx.PrimFunc, args: Sequence[np.ndarray], workload: Workload) -> np.ndarray:
+    """What ``function`` computes on this machine."""
+    shape, dtype = workload.shapes[-1]
+    out = tvm.runtime.tensor(np.full(shape, 77, dtype))
+    tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, args), out)
+    return out.numpy()
+
+
+def defined(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
+    """What the plain definition of ``workload`` gives."""
+    return on_host(operator_for(workload).reference(workload), args, workload)
+
+
+def same(result: np.ndarray, expected: np.ndarray) -> bool:
+    """Bits exactly; floats but for rounding, as compilers may join a product and a sum."""
+    if result.dtype == np.uint8:
+        return bool((result == expected).all())
+    return bool(np.allclose(result, expected, rtol=1e-5, atol=1e-5))
+
+
+def _bits(rng: np.random.Generator, shape: tuple[int, ...], channels: int) -> np.ndarray:
+    array = rng.integers(0, 256, shape, dtype="uint8")
+    if channels % 8:
+        array[..., -1] &= (1 << channels % 8) - 1
+    return array
+
+
+def _bits_of(workload: Workload) -> int:
+    assert isinstance(workload, Conv2d)
+    return workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups

@@ -1,0 +1,45 @@
+/* Runs a compiled network once: run_library LIBRARY INPUTS OUTPUT THREADS.
+ * INPUTS holds the bytes of all inputs one after the other, OUTPUT receives those of the first output. */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "bitkiln.h"
+
+#define FIND(name) __typeof__(&name) p_##name = (__typeof__(&name))dlsym(library, #name)
+
+static void die(const char *why)
+{
+    fprintf(stderr, "%s\n", why);
+    exit(1);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 5) die("usage: run_library LIBRARY INPUTS OUTPUT THREADS");
+    void *library = dlopen(argv[1], RTLD_NOW);
+    if (!library) die(dlerror());
+    FIND(bk_create);
+    FIND(bk_last_error);
+    FIND(bk_input_count);
+    FIND(bk_input_info);
+    FIND(bk_input_data);
+    FIND(bk_run);
+    FIND(bk_output_info);
+    FIND(bk_output_data);
+    bk_model *model = p_bk_create(atoi(argv[4]));
+    if (!model) die(p_bk_last_error(NULL));
+    bk_tensor_info info;
+    FILE *file = fopen(argv[2], "rb");
+    if (!file) die("no inputs");
+    for (int i = 0; i < p_bk_input_count(model); i++) {
+        p_bk_input_info(model, i, &info);
+        if (fread(p_bk_input_data(model, i), 1, info.nbytes, file) != info.nbytes) die("too few bytes of inputs");
+    }
+    fclose(file);
+    if (p_bk_run(model) != 0) die(p_bk_last_error(model));
+    p_bk_output_info(model, 0, &info);
+    file = fopen(argv[3], "wb");
+    if (!file || fwrite(p_bk_output_data(model, 0), 1, info.nbytes, file) != info.nbytes || fclose(file) != 0) die("no output");
+    return 0;
+}

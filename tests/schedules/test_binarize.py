@@ -1,0 +1,53 @@
+"""Emitted bit packing against the plain definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules import binarize
+from bitkiln.schedules.workload import Binarize, Step
+from tests.schedules.kernels import bound, defined, example, on_host, same
+
+AFFINE = (Step("mul", "channel"), Step("add", "channel"))
+WORKLOADS = [
+    Binarize(5, 7, 64),
+    Binarize(5, 7, 24, sign_zero=-1),
+    Binarize(5, 7, 19, (*AFFINE, Step("relu")), -1),
+    Binarize(5, 7, 48, AFFINE),
+    Binarize(6, 4, 16, (Step("add", "channel"), Step("prelu", "element"), Step("add", "tensor"))),
+    Binarize(1, 1, 3),
+]
+
+
+def cases(workload: Binarize) -> list[np.ndarray]:
+    """Random arguments with zeros of both signs, denormals and what is not a number among the data."""
+    args = example(workload)
+    odd = np.array([0.0, -0.0, 1e-45, -1e-45, np.nan, np.inf, -np.inf], "float32")
+    data = args[0].reshape(-1)
+    data[: len(odd)] = odd[: data.size]
+    data[len(data) // 2 :][: len(odd)] = -odd[: data.size - data.size // 2]
+    return args
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Binarize.key)
+def test_plain_loops_compute_the_definition(workload):
+    target = targets.load("rasp3b32")
+    kernel = binarize.emit(workload, {}, target)
+    args = cases(workload)
+    assert same(on_host(kernel.func, bound(kernel, args), workload), defined(workload, args))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Binarize.key)
+def test_kernels_of_64_bit_boards_compute_the_definition(workload, run_kernel):
+    target = targets.load("rasp3b")
+    args = cases(workload)
+    kernel = binarize.emit(workload, {}, target)
+    assert same(run_kernel(workload, kernel, args, target, 3), defined(workload, args))
+
+
+def test_sign_of_zero():
+    zeros = np.array([0.0, -0.0, 1.0, -1.0, np.nan, 0.0, 0.0, 0.0, 1.0], "float32").reshape(1, 1, 1, 9)
+    assert defined(Binarize(1, 1, 9), [zeros]).tolist() == [[[[0b11100111, 1]]]]
+    assert defined(Binarize(1, 1, 9, sign_zero=-1), [zeros]).tolist() == [[[[0b00000100, 1]]]]

@@ -1,0 +1,54 @@
+"""Emitted pooling against the plain definition, and the definition against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules import pool2d
+from bitkiln.schedules.workload import Pool, Pool2d, Step
+from tests.schedules.kernels import bound, defined, example, on_host, same
+
+BORDER = (1, 1, 1, 1)
+WORKLOADS = [
+    Pool2d(9, 9, 64, Pool((3, 3), (2, 2), BORDER)),
+    Pool2d(8, 10, 32, Pool((2, 2), (2, 2))),
+    Pool2d(7, 7, 20, Pool((7, 7), (1, 1), kind="avg"), epilogue=(Step("mul", "channel"), Step("relu"))),
+    Pool2d(8, 8, 20, Pool((3, 3), (2, 2), (0, 0, 1, 1), "avg", False), out="bits"),
+    Pool2d(8, 8, 20, Pool((3, 3), (2, 2), (0, 1, 1, 1), "avg", True), epilogue=(Step("add", "element"),)),
+    Pool2d(5, 6, 7, Pool((3, 2), (1, 2), (1, 0, 1, 0)), epilogue=(Step("add", "tensor"),), out="bits", sign_zero=-1),
+    Pool2d(8, 8, 20, Pool((3, 3), (2, 2), (0, 0, 1, 1)), bits=True),
+    Pool2d(8, 8, 300, Pool((3, 3), (2, 2), BORDER), bits=True, invert=True),
+]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Pool2d.key)
+def test_kernels_compute_the_definition(workload):
+    target = targets.load("rasp3b32")
+    kernel = pool2d.emit(workload, {}, target)
+    args = example(workload)
+    assert same(on_host(kernel.func, bound(kernel, args), workload), defined(workload, args))
+
+
+@pytest.mark.parametrize("workload", [WORKLOADS[0], WORKLOADS[2], WORKLOADS[7]], ids=Pool2d.key)
+def test_kernels_of_64_bit_boards_compute_the_definition(workload, run_kernel):
+    target = targets.load("rasp3b")
+    args = example(workload)
+    kernel = pool2d.emit(workload, {}, target)
+    assert same(run_kernel(workload, kernel, args, target, 3), defined(workload, args))
+
+
+def test_maximum_of_signs_is_the_sign_of_the_maximum():
+    window = Pool((3, 3), (2, 2), BORDER)
+    signs = np.sign(np.random.default_rng(3).normal(size=(1, 7, 7, 16))).astype("float32")
+    floats = defined(Pool2d(7, 7, 16, window), [signs])
+    bits = defined(Pool2d(7, 7, 16, window, bits=True), [np.packbits(signs > 0, axis=3, bitorder="little")])
+    assert (np.packbits(floats > 0, axis=3, bitorder="little") == bits).all()
+
+
+def test_averages_count_what_they_are_told_to():
+    ones = np.ones((1, 3, 3, 1), "float32")
+    inside = defined(Pool2d(3, 3, 1, Pool((3, 3), (2, 2), BORDER, "avg", False)), [ones])
+    everything = defined(Pool2d(3, 3, 1, Pool((3, 3), (2, 2), BORDER, "avg", True)), [ones])
+    assert np.allclose(inside, 1) and np.allclose(everything, 4 / 9)
