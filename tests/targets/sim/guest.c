@@ -105,8 +105,8 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "blocks")) {
         mark(BLOCKS, 2);
         mark(START, 0);
-        chain(1000);
-        sweep(4096);
+        chain(50000);
+        sweep(65536);
         mark(STOP, 0);
         mark(BLOCKS, 0);
         mark(START, 0);

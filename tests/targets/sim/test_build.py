@@ -1,0 +1,117 @@
+"""Building the model: once, in the cache, and one clear line when a piece is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitkiln.targets.sim import SimUnavailable, build, doctor, qemu_command
+
+
+@pytest.fixture
+def only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as PATH and a cache of its own: programs exist if the test puts them there."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    return programs
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_built_once_for_the_same_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = build.plugin()
+    assert first.parent == tmp_path / "bitkiln/sim"
+    built = first.stat().st_mtime_ns
+    assert build.plugin() == first
+    assert first.stat().st_mtime_ns == built
+    assert list(first.parent.iterdir()) == [first], "nothing is left beside it"
+
+
+def test_missing_compiler(only: Path) -> None:
+    with pytest.raises(SimUnavailable, match=r"^simulated Cortex-A53: the C compiler gcc is missing; install gcc"):
+        build.plugin()
+
+
+def test_missing_capstone(only: Path) -> None:
+    program(only / "gcc", 'test "$1" = --version || { echo "capstone/capstone.h: No such file" >&2; exit 1; }')
+    with pytest.raises(SimUnavailable, match="install libcapstone-dev"):
+        build.plugin()
+
+
+def test_sources_that_do_not_compile(only: Path) -> None:
+    program(only / "gcc", 'test "$1" = --version || { echo "x.c:1: error: no good" >&2; exit 1; }')
+    with pytest.raises(SimUnavailable, match=r"does not compile \(x.c:1: error: no good\)"):
+        build.plugin()
+
+
+def test_missing_qemu(only: Path) -> None:
+    with pytest.raises(SimUnavailable, match=r"qemu-aarch64 is missing; install qemu-user"):
+        build.qemu()
+
+
+def test_qemu_without_plugins(only: Path) -> None:
+    program(only / "qemu-aarch64", "echo usage")
+    with pytest.raises(SimUnavailable, match="without plugin support; use Debian 12's qemu-user"):
+        build.qemu()
+
+
+def test_errors_are_one_line(only: Path) -> None:
+    for attempt in (build.plugin, build.qemu):
+        with pytest.raises(SimUnavailable) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_doctor_names_every_missing_piece(only: Path) -> None:
+    checks = doctor()
+    assert [check.ok for check in checks] == [False] * 4
+    assert "install qemu-user" in checks[0].explanation
+    assert "install gcc" in checks[1].explanation
+    assert "install gcc-aarch64-linux-gnu" in checks[2].explanation
+
+
+def test_the_doctor_is_content_where_all_is_there() -> None:
+    assert [check for check in doctor() if not check.ok] == []
+
+
+def test_parameters_become_options(tmp_path: Path) -> None:
+    params = {
+        "cpu": {"mhz": 700, "l2_kib": 256, "peak_f32_mac_per_cycle": 4.0},
+        "dram": {"latency_ns": 90, "bandwidth_mb_s": 1000},
+        "sim": {"mispredict": 8},
+    }
+    argv, env = qemu_command(params, ["prog", "arg"], sysroot=tmp_path, options=["limit=5"])
+    model = argv[argv.index("-plugin") + 1].split(",")
+    assert model[1:] == [
+        "mhz=700",
+        "l2_kib=256",
+        "dram_latency_ns=90",
+        "dram_bandwidth_mb_s=1000",
+        "mispredict=8",
+        "limit=5",
+    ]
+    assert argv[-4:] == ["-L", str(tmp_path), "prog", "arg"]
+    assert env["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("mhz=fast", "option mhz=fast: expected a whole number"),
+        ("clock=3", "option clock=3: unknown"),
+        ("rule=FMLA.speed:3", "no such row or column of the rule table"),
+        ("rule=FMLE.lat:3", "no such row or column of the rule table"),
+    ],
+)
+def test_bad_options_are_refused(run_guest: object, option: str, message: str) -> None:
+    ran = run_guest("regions", options=[option])
+    assert ran.returncode != 0
+    assert message in ran.stderr
