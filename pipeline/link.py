@@ -223,6 +223,7 @@ def _run(command: Sequence[str | Path]) -> str:
     except FileNotFoundError:
         raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
     if done.returncode != 0:
-        complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
+        telling = (line for line in done.stderr.splitlines() if "error" in line or "undefined reference" in line)
+        complaint = next(telling, done.stderr.strip()[-300:].replace("\n", " "))
         raise BitkilnError(f"{command[0]} failed: {complaint}")
     return done.stdout
