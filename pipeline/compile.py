@@ -160,16 +160,19 @@ def _choose(symbol: str, name: str, func: tirx.PrimFunc, target: Target, records
     if not (func.attrs and WORKLOAD in func.attrs):
         return ChosenKernel(symbol, name, generic.schedule(func), "generic")
     workload = from_json(str(func.attrs[WORKLOAD]))
+    knobs, record = choose_knobs(workload, target, records)
+    kernel = operator_for(workload).emit(workload, knobs, target)
+    source, proof = ("tuned", record.as_json()) if record else ("default", None)
+    return ChosenKernel(symbol, workload.tag, kernel.func, source, kernel, workload, dict(knobs), proof)
+
+
+def choose_knobs(workload: Workload, target: Target, records: RecordSource) -> tuple[Knobs, Record | None]:
+    """The best recorded knobs and their record; the untuned default where no record fits the tuning space."""
     operator = operator_for(workload)
     record = records.best(workload.key(), target)
     if record is not None and _within(record.knobs, operator.space(workload, target)):
-        kernel = operator.emit(workload, record.knobs, target)
-        return ChosenKernel(
-            symbol, workload.tag, kernel.func, "tuned", kernel, workload, dict(record.knobs), record.as_json()
-        )
-    knobs = operator.default(workload, target)
-    kernel = operator.emit(workload, knobs, target)
-    return ChosenKernel(symbol, workload.tag, kernel.func, "default", kernel, workload, knobs)
+        return record.knobs, record
+    return operator.default(workload, target), None
 
 
 def _within(knobs: Knobs, space: Mapping[str, Sequence[int | str]]) -> bool:
