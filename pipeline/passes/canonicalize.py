@@ -20,9 +20,7 @@ from bitkiln.pipeline.passes.graph import (
     Graph,
     array_of,
     constant,
-    count_uses,
     op_name,
-    result_of,
     rewrite,
     shape_of,
     variables,
@@ -37,12 +35,9 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
 
 
 def _check(module: tvm.IRModule) -> None:
-    function = module["main"]
-    for param in function.params:
+    for param in module["main"].params:
         if not isinstance(param.ty, relax.TensorType) or not isinstance(param.ty.shape, relax.ShapeExpr):
             raise ModelError(f"input {param.name} has no static shape")
-    if not count_uses(function) or not list(variables(result_of(function))):
-        raise ModelError("the network computes nothing from its inputs")
 
 
 def _visit(module: tvm.IRModule, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
@@ -97,11 +92,13 @@ def _subtract(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     return None
 
 
-def _divide(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
+def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     first, second = call.args
     if not _float(second) or not np.all(array_of(second)):
         return None
-    return relax.op.multiply(first, constant(1 / array_of(second).astype(np.float64)))
+    product = relax.op.multiply(first, constant(1 / array_of(second).astype(np.float64)))
+    better = _multiply(graph, name, product)
+    return product if better is None else better
 
 
 def _constant_last(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
@@ -233,7 +230,8 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
         hard = _hardswish(graph, x, other)
         if hard is not None:
             return hard
-    return _scaled_hardswish(graph, call) or _constant_last(graph, name, call)
+    hard = _scaled_hardswish(graph, call)
+    return _constant_last(graph, name, call) if hard is None else hard
 
 
 def _with_scalar(call: Call) -> tuple[relax.Expr, float | None]:

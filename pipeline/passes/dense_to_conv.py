@@ -17,27 +17,32 @@ from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, re
 
 def dense_to_conv(module: tvm.IRModule) -> tvm.IRModule:
     """The same network without dense layers whose weights are known."""
-    return rewrite(module, _visit)
+    images: dict[str, relax.Expr] = {}
+    return rewrite(module, lambda graph, name, value: _visit(graph, name, value, images))
 
 
-def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+#: Rows by name as images that have been made of them.
+_Images = dict[str, relax.Expr]
+
+
+def _visit(graph: Graph, name: str, value: relax.Expr, images: _Images) -> relax.Expr | None:
     match op_name(value):
         case "matmul":
-            return _matmul(graph, name, value)
+            return _matmul(graph, name, value, images)
         case "reshape":
             return _reshape(graph, value)
         case operator if operator in ELEMENTWISE:
-            return _elementwise(graph, name, value)
+            return _elementwise(graph, name, value, images)
     return None
 
 
-def _matmul(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+def _matmul(graph: Graph, name: str, call: Call, images: _Images) -> relax.Expr | None:
     x, weight = call.args[0], array_of(call.args[1])
     shape = shape_of(x)
     if weight is None or weight.ndim != 2 or shape[:-1] != (1,) * (len(shape) - 1) or str(x.ty.dtype) != "float32":
         return None
     conv = relax.op.nn.conv2d(
-        _image(graph, x),
+        _image(graph, x, images),
         constant(weight.T[:, None, None, :]),
         data_layout="NHWC",
         kernel_layout="OHWI",
@@ -55,35 +60,38 @@ def _reshape(graph: Graph, call: Call) -> relax.Expr | None:
     return source if shape_of(source) == shape else relax.op.reshape(source, shape)
 
 
-def _elementwise(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+def _elementwise(graph: Graph, name: str, call: Call, images: _Images) -> relax.Expr | None:
     shape = shape_of(graph.normalized(call))
     if len(shape) != 2 or shape[0] != 1:
         return None
-    args = [_on_image(graph, arg, shape[1]) for arg in call.args]
+    args = [_on_image(graph, arg, shape[1], images) for arg in call.args]
     if any(arg is None for arg in args):
         return None
     return _row(graph, name, Call(call.op, args, call.attrs), shape)
 
 
-def _on_image(graph: Graph, arg: relax.Expr, size: int) -> relax.Expr | None:
+def _on_image(graph: Graph, arg: relax.Expr, size: int, images: _Images) -> relax.Expr | None:
     """``arg`` of an operator on rows [1, size] as an argument of the same operator on images [1, 1, 1, size]."""
     if isinstance(arg, GenericConst):
         array = array_of(arg)
         return arg if array.size == 1 else constant(array.reshape(-1), str(array.dtype))
     if not isinstance(arg, relax.Var):
         return arg
-    return _image(graph, arg) if shape_of(arg) == (1, size) else None
+    return _image(graph, arg, images) if shape_of(arg) == (1, size) else None
 
 
-def _image(graph: Graph, row: relax.Expr) -> relax.Expr:
+def _image(graph: Graph, row: relax.Expr, images: _Images) -> relax.Expr:
     """``row`` [1, ..., K] as [1, 1, 1, K]."""
     shape = (1, 1, 1, shape_of(row)[-1])
     inner = graph.call_of(row, "reshape")
     source = inner.args[0] if inner is not None else row
     if shape_of(source) == shape:
         return source
-    hint = row.name if isinstance(row, relax.Var) else "constant"
-    return graph.emit(relax.op.reshape(source, shape), f"{hint}.image")
+    if not isinstance(row, relax.Var):
+        return graph.emit(relax.op.reshape(row, shape), "constant.image")
+    if row.name not in images:
+        images[row.name] = graph.emit(relax.op.reshape(source, shape), f"{row.name}.image")
+    return images[row.name]
 
 
 def _row(graph: Graph, name: str, value: Call, shape: tuple[int, ...]) -> relax.Expr:

@@ -1,0 +1,96 @@
+"""Many ways of writing one thing become one, and the network computes what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from bitkiln.pipeline.passes.canonicalize import canonicalize
+from bitkiln.pipeline.passes.graph import bindings
+
+nn = relax.op.nn
+C = relax.const
+
+REWRITES = {
+    "subtract": (lambda x: relax.op.subtract(x, C(2.0)), ["add"]),
+    "subtract from": (lambda x: relax.op.subtract(C(2.0), x), ["multiply", "add"]),
+    "divide": (lambda x: relax.op.divide(x, C(4.0)), ["multiply"]),
+    "negative": (relax.op.negative, ["multiply"]),
+    "constant first": (lambda x: relax.op.add(C(2.0), x), ["add"]),
+    "maximum with 0": (lambda x: relax.op.maximum(C(0.0), x), ["nn.relu"]),
+    "minimum": (lambda x: relax.op.minimum(x, C(1.0)), ["clip"]),
+    "flatten": (relax.op.flatten, ["reshape"]),
+    "squeeze": (relax.op.squeeze, ["reshape"]),
+    "expand_dims": (lambda x: relax.op.expand_dims(x, 0), ["reshape"]),
+    "nn.prelu": (lambda x: nn.prelu(x, C(np.float32([0.1, -0.2, 0.3])), 1), ["bitkiln.prelu"]),
+}
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_one_operator(network, same, operators, name):
+    net = network((1, 3, 5, 4))
+    make, expected = REWRITES[name]
+    before = net.module(net.add(make(net.x)))
+    after = canonicalize(before)
+    assert operators(after) == expected
+    same(before, after, 1e-6)
+
+
+def test_constants_are_computed(network, same, operators):
+    net = network((1, 4))
+    size = net.add(relax.op.mean(net.add(relax.op.abs(net.normal(3, 4))), [0], keepdims=True))
+    before = net.module(net.add(relax.op.multiply(net.x, size)))
+    after = canonicalize(before)
+    assert operators(after) == ["multiply"]
+    same(before, after)
+
+
+def test_clamp_of_maximum_and_minimum(network, same, operators):
+    net = network((1, 4))
+    low = net.add(relax.op.maximum(net.x, C(0.0)))
+    before = net.module(net.add(relax.op.minimum(low, C(1.0))))
+    after = canonicalize(before)
+    assert operators(after) == ["clip"]
+    same(before, after)
+
+
+def test_silu_and_hardswish(network, same, operators):
+    net = network((1, 4, 3, 3))
+    x = net.add(relax.op.multiply(net.x, net.add(relax.op.sigmoid(net.x))))
+    gate = net.add(relax.op.clip(net.add(relax.op.add(x, C(3.0))), 0.0, 6.0))
+    y = net.add(relax.op.divide(net.add(relax.op.multiply(x, gate)), C(6.0)))
+    gate = net.add(relax.op.clip(net.add(relax.op.add(net.add(relax.op.multiply(y, C(1 / 6))), C(0.5))), 0.0, 1.0))
+    before = net.module(net.add(relax.op.multiply(y, gate)))
+    after = canonicalize(before)
+    assert operators(after) == ["nn.silu", "bitkiln.hardswish", "bitkiln.hardswish"]
+    same(before, after, 1e-6, scale=5.0)
+
+
+def test_prelu_written_as_where(network, same, operators):
+    net = network((1, 4, 3, 3))
+    slopes = net.normal(1, 4, 3, 3)
+    scaled = net.add(relax.op.multiply(net.x, slopes))
+    below = net.add(relax.op.less(net.x, C(0.0)))
+    before = net.module(net.add(relax.op.where(below, scaled, net.x)))
+    after = canonicalize(before)
+    assert operators(after) == ["bitkiln.prelu"]
+    same(before, after)
+
+
+@pytest.mark.parametrize(("center", "scale"), [(True, True), (False, True), (True, False)])
+def test_batch_norm(network, same, operators, center, scale):
+    net = network((1, 4, 5, 5))
+    variance = C(net.rng.uniform(0.5, 2, 4).astype("float32"))
+    norm = nn.batch_norm(net.x, net.normal(4), net.normal(4), net.normal(4), variance, 1, 1e-3, center, scale)
+    before = net.module(net.add(relax.TupleGetItem(net.add(norm), 0)))
+    after = canonicalize(before)
+    assert operators(after) == ["multiply", "add"]
+    same(before, after, 1e-6)
+
+
+def test_names_stay(network):
+    net = network((1, 4))
+    a = net.add(relax.op.subtract(net.x, C(1.0)), "first")
+    after = canonicalize(net.module(net.add(relax.op.negative(a), "second")))
+    assert [name for name, _ in bindings(after["main"])] == ["first", "out0"]
