@@ -14,14 +14,16 @@ from types import TracebackType
 from typing import Any
 
 from bitkiln.pipeline.errors import BoardError
-from bitkiln.pipeline.tracker import Address, TrackerClient
+from bitkiln.pipeline.tracker import Address, NoBoard, TrackerClient
 
 #: Seconds by which the board may pass its session's limit before we hang up.
 GRACE = 5.0
 
 
 class Session:
-    """A board that is ours until closed. Calls raise BoardError when the board is lost or its time is over."""
+    """A board that is ours until closed. Raises NoBoard when there is none; calls raise BoardError when it is lost or its
+    time is over.
+    """
 
     def __init__(self, tracker: TrackerClient, key: str, seconds: float, wait: float) -> None:
         from tvm import rpc  # Takes a second: commands that talk to no board do without.
@@ -34,7 +36,7 @@ class Session:
             self._remote = rpc.connect("127.0.0.1", self._relay.port, offer.secret, session_timeout=int(seconds + 1))
         except Exception as error:
             self._relay.close()
-            raise BoardError(f"board {self.board} does not take our session: {_reason(error)}")
+            raise NoBoard(f"board {self.board} does not take our session: {_reason(error)}")
 
     def __enter__(self) -> Session:
         return self
@@ -101,7 +103,7 @@ class Relay:
         try:
             self._board = socket.create_connection((address.host, address.port), timeout=10)
         except OSError as error:
-            raise BoardError(f"cannot reach the board at {address} that the tracker named ({error.strerror or error})")
+            raise NoBoard(f"cannot reach the board at {address} that the tracker named ({error.strerror or error})")
         self._board.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(10)

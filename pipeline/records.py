@@ -47,7 +47,8 @@ class Record:
     """One trial.
 
     ``workload`` is the workload's key, ``target`` the target's name. ``status`` is "ok", or says why there is no ``value``:
-    "build", "crashed", "timeout", "stopped" (passed the limit), "wrong" (gave other results than the default) or "error".
+    "build", "crashed", "timeout", "stopped" (passed the limit), "wrong" (gave other results than the default), "lost" (took the
+    board down with it) or "error".
     ``value`` is in ``unit``, "cycles" or "seconds", at ``clock_mhz``; ``kind`` ("simulated", "board", "emulated") and
     ``measured_by`` say what measured it. ``default`` marks the untuned default. ``time`` is UTC, ISO 8601.
     """

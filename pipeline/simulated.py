@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from bitkiln.pipeline.errors import BoardError, SetupError
+from bitkiln.pipeline.scratch import scratch_folder
 from bitkiln.pipeline.tracker import Address, TrackerClient
 from bitkiln.pipeline.userland import runtime_libraries, userland
 from bitkiln.targets import Target
@@ -61,7 +61,7 @@ class SimulatedBoards:
 
     def __init__(self, machine: Machine, tracker: Address, key: str, count: int) -> None:
         self.machine, self.tracker, self.key, self.count = machine, tracker, key, count
-        self._folder = tempfile.TemporaryDirectory(prefix="bitkiln-boards-")
+        self._folder = scratch_folder()
         self._stopping = threading.Event()
         self.boards = [_BoardProcess(machine, tracker, key, Path(self._folder.name), i) for i in range(count)]
         self._keeper = threading.Thread(target=self._keep, name="board-keeper", daemon=True)

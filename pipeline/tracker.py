@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,12 @@ from bitkiln.pipeline.errors import BoardError
 
 MAGIC = 0x2F271
 SUCCESS, REQUEST, SUMMARY = 0, 4, 6
+
+
+class NoBoard(BoardError):
+    """There is no board to be had: no tracker, none with the key, none free. Waiting may help."""
+
+
 #: Seconds a tracker has to answer what it can answer at once.
 PATIENCE = 10.0
 
@@ -65,7 +72,7 @@ class Offer:
 
 
 class TrackerClient:
-    """A tracker as its clients see it. Every call opens a connection of its own; all raise BoardError."""
+    """A tracker as its clients see it. Every call opens a connection of its own; all raise NoBoard."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -75,7 +82,7 @@ class TrackerClient:
         with self._connect() as connection:
             code, summary = _call(connection, [SUMMARY], self.address)
         if code != SUCCESS:
-            raise BoardError(f"the tracker at {self.address} answered {code} to a question for its boards")
+            raise NoBoard(f"the tracker at {self.address} answered {code} to a question for its boards")
         addresses: dict[str, list[str]] = {}
         for server in summary["server_info"]:
             key = server["key"].removeprefix("server:")
@@ -89,13 +96,13 @@ class TrackerClient:
         ]
 
     def require(self, key: str) -> Boards:
-        """The boards of ``key``; raises BoardError where there are none, naming the keys there are."""
+        """The boards of ``key``; raises NoBoard where there are none, naming the keys there are."""
         boards = self.boards()
         for found in boards:
             if found.key == key:
                 return found
         there = f"it has {', '.join(found.key for found in boards)}" if boards else "it has no boards at all"
-        raise BoardError(f"no board with the key {key!r} at the tracker {self.address}: {there}")
+        raise NoBoard(f"no board with the key {key!r} at the tracker {self.address}: {there}")
 
     def request(self, key: str, wait: float) -> Offer:
         """A board of ``key``, as soon as one is free, within ``wait`` seconds."""
@@ -105,21 +112,21 @@ class TrackerClient:
             try:
                 _, offer = _call(connection, [REQUEST, key, getpass.getuser(), 1], self.address)
             except TimeoutError:
-                raise BoardError(f"no board {key!r} of the tracker {self.address} became free within {wait:g} s")
+                raise NoBoard(f"no board {key!r} of the tracker {self.address} became free within {wait:g} s")
         return Offer(Address(offer[0], offer[1]), offer[2])
 
     def _connect(self) -> socket.socket:
         try:
             connection = socket.create_connection((self.address.host, self.address.port), timeout=PATIENCE)
         except OSError as error:
-            raise BoardError(f"no tracker at {self.address} ({error.strerror or error}): is it running?")
+            raise NoBoard(f"no tracker at {self.address} ({error.strerror or error}): is it running?")
         try:
             connection.sendall(struct.pack("<i", MAGIC))
             if _receive(connection, 4) != struct.pack("<i", MAGIC):
                 raise OSError("it speaks another protocol")
         except OSError as error:
             connection.close()
-            raise BoardError(f"what listens at {self.address} is no RPC tracker ({error})")
+            raise NoBoard(f"what listens at {self.address} is no RPC tracker ({error})")
         return connection
 
 
@@ -132,7 +139,7 @@ def _call(connection: socket.socket, message: list[Any], address: Address) -> An
     except TimeoutError:
         raise
     except OSError as error:
-        raise BoardError(f"lost the tracker at {address} ({error})")
+        raise NoBoard(f"lost the tracker at {address} ({error})")
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -146,25 +153,56 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 class TrackerProcess:
-    """A tracker of our own, in a process that ends with this one."""
+    """A tracker of our own, in a process that ends with this one and is started again, at the same port, if it dies."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        command = [sys.executable, "-m", "bitkiln.pipeline.tracker", host, str(port)]
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        self.process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
-        assert self.process.stdout and self.process.stderr
-        ready = select.select([self.process.stdout], [], [], 60)[0]
-        line = self.process.stdout.readline().strip() if ready else ""
-        if not line.isdigit():
-            self.stop()
-            complaint = self.process.stderr.read().strip().splitlines()
-            raise BoardError(f"cannot start a tracker on {host}: {complaint[-1] if complaint else 'it gives no sign'}")
-        self.address = Address(host, int(line))
+        self._process, taken = _start(host, port)
+        self.address = Address(host, taken)
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="tracker-keeper", daemon=True)
+        self._keeper.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that serves now."""
+        return self._process.pid
 
     def stop(self) -> None:
         """End the tracker."""
-        self.process.kill()
-        self.process.wait(10)
+        self._stopping.set()
+        self._keeper.join(90)
+        _end(self._process)
+
+    def _keep(self) -> None:
+        while not self._stopping.wait(0.5):
+            if self._process.poll() is not None:
+                _end(self._process)
+                with suppress(BoardError):  # Tried again at the next look.
+                    self._process, _ = _start(self.address.host, self.address.port)
+
+
+def _start(host: str, port: int) -> tuple[subprocess.Popen[str], int]:
+    """A process that serves as tracker, and the port it took."""
+    command = [sys.executable, "-m", "bitkiln.pipeline.tracker", host, str(port)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+    assert process.stdout and process.stderr
+    ready = select.select([process.stdout], [], [], 60)[0]
+    line = process.stdout.readline().strip() if ready else ""
+    if line.isdigit():
+        return process, int(line)
+    process.kill()
+    complaint = process.stderr.read().strip().splitlines()
+    _end(process)
+    raise BoardError(f"cannot start a tracker on {host}: {complaint[-1] if complaint else 'it gives no sign'}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(10)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            pipe.close()
 
 
 def main(host: str, port: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from bitkiln import targets
+from bitkiln.pipeline.scratch import scratch_folder
 from bitkiln.schedules.workload import Workload, from_json, to_json
 from bitkiln.targets import Target
 
@@ -50,7 +51,7 @@ class Builder:
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or max(1, min(8, os.cpu_count() or 1))
-        self._folder = tempfile.TemporaryDirectory(prefix="bitkiln-tune-")
+        self._folder = scratch_folder()
         self._pool = PopenPoolExecutor(
             self.workers, timeout=BUILD_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

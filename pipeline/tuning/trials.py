@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitkiln.pipeline.boards import Board, KernelFailed, Measurement, Request
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.records import Record
+from bitkiln.pipeline.tracker import NoBoard
 from bitkiln.pipeline.tuning.builder import Artifact, Builder, BuildFailed
 from bitkiln.pipeline.tuning.data import disagreement
 from bitkiln.pipeline.tuning.tasks import Task
@@ -17,6 +19,8 @@ from bitkiln.pipeline.tuning.tasks import Task
 GIVE_UP_AT = 3.0
 #: Seconds for a trial before anything is known of its task.
 FIRST_LIMIT = 300.0
+#: Seconds to wait for a tracker or a board that went away.
+PATIENCE = 120.0
 #: How much slower than the board it stands for a simulated one runs, at worst.
 SIMULATION_SLOWDOWN = 400.0
 
@@ -30,7 +34,7 @@ class Expected:
 
 
 class BoardLost(BoardError):
-    """No board answered, twice in a row: tuning cannot go on."""
+    """There is no board any more: tuning cannot go on."""
 
 
 class Trials:
@@ -77,21 +81,25 @@ class Trials:
         return _record(task, knobs, found)
 
     def _measure(self, artifact: Artifact, request: Request, known: frozenset[str]) -> Measurement:
-        """Measure, once more if the board is lost meanwhile."""
+        """Measure; a board lost meanwhile, and a tracker gone, get a second chance. Raises KernelFailed, BoardLost."""
         inputs = artifact.inputs()
+        losses = 0
+        deadline = time.monotonic() + PATIENCE
         with self._slots:
-            try:
-                return self._board.measure(artifact.library, request, inputs, known)
-            except KernelFailed:
-                raise
-            except BoardError:
-                pass
-            try:
-                return self._board.measure(artifact.library, request, inputs, known)
-            except KernelFailed:
-                raise
-            except BoardError as error:
-                raise BoardLost(str(error))
+            while True:
+                try:
+                    return self._board.measure(artifact.library, request, inputs, known)
+                except KernelFailed:
+                    raise
+                except NoBoard as error:
+                    if time.monotonic() > deadline:
+                        raise BoardLost(f"{error}; finished trials are saved, run again to go on")
+                    time.sleep(1)
+                except BoardError as error:
+                    losses += 1
+                    if losses == 2:
+                        raise KernelFailed("lost", f"the board was lost twice while it ran ({error})")
+                    deadline = time.monotonic() + PATIENCE
 
 
 def _request(best: Record) -> Request:
