@@ -31,8 +31,19 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
-    """The untuned default."""
-    return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
+    """The untuned default: the algorithm with the lowest estimate."""
+    algorithms = _algorithms(workload, target)
+    if len(algorithms) == 1:
+        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
+    cycles_per_byte = target.mhz / target.dram["bandwidth_mb_s"]
+    estimates = {"direct": conv2d_direct.estimate(workload, cycles_per_byte)}
+    for algorithm in algorithms[1:]:
+        outputs = _pair(str(algorithm).removeprefix("winograd "))
+        estimates[str(algorithm)] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
+    best = min(estimates, key=lambda algorithm: estimates[algorithm])
+    if best == "direct":
+        return {"algorithm": best, **conv2d_direct.default(workload, target)}
+    return {"algorithm": best, **conv2d_winograd.default(workload, _pair(best.removeprefix("winograd ")), target)}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:

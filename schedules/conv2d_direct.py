@@ -41,6 +41,12 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     return {"tile": TILES[target.bits][0], "block": 1 if stays else 0}
 
 
+def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
+    """Cycles, roughly: arithmetic near the micro-kernels' pace, or weights from memory at ``cycles_per_byte``."""
+    weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+    return max(workload.macs / 2.8, weights * cycles_per_byte)
+
+
 def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target) -> Kernel:
     """The implementation with register ``tile`` (pixels, channels)."""
     return _Direct(workload, tile, block, target.bits == 64).kernel()

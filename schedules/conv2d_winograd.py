@@ -12,6 +12,7 @@ about 1e-6 of the largest output, those of a direct sum about 2e-7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.winograd import TRANSFORMS, Stage, transform_weights
 from bitkiln.schedules.workload import Conv2d, Pool
+from bitkiln.targets import Target
 
 #: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
 _GAP = 16
@@ -37,6 +39,24 @@ def applies(workload: Conv2d) -> bool:
     """Whether ``workload`` can be computed so."""
     plain = workload.kernel == (3, 3) and workload.strides == (1, 1) and workload.dilation == (1, 1)
     return plain and workload.groups == 1 and workload.channels % STEP == 0 and workload.out_channels % 4 == 0
+
+
+def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float) -> float:
+    """Cycles, roughly: products near the micro-kernels' pace or weights from memory, and the transforms' passes."""
+    positions, tiles = _counts(workload, outputs)
+    products = positions * tiles * workload.channels * workload.out_channels
+    pace = 2.8 if tiles >= 8 else 2.4
+    weights = 4 * positions * workload.channels * workload.out_channels
+    transforms = 2.5 * positions * tiles * (workload.channels + workload.out_channels)
+    return max(products / pace, 1.2 * weights * cycles_per_byte) + transforms
+
+
+def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[str, int | str]:
+    """Small blocks, whose data stays in the cache, unless the weights do not stay there anyway."""
+    positions, tiles = _counts(workload, outputs)
+    weights = 4 * positions * workload.channels * workload.out_channels
+    stays = weights < target.cpu["l2_kib"] * 1024 * 5 // 4
+    return {"tile": "8x8" if tiles > 4 else "4x16", "block": 1 if stays else 0}
 
 
 def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> Kernel:
@@ -288,6 +308,12 @@ def _sum(row: dict[int, float], values: Sequence[Any]) -> Any:
         else:
             total = T.fma(values[index], T.broadcast(tirx.const(coefficient, "float32"), _LANES), total)
     return T.bind(total) if others else total
+
+
+def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:
+    """Positions of a tile, and tiles."""
+    tiles = [-(-size // m) for size, m in zip(workload.conv_size, outputs, strict=True)]
+    return math.prod(TRANSFORMS[m].points for m in outputs), math.prod(tiles)
 
 
 def _divides(pool: Pool | None, outputs: tuple[int, int]) -> bool:
