@@ -89,9 +89,7 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """The record as plain data, empty fields left out."""
         needed = ("workload", "target", "knobs", "status", "value")
-        return {
-            name: value for name, value in asdict(self).items() if name in needed or value not in (None, "", {}, False)
-        }
+        return {name: value for name, value in asdict(self).items() if name in needed or not _empty(value)}
 
     def describe(self) -> str:
         """One line for people."""
@@ -100,6 +98,10 @@ class Record:
         cycles = f"{self.value:,.0f} cycles, " if self.unit == "cycles" else ""
         knobs = ", ".join(f"{name}={value}" for name, value in self.knobs.items())
         return f"{self.workload}: {cycles}{1e3 * self.seconds:.3f} ms ({self.measured_by}); {knobs or 'no knobs'}"
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is False or value in ("", {})
 
 
 class NotARecord(ValueError):

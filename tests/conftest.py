@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from bitkiln import targets
+from bitkiln.pipeline.boards import simulated_farm
+from bitkiln.pipeline.errors import SetupError
+from bitkiln.pipeline.tracker import Address
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -16,3 +25,34 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip("needs ../shared/models: real networks and golden outputs that are not part of this repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Libraries for rasp3b as a board takes them: y = 2x ("good", and "slow" ten times over), and ones that misbehave."""
+    compiler = "aarch64-linux-gnu-gcc"
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    device = REPOSITORY / "pipeline" / "device"
+    folder = tmp_path_factory.mktemp("kernels")
+    sources = [REPOSITORY / "tests" / "pipeline" / "one_step.c", device / "runtime.c"]
+    flags = ["-O2", "-mcpu=cortex-a53", "-shared", "-fPIC", "-w", f"-I{device}", "-DFACTOR=0"]
+    kinds = {"good": "-DROUNDS=1", "slow": "-DROUNDS=10", "crash": "-DROUNDS=1 -DCRASH", "hang": "-DROUNDS=1 -DHANG"}
+    libraries = {}
+    for name, options in kinds.items():
+        libraries[name] = folder / f"{name}.so"
+        wrapped = [f"-Wl,--wrap={function}" for function in ("expf", "exp2f", "logf", "log2f", "powf")]
+        command = [compiler, *flags, *options.split(), *wrapped, *map(str, sources), "-o", str(libraries[name])]
+        subprocess.run([*command, "-lm", "-lpthread"], check=True, timeout=120)
+    return libraries
+
+
+@pytest.fixture(scope="session")
+def farm() -> Iterator[tuple[Address, str]]:
+    """A tracker on loopback with two simulated boards: its address and the boards' key."""
+    with ExitStack() as stack:
+        try:
+            farm = stack.enter_context(simulated_farm(targets.load("rasp3b"), 2, key="farm"))
+        except SetupError as problem:
+            pytest.skip(str(problem))
+        yield farm
