@@ -22,7 +22,7 @@ from tvm import relax
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.archive import digest
 from bitkiln.pipeline.importers.building import build_main
-from bitkiln.pipeline.importers.ell_archive import Graph, Node, read_graph, shape_of
+from bitkiln.pipeline.importers.ell_archive import Graph, Node, read_graph, shape_of, shown
 from bitkiln.pipeline.importers.ell_layers import Layer, Tensor, constant, import_layer
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
@@ -145,7 +145,7 @@ def _reinterpret(node: Node, sources: list[Tensor], emit: Callable[..., relax.Va
 def _combine(node: Node, sources: list[Tensor], emit: Callable[..., relax.Var]) -> Tensor:
     operation = str(node.fields.get("operation", "add"))
     if operation not in _OPERATIONS:
-        raise UnsupportedLayer(f"{node.where}: operation {operation!r} is not supported")
+        raise UnsupportedLayer(f"{node.where}: operation {shown(operation)} is not supported")
     if len(sources) != 2 or sources[0].size != sources[1].size:
         raise ModelError(
             f"{node.where}: its inputs are {[source.size for source in sources]}; two equal ones are needed"
@@ -192,18 +192,18 @@ def _layout(node: Node, name: str) -> tuple[tuple[int, int, int], int]:
     if not isinstance(table, dict):
         raise ModelError(f"{node.where}: has no {name}")
     size = shape_of(node.where, table.get("size"))
-    order = list(table.get("order", [0, 1, 2]))
-    extent, offset = (_triple(table.get(key), size if key == "extent" else (0, 0, 0)) for key in ("extent", "offset"))
-    border = offset[0]
-    even = offset == (border, border, 0) and extent == (size[0] + 2 * border, size[1] + 2 * border, size[2])
-    if not even or order != sorted(order):
-        raise UnsupportedLayer(f"{node.where}: memory layout {extent} at {offset} in order {order} is not supported")
+    extent = shape_of(node.where, table.get("extent", list(size)))
+    offset, order = (_list(table.get(key)) for key in ("offset", "order"))
+    border = (extent[0] - size[0]) // 2
+    even = extent == (size[0] + 2 * border, size[1] + 2 * border, size[2]) and border >= 0
+    if not even or offset not in ([], [0], [border, border, 0]) or order not in ([], [0], [0, 1, 2]):
+        layout = shown({"size": size, "extent": extent, "offset": offset, "order": order})
+        raise UnsupportedLayer(f"{node.where}: memory layout {layout} is not supported")
     return size, border
 
 
-def _triple(value: Any, default: tuple[int, int, int]) -> tuple[int, ...]:
-    numbers = list(value) if isinstance(value, (list, tuple)) else list(default)
-    return tuple([default[0] and 1] * (3 - len(numbers)) + numbers)
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 _TENSOR_NODES = {

@@ -87,7 +87,10 @@ def read_graph(path: Path) -> Graph:
         elif kind == "ClockNode":
             continue
         elif kind in _PASS_THROUGH:
-            aliases[node_id] = _resolve(aliases, _ports(where, table)[0])
+            source = next(iter(_ports(where, table)), None)
+            if source is None:
+                raise ModelError(f"{where}: has no input")
+            aliases[node_id] = _resolve(aliases, source)
             outputs.append(aliases[node_id])
         else:
             sources = tuple(_resolve(aliases, source) for source in _ports(where, table))
@@ -97,7 +100,7 @@ def read_graph(path: Path) -> Graph:
     if len(inputs) != 1:
         raise ModelError(f"{path}: has {len(inputs)} input nodes; networks with one input are supported")
     input_id, shape = inputs[0]
-    return Graph(path, input_id, _predictor_shape(tables) or shape, tuple(nodes), _outputs(path, outputs, nodes))
+    return Graph(path, input_id, _predictor_shape(path, tables) or shape, tuple(nodes), _outputs(path, outputs, nodes))
 
 
 def _parse(path: Path) -> Any:
@@ -133,7 +136,8 @@ def _node_tables(path: Path, document: Any) -> dict[str, Mapping[str, Any]]:
 
 def _type_of(table: Mapping[str, Any]) -> tuple[str, str]:
     """(type without template arguments, full type)."""
-    full = str(table.get("_type", "without a type"))
+    full = table.get("_type", "without a type")
+    full = full if isinstance(full, str) and len(full) < 200 else shown(full)
     return full.partition("<")[0], full
 
 
@@ -185,7 +189,9 @@ def _ports(where: str, table: Mapping[str, Any]) -> list[str]:
     names = [name for name in ("input", "input1", "input2", "inputs") if name in table]
     ports = [port for name in names for port in (table[name] if isinstance(table[name], list) else [table[name]])]
     texts = [port.get("input") if isinstance(port, dict) else port for port in ports]
-    return [source for text in texts if text for source in _port_sources(where, str(text))]
+    if not all(isinstance(text, str) for text in texts):
+        raise ModelError(f"{where}: its inputs are {shown(texts)}, not ports of other nodes")
+    return [source for text in texts if text for source in _port_sources(where, text)]
 
 
 def _port_sources(where: str, text: str) -> list[str]:
@@ -241,16 +247,16 @@ def _input_shape(where: str, table: Mapping[str, Any]) -> tuple[int, int, int]:
     return shape_of(where, size)
 
 
-def _predictor_shape(tables: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, int] | None:
+def _predictor_shape(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, int] | None:
     """Active size of the input layer of generations A and B, whose input nodes may know a flat size only."""
     for node_id, table in tables.items():
         predictor = table.get("predictor")
         layer = predictor.get("inputLayer") if isinstance(predictor, dict) else None
         if isinstance(layer, dict):
-            where = f"node {node_id} ({table['_type']}), input layer"
+            where = f"{path}: node {node_id} ({_type_of(table)[1]}), input layer"
             rows, columns, channels = shape_of(where, layer.get("outputShape"))
-            padding = 2 * int(layer.get("outputPaddingSize", 0))
-            return rows - padding, columns - padding, channels
+            padding = 2 * whole_number(where, "outputPaddingSize", layer.get("outputPaddingSize", 0))
+            return shape_of(where, [rows - padding, columns - padding, channels])
     return None
 
 
@@ -259,5 +265,18 @@ def shape_of(where: str, value: Any) -> tuple[int, int, int]:
     numbers = list(value) if isinstance(value, (list, tuple)) else []
     numbers = [1] * (3 - len(numbers)) + numbers if numbers else []
     if len(numbers) != 3 or not all(type(number) is int and 0 < number < 1 << 20 for number in numbers):
-        raise ModelError(f"{where}: {value!r} is not a shape of rows, columns and channels")
+        raise ModelError(f"{where}: {shown(value)} is not a shape of rows, columns and channels")
     return tuple(numbers)
+
+
+def whole_number(where: str, name: str, value: Any, low: int = 0, high: int = 1 << 20) -> int:
+    """``value`` of the field ``name``, which must be a whole number within bounds."""
+    if type(value) not in (int, float) or not low <= value <= high or value != int(value):
+        raise ModelError(f"{where}: {name} is {shown(value)}, which makes no sense")
+    return int(value)
+
+
+def shown(value: Any) -> str:
+    """A value of an archive as messages show it: on one line, and short."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

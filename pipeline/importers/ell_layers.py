@@ -20,7 +20,7 @@ from tvm import relax
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.ell_archive import Node, shape_of
+from bitkiln.pipeline.importers.ell_archive import Node, shape_of, shown, whole_number
 
 #: Lowest float32: ELL's "min" padding, which never wins a maximum.
 LOWEST = float(np.finfo(np.float32).min)
@@ -62,10 +62,7 @@ class Layer:
 
     def number(self, name: str, low: int = 0, high: int = 1 << 20) -> int:
         """A whole number within bounds."""
-        value = self.field(name)
-        if type(value) not in (int, float) or value != int(value) or not low <= value <= high:
-            raise self.error(f"{name} is {value!r}, which makes no sense")
-        return int(value)
+        return whole_number(self.node.where, name, self.field(name), low, high)
 
     def values(self, name: str, shape: tuple[int, ...], table: Any = None) -> np.ndarray:
         """float32 numbers of a field in ``shape``, all finite."""
@@ -115,7 +112,7 @@ def constant(array: np.ndarray) -> relax.Expr:
 def _input(layer: Layer) -> relax.Expr:
     scale = layer.node.fields.get("scale", 1)
     if type(scale) not in (int, float) or not np.isfinite(scale):
-        raise layer.error(f"scale is {scale!r}")
+        raise layer.error(f"scale is {shown(scale)}")
     if scale == 1:
         return layer.source.expr
     return layer.emit(relax.op.multiply(layer.source.expr, constant(np.full((1, 1, 1, 1), scale, np.float32))))
@@ -266,11 +263,11 @@ def _activation(layer: Layer) -> relax.Expr:
     if "LeakyReLU" in kind:
         return layer.emit(relax.op.nn.leakyrelu(x, _slope(layer, table)))
     if "HardSigmoid" in kind or "HardTanh" in kind:
-        raise UnsupportedLayer(f"{layer.node.where}: activation {kind} is not supported")
+        raise UnsupportedLayer(f"{layer.node.where}: activation {shown(kind)} is not supported")
     for name, operator in (("ReLU", relax.op.nn.relu), ("Sigmoid", relax.op.sigmoid), ("Tanh", relax.op.tanh)):
         if name in kind:
             return layer.emit(operator(x))
-    raise UnsupportedLayer(f"{layer.node.where}: activation {kind} is not supported")
+    raise UnsupportedLayer(f"{layer.node.where}: activation {shown(kind)} is not supported")
 
 
 def _slope(layer: Layer, table: dict[str, Any]) -> float:
@@ -278,7 +275,7 @@ def _slope(layer: Layer, table: dict[str, Any]) -> float:
         return layer.leaky_factor
     slope = table.get("leakyFactor", _LEAKY_DEFAULT)
     if type(slope) not in (int, float) or not np.isfinite(slope):
-        raise layer.error(f"leakyFactor is {slope!r}")
+        raise layer.error(f"leakyFactor is {shown(slope)}")
     return float(slope)
 
 
@@ -314,7 +311,7 @@ def _softmax(layer: Layer) -> relax.Expr:
 
 
 def _by(shape: tuple[Any, ...]) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(map(shown, shape))
 
 
 _IMPORTERS: dict[str, Callable[[Layer], relax.Expr]] = {

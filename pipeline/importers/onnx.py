@@ -47,7 +47,7 @@ def load(path: Path, options: ImportOptions) -> Model:
     proto = _read(path)
     opset = _opset(path, proto)
     graph = clean(_graph(path, proto, opset))
-    shapes = _input_shapes(path, proto.graph, graph, options.shapes)
+    shapes = _input_shapes(path, proto.graph, options.shapes)
     module, outputs = convert(graph, shapes)
     inputs = tuple(TensorSpec(name, shape, "float32", _layout(shape)) for name, shape in shapes.items())
     return Model(
@@ -102,6 +102,8 @@ def _load_external(path: Path, tensor: onnx.TensorProto) -> None:
     location = (folder / entries.get("location", "")).resolve()
     if not entries.get("location") or folder not in location.parents:
         raise ModelError(f"{where}: {entries.get('location', '')!r} is not inside the model's folder; refused")
+    if tensor.data_type not in onnx.helper.get_all_tensor_dtypes():
+        raise ModelError(f"{where}: is of the unknown type {tensor.data_type}")
     size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
@@ -137,17 +139,18 @@ def _graph(path: Path, proto: onnx.ModelProto, opset: int) -> Graph:
     for tensor in proto.graph.initializer:
         try:
             constants[tensor.name] = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{path}: weight {tensor.name!r} does not fill its shape ({str(error)[:80]})") from None
+    _check_names(path, proto.graph, constants)
     consumers: dict[str, set[str]] = {}
     for node in proto.graph.node:
         for name in node.input:
             consumers.setdefault(name, set()).add(node.op_type)
     for name, array in constants.items():
         _check_finite(path, name, array, consumers.get(name, set()))
-    nodes = list(proto.graph.node)
-    _check_order(path, proto.graph, constants)
-    return Graph(path, opset, nodes, constants, {output.name: output.name for output in proto.graph.output})
+    return Graph(
+        path, opset, list(proto.graph.node), constants, {output.name: output.name for output in proto.graph.output}
+    )
 
 
 def _check_finite(path: Path, name: str, array: np.ndarray, consumers: set[str]) -> None:
@@ -157,8 +160,12 @@ def _check_finite(path: Path, name: str, array: np.ndarray, consumers: set[str])
         raise ModelError(f"{path}: non-finite weight in {name}")
 
 
-def _check_order(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:
-    """Every tensor is made before it is used, as ONNX requires."""
+def _check_names(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:
+    """Names are text, and every tensor is made before it is used, as ONNX requires."""
+    texts = [text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+    texts += [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+    if not all(isinstance(text, str) for text in texts):  # protobuf gives bytes where they are not UTF-8
+        raise ModelError(f"{path}: a name in it is damaged; download the file again")
     made = {"", *constants, *(value.name for value in graph.input)}
     for node in graph.node:
         missing = [name for name in node.input if name not in made]
@@ -171,13 +178,14 @@ def _check_order(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.
 
 
 def _input_shapes(
-    path: Path, proto: onnx.GraphProto, graph: Graph, given: Mapping[str, tuple[int, ...]]
+    path: Path, proto: onnx.GraphProto, given: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """A static shape for each input that the network uses.
+    """A static shape for each input; old files list weights among the inputs.
 
     A dynamic first dimension alone is the batch and becomes 1; any other needs ``given``.
     """
-    values = [value for value in proto.input if value.name not in graph.constants]
+    weights = {tensor.name for tensor in proto.initializer}
+    values = [value for value in proto.input if value.name not in weights]
     names = [value.name for value in values]
     for name in given:
         if name not in names:
@@ -190,7 +198,8 @@ def _input_shapes(
 def _input_shape(path: Path, value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[int, ...]:
     tensor = value.type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        known = tensor.elem_type in onnx.TensorProto.DataType.values()
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if known else "of an unknown type"
         raise UnsupportedLayer(f"{path}: input {value.name!r} is {kind}; only float32 inputs are supported")
     declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     known = tensor.HasField("shape")

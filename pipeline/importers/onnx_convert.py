@@ -259,7 +259,8 @@ def _batch_normalization(node: Operands) -> relax.Expr:
         raise node.unsupported("is in training mode; export the model for inference")
     names = ("scale", "bias", "mean", "variance")
     gamma, beta, mean, variance = (node.weight(i + 1, what).astype(np.float64) for i, what in enumerate(names))
-    multiplier = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        multiplier = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     if not np.isfinite(multiplier).all():
         raise node.unsupported("its variance is negative")
     rank = len(node.shape())

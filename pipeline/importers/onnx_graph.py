@@ -54,8 +54,9 @@ def clean(graph: Graph) -> Graph:
 
 
 def node_label(node: onnx.NodeProto) -> str:
-    """How messages name a node."""
-    return f"node {node.name or '/'.join(node.output)!r} ({node.op_type})"
+    """How messages name a node, on one line whatever its name."""
+    kind = node.op_type if node.op_type.isidentifier() else repr(node.op_type)
+    return f"node {node.name or '/'.join(node.output)!r} ({kind})"
 
 
 def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:

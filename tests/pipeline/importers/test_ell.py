@@ -323,6 +323,29 @@ def test_layers_of_a_predictor_are_named_by_position(ell):
         load_model(ell.write("A", (6, 6, 3), broken(0, bias=[1])))
 
 
+def test_damaged_fields_never_surprise(ell):
+    """Any field of any node replaced by something odd: a model, or one line that says what is wrong."""
+    nonsense = [None, -1, 3, float("inf"), "x", [], {}, [1, 2], 2**70, 0.5, "7.output", [1] * 70, ["x"] * 70]
+    document = ell.chain((6, 6, 3), ell.tables(NETWORK))
+    fields = list(fields_of(document))
+    for count in range(300):
+        table, key = fields[RNG.integers(len(fields))]
+        kept, table[key] = table[key], nonsense[count % len(nonsense)]
+        try:
+            load_model(ell.dump(document))
+        except ModelError as error:
+            assert len(str(error).splitlines()) == 1
+        table[key] = kept
+
+
+def fields_of(value):
+    """(container, key) of everything inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(items):
+        yield value, key
+        yield from fields_of(inner)
+
+
 def test_a_negative_word_is_refused(ell):
     fields = binary_fields(np.ones((1, 1, 1, 8), int)) | {"binarizedWeights_values": [-1]}
     with pytest.raises(ModelError, match="64-bit words"):

@@ -165,3 +165,21 @@ def test_external_data_is_checked(write_onnx, entries, message):
         tensor.external_data.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
     refused(path, match=message)
+
+
+def test_damaged_bytes_never_surprise(write_onnx):
+    """Random bytes of a file changed: a model, or one line that says what is wrong."""
+    weights = {"w": np.ones((2, 1, 3, 3), "f"), "s": np.int64([1, -1])}
+    nodes = [node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), node("Reshape", ["c", "s"])]
+    path = write_onnx(nodes, weights, [1, 1, 6, 6])
+    content = path.read_bytes()
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for at in rng.integers(len(damaged), size=2):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_model(path)
+        except ModelError as error:
+            assert len(str(error).splitlines()) == 1
