@@ -88,10 +88,16 @@ def toy() -> Model:
 
 
 @pytest.fixture(scope="session")
-def compiled_toy(tmp_path_factory: pytest.TempPathFactory, toy: Model) -> Path:
+def no_records() -> NoRecords:
+    """Records of somebody who never tuned anything."""
+    return NoRecords()
+
+
+@pytest.fixture(scope="session")
+def compiled_toy(tmp_path_factory: pytest.TempPathFactory, toy: Model, no_records: NoRecords) -> Path:
     """Its bundle for rasp3b; not to be altered."""
     folder = tmp_path_factory.mktemp("compiled") / "toy"
-    compile_lowered(toy, toy.module, targets.load("rasp3b"), NoRecords(), folder)
+    compile_lowered(toy, toy.module, targets.load("rasp3b"), no_records, folder)
     return folder
 
 

@@ -43,11 +43,6 @@ class OneRecord:
         return {"measured_by": "a test"}
 
 
-class NoRecords:
-    def best(self, workload: str, target: Target) -> None:
-        return None
-
-
 def conv_module(count: int = 1) -> tuple[tvm.IRModule, list[np.ndarray]]:
     """``count`` convolutions with the same workload and weights of their own, one after the other on the same input."""
     source = np.random.default_rng(0)
@@ -84,9 +79,9 @@ def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
-def test_a_convolution_computes_on_the_board_what_it_should(name: str, tmp_path: Path) -> None:
+def test_a_convolution_computes_on_the_board_what_it_should(name: str, no_records, tmp_path: Path) -> None:
     module, weights = conv_module(2)
-    compile_lowered(conv_model(module), module, targets.load(name), NoRecords(), tmp_path / "conv")
+    compile_lowered(conv_model(module), module, targets.load(name), no_records, tmp_path / "conv")
     x = np.random.default_rng(1).normal(size=(1, 6, 6, 8)).astype("float32")
     bundle = open_bundle(tmp_path / "conv")
     expected = convolve(x, *weights[:2]) + convolve(x, *weights[2:])
@@ -122,11 +117,11 @@ def test_records_outside_of_the_space_are_not_used() -> None:
     assert chosen["conv"].source == "default"
 
 
-def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
+def test_other_peoples_folders_are_left_alone(no_records, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     module, _ = conv_module()
     with pytest.raises(BundleError, match="exists and is no bundle"):
-        compile_lowered(conv_model(module), module, targets.load("rasp3b"), NoRecords(), tmp_path)
+        compile_lowered(conv_model(module), module, targets.load("rasp3b"), no_records, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
