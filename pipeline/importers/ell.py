@@ -73,7 +73,7 @@ def load(path: Path, options: ImportOptions) -> Model:
         inputs=(TensorSpec("input", shape, "float32", "NHWC"),),
         outputs=outputs,
         source_digest=digest(path),
-        preprocessing=Preprocessing(height, width, "BGR", resize="short-side", resize_to=min(height, width))
+        preprocessing=Preprocessing(height, width, "BGR", resize="short-side", resize_to=max(height, width))
         if images
         else None,
     )

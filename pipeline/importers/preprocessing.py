@@ -32,6 +32,8 @@ def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
         if name in given:
             given[name] = _per_channel(path, name, given[name], channels)
     preprocessing = replace(model.preprocessing, **given)
+    if preprocessing.resize == "short-side" and not preprocessing.resize_to:
+        preprocessing = replace(preprocessing, resize_to=max(preprocessing.height, preprocessing.width))
     _check(path, preprocessing)
     return replace(model, preprocessing=preprocessing)
 

@@ -71,7 +71,7 @@ def test_stated_preprocessing(path):
         ({"mean": (1, 2)}, "--mean has 2 values"),
         ({"channel_order": "GBR"}, "channel order 'GBR'"),
         ({"resize": "squash"}, "resize 'squash'"),
-        ({"resize": "short-side", "resize_to": 0}, "short side of 0"),
+        ({"resize": "short-side", "resize_to": -1}, "short side of -1"),
     ],
 )
 def test_preprocessing_that_makes_no_sense(path, options, message):

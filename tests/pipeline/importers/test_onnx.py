@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.importers import ImportOptions, load_model
@@ -335,3 +336,24 @@ def test_a_trained_qonnx_network(shared):
     assert operators(model).count("matmul") == 4
     weights = [value.args[1].value.numpy() for _, value in bindings(model.module["main"]) if op_name(value) == "matmul"]
     assert all(set(np.unique(weight)) == {-1, 1} for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected", "score"), [("elephant.jpg", "African elephant", 0.94), ("coffee.png", "espresso", 0.99)]
+)
+def test_a_trained_network_knows_photos(shared, photo, expected, score):
+    """Preprocessing stated as for MXNet's ImageNet models; the scores are onnxruntime's."""
+    options = ImportOptions(
+        labels=shared / "models" / "synset.txt", mean=(123.68, 116.779, 103.939), resize="short-side", resize_to=256
+    )
+    model = load_model(shared / "models" / "onnx" / "imagenet_resnet18_w1a1.onnx.xz", options)
+    how = model.preprocessing
+    image = Image.open(shared / "models" / "photos" / photo).convert("RGB")
+    ratio = how.resize_to / min(image.size)
+    image = image.resize([round(side * ratio) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = (image.width - how.width) // 2, (image.height - how.height) // 2
+    pixels = np.asarray(image.crop((left, top, left + how.width, top + how.height)), np.float32)
+    x = (pixels - np.float32(how.mean)) * np.float32(how.scale)
+    scores = reference.run(model.module, {"data": x.transpose(2, 0, 1)[None]})[0][0]
+    assert expected in model.labels[scores.argmax()]
+    assert abs(scores.max() - score) < 0.1
