@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from bitkiln.schedules import conv2d_direct, conv2d_winograd
+from bitkiln.schedules import conv2d_direct, conv2d_stem, conv2d_winograd
 from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.workload import Conv2d
@@ -27,11 +27,15 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
+    if _is_stem(workload, target):
+        return {"algorithm": ["stem"]}
     return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default: the algorithm with the lowest estimate."""
+    if _is_stem(workload, target):
+        return {"algorithm": "stem"}
     algorithms = _algorithms(workload, target)
     if len(algorithms) == 1:
         return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
@@ -49,10 +53,17 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
     algorithm, _, outputs = str(knobs["algorithm"]).partition(" ")
+    if algorithm == "stem":
+        return conv2d_stem.emit(workload)
     tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
     if algorithm == "winograd":
         return conv2d_winograd.emit(workload, _pair(outputs), tile, block)
     return conv2d_direct.emit(workload, tile, block, target)
+
+
+def _is_stem(workload: Conv2d, target: Target) -> bool:
+    """First layers have one schedule, which none of the others comes near."""
+    return target.bits == 64 and conv2d_stem.applies(workload)
 
 
 def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:

@@ -1,0 +1,172 @@
+"""First layers: few input channels, so that a pixel's taps are a handful of floats and the image is read once, in strips.
+
+Each strip of the image is copied with its zero border into a buffer that stays in the L1 cache; the micro-kernel runs along
+its rows, one panel of output channels after the other, and applies the epilogue, and a 2x2 maximum pooling, in registers.
+Weights are packed [panel][ky][kx][c][8].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops
+from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.microkernels import stem_a53
+from bitkiln.schedules.microkernels.stem_a53 import CHANNELS, STEPS, Stem
+from bitkiln.schedules.workload import Conv2d, Pool, Step
+
+#: A strip is at most this many output rows: enough to share image rows, few enough to stay in the L1 cache.
+_STRIP_ROWS = 8
+_MOST_CHANNELS = 4
+#: Floats behind an array that vector loads may touch.
+_AHEAD = 4
+
+
+def applies(workload: Conv2d) -> bool:
+    """Whether this schedule can compute ``workload``."""
+    if workload.binary or workload.groups > 1 or workload.dilation != (1, 1):
+        return False
+    if workload.channels > _MOST_CHANNELS or workload.out_channels % CHANNELS:
+        return False
+    stem = _stem(workload)
+    enough = _used_width(workload, stem) >= stem.pixels
+    return enough and stem_a53.fits(stem.channels, stem.kernel, stem.strides, stem.pool)
+
+
+def emit(workload: Conv2d) -> Kernel:
+    """The implementation."""
+    return _Strips(workload).kernel()
+
+
+def _stem(workload: Conv2d) -> Stem:
+    inside = all(_in_registers(step) for step in workload.epilogue)
+    steps = tuple(step.op for step in workload.epilogue) if inside else ()
+    pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
+    return Stem(workload.channels, workload.kernel, workload.strides, steps, pool)
+
+
+def _in_registers(step: Step) -> bool:
+    slope = step.op != "leaky" or 0 <= step.values[0] <= 1
+    return step.op in STEPS and step.operand in ("", "channel") and slope
+
+
+def _used_width(workload: Conv2d, stem: Stem) -> int:
+    """Columns of the convolution that are computed: pooling may leave the last one out."""
+    return workload.out_size[1] * 2 if stem.pool else workload.conv_size[1]
+
+
+class _Strips:
+    def __init__(self, workload: Conv2d) -> None:
+        self.workload = workload
+        self.stem = _stem(workload)
+        _, left, _, right = workload.padding
+        self.pitch = (left + workload.width + right) * workload.channels
+        self.panels = workload.out_channels // CHANNELS
+        self.panel_floats = workload.kernel[0] * workload.kernel[1] * workload.channels * CHANNELS
+        #: Rows of tiles, and how many of them a strip has.
+        self.tile_rows = workload.out_size[0] if self.stem.pool else workload.conv_size[0]
+        most = max(1, _STRIP_ROWS // self.stem.rows)
+        self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
+        self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
+        self.operand_rows = sum(STEPS[step] for step in self.stem.steps)
+        self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
+
+    def kernel(self) -> Kernel:
+        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        sources = tuple(range(2, 2 + len(operands))) if self.stem.steps else ()
+        rows = (max(1, self.panels * self.operand_rows * CHANNELS),)
+        arguments = [
+            Argument((0,), data_shape, "float32"),
+            Argument((1,), (self.panels * self.panel_floats + _AHEAD,), "float32", self.pack),
+            Argument(sources, rows, "float32", self.pack_operands) if sources else Constant(self.pack_operands(())),
+        ]
+        if not self.stem.steps:
+            arguments += [Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)]
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("conv2d")
+            T.func_attr({"tirx.noalias": True})
+            self.data, self.weights, self.operands, *self.plain_operands = loops.parameters(arguments)
+            self.out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self._body()
+        notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
+        return Kernel(builder.get(), tuple(arguments), (self.stem,), notes)
+
+    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Weights OHWI in panels."""
+        panels = arrays[0].reshape(self.panels, CHANNELS, -1).transpose(0, 2, 1)
+        return np.concatenate([panels.ravel(), np.zeros(_AHEAD, "float32")])
+
+    def pack_operands(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Operands and constants of the steps in the micro-kernel, [panel][row][8]."""
+        given = iter(arrays)
+        rows = []
+        for step in self.workload.epilogue if self.stem.steps else ():
+            rows += [next(given)] if step.operand else [np.full(self.workload.out_channels, v) for v in step.values]
+        if not rows:
+            return np.zeros(1, "float32")
+        return np.stack(rows).astype("float32").reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
+
+    def _body(self) -> None:
+        work = self.workload
+        data = loops.flat(self.data, work.height * work.width * work.channels)
+        conv = work.conv_size[0] * work.conv_size[1] * work.out_channels
+        size = work.out_size[0] * work.out_size[1] * work.out_channels
+        self.result = loops.flat(self.out, size) if self.whole else T.alloc_buffer((conv,), "float32")
+        with T.parallel(self.tile_rows // self.strip) as strip:
+            image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
+            first = strip * (self.strip * self.stem.rows * work.strides[0])
+            shape = (work.height, work.width, work.channels)
+            with T.serial(self.image_rows) as row:
+                loops.pad_row(image, row * self.pitch, data, first + row, shape, work.padding)
+            with T.serial(self.panels) as panel, T.serial(self.strip) as row:
+                self._row(image, strip, row, panel)
+            if work.epilogue and not self.stem.steps:
+                self._epilogue(strip)
+        if not self.whole:
+            loops.finish(work, self.result, self.out)
+
+    @cached_property
+    def _out_width(self) -> int:
+        return self.workload.out_size[1] if self.stem.pool else self.workload.conv_size[1]
+
+    def _row(self, image: Any, strip: Any, row: Any, panel: Any) -> None:
+        """One row of tiles; the last tile overlaps the one before where the width is no multiple."""
+        width, pixels = _used_width(self.workload, self.stem), self.stem.pixels
+        self._call(image, strip, row, panel, 0, width // pixels)
+        if width % pixels:
+            self._call(image, strip, row, panel, width - pixels, 1)
+
+    def _call(self, image: Any, strip: Any, row: Any, panel: Any, column: int, tiles: int) -> None:
+        """``tiles`` tiles from ``column`` of the convolution on; the arguments are those of ``Stem``."""
+        work = self.workload
+        to = (strip * self.strip + row) * self._out_width + column // self.stem.rows
+        start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * work.channels
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                self.stem.symbol,
+                T.address_of(self.result[to * work.out_channels + panel * CHANNELS]),
+                T.int64(work.out_channels * 4),
+                T.address_of(image[start]),
+                T.int64(self.pitch * 4),
+                T.address_of(self.weights[panel * self.panel_floats]),
+                T.address_of(self.operands[panel * (self.operand_rows * CHANNELS)]),
+                T.int64(tiles),
+            )
+        )
+
+    def _epilogue(self, strip: Any) -> None:
+        """The steps that the micro-kernel does not know, in place, while the strip is in the cache."""
+        work = self.workload
+        with T.serial(self.strip) as row, T.serial(work.conv_size[1]) as x:
+            y = strip * self.strip + row
+            at = (y * work.conv_size[1] + x) * work.out_channels
+            loops.apply_epilogue(
+                self.result, at, self.result, at, work.out_channels, work.epilogue, self.plain_operands, (y, x), 0
+            )

@@ -1,0 +1,55 @@
+"""First layers: which workloads the strips serve, and their answers against the plain definition."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules import conv2d_stem
+from bitkiln.schedules.workload import Conv2d, Pool, Step
+from tests.schedules.kernels import defined, example, same
+
+SAME = (1, 1, 1, 1)
+ADD, MUL, RELU = Step("add", "channel"), Step("mul", "channel"), Step("relu")
+HALF = Pool((2, 2), (2, 2))
+WORKLOADS = [
+    Conv2d(16, 20, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU, MUL, ADD), pool=HALF),
+    Conv2d(13, 15, 3, 8, (3, 3), padding=SAME, epilogue=(ADD, Step("leaky", values=(0.1,))), pool=HALF),
+    Conv2d(12, 19, 3, 24, (3, 3), (2, 2), (0, 0, 1, 1), epilogue=(Step("clip", values=(0.0, 6.0)),)),
+    Conv2d(
+        23,
+        29,
+        3,
+        16,
+        (7, 7),
+        (2, 2),
+        (3, 3, 3, 3),
+        epilogue=(Step("prelu", "channel"),),
+        pool=Pool((3, 3), (2, 2), SAME),
+    ),
+    Conv2d(14, 14, 1, 8, (5, 5), epilogue=(ADD, RELU), pool=HALF, out="bits"),
+    Conv2d(11, 18, 4, 8, (3, 3), padding=SAME, epilogue=(Step("silu"), Step("mul", "element"))),
+]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
+def test_strips_give_what_the_definition_gives(workload, run_kernel):
+    assert conv2d_stem.applies(workload)
+    args = example(workload)
+    result = run_kernel(workload, conv2d_stem.emit(workload), args, targets.load("rasp3b"), 2)
+    assert same(result, defined(workload, args))
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Conv2d(16, 16, 16, 16, (3, 3)),
+        Conv2d(16, 16, 3, 12, (3, 3)),
+        Conv2d(16, 16, 3, 16, (3, 3), dilation=(2, 2)),
+        Conv2d(16, 6, 3, 16, (3, 3)),
+        Conv2d(64, 64, 3, 64, (11, 11), (4, 4)),
+    ],
+    ids=Conv2d.key,
+)
+def test_others_are_left_to_other_schedules(workload):
+    assert not conv2d_stem.applies(workload)
