@@ -6,7 +6,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import loops
+from bitkiln.schedules import binarize_a53, loops
 from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs
 from bitkiln.schedules.workload import Binarize, packed
@@ -33,7 +33,9 @@ def default(workload: Binarize, target: Target) -> dict[str, int | str]:
 
 
 def emit(workload: Binarize, knobs: Knobs, target: Target) -> Kernel:
-    """Rows of pixels in parallel, a byte of bits at a time."""
+    """The implementation."""
+    if target.bits == 64 and binarize_a53.applies(workload):
+        return binarize_a53.emit(workload, int(target.cpu["cores"]))
     arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
     return Kernel(_rows(workload), arguments, notes="plain")
 

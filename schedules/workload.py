@@ -176,7 +176,8 @@ class Conv2d:
 class Binarize:
     """Signs to bits: x float32[1, H, W, C], operands of ``epilogue`` -> uint8[1, H, W, ceil(C/8)].
 
-    The epilogue's steps come before the sign. bit = y > 0, or y >= 0 where ``sign_zero`` is +1; NaN gives a clear bit.
+    The epilogue's steps come before the sign. bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Without an epilogue NaN gives a
+    clear bit; with one its bit is either.
     """
 
     tag: ClassVar[str] = "binarize"
