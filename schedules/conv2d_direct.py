@@ -4,6 +4,10 @@ The input is read in place, or from a copy with a zero border. A tile's pixels a
 rows and every stride works; the taps are rows at offsets common to all pixels. Weights are packed in panels of ``tile_n``
 output channels, [panel][row][k][tile_n], rows filled up with zeros to whole steps of the micro-kernel.
 
+Where the epilogue is a bias and a simple activation, perhaps before a 2x2 maximum, the micro-kernel finishes its sums in
+registers and stores results: pixels are then taken in the order of the pooling windows. Otherwise sums go through a tile in
+the L1 cache.
+
 Loops: blocks of ``block`` pixel tiles; panels; pixel tiles of the block. A small block reads the input once and the weights
 again for each block; one block of all tiles reads the weights once, which suits weights that stream from DRAM.
 """
@@ -11,7 +15,6 @@ again for each block; one block of all tiles reads the weights once, which suits
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,8 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d_geometry import Run, geometry, split
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
-from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
-from bitkiln.schedules.workload import Conv2d
+from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
 #: Tiles (pixels, channels) that the micro-kernels are fast at, and those for plain loops.
@@ -60,15 +63,21 @@ class _Direct:
         self.geometry = geometry(workload)
         self.groups = workload.groups
         self.out_per_group = workload.out_channels // workload.groups
-        pixels = len(self.geometry.pixels)
-        # The micro-kernels begin at 3 pixels.
-        self.tile_m = min(tile_m, max(pixels, 3))
-        self.pixel_runs = [_at_least(run, 3 if assembly else 1) for run in split(pixels, self.tile_m)]
+        self.finish = finish_of(workload) if assembly else None
+        self.window = self.finish.window if self.finish else 1
+        self.order = _window_order(workload) if self.window > 1 else np.arange(len(self.geometry.pixels))
+        # The micro-kernels begin at 3 pixels; windows are not split.
+        self.least = (4 if self.window > 1 else 3) if assembly else 1
+        tile_m = max(tile_m // self.window * self.window, self.least)
+        pixels = len(self.order)
+        self.tile_m = min(tile_m, max(pixels, self.least))
+        self.pixel_runs = [_at_least(run, self.least) for run in split(pixels, self.tile_m)]
         self.panel_runs = split(self.out_per_group, tile_n, 4)
         self.block = block or max(1, pixels // self.tile_m)
         self.row_length = -(-self.geometry.row_length // STEP) * STEP if assembly else self.geometry.row_length
         self.depth = len(self.geometry.rows) * self.row_length
         self.panel_floats = self.depth * sum(run.count * run.size for run in self.panel_runs)
+        self.used: dict[str, Sgemm] = {}
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
 
@@ -91,12 +100,9 @@ class _Direct:
         notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
         return Kernel(builder.get(), tuple(arguments), self.microkernels, notes)
 
-    @cached_property
+    @property
     def microkernels(self) -> tuple[MicroKernel, ...]:
-        if not self.assembly:
-            return ()
-        sizes = {(pixels.size, panels.size) for pixels in self.pixel_runs for panels in self.panel_runs}
-        return tuple(Sgemm(*size) for size in sorted(sizes))
+        return tuple(self.used.values())
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI in panels."""
@@ -108,17 +114,17 @@ class _Direct:
 
     def _pixel_table(self) -> np.ndarray:
         """Byte offsets of the pixels; the last is repeated where a tile is filled up."""
-        pixels, last = self.geometry.pixels, self.pixel_runs[-1]
+        pixels, last = self.geometry.pixels[self.order], self.pixel_runs[-1]
         return np.pad(pixels, (0, last.size - last.used), "edge").astype("int32") * 4
 
     def _body(self) -> None:
         work = self.workload
         self.image = self._image(loops.flat(self.data, work.height * work.width * work.channels))
-        straight = not work.pool and work.out == "float32"
-        conv = work.conv_size[0] * work.conv_size[1] * work.out_channels
-        self.result = loops.flat(self.out, conv) if straight else T.alloc_buffer((conv,), "float32")
-        blocks = split(len(self.geometry.pixels), self.tile_m * self.block)
-        if self.block * self.tile_m * 4 <= len(self.geometry.pixels):
+        straight = self.finish is not None or (not work.pool and work.out == "float32")
+        floats = len(self.order) // self.window * work.out_channels
+        self.result = loops.flat(self.out, floats) if straight else T.alloc_buffer((floats,), "float32")
+        blocks = split(len(self.order), self.tile_m * self.block)
+        if self.block * self.tile_m * 4 <= len(self.order):
             self._blocks_in_parallel(blocks)
         else:
             self._panels_in_parallel(blocks)
@@ -126,25 +132,29 @@ class _Direct:
             loops.finish(work, self.result, self.out)
 
     def _blocks_in_parallel(self, blocks: Sequence[Run]) -> None:
+        # With one tile in a block the micro-kernel itself goes from panel to panel.
+        together = self.block == 1 and self.finish is not None
         for run in blocks:
             with T.parallel(run.count) as block, T.serial(self.groups) as group:
                 for panels in self.panel_runs:
-                    with T.serial(panels.count) as panel:
-                        self._tiles(run.first + block * run.size, run.used, group, panels, panel)
+                    inside = panels.count if together and panels.used == panels.size else 1
+                    with T.serial(panels.count // inside) as panel:
+                        first = panels.first + panel * panels.size
+                        self._tiles(run.first + block * run.size, run.used, group, first, panels, inside)
 
     def _panels_in_parallel(self, blocks: Sequence[Run]) -> None:
         for panels in self.panel_runs:
             with T.parallel(self.groups * panels.count) as piece:
                 for run in blocks:
                     with T.serial(run.count) as block:
-                        group, panel = piece // panels.count, piece % panels.count
-                        self._tiles(run.first + block * run.size, run.used, group, panels, panel)
+                        group, first = piece // panels.count, panels.first + piece % panels.count * panels.size
+                        self._tiles(run.first + block * run.size, run.used, group, first, panels, 1)
 
-    def _tiles(self, first: Any, pixels: int, group: Any, panels: Run, panel: Any) -> None:
-        """The tiles of a block of ``pixels``, for one panel."""
-        for run in [_at_least(run, 3 if self.assembly else 1) for run in split(pixels, self.tile_m)]:
+    def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int) -> None:
+        """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""
+        for run in [_at_least(run, self.least) for run in split(pixels, self.tile_m)]:
             with T.serial(run.count) as tile:
-                self._tile(first + run.first + tile * run.size, run, group, panels.first + panel * panels.size, panels)
+                self._tile(first + run.first + tile * run.size, run, group, channel, panels, count)
 
     def _image(self, data: Any) -> Any:
         """The image with its border, or the input itself."""
@@ -158,32 +168,49 @@ class _Direct:
         loops.fill(padded, self.geometry.size, STEP)
         return padded
 
-    def _tile(self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run) -> None:
+    def _tile(self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run, count: int) -> None:
         work = self.workload
         channel = group * self.out_per_group + channel_in_group
         weights = group * self.panel_floats + channel_in_group * self.depth
-        to = first * work.out_channels + channel
-        whole = pixels.used == pixels.size and panels.used == panels.size
-        if self.assembly and whole and not work.epilogue:
-            self._call(self.result, to, work.out_channels, first, pixels.size, group, weights, panels.size)
+        to = first // self.window * work.out_channels + channel
+        if self.finish is not None and pixels.used == pixels.size and panels.used == panels.size:
+            tile = Sgemm(pixels.size, panels.size, self.finish)
+            self._call(tile, self.result, to, work.out_channels, first, group, weights, count, channel)
             return
         sums = T.alloc_buffer((pixels.size * panels.size,), "float32", scope="local")
-        compute = self._call if self.assembly else self._plain
-        compute(sums, 0, panels.size, first, pixels.size, group, weights, panels.size)
+        if self.assembly:
+            self._call(Sgemm(pixels.size, panels.size), sums, 0, panels.size, first, group, weights, 1, 0)
+        else:
+            self._plain(sums, first, pixels.size, group, weights, panels.size)
         with T.serial(pixels.used) as m:
             at = ((first + m) // work.conv_size[1], (first + m) % work.conv_size[1])
             start, end = m * panels.size, to + m * work.out_channels
-            loops.apply_epilogue(self.result, end, sums, start, panels.used, work.epilogue, self.operands, at, channel)
+            self._apply(end, sums, start, panels.used, at, channel)
+
+    def _apply(self, to: Any, sums: Any, start: Any, used: int, pixel: tuple[Any, Any], channel: Any) -> None:
+        steps = self.workload.epilogue
+        loops.apply_epilogue(self.result, to, sums, start, used, steps, self.operands, pixel, channel)
 
     def _call(
-        self, out: Any, to: Any, pitch: int, first: Any, tile_m: int, group: Any, weights: Any, tile_n: int
+        self,
+        tile: Sgemm,
+        out: Any,
+        to: Any,
+        pitch: int,
+        first: Any,
+        group: Any,
+        weights: Any,
+        panels: int,
+        channel: Any,
     ) -> None:
-        """The sums of a tile by its micro-kernel; the arguments are those of ``Sgemm``."""
+        """A tile by its micro-kernel; the arguments are those of ``Sgemm``."""
+        self.used[tile.symbol] = tile
         per_group = self.workload.channels // self.groups
+        bias = self.operands[0][channel] if tile.finish.bias else self.weights[0]
         T.evaluate(
             T.call_extern(
                 "int32",
-                Sgemm(tile_m, tile_n).symbol,
+                tile.symbol,
                 T.address_of(out[to]),
                 T.int64(pitch * 4),
                 T.address_of(self.image[group * per_group]),
@@ -192,26 +219,47 @@ class _Direct:
                 T.address_of(self.rows[0]),
                 T.int64(len(self.geometry.rows)),
                 T.int64(self.row_length // STEP),
-                T.int64(1),
-                T.int64(0),
+                T.int64(panels),
+                T.int64(tile.tile_n * 4),
+                T.address_of(bias),
             )
         )
 
-    def _plain(
-        self, out: Any, to: Any, pitch: int, first: Any, tile_m: int, group: Any, weights: Any, tile_n: int
-    ) -> None:
-        """The sums of a tile by loops that any machine runs."""
+    def _plain(self, sums: Any, first: Any, tile_m: int, group: Any, weights: Any, tile_n: int) -> None:
+        """A tile by loops that any machine runs."""
         per_group = self.workload.channels // self.groups
-        for m in range(tile_m):
-            loops.fill(out, to + m * pitch, tile_n)
+        loops.fill(sums, 0, tile_m * tile_n)
         with T.serial(len(self.geometry.rows)) as row, T.serial(self.row_length) as k:
             at = group * per_group + self.rows[row] // 4 + k
             weight = weights + (row * self.row_length + k) * tile_n
             for m in range(tile_m):
                 tap = self.image[at + self.pixels[first + m] // 4]
                 with T.vectorized(tile_n) as n:
-                    index = to + m * pitch + n
-                    T.buffer_store(out, out[index] + tap * self.weights[weight + n], [index])
+                    index = m * tile_n + n
+                    T.buffer_store(sums, sums[index] + tap * self.weights[weight + n], [index])
+
+
+def finish_of(workload: Conv2d) -> Finish | None:
+    """The epilogue and pooling of ``workload`` as a micro-kernel finishes them, if it can."""
+    steps = list(workload.epilogue)
+    bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
+    rest = steps[bias:]
+    if len(rest) > 1 or workload.out == "bits":
+        return None
+    if workload.pool and (workload.pool != Pool((2, 2), (2, 2)) or workload.out_channels // workload.groups % 4):
+        return None
+    window = 4 if workload.pool else 1
+    if not rest:
+        return Finish(bias, window=window)
+    leaky = rest[0].op == "leaky" and 0 <= rest[0].values[0] <= 1
+    return Finish(bias, rest[0].op, rest[0].values, window) if leaky or rest[0].op in ("relu", "clip") else None
+
+
+def _window_order(workload: Conv2d) -> np.ndarray:
+    """Pixels of the convolution, the four of a 2x2 window one after the other."""
+    height, width = workload.out_size
+    y, x, dy, dx = np.mgrid[0:height, 0:width, 0:2, 0:2]
+    return ((2 * y + dy) * workload.conv_size[1] + 2 * x + dx).ravel()
 
 
 def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:

@@ -208,6 +208,7 @@ class _Winograd:
                     T.int64(work.channels // STEP),
                     T.int64(run.count),
                     T.int64(self.positions * run.size * 4),
+                    T.address_of(self.weights[0]),
                 )
             )
 

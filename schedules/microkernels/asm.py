@@ -31,14 +31,23 @@ def routine(symbol: str, lines: Iterable[str]) -> str:
 
 def saved(first: int, last: int, vectors: bool) -> tuple[list[str], list[str]]:
     """Prologue and epilogue that keep x``first``..x``last`` (an even number of them) and, if ``vectors``, d8..d15."""
-    pairs = [(f"x{i}", f"x{i + 1}") for i in range(first, last, 2)]
-    pairs += [(f"d{i}", f"d{i + 1}") for i in range(8, 16, 2)] if vectors else []
+    pairs = _pairs(first, last, vectors)
     if not pairs:
         return [], []
-    frame = 16 * len(pairs)
+    frame = frame_bytes(first, last, vectors)
     enter = [f"sub sp, sp, #{frame}", *(f"stp {a}, {b}, [sp, #{16 * i}]" for i, (a, b) in enumerate(pairs))]
     leave = [*(f"ldp {a}, {b}, [sp, #{16 * i}]" for i, (a, b) in enumerate(pairs)), f"add sp, sp, #{frame}"]
     return enter, leave
+
+
+def frame_bytes(first: int, last: int, vectors: bool) -> int:
+    """How far ``saved`` moves the stack pointer: arguments on the stack are that much further up."""
+    return 16 * len(_pairs(first, last, vectors))
+
+
+def _pairs(first: int, last: int, vectors: bool) -> list[tuple[str, str]]:
+    pairs = [(f"x{i}", f"x{i + 1}") for i in range(first, last, 2)]
+    return pairs + ([(f"d{i}", f"d{i + 1}") for i in range(8, 16, 2)] if vectors else [])
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Float matrix tiles for the Cortex-A53: ``tile_m`` pixels x ``tile_n`` output channels, all sums in registers.
 
 C call: ``(float *out, int64 out_pitch, const float *image, const int32 *pixels, const float *weights, const int32 *rows,
-int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch)``, pitches and offsets in bytes.
+int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch, const float *bias)``, pitches and offsets in bytes.
 
 For each panel ``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``; then
 ``out`` goes on by ``panel_pitch`` and ``weights`` to what follows. ``rows`` has one entry more than ``row_count``, any valid
-offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights.
+offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights. A ``Finish`` is applied before the
+results are stored; without a bias its pointer is not used.
 
 Registers: sums of 4 output channels each; pixels two to a register, each with 2 consecutive values; weights of one k. Per 4
 values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*ceil(tile_m/2) + tile_n cycles with loads.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+
+import numpy as np
 
 from bitkiln.schedules.microkernels import asm
 
@@ -28,16 +31,39 @@ _SCRATCH = ("x25", "x26", "x27", "x28")
 
 
 @dataclass(frozen=True)
+class Finish:
+    """What happens to the sums in their registers.
+
+    First the largest of every ``window`` consecutive pixels is taken, which leaves fewer rows of ``out``; then ``bias`` of
+    the channel is added; then ``activation``: "relu", "clip" with values (low, high) or "leaky" with (slope,), from 0 to 1.
+    All of these are monotone, so that the order of the maximum does not matter.
+    """
+
+    bias: bool = False
+    activation: str = ""
+    values: tuple[float, ...] = ()
+    window: int = 1
+
+    @property
+    def words(self) -> str:
+        """The finish as a part of a symbol's name."""
+        bits = "".join(f"_{pattern:08x}" for pattern in np.array(self.values, "float32").view("uint32"))
+        parts = ["bias" if self.bias else "", self.activation + bits, f"max{self.window}" if self.window > 1 else ""]
+        return "".join("_" + part for part in parts if part)
+
+
+@dataclass(frozen=True)
 class Sgemm:
     """The micro-kernel of one tile size."""
 
     tile_m: int
     tile_n: int
+    finish: Finish = Finish()
 
     @property
     def symbol(self) -> str:
         """Its name."""
-        return f"bk_sgemm_{self.tile_m}x{self.tile_n}_a53"
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}_a53"
 
     def assembly(self) -> str:
         """Its text."""
@@ -46,7 +72,7 @@ class Sgemm:
     @property
     def cycles_per_step(self) -> int:
         """Cycles of 4 values of k in the loop."""
-        return _loop(self).cycles
+        return _loop(self.tile_m, self.tile_n).cycles
 
     @cached_property
     def vectors(self) -> int:
@@ -66,12 +92,12 @@ class Sgemm:
 @cache
 def _assembly(tile: Sgemm) -> str:
     enter, leave = asm.saved(19, 30, vectors=True)
+    frame = asm.frame_bytes(19, 30, vectors=True)
     pointers = _POINTERS[: tile.tile_m]
-    loop = _loop(tile)
+    loop = _loop(tile.tile_m, tile.tile_n)
     lines = [
-        "mov x17, sp",
         *enter,
-        "ldp x29, x30, [x17]",
+        f"ldp x29, x30, [sp, #{frame}]",
         *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
         *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
         "4:",
@@ -94,8 +120,9 @@ def _assembly(tile: Sgemm) -> str:
         *loop.body(),
         "b 2b",
         "3:",
+        *_finish(tile, frame),
         "mov x2, x0",
-        *(line for m in range(tile.tile_m) for line in _store(tile, m)),
+        *(line for m in range(0, tile.tile_m, tile.finish.window) for line in _store(tile, m)),
         "add x0, x0, x30",
         "subs x29, x29, #1",
         "b.gt 4b",
@@ -105,16 +132,62 @@ def _assembly(tile: Sgemm) -> str:
     return asm.routine(tile.symbol, lines)
 
 
+def _finish(tile: Sgemm, frame: int) -> list[str]:
+    """The finish of a panel; registers of pixels and weights are free by now, and so are x2, x3, x16 and x17."""
+    finish = tile.finish
+    rows = range(0, tile.tile_m, finish.window)
+    sums = [tile.sum(m, v) for m in rows for v in range(tile.vectors)]
+    spare = tile.tile_m * tile.vectors
+    lines, step = [], finish.window // 2
+    while step:
+        lines += [
+            f"fmax v{a}.4s, v{a}.4s, v{b}.4s"
+            for i in range(step)
+            for m in rows
+            for v in range(tile.vectors)
+            for a, b in [(tile.sum(m + i, v), tile.sum(m + i + step, v))]
+        ]
+        step //= 2
+    if finish.bias:
+        # The third argument on the stack; it moves on from panel to panel.
+        lines += [
+            f"ldr x17, [sp, #{frame + 16}]",
+            *(f"ldr q{spare + v}, [x17, #{16 * v}]" for v in range(tile.vectors)),
+        ]
+        lines += [f"add x17, x17, #{tile.tile_n * 4}", f"str x17, [sp, #{frame + 16}]"]
+        lines += [f"fadd v{r}.4s, v{r}.4s, v{spare + i % tile.vectors}.4s" for i, r in enumerate(sums)]
+    for i, pattern in enumerate(np.array(finish.values, "float32").view("uint32").tolist()):
+        lines += [f"movz w16, #{pattern & 0xFFFF}", f"movk w16, #{pattern >> 16}, lsl #16", f"dup v{spare + i}.4s, w16"]
+    return lines + _activation(finish.activation, sums, spare)
+
+
+def _activation(name: str, sums: list[int], spare: int) -> list[str]:
+    """The activation of registers ``sums``; its constants stand in registers from ``spare`` on."""
+    match name:
+        case "relu":
+            return [f"movi v{spare}.16b, #0", *(f"fmax v{r}.4s, v{r}.4s, v{spare}.4s" for r in sums)]
+        case "clip":
+            low = [f"fmax v{r}.4s, v{r}.4s, v{spare}.4s" for r in sums]
+            return low + [f"fmin v{r}.4s, v{r}.4s, v{spare + 1}.4s" for r in sums]
+        case "leaky":
+            # Four at a time: as long as a product takes.
+            lines = []
+            for first in range(0, len(sums), 4):
+                group = list(enumerate(sums[first : first + 4], spare + 1))
+                lines += [f"fmul v{t}.4s, v{r}.4s, v{spare}.4s" for t, r in group]
+                lines += [f"fmax v{r}.4s, v{r}.4s, v{t}.4s" for t, r in group]
+            return lines
+    return []
+
+
 def _store(tile: Sgemm, m: int) -> list[str]:
-    return [
-        *(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)),
-        *(["add x2, x2, x1"] if m + 1 < tile.tile_m else []),
-    ]
+    return [*(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)), "add x2, x2, x1"]
 
 
 @cache
-def _loop(tile: Sgemm) -> asm.Loop:
+def _loop(tile_m: int, tile_n: int) -> asm.Loop:
     """The best of the loops that differ in the order of the sums within one k and in the use of spare registers."""
+    tile = Sgemm(tile_m, tile_n)
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
         order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
