@@ -115,7 +115,7 @@ def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: 
     Inputs are called ``arg0``, ``arg1``, ... and the output ``out``. Tables the kernel needs are embedded.
     """
     kernel = operator_for(workload).emit(workload, knobs, target)
-    link_kernel(kernel, target, out, kind=workload.tag)
+    link_kernel(kernel, target, out, kind=workload.key().split()[0])
     return kernel
 
 
@@ -150,9 +150,9 @@ def choose_kernels(
 
 
 def _identity(func: tirx.PrimFunc) -> str:
-    """Equal for functions that may share a kernel."""
+    """Equal for functions that may share a kernel. A workload's key would not do: it rounds numbers."""
     if func.attrs and WORKLOAD in func.attrs:
-        return from_json(str(func.attrs[WORKLOAD])).key()
+        return str(func.attrs[WORKLOAD])
     return tvm.ir.save_json(func.without_attr("global_symbol"))
 
 
@@ -163,7 +163,8 @@ def _choose(symbol: str, name: str, func: tirx.PrimFunc, target: Target, records
     knobs, record = choose_knobs(workload, target, records)
     kernel = operator_for(workload).emit(workload, knobs, target)
     source, proof = ("tuned", record.as_json()) if record else ("default", None)
-    return ChosenKernel(symbol, workload.tag, kernel.func, source, kernel, workload, dict(knobs), proof)
+    kind = workload.key().split()[0]
+    return ChosenKernel(symbol, kind, kernel.func, source, kernel, workload, dict(knobs), proof)
 
 
 def choose_knobs(workload: Workload, target: Target, records: RecordSource) -> tuple[Knobs, Record | None]:

@@ -87,19 +87,19 @@ typedef struct block {
     uint64_t nbytes;
 } block;
 
+/* `ticket` is a round's number (24 bits), its number of tasks (20) and its next task (20) in one word: whoever adds one to
+ * it has taken a task of the round it names, however late. So a launch waits for its tasks, never for sleeping workers. */
 typedef struct {
     pthread_t threads[MAX_THREADS - 1];
     int started;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    atomic_uint round; /* grows by one for every launch */
-    atomic_int next_task;
-    atomic_int busy; /* workers still in the current round */
+    atomic_uint_least64_t ticket;
+    atomic_int done; /* tasks of the current round */
     atomic_int failed;
     atomic_bool stop;
     parallel_task task;
     void *closure;
-    int tasks;
 } pool;
 
 struct bk_model {
@@ -155,13 +155,19 @@ API int bk_abi_version(void) { return BK_ABI_VERSION; }
 
 /* --- Threads ------------------------------------------------------------------------------------------------------ */
 
+enum { TASK_BITS = 20, MAX_TASKS = 1 << TASK_BITS };
+
+static unsigned round_of(uint64_t ticket) { return (unsigned)(ticket >> (2 * TASK_BITS)); }
+
 static void do_tasks(pool *pool)
 {
-    parallel_group group = {pool, pool->tasks};
     for (;;) {
-        int task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
-        if (task >= pool->tasks) return;
+        uint64_t ticket = atomic_fetch_add_explicit(&pool->ticket, 1, memory_order_acquire);
+        int task = (int)(ticket % MAX_TASKS), tasks = (int)((ticket >> TASK_BITS) % MAX_TASKS);
+        if (task >= tasks) return;
+        parallel_group group = {pool, tasks};
         if (pool->task(task, &group, pool->closure) != 0) atomic_store(&pool->failed, 1);
+        atomic_fetch_add_explicit(&pool->done, 1, memory_order_release);
     }
 }
 
@@ -172,19 +178,20 @@ static void relax_cpu(void)
 #endif
 }
 
-/* Waits for a round after `seen`. */
+/* Waits for a round other than `seen`; gives its number. */
 static unsigned await_round(pool *pool, unsigned seen)
 {
-    for (int spin = 0; spin < SPINS; spin++) {
-        unsigned round = atomic_load_explicit(&pool->round, memory_order_acquire);
-        if (round != seen) return round;
+    unsigned round = seen;
+    for (int spin = 0; spin < SPINS && round == seen; spin++) {
         relax_cpu();
+        round = round_of(atomic_load_explicit(&pool->ticket, memory_order_relaxed));
     }
+    if (round != seen) return round;
     pthread_mutex_lock(&pool->mutex);
-    while (atomic_load_explicit(&pool->round, memory_order_acquire) == seen)
+    while ((round = round_of(atomic_load_explicit(&pool->ticket, memory_order_relaxed))) == seen)
         pthread_cond_wait(&pool->wake, &pool->mutex);
     pthread_mutex_unlock(&pool->mutex);
-    return atomic_load_explicit(&pool->round, memory_order_acquire);
+    return round;
 }
 
 static void *work(void *argument)
@@ -196,14 +203,16 @@ static void *work(void *argument)
         round = await_round(pool, round);
         if (atomic_load(&pool->stop)) return NULL;
         do_tasks(pool);
-        atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_acq_rel);
     }
 }
 
-static void next_round(pool *pool)
+/* Opens a round of `tasks` tasks and wakes who sleeps. */
+static void next_round(pool *pool, int tasks)
 {
+    uint64_t round = (round_of(atomic_load_explicit(&pool->ticket, memory_order_relaxed)) + 1) % (1u << 24);
     pthread_mutex_lock(&pool->mutex);
-    atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);
+    uint64_t ticket = (round << TASK_BITS | (uint64_t)tasks) << TASK_BITS;
+    atomic_store_explicit(&pool->ticket, ticket, memory_order_release);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->mutex);
 }
@@ -221,7 +230,7 @@ static int start_threads(bk_model *model)
 static void stop_threads(bk_model *model)
 {
     atomic_store(&model->pool.stop, true);
-    next_round(&model->pool);
+    next_round(&model->pool, 0);
     for (int i = 0; i < model->pool.started; i++) pthread_join(model->pool.threads[i], NULL);
 }
 
@@ -238,18 +247,17 @@ static int parallel_launch(parallel_task task, void *closure, int tasks)
 {
     bk_model *model = pthread_getspecific(current_model);
     if (tasks == 0) tasks = model->threads;
-    if (model->threads == 1 || tasks == 1 || model->in_parallel) return serial_launch(task, closure, tasks);
+    if (model->threads == 1 || tasks == 1 || tasks >= MAX_TASKS || model->in_parallel)
+        return serial_launch(task, closure, tasks);
     pool *pool = &model->pool;
     pool->task = task;
     pool->closure = closure;
-    pool->tasks = tasks;
     atomic_store(&pool->failed, 0);
-    atomic_store(&pool->next_task, 0);
-    atomic_store(&pool->busy, pool->started);
+    atomic_store(&pool->done, 0);
     model->in_parallel = true;
-    next_round(pool);
+    next_round(pool, tasks);
     do_tasks(pool);
-    for (int spin = 0; atomic_load_explicit(&pool->busy, memory_order_acquire) > 0; spin++) {
+    for (int spin = 0; atomic_load_explicit(&pool->done, memory_order_acquire) < tasks; spin++) {
         relax_cpu();
         if (spin > SPINS) sched_yield();
     }
