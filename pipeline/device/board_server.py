@@ -31,7 +31,12 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+#: What goes over the wire as JSON.
+Answer = dict[str, Any]
 
 # --- TVM's C interface (tvm/ffi/c_api.h), as far as it is used here ------------------------------------------------------
 
@@ -58,7 +63,7 @@ class AnyValue(ctypes.Structure):
 
     _fields_ = (("type_index", ctypes.c_int32), ("small_length", ctypes.c_uint32), ("value", Payload))
 
-    def text(self):
+    def text(self) -> str:
         """The value as str; raises TypeError for anything but strings and bytes."""
         if self.type_index == RAW_STRING:
             return ctypes.string_at(self.value.pointer).decode()
@@ -79,15 +84,15 @@ SAFE_CALL = ctypes.CFUNCTYPE(
 class Runtime:
     """TVM's runtime: offers Python functions to RPC clients and speaks the protocol on a connection."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         self.ffi = ctypes.CDLL(str(Path(folder) / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
         self.rpc = ctypes.CDLL(str(Path(folder) / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
         self._kept = []  # Callbacks must outlive their registration.
 
-    def register(self, name, function):
+    def register(self, name: str, function: Callable[..., str]) -> None:
         """Offer ``function``, which takes strings and gives a string, under ``name``."""
 
-        def call(_self, arguments, count, result):
+        def call(_self: Any, arguments: Any, count: int, result: Any) -> int:
             try:
                 self._give(result, function(*(arguments[i].text() for i in range(count))))
                 return 0
@@ -101,36 +106,36 @@ class Runtime:
         self._check(self.ffi.TVMFFIFunctionCreate(None, callback, None, ctypes.byref(handle)), f"creating {name}")
         self._check(self.ffi.TVMFFIFunctionSetGlobal(ctypes.byref(_bytes(name)), handle, 1), f"registering {name}")
 
-    def serve(self, descriptor):
+    def serve(self, descriptor: int) -> None:
         """Answer the client on the socket ``descriptor`` until it leaves."""
         self._call("rpc.ServerLoop", [AnyValue(INT, 0, Payload(integer=descriptor))])
 
-    def refuse(self, descriptor, reason):
+    def refuse(self, descriptor: int, reason: str) -> None:
         """Answer the client's next call with an error."""
         text = reason.encode()
         buffer = ctypes.create_string_buffer(text)
         argument = AnyValue(RAW_STRING, 0, Payload(pointer=ctypes.addressof(buffer)))
         self._call("rpc.ReturnException", [AnyValue(INT, 0, Payload(integer=descriptor)), argument])
 
-    def _call(self, name, arguments):
+    def _call(self, name: str, arguments: list[AnyValue]) -> None:
         handle = ctypes.c_void_p()
         self._check(self.ffi.TVMFFIFunctionGetGlobal(ctypes.byref(_bytes(name)), ctypes.byref(handle)), name)
         array = (AnyValue * len(arguments))(*arguments)
         result = AnyValue()
         self._check(self.ffi.TVMFFIFunctionCall(handle, array, len(arguments), ctypes.byref(result)), name)
 
-    def _give(self, result, text):
+    def _give(self, result: Any, text: str | None) -> None:
         if text is None:
             result[0] = AnyValue(NONE)
         else:
             self._check(self.ffi.TVMFFIStringFromByteArray(ctypes.byref(_bytes(text)), result), "returning a string")
 
-    def _check(self, code, what):
+    def _check(self, code: int, what: str) -> None:
         if code != 0:
             raise RuntimeError(f"TVM's runtime failed in {what}")
 
 
-def _bytes(text):
+def _bytes(text: str) -> ByteArray:
     data = text.encode()
     array = ByteArray(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
     array.kept = data
@@ -146,14 +151,14 @@ READ, IDENTIFY, COLD, LIMIT, BLOCKS = 0x41353303, 0x41353304, 0x41353305, 0x4135
 QUESTION = b"A53ASK?"
 
 
-def ask_simulator(what, size=1 << 20):
+def ask_simulator(what: int, size: int = 1 << 20) -> Answer | None:
     """The simulator's answer as a mapping, or None where there is no simulator."""
     buffer = ctypes.create_string_buffer(QUESTION, size)
     LIBC.prctl(ctypes.c_int(what), buffer, ctypes.c_ulong(size), ctypes.c_ulong(0), ctypes.c_ulong(0))
     return json.loads(buffer.value) if buffer.raw[:1] == b"{" else None
 
 
-def tell_simulator(what, value=0):
+def tell_simulator(what: int, value: int = 0) -> None:
     """Set an option of the simulator; does nothing elsewhere."""
     LIBC.prctl(ctypes.c_int(what), ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
 
@@ -167,7 +172,7 @@ class CycleLoop:
 
     ADDS = 500
 
-    def __init__(self):
+    def __init__(self) -> None:
         add, count, ret = 0x91000421, 0xF1000400, 0xD65F03C0  # add x1, x1, #1; subs x0, x0, #1; ret
         back = 0x54000001 | ((-(self.ADDS + 1) & 0x7FFFF) << 5)  # b.ne to the first add
         code = struct.pack(f"<{self.ADDS + 3}I", *[add] * self.ADDS, count, back, ret)
@@ -182,13 +187,13 @@ class CycleLoop:
             raise OSError(ctypes.get_errno(), "cannot map the clock's code")
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(address)
 
-    def mhz(self):
+    def mhz(self) -> float:
         """The clock now, from the fastest of five runs of about 2 ms."""
         rounds = 4000
         best = min(self._seconds(rounds) for _ in range(5))
         return rounds * self.ADDS / best / 1e6
 
-    def _seconds(self, rounds):
+    def _seconds(self, rounds: int) -> float:
         start = time.perf_counter()
         self._run(rounds)
         return time.perf_counter() - start
@@ -200,7 +205,7 @@ CPU_PARTS = {"0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55"
 CPU_PARTS.update({"0xd08": "Cortex-A72", "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76"})
 
 
-def _read(path):
+def _read(path: str) -> str:
     try:
         return Path(path).read_bytes().strip(b"\0\n ").decode(errors="replace")
     except OSError:
@@ -210,18 +215,18 @@ def _read(path):
 class Board:
     """This board; ``emulated`` says that qemu runs it, so that its files and its clock are not a board's."""
 
-    def __init__(self, emulated, report=""):
+    def __init__(self, emulated: bool, report: str = "") -> None:
         self.emulated = emulated
         self.report = report
         self.simulator = ask_simulator(IDENTIFY) if emulated else None
 
     @property
-    def kind(self):
-        """"simulated" (answers in cycles of a modelled Cortex-A53), "emulated" or "board"."""
+    def kind(self) -> str:
+        """ "simulated" (answers in cycles of a modelled Cortex-A53), "emulated" or "board"."""
         return "simulated" if self.simulator else "emulated" if self.emulated else "board"
 
     @property
-    def measured_by(self):
+    def measured_by(self) -> str:
         """What a figure of this board is called in reports and records."""
         if self.simulator:
             name = str(self.simulator.get("model", "")).replace("a53-", "v")
@@ -231,17 +236,19 @@ class Board:
         return f"{self.model}, {self.cpu}"
 
     @property
-    def model(self):
+    def model(self) -> str:
         """The board's name as its firmware gives it."""
         return _read("/proc/device-tree/model") or platform.node()
 
     @property
-    def cpu(self):
+    def cpu(self) -> str:
         """The core's name."""
-        parts = [line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("CPU part")]
+        parts = [
+            line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("CPU part")
+        ]
         return CPU_PARTS.get(parts[0], f"CPU part {parts[0]}") if parts else platform.machine()
 
-    def identity(self):
+    def identity(self) -> Answer:
         """What does not change while the board runs."""
         own = {"model": "qemu", "cpu": "Cortex-A53"} if self.emulated else {"model": self.model, "cpu": self.cpu}
         max_khz = "" if self.emulated else _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
@@ -258,14 +265,17 @@ class Board:
             "simulator": self.simulator,
         }
 
-    def health(self):
+    def health(self) -> Answer:
         """What may spoil a measurement: temperature in degrees C, throttling, governor, clock in MHz, load."""
         state = {"load": os.getloadavg()[0]}
         if self.emulated:
             return state
         files = {
             "temperature": ("/sys/class/thermal/thermal_zone0/temp", lambda text: int(text) / 1000),
-            "throttled": ("/sys/devices/platform/soc/soc:firmware/get_throttled", lambda text: int(text, 16) & 0xF != 0),
+            "throttled": (
+                "/sys/devices/platform/soc/soc:firmware/get_throttled",
+                lambda text: int(text, 16) & 0xF != 0,
+            ),
             "governor": ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", str),
             "mhz": ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", lambda text: int(text) // 1000),
         }
@@ -287,28 +297,34 @@ class Trial:
     outputs (false: only their digests; true: also files with the raw tensors).
     """
 
-    def __init__(self, board, path, request):
+    def __init__(self, board: Board, path: str, request: Answer) -> None:
         from runner import Model
 
         self.board = board
         self.request = request
         self.per_step = bool(request.get("per_step"))
-        self.model = Model(os.path.abspath(path), threads=int(request.get("threads", 1)))
+        self.model = Model(str(Path(path).resolve()), threads=int(request.get("threads", 1)))
         self.model.fill_random(int(request.get("seed", 0)))
         for name, file in request.get("inputs", {}).items():
             self.model.set_input(name, Path(file).read_bytes())
 
-    def measure(self):
+    def measure(self) -> Answer:
         """The answer to ``bitkiln.measure``."""
         answer = self._simulated() if self.board.simulator else self._timed()
-        return {"status": "ok", "kind": self.board.kind, "measured_by": self.board.measured_by, **answer, **self._outputs()}
+        return {
+            "status": "ok",
+            "kind": self.board.kind,
+            "measured_by": self.board.measured_by,
+            **answer,
+            **self._outputs(),
+        }
 
-    def run(self):
+    def run(self) -> Answer:
         """The answer to ``bitkiln.run``: one run, its time and its outputs."""
         self.request.update(outputs=True, repeats=1, warmup=0)
         return self.measure()
 
-    def _simulated(self):
+    def _simulated(self) -> Answer:
         cold = bool(self.request.get("cold"))
         limit = int(self.request.get("limit_cycles", 0))
         tell_simulator(BLOCKS, int(self.request.get("blocks", 0)))
@@ -326,12 +342,13 @@ class Trial:
         answer = {"unit": "cycles", "value": cycles, "samples": [cycles], "clock_mhz": self.board.simulator.get("mhz")}
         answer["complete"] = all(report.get("complete", True) for report in found)
         if self.per_step:
-            answer["steps"] = [{**report, "name": name} for name, report in zip(self.model.step_names, found)]
+            # zip's strict= came with Python 3.10.
+            answer["steps"] = [{**report, "name": name} for name, report in zip(self.model.step_names, found)]  # noqa: B905
         else:
             answer["report"] = found[0]
         return answer
 
-    def _timed(self):
+    def _timed(self) -> Answer:
         for _ in range(int(self.request.get("warmup", 1))):
             self.model.run()
         clock = None if self.board.emulated else CycleLoop()
@@ -347,11 +364,12 @@ class Trial:
         answer["steady"] = abs(before - after) <= 0.02 * before
         answer["health"] = self.board.health()
         if self.per_step:
-            medians = [statistics.median(times) for times in zip(*steps)]
-            answer["steps"] = [{"name": name, "seconds": value} for name, value in zip(self.model.step_names, medians)]
+            medians = [statistics.median(times) for times in zip(*steps)]  # noqa: B905
+            rows = zip(self.model.step_names, medians)  # noqa: B905
+            answer["steps"] = [{"name": name, "seconds": seconds} for name, seconds in rows]
         return answer
 
-    def _batch(self):
+    def _batch(self) -> tuple[list[float], list[list[float]]]:
         """Seconds of single runs: at least ``repeats``, more until the three fastest agree within 2 % or 2 s are over."""
         wanted = int(self.request.get("repeats", 3))
         samples, steps = [], []
@@ -363,7 +381,7 @@ class Trial:
             steps.append(self.model.step_seconds)
         return samples, steps
 
-    def _outputs(self):
+    def _outputs(self) -> Answer:
         rows = []
         for index, info in enumerate(self.model.outputs):
             data = self.model.output(index).tobytes()
@@ -376,7 +394,7 @@ class Trial:
         return {"outputs": rows}
 
 
-def _agree(samples):
+def _agree(samples: list[float]) -> bool:
     fastest = sorted(samples)[:3]
     return len(fastest) == 3 and fastest[2] <= 1.02 * fastest[0]
 
@@ -384,18 +402,18 @@ def _agree(samples):
 class Reports:
     """The simulator's reports as it appends them to its file, one line of JSON for each region."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.start = self.path.stat().st_size if self.path.exists() else 0
 
-    def new(self):
+    def new(self) -> list[Answer]:
         """Those that came since this object was made."""
         with self.path.open("rb") as file:
             file.seek(self.start)
             return [json.loads(line) for line in file.read().splitlines()]
 
 
-def in_child(function, seconds):
+def in_child(function: Callable[[], Answer], seconds: float) -> Answer:
     """The mapping ``function`` gives, computed in a forked process that has ``seconds``; its death becomes an answer too."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -416,7 +434,7 @@ def in_child(function, seconds):
     return verdict(text, status, seconds)
 
 
-def answer_and_exit(function, writer):
+def answer_and_exit(function: Callable[[], Answer], writer: int) -> None:
     """Write what ``function`` gives, or its error, to the pipe and end this process."""
     try:
         answer = function()
@@ -428,7 +446,7 @@ def answer_and_exit(function, writer):
     os._exit(0)
 
 
-def read_all(reader, seconds):
+def read_all(reader: int, seconds: float) -> bytes | None:
     """All that comes from the pipe until its writer is gone; None when that takes more than ``seconds``."""
     deadline = time.monotonic() + seconds
     chunks = []
@@ -441,7 +459,7 @@ def read_all(reader, seconds):
         chunks.append(chunk)
 
 
-def verdict(text, status, seconds):
+def verdict(text: bytes | None, status: int, seconds: float) -> Answer:
     """What became of a forked trial: its answer, or how it died."""
     if text is None:
         return {"status": "timeout", "message": f"the kernel did not end within {seconds:g} s"}
@@ -455,7 +473,7 @@ def verdict(text, status, seconds):
     return json.loads(text)
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Have the system kill this process when its parent goes, however that happens."""
     LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
@@ -468,7 +486,7 @@ FOLDER_PREFIX = "bitkiln-session-"
 class Session:
     """A client being served, in a forked process group with a folder of its own."""
 
-    def __init__(self, runtime, connection, peer, seconds):
+    def __init__(self, runtime: Runtime, connection: socket.socket, peer: str, seconds: float) -> None:
         self.connection = connection
         self.peer = peer
         self.seconds = seconds
@@ -479,7 +497,7 @@ class Session:
         if self.process == 0:
             self._serve()
 
-    def ended(self):
+    def ended(self) -> bool:
         """Whether the session is over; one whose time is up is ended here."""
         if os.waitpid(self.process, os.WNOHANG)[0] != 0:
             return True
@@ -490,17 +508,17 @@ class Session:
         self.runtime.refuse(self.connection.fileno(), f"session timeout: the session's {self.seconds:g} s are over")
         return True
 
-    def kill(self):
+    def kill(self) -> None:
         """End the session now."""
         self._kill()
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Release what an ended session held."""
         self.connection.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _kill(self):
+    def _kill(self) -> None:
         for target in (-self.process, self.process):
             try:
                 os.kill(target, signal.SIGKILL)
@@ -508,7 +526,7 @@ class Session:
                 continue
         os.waitpid(self.process, 0)
 
-    def _serve(self):
+    def _serve(self) -> None:
         try:
             os.setpgid(0, 0)
             die_with_parent()
@@ -523,7 +541,7 @@ class Session:
         os._exit(0)
 
 
-def sweep_folders():
+def sweep_folders() -> None:
     """Remove the session folders of servers that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         owner = folder.name[len(FOLDER_PREFIX) :].split("-")[0]
@@ -531,7 +549,7 @@ def sweep_folders():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _still_runs(process):
+def _still_runs(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -541,18 +559,18 @@ def _still_runs(process):
     return True
 
 
-def offer_functions(runtime, board):
+def offer_functions(runtime: Runtime, board: Board) -> None:
     """Register what clients may call. Paths are relative to the session's folder."""
 
-    def trial(method):
-        def call(path, text):
+    def trial(method: Callable[[Trial], Answer]) -> Callable[[str, str], str]:
+        def call(path: str, text: str) -> str:
             request = json.loads(text)
             seconds = float(request.get("limit_seconds", 60))
             return json.dumps(in_child(lambda: method(Trial(board, path, request)), seconds))
 
         return call
 
-    runtime.register("tvm.rpc.server.workpath", os.path.abspath)
+    runtime.register("tvm.rpc.server.workpath", lambda path: str(Path(path).absolute()))
     runtime.register("bitkiln.identity", lambda: json.dumps(board.identity()))
     runtime.register("bitkiln.health", lambda: json.dumps(board.health()))
     runtime.register("bitkiln.measure", trial(Trial.measure))
@@ -565,12 +583,12 @@ RPC_MAGIC, RPC_MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
 SUCCESS, PUT, UPDATE_INFO, PENDING_KEYS = 0, 3, 5, 7
 
 
-def log(text):
+def log(text: str) -> None:
     """One line on standard error."""
     print(f"{time.strftime('%H:%M:%S')} board_server: {text}", file=sys.stderr, flush=True)
 
 
-def receive(connection, size):
+def receive(connection: socket.socket, size: int) -> bytes:
     """Exactly ``size`` bytes; raises OSError when the peer leaves."""
     data = b""
     while len(data) < size:
@@ -581,7 +599,7 @@ def receive(connection, size):
     return data
 
 
-def receive_text(connection, most=4096):
+def receive_text(connection: socket.socket, most: int = 4096) -> str:
     """A string after its length."""
     (size,) = struct.unpack("<i", receive(connection, 4))
     if not 0 <= size <= most:
@@ -592,7 +610,7 @@ def receive_text(connection, most=4096):
 class Tracker:
     """The connection to the tracker: JSON messages, each after its length, each answered."""
 
-    def __init__(self, address, key, port, advertised):
+    def __init__(self, address: tuple[str, int], key: str, port: int, advertised: str | None) -> None:
         self.key, self.port, self.advertised = key, port, advertised
         self.connection = socket.create_connection(address, timeout=10)
         self.connection.sendall(struct.pack("<i", TRACKER_MAGIC))
@@ -602,13 +620,13 @@ class Tracker:
         self.matchkey = ""
         self.unclaimed_since = 0.0
 
-    def put(self):
+    def put(self) -> None:
         """Offer the board, under a fresh secret that only the client it is given to learns."""
         self.matchkey = f"{self.key}:{random.SystemRandom().random()}"
         self._call([PUT, self.key, [self.port, self.matchkey], self.advertised])
         self.unclaimed_since = time.monotonic()
 
-    def renew(self):
+    def renew(self) -> None:
         """Offer the board again when it was given to a client that never came."""
         if self.matchkey in self._call([PENDING_KEYS]):
             self.unclaimed_since = time.monotonic()
@@ -616,15 +634,15 @@ class Tracker:
             log("the client it was given to never came: offering the board again")
             self.put()
 
-    def ping(self):
+    def ping(self) -> None:
         """Raises OSError when the tracker is gone."""
         self._call([PENDING_KEYS])
 
-    def close(self):
+    def close(self) -> None:
         """Leave the tracker, which forgets the board."""
         self.connection.close()
 
-    def _call(self, message):
+    def _call(self, message: list[Any]) -> Any:
         data = json.dumps(message).encode()
         self.connection.sendall(struct.pack("<i", len(data)) + data)
         answer = json.loads(receive_text(self.connection, 1 << 20))
@@ -638,7 +656,7 @@ class Server:
 
     PING = 2.0
 
-    def __init__(self, runtime, options):
+    def __init__(self, runtime: Runtime, options: argparse.Namespace) -> None:
         self.runtime = runtime
         self.options = options
         self.listener, self.port = listen(options.host, options.port, options.port_end)
@@ -653,7 +671,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._leave)
 
-    def serve(self):
+    def serve(self) -> None:
         """Run until told to stop."""
         log(f"listening on {self.options.host}:{self.port} as {self.options.key!r}")
         sources = [self.listener, self.waker] + ([sys.stdin] if self.options.stop_with_stdin else [])
@@ -668,18 +686,18 @@ class Server:
             if sys.stdin in ready and not os.read(sys.stdin.fileno(), 512):
                 self._leave()
 
-    def _leave(self, *_):
+    def _leave(self, *_: object) -> None:
         if self.session:
             self.session.kill()
         os._exit(0)
 
-    def _end_session(self):
+    def _end_session(self) -> None:
         if self.session and self.session.ended():
             self.session.close()
             self.session = None
             self._with_tracker(lambda tracker: tracker.put())
 
-    def _keep_tracker(self):
+    def _keep_tracker(self) -> None:
         now = time.monotonic()
         if self.tracker is None and now >= self.next_attempt:
             self._connect()
@@ -687,22 +705,22 @@ class Server:
             self.next_ping = now + self.PING
             self._with_tracker(lambda tracker: tracker.ping() if self.session else tracker.renew())
 
-    def _connect(self):
+    def _connect(self) -> None:
         try:
             advertised = self.options.advertise or None
             self.tracker = Tracker(self.options.tracker, self.options.key, self.port, advertised)
             if not self.session:
                 self.tracker.put()
-            log("registered with the tracker at %s:%d" % self.options.tracker)
+            log("registered with the tracker at {}:{}".format(*self.options.tracker))
             self.attempt_delay = 0.5
         except (OSError, ValueError) as error:
             if self.attempt_delay == 0.5:
-                log("no tracker at %s:%d (%s): waiting for it" % (*self.options.tracker, error))
+                log("no tracker at {}:{} ({}): waiting for it".format(*self.options.tracker, error))
             self.tracker = None
             self.next_attempt = time.monotonic() + self.attempt_delay
             self.attempt_delay = min(5.0, 2 * self.attempt_delay)
 
-    def _with_tracker(self, action):
+    def _with_tracker(self, action: Callable[[Tracker], None]) -> None:
         try:
             if self.tracker:
                 action(self.tracker)
@@ -712,7 +730,7 @@ class Server:
             self.tracker = None
             self.next_attempt, self.attempt_delay = 0.0, 1.0
 
-    def _accept(self):
+    def _accept(self) -> None:
         connection, address = self.listener.accept()
         peer = f"{address[0]}:{address[1]}"
         try:
@@ -725,7 +743,7 @@ class Server:
             return
         self.session = Session(self.runtime, connection, peer, seconds)
 
-    def _shake_hands(self, connection):
+    def _shake_hands(self, connection: socket.socket) -> float:
         """TVM's opening of a session; gives its time limit in seconds."""
         (magic,) = struct.unpack("<i", receive(connection, 4))
         if magic != RPC_MAGIC:
@@ -740,7 +758,7 @@ class Server:
         return min([*limits, self.options.session_seconds])
 
 
-def listen(host, first, end):
+def listen(host: str, first: int, end: int) -> tuple[socket.socket, int]:
     """A listening socket on the first free port of [first, end), and that port."""
     for port in range(first, max(end, first + 1)):
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -758,7 +776,7 @@ def listen(host, first, end):
 # --- Command line ------------------------------------------------------------------------------------------------------------
 
 
-def address(text):
+def address(text: str) -> tuple[str, int]:
     """HOST:PORT as a pair."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit():
@@ -766,7 +784,7 @@ def address(text):
     return host.strip("[]"), int(port)
 
 
-def parse(arguments):
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(
         description="Register this board with a TVM RPC tracker, or measure one library.",
@@ -792,7 +810,7 @@ def parse(arguments):
     return options
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Serve, or measure once."""
     options = parse(arguments)
     sys.path.insert(0, str(Path(__file__).resolve().parent))

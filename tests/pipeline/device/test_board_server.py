@@ -1,0 +1,147 @@
+"""The board's server: what it does by itself; test_boards.py has it at work behind a tracker."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from bitkiln import targets
+from bitkiln.pipeline.board_session import Session
+from bitkiln.pipeline.device import board_server
+from bitkiln.pipeline.device.board_server import AnyValue, ByteArray, Payload, in_child
+from bitkiln.pipeline.errors import SetupError
+from bitkiln.pipeline.tracker import Address, TrackerClient
+from bitkiln.pipeline.userland import userland
+
+SERVER = Path(board_server.__file__)
+
+
+def test_it_needs_nothing_but_the_standard_library():
+    code = f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); import board_server; print(sorted(sys.modules))"
+    done = subprocess.run(["python3", "-S", "-I", "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "numpy" not in done.stdout
+    assert "tvm" not in done.stdout
+
+
+def test_values_of_every_string_type_are_read():
+    text = ctypes.create_string_buffer(b"hello, board")
+    assert AnyValue(board_server.RAW_STRING, 0, Payload(pointer=ctypes.addressof(text))).text() == "hello, board"
+    small = AnyValue(board_server.SMALL_STRING, 3)
+    small.value.bytes[:3] = b"abc"
+    assert small.text() == "abc"
+    array = ByteArray(ctypes.addressof(text), 5)
+    assert AnyValue(board_server.BYTE_ARRAY, 0, Payload(pointer=ctypes.addressof(array))).text() == "hello"
+    with pytest.raises(TypeError):
+        AnyValue(board_server.INT, 0, Payload(integer=3)).text()
+
+
+def hang() -> dict:
+    time.sleep(60)
+    return {}
+
+
+def test_a_trial_s_end_is_told_apart():
+    assert in_child(lambda: {"status": "ok", "data": "x" * 200_000}, 10)["status"] == "ok"
+    assert in_child(lambda: 1 / 0, 10)["message"].startswith("ZeroDivisionError")
+    assert in_child(lambda: os.kill(os.getpid(), signal.SIGSEGV), 10) == {
+        "status": "crashed",
+        "message": "the kernel died of SIGSEGV",
+    }
+    assert in_child(lambda: os.kill(os.getpid(), signal.SIGXCPU), 10)["status"] == "stopped"
+    assert in_child(lambda: os._exit(3), 10)["message"].endswith("status 3")
+    start = time.monotonic()
+    assert in_child(hang, 0.3)["status"] == "timeout"
+    assert time.monotonic() - start < 5
+
+
+def test_folders_of_killed_servers_are_swept(monkeypatch, tmp_path):
+    monkeypatch.setattr(board_server.tempfile, "gettempdir", lambda: str(tmp_path))
+    mine = tmp_path / f"{board_server.FOLDER_PREFIX}{os.getpid()}-a"
+    dead = tmp_path / f"{board_server.FOLDER_PREFIX}{2**22 + 1}-b"
+    mine.mkdir()
+    dead.mkdir()
+    board_server.sweep_folders()
+    assert mine.exists()
+    assert not dead.exists()
+
+
+def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """board_server.py, or Python code beside it, in the arm64 userland without the timing model."""
+    try:
+        system = userland(targets.load("rasp3b"))
+    except SetupError as problem:
+        pytest.skip(str(problem))
+    program = ["-c", f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); {code}"] if code else [str(SERVER)]
+    command = system.command(["python3", *program, *arguments])
+    return subprocess.run(command, env=system.environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_clock_s_code_runs():
+    done = run(code="import board_server; print(board_server.CycleLoop().mhz())")
+    assert float(done.stdout) > 10, done.stderr
+
+
+def test_a_real_board_answers_in_seconds_and_the_clock_it_ran_at(kernels):
+    # Not told that qemu runs it, it takes itself for a board: all of that path but the silicon.
+    done = run("--measure", str(kernels["slow"]), "--request", '{"repeats": 4, "per_step": true}')
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["kind"], answer["unit"]) == ("ok", "board", "seconds")
+    assert len(answer["samples"]) >= 4
+    assert min(answer["samples"]) <= answer["value"] <= max(answer["samples"])
+    assert answer["clock_mhz"] > 10
+    assert answer["steps"][0]["name"] == "double"
+    assert "load" in answer["health"]
+    assert "Cortex-A53" in answer["measured_by"]
+
+
+def test_identity_of_an_emulated_board():
+    identity = json.loads(run("--identity", "--emulated").stdout)
+    assert identity["kind"] == "emulated"
+    assert identity["simulator"] is None
+
+
+def test_bad_command_lines_are_explained():
+    assert "--tracker HOST:PORT" in run().stderr
+    assert "'nowhere' is not HOST:PORT" in run("--tracker", "nowhere").stderr
+
+
+def greet(where: Address, key: str) -> int | None:
+    """Open a session as TVM's client does; the answer's first word, or None when the board hangs up."""
+    with socket.create_connection((where.host, where.port), timeout=10) as connection:
+        connection.sendall(struct.pack("<ii", board_server.RPC_MAGIC, len(key)) + key.encode())
+        answer = connection.recv(4)
+        return struct.unpack("<i", answer)[0] if len(answer) == 4 else None
+
+
+def test_uninvited_clients_are_refused(farm):
+    address, key = farm
+    client = TrackerClient(address)
+    where = Address.parse(client.require(key).addresses[0])
+    assert greet(where, f"client:{key}:0.123") == board_server.RPC_MISMATCH
+    with socket.create_connection((where.host, where.port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with suppress(ConnectionResetError):
+            assert connection.recv(4) == b""
+    with Session(client, key, 10, 30) as session:
+        assert session.call("bitkiln.identity")["kind"] == "simulated"
+
+
+def test_a_board_given_to_a_client_that_never_comes_is_offered_again(farm):
+    address, key = farm
+    client = TrackerClient(address)
+    offers = [client.request(key, 30), client.request(key, 30)]
+    start = time.monotonic()
+    offers.append(client.request(key, 30))
+    assert time.monotonic() - start > 4, "patience with slow clients"
+    assert len({offer.secret for offer in offers}) == 3
