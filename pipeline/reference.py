@@ -92,18 +92,18 @@ def convolve(
     groups: int,
     pad_value: float = 0,
 ) -> np.ndarray:
-    """Cross-correlation of float32 [1, H, W, C] with OHWI weights -> [1, H', W', O]; exact for small integers."""
+    """Cross-correlation of float32 [N, H, W, C] with OHWI weights -> [N, H', W', O]; exact for small integers."""
     out_channels, height, width, per_group = weight.shape
     taps = _windows(_pad(value, padding, pad_value), (height, width), strides, dilation)
-    _, out_height, out_width = taps.shape[:3]
+    batch, out_height, out_width = taps.shape[:3]
     if per_group == 1 and groups == value.shape[3] == out_channels:
         return np.einsum("nhwyxc,cyx->nhwc", taps, weight[..., 0], optimize=True).astype(np.float32)
-    result = np.empty((1, out_height, out_width, out_channels), np.float32)
+    result = np.empty((batch, out_height, out_width, out_channels), np.float32)
     outs = out_channels // groups
     for group in range(groups):
-        part = taps[..., group * per_group : (group + 1) * per_group].reshape(out_height * out_width, -1)
+        part = taps[..., group * per_group : (group + 1) * per_group].reshape(batch * out_height * out_width, -1)
         filters = weight[group * outs : (group + 1) * outs].reshape(outs, -1)
-        result[..., group * outs : (group + 1) * outs] = (part @ filters.T).reshape(1, out_height, out_width, outs)
+        result[..., group * outs : (group + 1) * outs] = (part @ filters.T).reshape(batch, out_height, out_width, outs)
     return result
 
 
@@ -185,7 +185,7 @@ def _pad(value: np.ndarray, padding: Sequence[int], fill: float) -> np.ndarray:
 
 
 def _windows(value: np.ndarray, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> np.ndarray:
-    """[1, H, W, C] -> [1, H', W', kh, kw, C], a view."""
+    """[N, H, W, C] -> [N, H', W', kh, kw, C], a view."""
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
     taps = np.lib.stride_tricks.sliding_window_view(value, reach, axis=(1, 2))
     taps = taps[:, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
@@ -270,7 +270,7 @@ def _conv2d_transpose(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     groups, (ins, outs, height, width) = int(attrs["groups"]), w.shape
     rows, columns = x.shape[1:3]
     size = [(rows - 1) * stride_y + (height - 1) * step_y + 1, (columns - 1) * stride_x + (width - 1) * step_x + 1]
-    y = np.zeros((1, size[0] + extra_y, size[1] + extra_x, outs * groups), np.float32)
+    y = np.zeros((len(x), size[0] + extra_y, size[1] + extra_x, outs * groups), np.float32)
     for group in range(groups):
         data = x[..., group * ins // groups : (group + 1) * ins // groups]
         filters = w[group * ins // groups : (group + 1) * ins // groups]
@@ -531,7 +531,7 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "nn.dropout": lambda _, x: (x, np.ones_like(x)),
     "nn.batch_flatten": lambda _, x: x.reshape(x.shape[0], -1),
     "matmul": lambda _, x, y: np.matmul(x, y),
-    "clip": lambda _, x, low, high: np.clip(x, np.float32(float(low)), np.float32(float(high))),
+    "clip": lambda _, x, *bounds: np.clip(x, *(np.float32(getattr(bound, "value", bound)) for bound in bounds)),
     "where": lambda _, condition, x, y: np.where(condition, x, y),
     "astype": lambda call, x: x.astype(str(call.attrs["dtype"])),
     "reshape": lambda _, x, shape: x.reshape(_shape(shape)),

@@ -15,10 +15,11 @@ from tvm.ir import Call, GenericConst
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline import ops, reference
-from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.passes.graph import (
     Graph,
     array_of,
+    bindings,
     constant,
     op_name,
     rewrite,
@@ -31,13 +32,26 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
     """The same network in fewer operators."""
     module = tvm.transform.Sequential([relax.transform.Normalize(), relax.transform.ConvertToDataflow()])(module)
     _check(module)
-    return rewrite(module, lambda graph, name, value: _visit(module, graph, name, value))
+    module = rewrite(module, lambda graph, name, value: _visit(module, graph, name, value))
+    for name, value in bindings(module["main"]):
+        if not _is_static(value.ty):
+            raise UnsupportedLayer(f"{name}: the shape that {op_name(value)} gives depends on the input's values")
+    return module
 
 
 def _check(module: tvm.IRModule) -> None:
     for param in module["main"].params:
-        if not isinstance(param.ty, relax.TensorType) or not isinstance(param.ty.shape, relax.ShapeExpr):
+        if not _is_static(param.ty):
             raise ModelError(f"input {param.name} has no static shape")
+
+
+def _is_static(ty: tvm.ir.Type) -> bool:
+    """Has a tensor, or each of a tuple, a known shape? Shapes as values have none to ask for."""
+    if hasattr(ty, "fields"):
+        return all(map(_is_static, ty.fields))
+    if not isinstance(ty, relax.TensorType):
+        return True
+    return isinstance(ty.shape, relax.ShapeExpr) and all(hasattr(size, "value") for size in ty.shape.values)
 
 
 def _visit(module: tvm.IRModule, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
@@ -139,7 +153,8 @@ def clip_bounds(call: Call) -> tuple[float, float]:
             return 0.0, np.inf
         case "nn.relu6":
             return 0.0, 6.0
-    return float(call.args[1]), float(call.args[2])
+    low, high = (float(getattr(bound, "value", bound)) for bound in call.args[1:])
+    return low, high
 
 
 def _prelu(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:

@@ -19,6 +19,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ops.register import ints, workload_of
+from bitkiln.pipeline.passes.canonicalize import clip_bounds
 from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 
 #: How much magnitudes of one channel's weights may differ, relative to their mean: rounding of an exporter's arithmetic.
@@ -243,7 +244,7 @@ def _signs(graph: Graph, expr: relax.Expr) -> Signs | None:
         return _reshaped(graph, call)
     if operator == "clip":
         inner = _signs(graph, call.args[0])
-        return inner.mapped(np.clip, float(call.args[1]), float(call.args[2])) if inner is not None else None
+        return inner.mapped(np.clip, *clip_bounds(call)) if inner is not None else None
     return None
 
 
