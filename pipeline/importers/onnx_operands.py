@@ -1,0 +1,141 @@
+"""The tensors of an ONNX graph under conversion, and what the converter of one node sees of them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map, onnx_input
+
+from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
+from bitkiln.pipeline.importers.onnx_graph import Graph, node_label
+
+
+class Tensors:
+    """What each tensor of the graph has become: an array in ``constants``, or a Relax expression in ``values``."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.path = graph.path
+        self.opset = graph.opset
+        self.constants: dict[str, np.ndarray] = dict(graph.constants)
+        self.values: dict[str, relax.Expr] = {}
+        self.frontend = ONNXGraphImporter({}, None)
+        self.frontend.opset = graph.opset
+        self.builder: relax.BlockBuilder = self.frontend.bb
+        self._variables: set[str] = set()
+        self._outputs = frozenset(graph.outputs.values())
+        self._bound_outputs: set[str] = set()
+
+    def variable(self, name: str) -> str:
+        """A unique variable name made of a tensor's name."""
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
+        plain = f"t{plain}" if plain[0].isdigit() else plain
+        unique, count = plain, 1
+        while unique in self._variables:
+            count += 1
+            unique = f"{plain}_{count}"
+        self._variables.add(unique)
+        return unique
+
+    def expression(self, name: str) -> relax.Expr:
+        """The Relax expression of a tensor; constants become Relax constants."""
+        if name in self.values:
+            return self.values[name]
+        return relax.const(self.constants[name])
+
+    def output(self, name: str) -> relax.Var:
+        """The variable of an output tensor; an input or a constant gets one of its own."""
+        expr = self.expression(name)
+        if name in self._bound_outputs:
+            return expr
+        return self.builder.emit_output(expr, name_hint=self.variable(name))
+
+    def named(self, name: str, expr: relax.Expr) -> relax.Expr:
+        """Bind ``expr`` as the variable of tensor ``name``; what has a name already keeps it."""
+        if isinstance(expr, relax.Var | relax.ShapeExpr | tvm.ir.GenericConst):
+            return expr
+        if name in self._outputs:
+            self._bound_outputs.add(name)
+            return self.builder.emit_output(expr, name_hint=self.variable(name))
+        return self.builder.emit(expr, name_hint=self.variable(name))
+
+
+class Operands:
+    """What a converter sees of its node: operands as expressions or arrays, attributes, and how to name steps."""
+
+    def __init__(self, tensors: Tensors, node: onnx.NodeProto) -> None:
+        self._tensors = tensors
+        self.node = node
+        self.opset = tensors.opset
+        self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+    def __len__(self) -> int:
+        return len(self.node.input)
+
+    def has(self, index: int) -> bool:
+        """Is the optional operand there?"""
+        return index < len(self.node.input) and self.node.input[index] != ""
+
+    def value(self, index: int) -> relax.Expr:
+        """An operand as an expression."""
+        return self._tensors.expression(self.node.input[index])
+
+    def shape(self, index: int = 0) -> tuple[int, ...]:
+        """Static shape of an operand."""
+        shape = static_shape(self.value(index))
+        if shape is None:
+            raise self.unsupported("its input's shape is not static")
+        return shape
+
+    def is_constant(self, index: int) -> bool:
+        """Is the operand a constant?"""
+        return self.node.input[index] in self._tensors.constants
+
+    def array(self, index: int, what: str) -> np.ndarray:
+        """An operand that must be constant; ``what`` names it in the error."""
+        if not self.is_constant(index):
+            raise self.unsupported(f"its {what} is not constant")
+        return self._tensors.constants[self.node.input[index]]
+
+    def weight(self, index: int, what: str) -> np.ndarray:
+        """A constant operand whose values must be finite float32."""
+        array = self.array(index, what)
+        if array.dtype != np.float32:
+            raise self.unsupported(f"its {what} is {array.dtype}; export the model in float32")
+        if not np.isfinite(array).all():
+            raise ModelError(f"{self._tensors.path}: non-finite weight in {self.node.input[index]}")
+        return array
+
+    def step(self, expr: relax.Expr, suffix: str) -> relax.Var:
+        """Bind an intermediate result of the node as ``<output>_<suffix>``."""
+        name = self._tensors.variable(f"{self.node.output[0]}_{suffix}")
+        return self._tensors.builder.emit(expr, name_hint=name)
+
+    def unsupported(self, reason: str) -> UnsupportedLayer:
+        """The error to raise, naming the node."""
+        return UnsupportedLayer(f"{self._tensors.path}: {node_label(self.node)}: {reason}")
+
+    def by_frontend(self) -> relax.Expr:
+        """The node as TVM's frontend converts it."""
+        if self.node.op_type not in _get_convert_map():
+            raise self.unsupported("operators of this type are not supported")
+        inputs = onnx_input()
+        inputs += [self._tensors.expression(name) if name else None for name in self.node.input]
+        # The frontend takes an empty list for a missing attribute and then complains.
+        present = [a for a in self.node.attribute if self.attributes[a.name] not in ([], "", b"")]
+        attributes = self._tensors.frontend._parse_attr(present)
+        attributes["tvm_custom"] = {"name": self.node.name, "num_outputs": len(self.node.output)}
+        frontend = self._tensors.frontend
+        return frontend._convert_operator(self.node.op_type, inputs, attributes, self.opset)
+
+
+def static_shape(expr: relax.Expr) -> tuple[int, ...] | None:
+    """The shape of a tensor expression; None where it depends on data, or there is none."""
+    shape = getattr(expr.ty, "shape", None)
+    if not isinstance(shape, relax.ShapeExpr):
+        return None
+    sizes = [getattr(size, "value", None) for size in shape.values]
+    return None if None in sizes else tuple(int(size) for size in sizes)
