@@ -7,6 +7,7 @@ whose size or compression ratio only an attack explains.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import zipfile
 import zlib
@@ -36,6 +37,8 @@ def check_file(path: Path) -> None:
         raise ModelError(f"{path}: is not a file")
     if info.st_size == 0:
         raise ModelError(f"{path}: the file is empty")
+    if not os.access(path, os.R_OK):
+        raise ModelError(f"{path}: may not be read; check its permissions")
     if info.st_size > MAX_BYTES:
         raise ModelError(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.files import cache_directory
 from bitkiln.pipeline.importers.ell_writer import MIN, ZEROS, LayerRecord, numbers, write_archive
 
@@ -30,7 +31,12 @@ def archive_path(name: str) -> Path:
     """The archive of the built-in network ``name`` in the cache, generated if it is not there yet."""
     path = cache_directory() / "models" / f"{name}-{REVISION}.ell.zip"
     if not path.exists():
-        write(name, path)
+        try:
+            write(name, path)
+        except OSError as error:
+            raise SetupError(
+                f"{path}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"
+            ) from None
     return path
 
 

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from bitkiln.pipeline import reference
+from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers import BUILTIN_NAMES, builtin, load_model
+from bitkiln.pipeline.importers.ell_writer import LayerRecord
 from bitkiln.pipeline.inspect import layer_table
+
+BIAS = LayerRecord("BiasLayer<float>", (1, 1, 3), {"bias": [0, 0, 0]})
 
 #: What the card calls a layer, and the Relax operators it becomes here.
 CARD_OPERATORS = {
@@ -71,6 +75,16 @@ def test_archives_are_reproducible(tmp_path, monkeypatch):
         builtin.write("card-binary", tmp_path / name / "card-binary.ell.zip")
     first, second = ((tmp_path / name / "card-binary.ell.zip").read_bytes() for name in "ab")
     assert first == second
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    monkeypatch.setattr(builtin._Network, "__init__", lambda self, *_: setattr(self, "layers", [BIAS]))
+    monkeypatch.setitem(builtin._NETWORKS, "card-float", (256, lambda network: None))
+    with pytest.raises(SetupError, match="set XDG_CACHE_HOME"):
+        load_model("card-float")
 
 
 def test_layers_are_those_of_the_card(models, shared):
