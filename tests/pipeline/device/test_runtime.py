@@ -17,6 +17,7 @@ from bitkiln.pipeline.plan import PlannedCall, make_plan, new_view
 KERNELS = r"""
 #include "plan.h"
 #include <string.h>
+#include <time.h>
 typedef struct { void *sync; int32_t tasks; } group;
 typedef int (*task)(int, group *, void *);
 extern __attribute__((visibility("hidden"))) int (*__TVMBackendParallelLaunch)(task, void *, int);
@@ -45,6 +46,18 @@ static int nested_part(int id, group *env, void *closure) {
 int __tvm_ffi_nested(void *self, const bk_any *a, int32_t n, bk_any *r) {
     bk_dltensor *t[2] = {tensor(a), tensor(a + 1)};
     return __TVMBackendParallelLaunch(nested_part, t, 1);
+}
+/* Every task waits for all others: ends only if each has a thread of its own. */
+static int met;
+static int meet_part(int id, group *env, void *closure) {
+    __atomic_add_fetch(&met, 1, __ATOMIC_SEQ_CST);
+    for (time_t start = time(NULL); time(NULL) < start + 20;)
+        if (__atomic_load_n(&met, __ATOMIC_SEQ_CST) == env->tasks) return 0;
+    return -1;
+}
+int __tvm_ffi_meet(void *self, const bk_any *a, int32_t n, bk_any *r) {
+    met = 0;
+    return __TVMBackendParallelLaunch(meet_part, NULL, 0);
 }
 static int failing_part(int id, group *env, void *closure) {
     if (id != env->tasks - 1) return 0;
@@ -94,6 +107,13 @@ def test_any_number_of_threads_gives_the_same_answer(library: Path, threads: int
         np.testing.assert_array_equal(steps["s1"][0], 4 * x + 3)
         assert model.output()[0] == 3.0
         assert all(seconds > 0 for seconds in model.step_seconds)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_really_run_side_by_side(host, tmp_path: Path, threads: int) -> None:
+    with runner.Model(str(build(tmp_path, ["meet"])), threads) as model:
+        for _ in range(20):
+            model.run()
 
 
 def test_the_default_is_a_thread_per_processor(library: Path) -> None:
