@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from bitkiln.pipeline import run
+from bitkiln.pipeline.boards import simulated_farm
 from bitkiln.pipeline.bundle import Bundle
 from bitkiln.pipeline.errors import BoardError, BundleError, InputError
 
@@ -114,3 +115,17 @@ def test_a_failure_on_the_board_is_one_line(toy_bundle: Bundle, toy_input: np.nd
 def test_outputs_that_cannot_be_written_are_one_line(toy_bundle: Bundle, tensor: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"y\.npz: No such file or directory"):
         run.run(toy_bundle.folder, tensor=tensor, output=tmp_path / "absent" / "y.npz")
+
+
+def test_a_board_of_a_tracker_answers(toy_bundle: Bundle, toy_input: np.ndarray, toy_answer) -> None:
+    with simulated_farm(toy_bundle.target, count=1) as (tracker, key):
+        answer = run.answer_on(f"{tracker}/{key}", toy_bundle, {"x": toy_input})
+    np.testing.assert_allclose(answer.outputs["scores"], toy_answer(toy_input)[0], rtol=1e-5)
+    assert "simulated Cortex-A53" in answer.measured_by and len(answer.steps) == 3
+
+
+@pytest.mark.parametrize("board", ["127.0.0.1:1/rasp3b", "nowhere/rasp3b"])
+def test_a_tracker_that_is_not_there_is_one_line(toy_bundle: Bundle, tensor: Path, board: str) -> None:
+    with pytest.raises(BoardError) as caught:
+        run.run(toy_bundle.folder, tensor=tensor, board=board)
+    assert board.split("/")[0] in str(caught.value) and "\n" not in str(caught.value)
