@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -22,21 +22,13 @@ from bitkiln.pipeline.files import atomic_write
 ENGINES = (report.OURS, *peers.PEERS)
 
 
-def _names(
-    known: Callable[[], Sequence[str]],
-) -> Callable[[click.Context, click.Parameter, str | None], list[str] | None]:
-    """A click callback that splits a list at commas and refuses names that are not known."""
-
-    def split(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
-        if value is None:
-            return None
-        names = [name.strip() for name in value.split(",") if name.strip()]
-        unknown = [name for name in names if name not in known()]
-        if unknown or not names:
-            raise click.BadParameter(f"{', '.join(unknown) or 'nothing'} is not among: {', '.join(known())}")
-        return names
-
-    return split
+def _engines(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    """Split a list of engines at commas."""
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ENGINES]
+    if unknown or not names:
+        raise click.BadParameter(f"{', '.join(unknown) or 'nothing'} is not among: {', '.join(ENGINES)}")
+    return names
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,18 +36,23 @@ def _names(
 @click.option(
     "--only", metavar="WORK,...", help="Only these works, or those whose name starts so, e.g. 'card-,float conv'."
 )
-@click.option("--engines", metavar="NAME,...", callback=_names(lambda: ENGINES), help=f"Of {', '.join(ENGINES)}.")
+@click.option("--engines", metavar="NAME,...", default=",".join(ENGINES), show_default=True, callback=_engines)
 @click.option("--no-peers", is_flag=True, help="Only bitkiln.")
 @click.option(
     "--model", type=click.Path(path_type=Path), multiple=True, help="An ONNX network to measure as well (.xz allowed)."
 )
 @click.option("--threads", type=click.IntRange(1, 4), default=1, show_default=True, help="Threads of each engine.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write the table here.")
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(path_type=Path),
+    help=f"Write the table here; in a file with the lines {report.BEGIN} and {report.END}, between them.",
+)
 def main(
     target_name: str,
     only: str | None,
-    engines: list[str] | None,
+    engines: list[str],
     no_peers: bool,
     model: tuple[Path, ...],
     threads: int,
@@ -68,20 +65,27 @@ def main(
 
     Example: scripts/bench --only card-binary --engines bitkiln,ncnn --json rows.json
     """
-    if no_peers and engines:
-        raise click.UsageError("--no-peers and --engines exclude each other")
     try:
         target = targets.load(target_name)
-        works = chosen([*networks.built_in(), *map(networks.from_file, model)], only)
-        chosen_engines = [report.OURS] if no_peers else engines or list(ENGINES)
-        rows = run(works, chosen_engines, Bench(target, threads))
+        works = chosen([*networks.known(), *map(networks.from_file, model)], only)
+        bounds = [bound_ms(work.onnx(False), target) for work in works]
     except (BitkilnError, targets.UnknownTarget) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2)
+    rows: list[Row] = []
+    try:
+        rows.extend(
+            run(zip(works, bounds, strict=True), [report.OURS] if no_peers else engines, Bench(target, threads))
+        )
+    except KeyboardInterrupt:
+        print("bench: interrupted: these are the rows until here", file=sys.stderr)
     title = f"Simulated {target.description}: one frame, warm, {threads} thread{'s' if threads > 1 else ''}"
     report.show(rows, title, Console())
-    _write(json_file, report.to_json(rows))
-    _write(markdown_file, report.to_markdown(rows, title))
+    if json_file:
+        _write(json_file, report.to_json(rows))
+    if markdown_file:
+        document = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
+        _write(markdown_file, report.into_document(document, report.to_markdown(rows, title)))
     raise SystemExit(0 if any(row.cycles is not None for row in rows) else 1)
 
 
@@ -96,15 +100,12 @@ def chosen(works: Sequence[Work], only: str | None) -> list[Work]:
     return found
 
 
-def run(works: Sequence[Work], engines: Sequence[str], bench: Bench) -> list[Row]:
-    """Measure every work with every engine; a failure becomes a row without figures."""
-    rows = []
-    for work in works:
-        bound = bound_ms(work.onnx(False), bench.target)
+def run(works: Iterable[tuple[Work, float]], engines: Sequence[str], bench: Bench) -> Iterator[Row]:
+    """Measure every work, which comes with its bound, with every engine; a failure becomes a row without figures."""
+    for work, bound in works:
         for engine in engines:
             print(f"{work.name}: {engine} ...", file=sys.stderr, flush=True)
-            rows.append(row(work, engine, bound, bench))
-    return rows
+            yield row(work, engine, bound, bench)
 
 
 def row(work: Work, engine: str, bound: float, bench: Bench) -> Row:
@@ -116,13 +117,14 @@ def row(work: Work, engine: str, bound: float, bench: Bench) -> Row:
         ms = cycles / (bench.target.mhz * 1e3)
     except BitkilnError as error:
         how = f"{report.FAILED}{error}"
+    except Exception as error:  # Whatever else an engine or a converter trips over must not cost the other rows.
+        how = f"{report.FAILED}{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return Row(work.name, engine, cycles, ms, bound, bench.target.name, how)
 
 
-def _write(path: Path | None, text: str) -> None:
-    if path is not None:
-        with atomic_write(path) as aside:
-            aside.write_text(text)
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,10 @@ LAYERS = (
 )
 
 
+#: A binary network with real weights that is no part of this repository.
+TRAINED = Path(__file__).parents[2] / "shared/models/onnx/imagenet_resnet18_w1a1.onnx.xz"
+
+
 class _Graph:
     """Appends layers to a chain of ONNX nodes; ``shape`` is that of the chain's end, NCHW."""
 
@@ -199,7 +203,10 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not an ONNX model: {str(error).splitlines()[0]}") from error
 
 
-def built_in() -> list[Work]:
-    """Both cards' networks, then the single layers."""
+def known() -> list[Work]:
+    """Both cards' networks, the trained ResNet-18 if the models are beside the repository, then the single layers."""
     networks = [Work("card-binary", card_binary, "card-binary"), Work("card-float", card_float, "card-float")]
-    return networks + [Work(layer.name, lambda _, layer=layer: single(layer), layer=layer) for layer in LAYERS]
+    trained = [from_file(TRAINED)] if TRAINED.exists() else []
+    return (
+        networks + trained + [Work(layer.name, lambda _, layer=layer: single(layer), layer=layer) for layer in LAYERS]
+    )

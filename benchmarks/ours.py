@@ -9,10 +9,9 @@ from benchmarks.networks import Layer, Work
 from benchmarks.stand import UNMODELLED
 from bitkiln.pipeline.boards import LocalBoard, Measurement, Request
 from bitkiln.pipeline.bundle import open_bundle
-from bitkiln.pipeline.compile import build_kernel_library, compile_model
+from bitkiln.pipeline.compile import build_kernel_library, choose_knobs, compile_model
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.records import Records
-from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Conv2d, Step
 from bitkiln.targets import Target
 
@@ -43,8 +42,7 @@ class Ours:
 
     def _layer(self, layer: Layer, folder: Path) -> tuple[Path, str]:
         work = workload(layer)
-        record = self.records.best(work.key(), self.target)
-        knobs = record.knobs if record else operator_for(work).default(work, self.target)
+        knobs, record = choose_knobs(work, self.target, self.records)
         build_kernel_library(work, knobs, self.target, folder / "model.so")
         return folder / "model.so", "tuned" if record else "default"
 

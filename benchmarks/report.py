@@ -11,6 +11,8 @@ from rich.table import Table
 
 OURS = "bitkiln"
 FAILED = "not measured: "
+#: Lines of a document between which the table belongs.
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ def to_markdown(rows: Sequence[Row], title: str) -> str:
     rules = ["---", *(["---:"] * (len(heads) - 1))]
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *lines))
     return f"{title}\n\n{body}\n\n" + "".join(f"- {note}\n" for note in notes(rows))
+
+
+def into_document(document: str, section: str) -> str:
+    """``document`` with ``section`` between its marks; the section alone where it has none."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n{section}{end}{after}" if begin and end else section
 
 
 def show(rows: Sequence[Row], title: str, console: Console) -> None:
