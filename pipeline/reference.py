@@ -1,4 +1,6 @@
-"""What a network has to compute, in numpy: every operator its graphs may contain, evaluated binding by binding.
+"""What a network has to compute, in numpy, evaluated binding by binding.
+
+Operators that are not listed here (no common layer of a CNN) are run as TVM defines them, on this machine.
 
 Binary convolutions are integer-exact. Float arithmetic is float32, one operation after another as the graph states them;
 only convolutions and means sum in an order of numpy's choosing.
@@ -7,6 +9,7 @@ only convolutions and means sum in an order of numpy's choosing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -129,12 +132,22 @@ def compute(workload: Conv2d | Binarize | Pool2d, args: Sequence[np.ndarray]) ->
         return sign_bits(apply_epilogue(workload.epilogue, args[0], args[1:]), workload.sign_zero)
     if isinstance(workload, Pool2d):
         return _compute_pool(workload, args)
+    if workload.shift or workload.layout != "NHWC":
+        return _compute_on_image(workload, args)
     value = accumulate(workload, args[0], args[1])
     if workload.threshold:
         return pack_bits(value >= args[-1])
     value = apply_epilogue(workload.epilogue, value, args[2:])
     value = pool(value, workload.pool) if workload.pool else value
     return sign_bits(value, workload.sign_zero) if workload.out == "bits" else value
+
+
+def _compute_on_image(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarray:
+    """A first layer that reads the image as it comes."""
+    image = args[0] if workload.layout == "NHWC" else args[0].transpose(0, 2, 3, 1)
+    if workload.shift:
+        image, args = image + args[-1], args[:-1]
+    return compute(replace(workload, shift=False, layout="NHWC"), [image, *args[1:]])
 
 
 def _compute_pool(workload: Pool2d, args: Sequence[np.ndarray]) -> np.ndarray:
@@ -226,9 +239,25 @@ def evaluate_call(module: tvm.IRModule, expr: relax.Expr, values: Mapping[str, V
     if has_workload(expr):
         return compute(workload_of(expr), args)
     function = OPERATORS.get(op_name(expr))
-    if function is None:
-        raise NotImplementedError(op_name(expr))
-    return function(expr, *args)
+    return function(expr, *args) if function else _by_tvm(expr, args)
+
+
+def _by_tvm(call: Call, args: Sequence[np.ndarray]) -> np.ndarray:
+    """An operator that has no definition here, by TVM's own; NotImplementedError where it has none either."""
+    if not all(isinstance(arg, np.ndarray) for arg in args):
+        raise NotImplementedError(op_name(call))
+    params = [relax.Var(f"x{i}", relax.TensorType(arg.shape, str(arg.dtype))) for i, arg in enumerate(args)]
+    builder = relax.BlockBuilder()
+    with builder.function("main", params):
+        with builder.dataflow():
+            result = builder.emit_output(builder.emit(Call(call.op, params, call.attrs, call.ty_args)))
+        builder.emit_func_output(result)
+    try:
+        machine = relax.VirtualMachine(tvm.compile(builder.finalize(), target="llvm"), tvm.cpu())
+        result = machine["main"](*map(_tensor, args))
+    except (ValueError, tvm.error.InternalError):
+        raise NotImplementedError(op_name(call)) from None
+    return result.numpy() if isinstance(result, tvm.runtime.Tensor) else tuple(item.numpy() for item in result)
 
 
 def _call_tir(func: tvm.tirx.PrimFunc, args: Sequence[np.ndarray], call: Call) -> np.ndarray:

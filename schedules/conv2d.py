@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm import te, tirx
 
 from bitkiln.schedules import conv2d_direct, conv2d_stem, conv2d_winograd
@@ -17,24 +19,26 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
     data = te.placeholder(data_shape, "float32", name="data")
     weight = te.placeholder(weight_shape, "float32", name="weight")
     operands = stages.operand_tensors(workload.epilogue, (*workload.conv_size, workload.out_channels))
-    result = stages.apply_epilogue(_convolve(workload, data, weight), workload.epilogue, operands)
+    shift = [te.placeholder((workload.channels,), "float32", name="shift")] if workload.shift else []
+    image = _image(workload, data, shift)
+    result = stages.apply_epilogue(_convolve(workload, image, weight), workload.epilogue, operands)
     if workload.pool:
         result = stages.pool(result, workload.pool)
     if workload.out == "bits":
         result = stages.signs(result, workload.sign_zero)
-    return te.create_prim_func([data, weight, *operands, result])
+    return te.create_prim_func([data, weight, *operands, *shift, result])
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
-    if _is_stem(workload, target):
+    if is_stem(workload, target):
         return {"algorithm": ["stem"]}
     return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default: the algorithm with the lowest estimate."""
-    if _is_stem(workload, target):
+    if is_stem(workload, target):
         return {"algorithm": "stem"}
     algorithms = _algorithms(workload, target)
     if len(algorithms) == 1:
@@ -55,14 +59,16 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     algorithm, _, outputs = str(knobs["algorithm"]).partition(" ")
     if algorithm == "stem":
         return conv2d_stem.emit(workload)
+    if workload.shift or workload.layout != "NHWC":
+        raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
     if algorithm == "winograd":
         return conv2d_winograd.emit(workload, _pair(outputs), tile, block)
     return conv2d_direct.emit(workload, tile, block, target)
 
 
-def _is_stem(workload: Conv2d, target: Target) -> bool:
-    """First layers have one schedule, which none of the others comes near."""
+def is_stem(workload: Conv2d, target: Target) -> bool:
+    """Whether it is a first layer, which has one schedule that none of the others comes near."""
     return target.bits == 64 and conv2d_stem.applies(workload)
 
 
@@ -74,6 +80,18 @@ def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:
 def _pair(text: str) -> tuple[int, int]:
     first, second = map(int, text.split("x"))
     return first, second
+
+
+def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.Tensor:
+    """The data as NHWC, shifted."""
+    if workload.layout == "NHWC" and not shift:
+        return data
+
+    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
+        value = data[n, y, x, c] if workload.layout == "NHWC" else data[n, c, y, x]
+        return value + shift[0][c] if shift else value
+
+    return te.compute((1, workload.height, workload.width, workload.channels), element, name="image")
 
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:

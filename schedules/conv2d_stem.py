@@ -1,7 +1,8 @@
 """First layers: few input channels, so that a pixel's taps are a handful of floats and the image is read once, in strips.
 
-Each strip of the image is copied with its zero border into a buffer that stays in the L1 cache; the micro-kernel runs along
-its rows, one panel of output channels after the other, and applies the epilogue, and a 2x2 maximum pooling, in registers.
+Each strip of the image is copied with its zero border into a buffer that stays in the L1 cache, on the way brought to NHWC
+and shifted where the workload says so. The micro-kernel runs along its rows, one panel of output channels after the other,
+and applies the epilogue, and a 2x2 maximum pooling, in registers.
 Weights are packed [panel][ky][kx][c][8].
 """
 
@@ -12,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -78,7 +80,9 @@ class _Strips:
         self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
 
     def kernel(self) -> Kernel:
-        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        work = self.workload
+        (data_shape, _), _, *operands, (out_shape, out_dtype) = work.shapes
+        operands = operands[: len(operands) - work.shift]
         sources = tuple(range(2, 2 + len(operands))) if self.stem.steps else ()
         rows = (max(1, self.panels * self.operand_rows * CHANNELS),)
         arguments = [
@@ -86,12 +90,15 @@ class _Strips:
             Argument((1,), (self.panels * self.panel_floats + _AHEAD,), "float32", self.pack),
             Argument(sources, rows, "float32", self.pack_operands) if sources else Constant(self.pack_operands(())),
         ]
+        if work.shift:
+            arguments.append(Argument((2 + len(operands),), (work.width * work.channels,), "float32", self.pack_shift))
         if not self.stem.steps:
             arguments += [Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)]
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            self.data, self.weights, self.operands, *self.plain_operands = loops.parameters(arguments)
+            self.data, self.weights, self.operands, *rest = loops.parameters(arguments)
+            self.shift, self.plain_operands = (rest[0], rest[1:]) if work.shift else (None, rest)
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self._body()
         notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
@@ -112,6 +119,10 @@ class _Strips:
             return np.zeros(1, "float32")
         return np.stack(rows).astype("float32").reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
 
+    def pack_shift(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The shift of each float of an image row."""
+        return np.tile(arrays[0], self.workload.width)
+
     def _body(self) -> None:
         work = self.workload
         data = loops.flat(self.data, work.height * work.width * work.channels)
@@ -121,15 +132,41 @@ class _Strips:
         with T.parallel(self.tile_rows // self.strip) as strip:
             image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
             first = strip * (self.strip * self.stem.rows * work.strides[0])
-            shape = (work.height, work.width, work.channels)
             with T.serial(self.image_rows) as row:
-                loops.pad_row(image, row * self.pitch, data, first + row, shape, work.padding)
+                self._image_row(image, row * self.pitch, data, first + row - work.padding[0])
             with T.serial(self.panels) as panel, T.serial(self.strip) as row:
                 self._row(image, strip, row, panel)
             if work.epilogue and not self.stem.steps:
                 self._epilogue(strip)
         if not self.whole:
             loops.finish(work, self.result, self.out)
+
+    def _image_row(self, image: Any, to: Any, data: Any, y: Any) -> None:
+        """Row ``y`` of the data, or zeros where it has no such row, with its border left and right."""
+        work = self.workload
+        left, right = (side * work.channels for side in (work.padding[1], work.padding[3]))
+        with T.If(tirx.all(y >= 0, y < work.height)):
+            with T.Then():
+                loops.fill(image, to, left)
+                self._copy_row(image, to + left, data, y)
+                loops.fill(image, to + self.pitch - right, right)
+            with T.Else():
+                loops.fill(image, to, self.pitch)
+
+    def _copy_row(self, image: Any, to: Any, data: Any, y: Any) -> None:
+        work = self.workload
+
+        def store(at: Any, source: Any) -> None:
+            value = data[source] + self.shift[at] if work.shift else data[source]
+            T.buffer_store(image, value, [to + at])
+
+        if work.layout == "NHWC":
+            row = work.width * work.channels
+            loops.sweep(row, lambda i: store(i, y * row + i))
+            return
+        for channel in range(work.channels):
+            start = channel * work.height * work.width + y * work.width
+            loops.sweep(work.width, lambda x, c=channel, start=start: store(x * work.channels + c, start + x))
 
     @cached_property
     def _out_width(self) -> int:

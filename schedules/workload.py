@@ -82,7 +82,8 @@ class Conv2d:
     padded tap holds: +1, -1, or 0, a true zero that contributes nothing.
 
     Arguments of its kernels, in order: data, weight, one operand for each step that takes one, then ``thresholds`` where
-    ``threshold`` is set ("channel": int32[O], "element": int32[OH, OW, O]).
+    ``threshold`` is set ("channel": int32[O], "element": int32[OH, OW, O]), then where ``shift`` is set float32[C], which is
+    added to the data before its zero padding. ``layout`` is the data's, "NHWC" or "NCHW"; the result is NHWC.
     Output: float32 [1, H, W, O] or bits. A binary convolution that gives bits has thresholds, bit = accumulator >= threshold,
     and then neither epilogue nor pooling. Any other convolution that gives bits ends in sign(y) after epilogue and pooling:
     bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1 convolutions of a 1x1 image.
@@ -105,6 +106,8 @@ class Conv2d:
     out: str = "float32"
     threshold: str = ""
     sign_zero: int = 1
+    shift: bool = False
+    layout: str = "NHWC"
 
     @property
     def conv_size(self) -> tuple[int, int]:
@@ -144,11 +147,15 @@ class Conv2d:
                 ((*weights, packed(per_group)), "uint8"),
             ]
         else:
-            args = [((1, self.height, self.width, self.channels), "float32"), ((*weights, per_group), "float32")]
+            size = (self.height, self.width, self.channels)
+            data = (1, *size) if self.layout == "NHWC" else (1, size[2], size[0], size[1])
+            args = [(data, "float32"), ((*weights, per_group), "float32")]
         args += operand_shapes(self.epilogue, (*self.conv_size, self.out_channels))
         if self.threshold:
             element = self.threshold == "element"
             args.append(((*self.conv_size, self.out_channels) if element else (self.out_channels,), "int32"))
+        if self.shift:
+            args.append(((self.channels,), "float32"))
         args.append(result_shape((*self.out_size, self.out_channels), self.out))
         return tuple(args)
 
@@ -165,6 +172,8 @@ class Conv2d:
         words += [f"d{self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
         words += [f"g{self.groups}"] if self.groups != 1 else []
         words += [f"pad{self.pad_value:+d}"] if self.binary else []
+        words += ["nchw"] if self.layout == "NCHW" else []
+        words += ["shift"] if self.shift else []
         words += [str(step) for step in self.epilogue]
         words += [str(self.pool)] if self.pool else []
         words += [f"threshold:{self.threshold}"] if self.threshold else []

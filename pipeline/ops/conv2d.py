@@ -7,6 +7,8 @@ thresholds.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import relax
 from tvm.ir import Call
 
@@ -26,8 +28,13 @@ def conv2d(
     pool: Pool | None = None,
     out: str = "float32",
     sign_zero: int = 1,
+    shift: bool = False,
+    layout: str = "NHWC",
 ) -> Call:
-    """x float32 [1, H, W, C], weight float32 [O, kh, kw, C/groups] -> float32 [1, H', W', O], or bits."""
+    """x float32 [1, H, W, C], weight float32 [O, kh, kw, C/groups] -> float32 [1, H', W', O], or bits.
+
+    With ``shift`` the last operand is added to x before its zero padding; with ``layout`` "NCHW" x is [1, C, H, W].
+    """
     attrs = attributes(
         strides=strides,
         padding=padding,
@@ -37,6 +44,8 @@ def conv2d(
         pool=pool,
         out=out,
         sign_zero=sign_zero,
+        shift=shift,
+        layout=layout,
     )
     return Call(_CONV2D, [x, weight, *operands], attrs)
 
@@ -87,8 +96,11 @@ def bdense(bits: relax.Expr, weight_bits: relax.Expr, *operands: relax.Expr, cha
 
 
 def _describe_float(call: Call) -> Conv2d:
-    _, height, width, channels = shape_of(call.args[0])
-    return _describe(call, height, width, channels, binary=False, pad_value=0, threshold="")
+    layout = str(call.attrs["layout"])
+    size = shape_of(call.args[0])
+    height, width, channels = size[1:] if layout == "NHWC" else (*size[2:], size[1])
+    plain = _describe(call, height, width, channels, binary=False, pad_value=0, threshold="")
+    return replace(plain, shift=bool(call.attrs["shift"]), layout=layout)
 
 
 def _describe_binary(call: Call) -> Conv2d:

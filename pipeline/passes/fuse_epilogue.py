@@ -48,7 +48,7 @@ def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
 def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
     attrs = call.attrs
     x, weight = call.args
-    if str(attrs["data_layout"]) != "NHWC" or shape_of(x)[0] != 1 or array_of(weight) is None:
+    if str(attrs["data_layout"]) != "NHWC" or not _is_image(x) or array_of(weight) is None:
         return None
     return ops.conv2d(
         x,
@@ -63,7 +63,7 @@ def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
 def _pool2d(call: Call, kind: str) -> relax.Expr | None:
     attrs = call.attrs
     x = call.args[0]
-    if str(attrs["layout"]) != "NHWC" or ints(attrs["dilation"]) != (1, 1) or shape_of(x)[0] != 1:
+    if str(attrs["layout"]) != "NHWC" or ints(attrs["dilation"]) != (1, 1) or not _is_image(x):
         return None
     kernel, strides, padding = ints(attrs["pool_size"]), ints(attrs["strides"]), ints(attrs["padding"])
     include = bool(attrs["count_include_pad"]) or not any(padding)
@@ -82,7 +82,7 @@ def _pool2d(call: Call, kind: str) -> relax.Expr | None:
 def _global_average(graph: Graph, call: Call) -> relax.Expr | None:
     x = call.args[0]
     shape = shape_of(x)
-    if len(shape) != 4 or shape[0] != 1 or str(x.ty.dtype) != "float32":
+    if not _is_image(x):
         return None
     if op_name(call) == "mean":
         axis = call.attrs["axis"]
@@ -198,6 +198,8 @@ def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: obje
                 "pad_value": workload.pad_value,
                 "threshold": workload.threshold,
             }
+        else:
+            names |= {"shift": workload.shift, "layout": workload.layout}
     return Call(host.op, [*host.args, *(operands or [])], attributes(**names))
 
 
@@ -209,8 +211,13 @@ def _steps(graph: Graph, call: Call) -> list[Taken]:
     rule = _STEPS.get(op_name(call))
     if rule is None:
         return []
-    found = rule(graph, call)
-    return [taken for taken in found if len(shape_of(taken[0])) == 4 and shape_of(taken[0])[0] == 1]
+    return [taken for taken in rule(graph, call) if _is_image(taken[0])]
+
+
+def _is_image(x: relax.Expr) -> bool:
+    """Is ``x`` float32 [1, H, W, C]?"""
+    shape = shape_of(x)
+    return len(shape) == 4 and shape[0] == 1 and str(x.ty.dtype) == "float32"
 
 
 def _arithmetic(graph: Graph, call: Call) -> list[Taken]:

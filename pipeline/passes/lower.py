@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import tvm
 
 from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 from bitkiln.pipeline.passes.fold_affine import fold_affine
@@ -54,6 +55,7 @@ def lower(model: Model, target: Target) -> Lowered:
     graph = phase("graph", fold_affine(module))
     module = phase("operators", to_operators(graph))
     module = phase("fused", fuse_epilogue(module))
+    module = phase("first layer", absorb_image(module, target))
     module, notes = fold_threshold(module)
     module = phase("thresholds", module)
     module = phase("legal", legalize(module, target))

@@ -28,6 +28,8 @@ WORKLOADS = [
         pool=Pool((3, 3), (2, 2), SAME),
     ),
     Conv2d(14, 14, 1, 8, (5, 5), epilogue=(ADD, RELU), pool=HALF, out="bits"),
+    Conv2d(16, 20, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU), pool=HALF, shift=True),
+    Conv2d(9, 17, 3, 8, (3, 3), (2, 2), SAME, epilogue=(Step("silu"), ADD), shift=True, layout="NCHW"),
     Conv2d(11, 18, 4, 8, (3, 3), padding=SAME, epilogue=(Step("silu"), Step("mul", "element"))),
 ]
 

@@ -1,0 +1,79 @@
+"""Draw what is done to the image into the first layer: its layout, its mean and its scale, so that it is read once.
+
+The scale joins the weights; the mean becomes a shift that the kernel adds while it copies the image; an NCHW image is read as
+it is. Only where the schedules have a kernel for such a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from bitkiln.pipeline import ops
+from bitkiln.pipeline.ops.register import ints, workload_of
+from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.passes.operands import channel_operand
+from bitkiln.schedules.conv2d import is_stem
+from bitkiln.targets import Target
+
+_TO_NHWC = (0, 2, 3, 1)
+
+
+def absorb_image(module: tvm.IRModule, target: Target) -> tvm.IRModule:
+    """First layers that read the image as it comes."""
+    return rewrite(module, partial(_visit, target=target))
+
+
+def _visit(graph: Graph, _name: str, value: relax.Expr, target: Target) -> relax.Expr | None:
+    if op_name(value) != "bitkiln.conv2d" or array_of(value.args[1]) is None:
+        return None
+    workload = workload_of(value)
+    x, scale, shift = _affine(graph, value.args[0], workload.channels)
+    planes = _planes(graph, x)
+    if planes is None and x is value.args[0]:
+        return None
+    shifted = bool(np.any(shift))
+    layout = "NHWC" if planes is None else "NCHW"
+    if not is_stem(replace(workload, shift=shifted, layout=layout), target):
+        return None
+    operands = [*value.args[2:], *([constant(shift)] if shifted else [])]
+    kept = ("strides", "padding", "dilation", "groups", "epilogue", "pool", "out", "sign_zero")
+    weight = constant(array_of(value.args[1]) * scale)
+    return ops.conv2d(
+        x if planes is None else planes,
+        weight,
+        *operands,
+        **{name: getattr(workload, name) for name in kept},
+        shift=shifted,
+        layout=layout,
+    )
+
+
+def _affine(graph: Graph, x: relax.Expr, channels: int) -> tuple[relax.Expr, np.ndarray, np.ndarray]:
+    """(y, a, b) with x = a * (y + b), a and b one value a channel and no a zero, y as far up as it goes."""
+    scale, shift = np.ones(channels), np.zeros(channels)
+    while graph.used_once(x):
+        call = graph.call_of(x, "add", "multiply")
+        array = array_of(call.args[1]) if call is not None else None
+        values = channel_operand(array, channels) if array is not None else None
+        if values is None or shape_of(call.args[0]) != shape_of(x):
+            break
+        if op_name(call) == "add":
+            shift = shift + values
+        elif np.all(values):
+            scale, shift = scale * values, shift / values
+        else:
+            break
+        x = call.args[0]
+    return x, scale, shift
+
+
+def _planes(graph: Graph, x: relax.Expr) -> relax.Expr | None:
+    """The NCHW tensor that ``x`` is the NHWC form of."""
+    call = graph.call_of(x, "permute_dims") if graph.used_once(x) else None
+    axes = tuple(axis % 4 for axis in ints(call.attrs["axes"])) if call is not None else ()
+    return call.args[0] if axes == _TO_NHWC else None
