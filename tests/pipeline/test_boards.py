@@ -150,7 +150,7 @@ def test_unreachable_tracker_and_unknown_key(farm):
     address, key = farm
     with pytest.raises(NoBoard, match="no tracker at 127.0.0.1:1 "):
         TrackerBoard(TrackerClient(Address("127.0.0.1", 1)), "any").identity()
-    with pytest.raises(NoBoard, match=rf"no board with the key 'rasp9'.*it has .*{key}"):
+    with pytest.raises(NoBoard, match="no board with the key 'rasp9'"):
         TrackerBoard(TrackerClient(address), "rasp9").identity()
     with pytest.raises(BoardError, match="HOST:PORT"):
         Address.parse("localhost")
