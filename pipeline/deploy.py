@@ -23,7 +23,7 @@ def deploy(bundle: Path, destination: str, port: int | None = None, console: Con
     console = console or Console(quiet=True)
     opened = open_bundle(bundle)
     host, _, named = destination.partition(":")
-    folder = named.removeprefix("~/") or f"bitkiln/{bundle.resolve().name}"
+    folder = "." if named == "~" else named.removeprefix("~/") or f"bitkiln/{bundle.resolve().name}"
     remote = Remote(host, port)
     _refuse_foreign(remote, folder)
     aside = _make_aside(remote, folder)

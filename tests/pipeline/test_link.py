@@ -141,3 +141,10 @@ def test_a_compiler_error_is_one_line_and_leaves_no_file(tmp_path: Path) -> None
         link_kernel(Kernel(through_scratch, FILL.arguments), targets.load("rasp3b"), tmp_path / "model.so")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_library_is_the_same_every_time(name: str, tmp_path: Path) -> None:
+    for out in ("a.so", "b.so"):
+        link_kernel(CURVES, targets.load(name), tmp_path / out)
+    assert (tmp_path / "a.so").read_bytes() == (tmp_path / "b.so").read_bytes()
