@@ -84,7 +84,7 @@ def _tuple_item(graph: Graph, name: str, value: TupleGetItem) -> relax.Expr | No
 
 def _batch_norm(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     params = [array_of(arg) for arg in call.args[1:]]
-    if any(param is None for param in params):
+    if any(param is None or param.dtype != np.float32 for param in params):
         return None
     gamma, beta, mean, variance = (param.astype(np.float64) for param in params)
     scale = 1 / np.sqrt(variance + float(call.attrs["epsilon"]))
@@ -160,7 +160,7 @@ def clip_bounds(call: Call) -> tuple[float, float]:
 def _prelu(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     x, slope = call.args
     array = array_of(slope)
-    if array is None:
+    if array is None or array.dtype != np.float32:
         return None
     rank = len(shape_of(x))
     return ops.prelu(x, constant(array.reshape((-1,) + (1,) * (rank - 1 - int(call.attrs["axis"]) % rank))))

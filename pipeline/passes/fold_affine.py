@@ -54,7 +54,12 @@ def _multiply_conv(graph: Graph, call: Call) -> relax.Expr:
     """Scale the weights of a float convolution instead of its result, where the factor is one per channel."""
     conv = graph.call_of(call.args[0], "nn.conv2d")
     weight = array_of(conv.args[1]) if conv is not None else None
-    if weight is None or not graph.used_once(call.args[0]) or str(conv.attrs["data_layout"]) != "NHWC":
+    if (
+        weight is None
+        or weight.dtype != np.float32
+        or not graph.used_once(call.args[0])
+        or str(conv.attrs["data_layout"]) != "NHWC"
+    ):
         return call
     factor = channel_operand(array_of(call.args[1]), len(weight))
     if factor is None:

@@ -11,6 +11,7 @@ import hashlib
 import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst, GlobalVar
+from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import UnsupportedLayer
 from bitkiln.pipeline.passes.graph import bindings, make_function, op_name, result_of, substitute, with_main
@@ -36,50 +37,76 @@ def _check(module: tvm.IRModule) -> None:
             raise UnsupportedLayer(f"{name}: operator {op_name(value) or value.op} has no kernel")
 
 
+#: Names in the network before FuseOps, of a variable after it; of each field where it holds a tuple.
+_Originals = dict[str, str | tuple[str, ...]]
+
+
 def _names_of_groups(legal: tvm.IRModule, fused: tvm.IRModule) -> list[str]:
     """The name in ``legal`` of each binding of ``fused``.
 
-    Both do the same calls. A call is known by its function and what it reads, and follows through the groups that FuseOps
-    made of them.
+    Both do the same calls. A call is known by its function and what it reads, and is followed through the groups that
+    FuseOps made.
     """
     known = {_identity(value, {}): name for name, value in bindings(legal["main"])}
+    originals: _Originals = {param.name: param.name for param in legal["main"].params}
     names: list[str] = []
-    originals = {param.name: param.name for param in legal["main"].params}
     for name, value in bindings(fused["main"]):
         if isinstance(value, Call) and isinstance(value.op, GlobalVar):
-            original = _name_in_group(fused[value.op], value, originals, known)
+            inside = {p.name: _leaf(a, originals) for p, a in zip(fused[value.op].params, value.args, strict=True)}
+            originals[name] = _follow(fused[value.op], inside, known)
         else:
-            original = known.get(_identity(value, originals), name)
-        originals[name] = original
-        names.append(original)
+            originals[name] = _original(value, originals, known)
+        names.append(_unique(originals[name], name, names))
     return names
 
 
-def _name_in_group(
-    group: relax.Function, call: Call, originals: dict[str, str], known: dict[tuple[str, ...], str]
-) -> str:
-    inside = {param.name: _leaf(arg, originals) for param, arg in zip(group.params, call.args, strict=True)}
+def _follow(group: relax.Function, inside: _Originals, known: dict[tuple[str, ...], str]) -> str | tuple[str, ...]:
+    """The original of a group's result."""
     for name, value in bindings(group):
-        inside[name] = known[_identity(value, inside)]
-    return inside[group.body.body.name]
+        inside[name] = _original(value, inside, known)
+    return _original(group.body.body, inside, known)
 
 
-def _identity(value: relax.Expr, originals: dict[str, str]) -> tuple[str, ...]:
+def _original(value: relax.Expr, originals: _Originals, known: dict[tuple[str, ...], str]) -> str | tuple[str, ...]:
+    if isinstance(value, relax.Tuple):
+        return tuple(str(_leaf(field, originals)) for field in value.fields)
+    if isinstance(value, TupleGetItem):
+        whole = _leaf(value.tuple_value, originals)
+        if isinstance(whole, tuple):
+            return whole[value.index]
+    if isinstance(value, relax.Var):
+        return _leaf(value, originals)
+    return known.get(_identity(value, originals), "")
+
+
+def _identity(value: relax.Expr, originals: _Originals) -> tuple[str, ...]:
     """What a binding computes, in terms of original names."""
-    if not isinstance(value, Call):
-        return ("other", str(value))
+    if isinstance(value, TupleGetItem):
+        return ("item", str(value.index), str(_leaf(value.tuple_value, originals)))
     if op_name(value) == "call_tir":
         function, args = value.args
-        return (function.name_hint, *(_leaf(arg, originals) for arg in args.fields))
-    return (op_name(value), *(_leaf(arg, originals) for arg in value.args))
+        return (function.name_hint, *(str(_leaf(arg, originals)) for arg in args.fields))
+    if isinstance(value, Call):
+        return (op_name(value), *(str(_leaf(arg, originals)) for arg in value.args))
+    return (str(value),)
 
 
-def _leaf(expr: relax.Expr, originals: dict[str, str]) -> str:
+def _leaf(expr: relax.Expr, originals: _Originals) -> str | tuple[str, ...]:
     if isinstance(expr, relax.Var):
         return originals.get(expr.name, expr.name)
     if isinstance(expr, GenericConst):
         return hashlib.sha256(expr.value.numpy().tobytes()).hexdigest()
     return str(expr)
+
+
+def _unique(original: str | tuple[str, ...], name: str, taken: list[str]) -> str:
+    """The original name, or one like it where there is none or it is taken."""
+    base = original if isinstance(original, str) and original else f"{name}.group"
+    number, unique = 0, base
+    while unique in taken:
+        number += 1
+        unique = f"{base}.{number}"
+    return unique
 
 
 def _renamed(module: tvm.IRModule, names: list[str]) -> tvm.IRModule:

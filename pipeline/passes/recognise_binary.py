@@ -148,6 +148,9 @@ def _padding_text(value: int, padding: tuple[int, ...] = (1,)) -> str:
 
 def _weights(graph: Graph, call: Call) -> tuple[np.ndarray, np.ndarray]:
     """Scale of each output channel and signs (float +-1, OHWI), or _NotBinary."""
+    x = call.args[0]
+    if str(call.attrs["data_layout"]) != "NHWC" or shape_of(x)[0] != 1 or str(x.ty.dtype) != "float32":
+        raise _NotBinary("only images of batch 1, in float32, can be binary", False)
     weight = array_of(call.args[1])
     active = _signs(graph, _before_padding(graph, call.args[0]))
     input_is_binary = active is not None and active.magnitude > 0
@@ -242,6 +245,8 @@ def _signs(graph: Graph, expr: relax.Expr) -> Signs | None:
         return _arithmetic(graph, call)
     if operator == "reshape":
         return _reshaped(graph, call)
+    if operator == "nn.max_pool2d":
+        return _pooled(graph, call)
     if operator == "clip":
         inner = _signs(graph, call.args[0])
         return inner.mapped(np.clip, *clip_bounds(call)) if inner is not None else None
@@ -268,6 +273,15 @@ _COMPARISONS = {
 def _reshaped(graph: Graph, call: Call) -> Signs | None:
     inner = _signs(graph, call.args[0])
     return None if inner is None else replace(inner, shape=tuple(int(size) for size in call.args[1].values))
+
+
+def _pooled(graph: Graph, call: Call) -> Signs | None:
+    """The greatest sign is the sign of the greatest."""
+    inner = _signs(graph, call.args[0])
+    if inner is None or inner.shape or not inner.negative <= inner.zero <= inner.positive:
+        return None
+    source = Call(call.op, [inner.source], call.attrs)
+    return replace(inner, source=graph.emit(source, f"{inner.source.name}.pooled"))
 
 
 def _comparison(graph: Graph, call: Call) -> Signs | None:
@@ -308,11 +322,10 @@ def _arithmetic(graph: Graph, call: Call) -> Signs | None:
     function = {"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide}[operator]
     first, second = call.args
     value = array_of(second)
-    inner = _signs(graph, first)
-    if inner is None or value is None or np.ptp(value):
+    if value is None or np.ptp(value) or (operator == "divide" and not np.any(value)):
         return None
-    level = value.flat[0].item()
-    return None if operator == "divide" and not level else inner.mapped(function, level)
+    inner = _signs(graph, first)
+    return inner.mapped(function, value.flat[0].item()) if inner is not None else None
 
 
 def _straight_through(graph: Graph, call: Call) -> Signs | None:

@@ -250,3 +250,21 @@ def test_other_exporters(shared, name, binary):
     model = load_model(shared / "models" / "onnx" / f"{name}.onnx")
     _, verdicts = recognise(dense_to_conv(to_nhwc(canonicalize(model.module))))
     assert [verdict.binary for verdict in verdicts] == [True] * binary
+
+
+def test_pooled_signs(network, same, operators):
+    net = network((1, 8, 6, 6))
+    pool = net.add(nn.max_pool2d(net.add(op.sign(net.x)), (3, 3), (2, 2), (1, 1)))
+    before = net.module(net.add(nn.conv2d(pool, net.signs(4, 8, 3, 3))))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    assert operators(after)[1:3] == ["nn.max_pool2d", "bitkiln.binarize"]
+    same(before, after)
+
+
+def test_batch_of_two_is_left_alone(network, same):
+    net = network((2, 8, 6, 6))
+    before = net.module(net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(4, 8, 3, 3))))
+    after, (verdict,) = lowered(before)
+    assert "batch 1" in verdict.reason
+    same(before, after)
