@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import binary_conv2d_image as image
 from bitkiln.schedules import binary_conv2d_result as result
 from bitkiln.schedules.binary_conv2d_arguments import declare
+from bitkiln.schedules.binary_conv2d_epilogue_a53 import Epilogue
 from bitkiln.schedules.binary_conv2d_geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
 from bitkiln.schedules.microkernels import bgemm_a53, bpack_a53
@@ -75,13 +76,15 @@ class _Buffers:
     weights: Any
     patches: Any
     runs: Any
-    writer: result.Writer
+    results: list[Any]
+    target: Any
 
 
 class _Emitter:
     def __init__(self, workload: Conv2d, pixels: int, vectors: int, chunk: int, threads: int) -> None:
         self.where = Geometry(workload, alignment=2)
         self.spec = result.Spec(self.where, "uint16")
+        self.epilogue = Epilogue(self.where) if Epilogue.applies(self.where) else None
         self.words = self.where.taps * self.where.pixel_bytes // 2
         self.tile, self.chunk, self.threads = pixels, chunk, threads
         self.pack = bpack_a53.PackPairs(len(self.where.runs), self.where.run_bytes)
@@ -96,9 +99,10 @@ class _Emitter:
             data, weights, patches, runs, *results = declare(arguments)
             out = T.arg("out", T.buffer(*self.where.workload.shapes[-1]))
             source = image.padded(self.where, data)
-            self.buffers = _Buffers(source, weights, patches, runs, result.Writer(self.spec, results, out))
+            unpooled = result.unpooled(self.where.workload, out)
+            self.buffers = _Buffers(source, weights, patches, runs, results, unpooled)
             (self._by_channels if order == "channels" else self._by_pixels)()
-            self.buffers.writer.finish()
+            result.pool(self.where.workload, unpooled, out)
         notes = f"micro-kernel {self.tile} pixels x {self.blocks[0].vectors * LANES} channels, {order} outside"
         return Kernel(builder.get(), arguments, tuple(self.microkernels.values()), notes)
 
@@ -110,7 +114,7 @@ class _Emitter:
             Argument((1,), (where.channel_groups * self.words * LANES + spare,), "uint16", self._pack_weights),
             Constant(patches),
             Constant(where.runs),
-            *self.spec.arguments,
+            *(self.epilogue or self.spec).arguments,
         )
 
     def _pack_weights(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -132,6 +136,13 @@ class _Emitter:
     def _rest(self) -> int:
         """Pixels behind the full tiles."""
         return self.where.pixels % self.tile
+
+    @property
+    def _bound_rows(self) -> str:
+        """How many rows the table of bounds has, as the micro-kernel calls it."""
+        if self.where.workload.threshold == "element":
+            return "each"
+        return "some" if self.where.true_zeros else "one"
 
     def _by_pixels(self) -> None:
         chunks, rest = divmod(self._tiles, self.chunk)
@@ -187,27 +198,36 @@ class _Emitter:
 
     def _one_tile(self, panel: Any, at: Any, first: Any, pixels: int, group: Any, vectors: int) -> None:
         """The tile at pixel ``at`` of the panel, which is pixel ``first`` of the image."""
-        buffers, writer = self.buffers, self.buffers.writer
+        buffers, width = self.buffers, self.where.workload.conv_size[1]
         sources = (
             T.address_of(panel[at * self.words]),
             T.address_of(buffers.weights[group * (self.words * LANES)]),
         )
-        if not self.spec.bits:
+        y, x = first // width, first % width
+        if self.spec.bits:
+            table, rows = buffers.results
+            self._call(
+                bgemm_a53.Bits(pixels, vectors, self.words, self._bound_rows),
+                *sources,
+                T.address_of(buffers.target[0, y, x, group]),
+                self.where.channel_groups,
+                T.address_of(table[0, group * LANES]),
+                T.address_of(rows[first]),
+            )
+        elif self.epilogue:
+            self._call(
+                self.epilogue.microkernel(pixels, vectors, self.words),
+                *sources,
+                T.address_of(buffers.target[0, y, x, group * LANES]),
+                self.where.workload.out_channels * 4,
+                *self.epilogue.addresses(buffers.results, first, group),
+            )
+        else:
             counts = T.alloc_buffer((pixels * vectors * LANES,), "uint16", scope="local")
             self._call(bgemm_a53.Counts(pixels, vectors, self.words), *sources, T.address_of(counts[0]))
+            writer = result.Writer(self.spec, buffers.results, buffers.target)
             with T.serial(pixels) as pixel, T.serial(vectors) as vector:
                 writer.store(first + pixel, group + vector, counts, (pixel * vectors + vector) * LANES)
-            return
-        by_pixel = int(writer.table.shape[0]) > 1
-        width = self.where.workload.conv_size[1]
-        self._call(
-            bgemm_a53.Bits(pixels, vectors, self.words, by_pixel),
-            *sources,
-            T.address_of(writer.out[0, first // width, first % width, group]),
-            self.where.channel_groups,
-            T.address_of(writer.table[0, group * LANES]),
-            T.address_of(writer.rows[first]),
-        )
 
     def _call(self, microkernel: MicroKernel, *arguments: Any) -> None:
         self.microkernels[microkernel.symbol] = microkernel

@@ -103,16 +103,23 @@ class Geometry:
         return self.workload.pad_value == 0 and len(self._missing[0]) > 1
 
     @property
+    def uniform_base(self) -> int | None:
+        """The base of all pixels and channels, if it is one."""
+        if self.workload.pad_value == 0 and self._missing[0].any():
+            return None
+        return self.taps * (self.workload.channels // self.workload.groups)
+
+    @property
     def classes(self) -> np.ndarray:
         """Class of each output pixel, int32 [pixels]."""
         return self._missing[1].astype("int32") if self.true_zeros else np.zeros(self.pixels, "int32")
 
     def bases(self, weights: np.ndarray) -> np.ndarray:
         """The base of each class and output channel, int32 [class][O], for weights uint8 [O, kh, kw, bytes]."""
+        if self.uniform_base is not None:
+            return np.full((1, self.workload.out_channels), self.uniform_base, "int32")
         per_group = self.workload.channels // self.workload.groups
         total = self.taps * per_group
-        if self.workload.pad_value != 0:
-            return np.full((1, self.workload.out_channels), total, "int32")
         sets = self._missing[0].astype("int64")
         set_bits = np.unpackbits(weights.reshape(*weights.shape[:1], self.taps, -1), axis=2).sum(axis=2, dtype="int64")
         present = total - sets.sum(axis=1) * per_group

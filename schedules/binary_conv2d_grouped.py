@@ -36,7 +36,8 @@ def emit(workload: Conv2d) -> Kernel:
         data, weights, mask, first, patches, taps, *operands = declare(arguments)
         out = T.arg("out", T.buffer(*workload.shapes[-1]))
         source = image.padded(where, data)
-        writer = result.Writer(spec, operands, out)
+        unpooled = result.unpooled(workload, out)
+        writer = result.Writer(spec, operands, unpooled)
         with T.parallel(where.pixels) as pixel, T.serial(where.channel_groups) as group:
             counts = T.alloc_buffer((LANES,), "int32", scope="local")
             with T.serial(LANES) as lane:
@@ -47,7 +48,7 @@ def emit(workload: Conv2d) -> Kernel:
                     differ = (bits ^ weights[channel, tap, byte]) & mask[channel, byte]
                     T.buffer_store(counts, counts[lane] + tirx.popcount(differ).astype("int32"), [lane])
             writer.store(pixel, group, counts, 0)
-        writer.finish()
+        result.pool(workload, unpooled, out)
     return Kernel(builder.get(), arguments, notes="plain, one channel at a time")
 
 

@@ -44,7 +44,8 @@ def emit(workload: Conv2d) -> Kernel:
         data, weights, patches, runs, *operands = declare(arguments)
         out = T.arg("out", T.buffer(*workload.shapes[-1]))
         source = image.padded(where, data)
-        writer = result.Writer(spec, operands, out)
+        unpooled = result.unpooled(workload, out)
+        writer = result.Writer(spec, operands, unpooled)
         for first, tiles, pixels in _tiles(where.pixels):
             with T.parallel(tiles) as tile, T.serial(where.channel_groups) as group:
                 counts = T.alloc_buffer((pixels * LANES,), "uint16", scope="local")
@@ -52,7 +53,7 @@ def emit(workload: Conv2d) -> Kernel:
                 _count(where, source, weights, [patches[at + p] for p in range(pixels)], runs, group, counts)
                 for p in range(pixels):
                     writer.store(at + p, group, counts, p * LANES)
-        writer.finish()
+        result.pool(workload, unpooled, out)
     return Kernel(builder.get(), arguments, notes=f"plain, {TILE_PIXELS} pixels x {LANES} channels")
 
 

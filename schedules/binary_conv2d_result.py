@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import epilogue, pool2d
 from bitkiln.schedules.binary_conv2d_geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant
+from bitkiln.schedules.workload import Conv2d
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,30 @@ class Spec:
         return self.where.bounds(arrays[0], arrays[1], self.count_type)
 
 
-class Writer:
-    """Emits the stores of a result, and the pooling behind them."""
+def unpooled(work: Conv2d, out: Any) -> Any:
+    """Where the convolution's result goes: ``out``, or a buffer in front of the pooling."""
+    return T.alloc_buffer((1, *work.conv_size, work.out_channels), "float32") if work.pool else out
 
-    def __init__(self, spec: Spec, arguments: Sequence[Any], out: Any) -> None:
-        self.where, self.bits, self.out = spec.where, spec.bits, out
+
+def pool(work: Conv2d, unpooled: Any, out: Any) -> None:
+    """Emits the pooling, if there is one."""
+    if not work.pool:
+        return
+    with T.parallel(work.out_size[0]) as y:
+
+        def store(x: Any, channel: Any, value: Any) -> None:
+            T.buffer_store(out, value, [0, y, x, channel])
+
+        pool2d.pool_row(unpooled, work.pool, y, store)
+
+
+class Writer:
+    """Emits the stores of a result to ``target``."""
+
+    def __init__(self, spec: Spec, arguments: Sequence[Any], target: Any) -> None:
+        self.where, self.bits, self.target = spec.where, spec.bits, target
         self.work = spec.where.workload
         self.table, self.rows, *self.operands = arguments
-        self.target = out
-        if self.work.pool:
-            self.target = T.alloc_buffer((1, *self.work.conv_size, self.work.out_channels), "float32")
 
     def store(self, pixel: Any, group: Any, counts: Any, start: Any) -> None:
         """Emits the result of LANES channels of ``pixel`` from ``counts``, ``start`` onwards."""
@@ -69,18 +84,6 @@ class Writer:
                 with T.Else():
                     self._lanes(pixel, group, counts, start, rest)
 
-    def finish(self) -> None:
-        """Emits the pooling."""
-        if not self.work.pool:
-            return
-
-        with T.parallel(self.work.out_size[0]) as y:
-
-            def store(x: Any, channel: Any, value: Any) -> None:
-                T.buffer_store(self.out, value, [0, y, x, channel])
-
-            pool2d.pool_row(self.target, self.work.pool, y, store)
-
     def _lanes(self, pixel: Any, group: Any, counts: Any, start: Any, lanes: int) -> None:
         width = self.work.conv_size[1]
         y, x = pixel // width, pixel % width
@@ -90,7 +93,7 @@ class Writer:
             for lane in range(lanes):
                 is_set = counts[start + lane] < self.table[row, group * LANES + lane]
                 byte = byte | tirx.Select(is_set, tirx.const(1 << lane, "uint8"), tirx.const(0, "uint8"))
-            T.buffer_store(self.out, byte, [0, y, x, group])
+            T.buffer_store(self.target, byte, [0, y, x, group])
             return
         with T.vectorized(lanes) as lane:
             channel = group * LANES + lane

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from bitkiln.schedules.microkernels import asm
 
@@ -31,12 +32,29 @@ WORKING = 4
 _PANEL, _WEIGHTS, _OUT = "x0", "x1", "x2"
 _COUNT = "x8"
 _PAIRS = [f"x{i}" for i in range(9, 15)]
-_HIGH = ["x15", "x16", "x17"]
+_HIGH = ["x15", "x16"]
 
 
 def fits(pixels: int, vectors: int) -> bool:
     """Whether a tile's accumulators and weights leave the working registers free."""
     return pixels * vectors + vectors + WORKING <= 32 and -(-pixels // 2) <= len(_PAIRS)
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Memory that the end of a tile will use: ``lines`` cache lines a pixel, from ``pointer`` on every ``stride`` bytes.
+
+    Loads to the zero register fetch it while the product is computed. The registers are the routine's own to change.
+    """
+
+    pointer: str
+    stride: str
+    lines: int
+
+    def pixel(self) -> Iterator[str]:
+        """Fetches one pixel's lines and moves to the next."""
+        yield from (f"ldr xzr, [{self.pointer}, #{64 * line}]" for line in range(self.lines))
+        yield f"add {self.pointer}, {self.pointer}, {self.stride}"
 
 
 @dataclass(frozen=True)
@@ -58,9 +76,9 @@ class Counts:
     def assembly(self) -> str:
         """The routine."""
         enter, leave = asm.saved(0, 0, vectors=True)
-        body = _Body(self.pixels, self.vectors, self.words)
-        store = [f"str q{acc}, [{_OUT}, #{16 * i}]" for i, acc in enumerate(body.accumulators)]
-        return asm.routine(self.symbol, [*enter, *body.segments(_OUT), *store, *leave, "ret"])
+        tile = Tile(self.pixels, self.vectors, self.words)
+        store = [f"str q{acc}, [{_OUT}, #{16 * i}]" for i, acc in enumerate(tile.accumulators)]
+        return asm.routine(self.symbol, [*enter, *tile.segments(_OUT), *store, *leave, "ret"])
 
 
 @dataclass(frozen=True)
@@ -68,58 +86,61 @@ class Bits:
     """``void symbol(panel, weights, uint8 *out, int32 stride, bounds, const int32 *rows)``: counts below bounds, as bits.
 
     Panel and weights as for ``Counts``. Writes ``vectors`` bytes at ``out`` for the first pixel and ``stride`` bytes further
-    on for each next one. ``bounds``: uint16 [vectors][8], or where ``by_pixel`` is set a table uint16 [..][stride * 8], of
-    which pixel i has row ``rows[i]``.
+    on for each next one. ``bounds`` is uint16 [..][stride * 8]; pixel i has row 0 where the field ``rows`` is "one", row
+    ``rows[i]`` where it is "some", and row ``rows[0]`` + i where it is "each".
     """
 
     pixels: int
     vectors: int
     words: int
-    by_pixel: bool
+    rows: str
 
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
-        rows = "rows" if self.by_pixel else "row"
-        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_bits_{rows}_a53"
+        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_bits_{self.rows}_a53"
 
     def assembly(self) -> str:
         """The routine."""
         enter, leave = asm.saved(0, 0, vectors=True)
-        body = _Body(self.pixels, self.vectors, self.words)
-        frame = 16 * len(body.accumulators) if body.spills else 0
-        if frame:
-            enter, leave = [*enter, f"sub sp, sp, #{frame}"], [f"add sp, sp, #{frame}", *leave]
-        lines = [*body.segments("sp"), *self._compare(body), *self._pack(body)]
-        return asm.routine(self.symbol, [*enter, *lines, *leave, "ret"])
+        tile = Tile(self.pixels, self.vectors, self.words)
+        lines = [*tile.segments("sp", self._touches()), *self._compare(tile), *self._pack(tile)]
+        if self.rows == "each":
+            # The row of the first pixel, and a copy to touch with.
+            lines = ["ldrsw x5, [x5]", "madd x4, x5, x6, x4", "mov x17, x4", *lines]
+        lines = ["mov w3, w3", "lsl x6, x3, #4", *lines]
+        return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
 
-    def _compare(self, body: _Body) -> Iterator[str]:
+    def _touches(self) -> list[Touch]:
+        """A row for every pixel streams from memory; few rows stay in the cache."""
+        return [Touch("x17", "x6", -(-self.vectors // 4))] if self.rows == "each" else []
+
+    def _compare(self, tile: Tile) -> Iterator[str]:
         """Masks in the accumulators: all ones where the count is below the bound."""
-        free = body.free[: self.vectors]
-        yield "mov w3, w3"
-        yield "lsl x6, x3, #4"
+        free = tile.free[: self.vectors]
         for pixel in range(self.pixels):
-            if pixel == 0 or self.by_pixel:
-                base = "x4"
-                if self.by_pixel:
-                    base = _HIGH[pixel % len(_HIGH)]
-                    yield f"ldrsw {base}, [x5, #{4 * pixel}]"
-                    yield f"madd {base}, {base}, x6, x4"
+            if self.rows == "some":
+                yield f"ldrsw x8, [x5, #{4 * pixel}]"
+                yield "madd x8, x8, x6, x4"
+            if self.rows != "one" or pixel == 0:
+                base = "x8" if self.rows == "some" else "x4"
                 yield from (f"ldr q{bound}, [{base}, #{16 * i}]" for i, bound in enumerate(free))
             for vector, bound in enumerate(free):
-                acc = body.accumulators[pixel * self.vectors + vector]
+                acc = tile.accumulators[pixel * self.vectors + vector]
                 yield f"cmhi v{acc}.8h, v{bound}.8h, v{acc}.8h"
+            if self.rows == "each":
+                yield "add x4, x4, x6"
 
-    def _pack(self, body: _Body) -> Iterator[str]:
+    def _pack(self, tile: Tile) -> Iterator[str]:
         """Lanes' masks to bits, bytes in order of pixels, and their stores."""
-        zero, powers = body.free[0], body.free[1]
+        zero, powers = tile.free[0], tile.free[1]
         slots = 1 << (self.vectors - 1).bit_length()
         yield f"movi v{zero}.16b, #0"
         yield from ("mov x8, #0x0201", "movk x8, #0x0804, lsl #16", "movk x8, #0x2010, lsl #32")
         yield from ("movk x8, #0x8040, lsl #48", f"dup v{powers}.2d, x8")
         masks = []
         for pixel in range(self.pixels):
-            row = body.accumulators[pixel * self.vectors : (pixel + 1) * self.vectors]
+            row = tile.accumulators[pixel * self.vectors : (pixel + 1) * self.vectors]
             masks += [*row, *[zero] * (slots - self.vectors)]
         merged = list(_pairs(masks))
         yield from (f"uzp1 v{a}.16b, v{a}.16b, v{b}.16b" for a, b in merged)
@@ -148,7 +169,7 @@ def _pairs(registers: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield registers[i], registers[min(i + 1, len(registers) - 1)]
 
 
-class _Body:
+class Tile:
     """The arithmetic of a tile."""
 
     def __init__(self, pixels: int, vectors: int, words: int) -> None:
@@ -159,7 +180,7 @@ class _Body:
         self.weights = list(range(28 - vectors, 28))
         self.temporaries, self.pair = (28, 29), (30, 31)
         #: Registers that hold nothing once the counts are in the accumulators.
-        self.free = [*self.weights, *self.temporaries, *self.pair]
+        self.free = list(range(pixels * vectors, 32))
         self.pairs = -(-pixels // 2)
         self.words = words
         count = -(-words // MAX_SEGMENT)
@@ -168,7 +189,12 @@ class _Body:
         self.lengths = [longest] * (words // longest) + ([words % longest] if words % longest else [])
         self.spills = len(self.lengths) > 1
 
-    def segments(self, scratch: str) -> Iterator[str]:
+    def with_scratch(self, lines: Sequence[str]) -> list[str]:
+        """``lines`` with room for the counts at the stack pointer."""
+        frame = 16 * len(self.accumulators)
+        return [f"sub sp, sp, #{frame}", *lines, f"add sp, sp, #{frame}"]
+
+    def segments(self, scratch: str, touches: Sequence[Touch] = ()) -> Iterator[str]:
         """Leaves the counts in the accumulators; ``scratch`` points to room for them."""
         stride = self.words * 4
         yield f"mov {_PAIRS[0]}, {_PANEL}"
@@ -177,20 +203,33 @@ class _Body:
         yield from (f"ldr q{register}, [{_WEIGHTS}, #{16 * i}]" for i, register in enumerate(self.weights))
         yield f"add {_WEIGHTS}, {_WEIGHTS}, #{16 * self.vectors}"
         yield f"ld2r {{v{self.pair[0]}.8h, v{self.pair[1]}.8h}}, [{_PAIRS[0]}], #4"
+        label = 1
         for i, length in enumerate(self.lengths):
             yield from self._step(first=True)
-            if length > 1:
-                yield f"mov {_COUNT}, #{length - 1}"
-                yield f"{i + 1}:"
-                yield from self._step(first=False)
-                yield f"b.ne {i + 1}b"
+            for count, beside in self._loops(length - 1, touches if i == 0 else ()):
+                yield f"mov {_COUNT}, #{count}"
+                yield f"{label}:"
+                yield from self._step(first=False, beside=beside)
+                yield f"b.ne {label}b"
+                label += 1
             yield from self._widen(scratch, i)
 
-    def _step(self, first: bool) -> Iterator[str]:
+    def _loops(self, steps: int, touches: Sequence[Touch]) -> Iterator[tuple[int, list[str]]]:
+        """Loops of so many steps in all, and what issues beside the arithmetic of each: the touches in the first."""
+        if touches and steps:
+            count = max(count for count in range(1, steps + 1) if self.pixels % count == 0)
+            yield count, [line for _ in range(self.pixels // count) for touch in touches for line in touch.pixel()]
+            steps -= count
+        if steps:
+            yield steps, []
+
+    def _step(self, first: bool, beside: Sequence[str] = ()) -> Iterator[str]:
         """One word of every pixel with that of every channel. ``first`` begins a segment: counts replace what was there.
 
         The weights and the first pair of the next step are loaded on the way, each behind its register's last reader.
+        ``beside``: integer instructions to issue beside the arithmetic.
         """
+        guests = iter(beside)
         for pair in range(self.pairs):
             for i, weight in enumerate(self.weights):
                 rows = range(2 * pair, min(2 * pair + 2, self.pixels))
@@ -209,7 +248,10 @@ class _Body:
                     counts.insert(1, f"ldr {_HIGH[i % len(_HIGH)]}, [{_WEIGHTS}, #{16 * i + 8}]")
                 yield from counts
                 if not first:
-                    yield from (f"add v{acc}.16b, v{acc}.16b, v{t}.16b" for t, _, acc in lanes)
+                    for t, _, acc in lanes:
+                        yield f"add v{acc}.16b, v{acc}.16b, v{t}.16b"
+                        yield from islice(guests, 1)
+        yield from guests
         yield f"add {_WEIGHTS}, {_WEIGHTS}, #{16 * self.vectors}"
         yield self._join(self.vectors - 1)
 

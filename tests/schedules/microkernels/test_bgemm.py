@@ -22,7 +22,7 @@ def test_a_tile_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("words", [1, 31, 32, 36, 72, 144, 288, 4095])
 def test_byte_accumulators_never_overflow(words):
-    body = bgemm_a53._Body(6, 4, words)
+    body = bgemm_a53.Tile(6, 4, words)
     assert sum(body.lengths) == words
     assert max(body.lengths) <= bgemm_a53.MAX_SEGMENT
 
@@ -38,7 +38,7 @@ def test_a_step_issues_three_operations_for_each_accumulator():
 def test_symbols_tell_kernels_apart():
     kernels = [
         *(bgemm_a53.Counts(pixels, vectors, words) for pixels in (2, 6) for vectors in (2, 4) for words in (36, 72)),
-        *(bgemm_a53.Bits(6, 4, 36, by_pixel) for by_pixel in (False, True)),
+        *(bgemm_a53.Bits(6, 4, 36, rows) for rows in ("one", "some", "each")),
         *(bpack_a53.PackPairs(runs, size) for runs in (1, 3) for size in (24, 48)),
     ]
     assert len({kernel.symbol for kernel in kernels}) == len(kernels)
