@@ -223,7 +223,13 @@ def _run(command: Sequence[str | Path]) -> str:
     except FileNotFoundError:
         raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
     if done.returncode != 0:
-        telling = (line for line in done.stderr.splitlines() if "error" in line or "undefined reference" in line)
-        complaint = next(telling, done.stderr.strip()[-300:].replace("\n", " "))
+        complaint = _complaint(done.stderr)
         raise BitkilnError(f"{command[0]} failed: {complaint}")
     return done.stdout
+
+
+def _complaint(text: str) -> str:
+    """The line of a compiler's or linker's output that says what is wrong."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("collect2:")]
+    words = ("error", "undefined reference", "failed", "No space left")
+    return next((line for line in lines if any(word in line for word in words)), (lines or ["no message"])[-1])
