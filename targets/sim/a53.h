@@ -153,8 +153,10 @@ enum { MAX_ACCESSES = 16384, MAX_MARKS = 4096 };
 typedef struct {
     uint64_t cycle;                       /* of the latest issue */
     uint64_t ready[N_REGS];               /* cycle from which each register can be used */
+    uint64_t ready_late[N_REGS];          /* the same for an instruction that executes a stage later */
     uint8_t waits_for[N_REGS];            /* LEVEL_* that a wait for it is put down to */
     uint64_t written_int;                 /* registers written in this cycle */
+    uint64_t forwarded_int;               /* those of them that a late instruction may use in the same cycle */
     uint32_t written_vec;
     uint8_t slots, halves, units;         /* used in this cycle */
     uint64_t unit_free[2];                /* UNIT_MUL, UNIT_DIV: next cycle they can start */

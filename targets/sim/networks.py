@@ -1,7 +1,7 @@
 """Networks of ncnn's benchmark as ncnn parameter text, and their published times on Cortex-A53 boards.
 
-Structures are those of the papers with batch normalisation folded into the convolutions, as in ncnn's benchmark; weights
-are all zero there and here: ncnn's float kernels take the same time whatever the values.
+Structures are those of the papers with batch normalisation folded into the convolutions, as in ncnn's benchmark;
+weights are all zero there and here: ncnn's float kernels take the same time whatever the values.
 """
 
 from collections import Counter
@@ -64,7 +64,7 @@ class Net:
         return self.add("LRN", [x], self.channels[x], "2=0.0001")
 
     def text(self) -> str:
-        """The parameter file. A blob read more than once goes through a Split, as ncnn wants it. The output is `prob`."""
+        """The parameter file, output blob `prob`. A blob read more than once goes through a Split, as ncnn wants it."""
         self.layers.append(("Softmax", "prob", [self.layers[-1][3]], "prob", ""))
         readers = Counter(blob for _, _, inputs, _, _ in self.layers for blob in inputs)
         given: Counter[str] = Counter()
@@ -181,8 +181,8 @@ def googlenet(net: Net) -> None:
 class Published:
     """A network, the side of its input in pixels, and its published time in ms with one thread, the minimum of 4 runs.
 
-    Source: github Tencent/ncnn, benchmark/README.md. `pi3b_plus`: Raspberry Pi 3 Model B+ at 1.4 GHz; `msm8916`: Snapdragon
-    410 (the SoC of the DragonBoard 410c) at 1.2 GHz.
+    Source: github Tencent/ncnn, benchmark/README.md. `pi3b_plus`: Raspberry Pi 3 Model B+ at 1.4 GHz; `msm8916`: a phone
+    with the Snapdragon 410 (the SoC of the DragonBoard 410c) at 1.2 GHz.
     """
 
     build: Callable[[Net], None]

@@ -49,7 +49,8 @@ static inline void fetch(Core *core, const Block *block)
 static inline bool can_pair(const Core *core, const Op *op)
 {
     if (core->slots >= 2 || op->first || core->halves + op->halves > HALVES_BOTH || core->units & op->unit) return false;
-    return !(op->touches_int & core->written_int) && !(op->touches_vec & core->written_vec);
+    const uint64_t forwarded = op->flags & RULE_LATE ? core->forwarded_int : 0;
+    return !(op->touches_int & core->written_int & ~forwarded) && !(op->touches_vec & core->written_vec);
 }
 
 static inline void wait_until(Core *core, uint64_t *issue, uint64_t cycle, int where)
@@ -62,12 +63,13 @@ static inline void wait_until(Core *core, uint64_t *issue, uint64_t cycle, int w
 static inline void wait_for_operands(Core *core, const Op *op, uint64_t *issue)
 {
     static const uint8_t where_of_level[] = {WHERE_DEPENDENCY, WHERE_L1, WHERE_L2, WHERE_DRAM};
+    const uint64_t *ready = op->flags & RULE_LATE ? core->ready_late : core->ready;
     uint64_t latest = 0;
     int level = LEVEL_NONE;
     for (int i = 0; i < op->n_sources; i++) {
         const int reg = op->source[i].reg;
-        const uint64_t cycle = core->ready[reg] - op->source[i].needed;
-        if (core->ready[reg] > op->source[i].needed && cycle > latest) {
+        const uint64_t cycle = ready[reg] - op->source[i].needed;
+        if (ready[reg] > op->source[i].needed && cycle > latest) {
             latest = cycle;
             level = core->waits_for[reg];
         }
@@ -99,6 +101,7 @@ static inline void begin_cycle(Core *core, const Op *op)
     core->halves = op->halves;
     core->units = op->unit;
     core->written_int = op->writes_int;
+    core->forwarded_int = 0;
     core->written_vec = op->writes_vec;
 }
 
@@ -127,8 +130,24 @@ static inline void write_results(Core *core, const Op *op, uint64_t extra, int l
                 if (late > ready) ready = late;
             }
         }
-        core->ready[reg] = ready;
+        core->ready[reg] = core->ready_late[reg] = ready;
         core->waits_for[reg] = from;
+    }
+}
+
+/* Writes the result of a RULE_LATE instruction. Such an instruction executes early, as others do, when its operands are there; else a
+ * stage later, which it is spared to wait for. Its result then comes a cycle later for all but other RULE_LATE instructions. */
+static inline void write_late_results(Core *core, const Op *op)
+{
+    bool late = false;
+    for (int i = 0; i < op->n_sources; i++) late |= core->ready[op->source[i].reg] > core->cycle;
+    for (int i = 0; i < op->n_results; i++) {
+        const int reg = op->result[i].reg;
+        const uint64_t ready = core->cycle + op->result[i].lat;
+        core->ready[reg] = reg == REG_FLAGS ? ready : ready + late;
+        core->ready_late[reg] = reg == REG_FLAGS ? ready : ready + late - 1;
+        core->waits_for[reg] = LEVEL_NONE;
+        if (reg != REG_FLAGS && !late) core->forwarded_int |= 1ull << reg;
     }
 }
 
@@ -177,7 +196,8 @@ static inline void issue(Core *core, const Op *op, const Access **access, const 
     else begin_cycle(core, op);
     core->cycle = at;
     if (op->flags & RULE_FMA) core->fma_issued[at & 63] = at;
-    write_results(core, op, extra, level);
+    if (op->flags & RULE_LATE) write_late_results(core, op);
+    else write_results(core, op, extra, level);
     if (op->occ > 1) {
         core->where[WHERE_ISSUE] += op->occ - 1;
         core->cycle += op->occ - 1;

@@ -198,8 +198,8 @@ Rule rules[] = {
 { "ALU_SHIFTED",   "add adds sub subs neg negs cmp cmn and ands orr orn eor eon bic bics mvn tst mov", FORM_SHIFTED, MIX_INT_ALU, HALVES_NONE, 0, 0, 1,0,0, 2,0,0, 0,
   "I: 2.01/1.99" },
 { "ALU",           "add adds sub subs neg negs cmp cmn and ands orr orn eor eon bic bics mvn tst mov movz movn movk adr adrp adc adcs sbc sbcs ngc ngcs "
-                   "ccmp ccmn csel cset csetm csinc csinv csneg cinc cinv cneg clz cls", 0, MIX_INT_ALU, HALVES_NONE, 0, 0, 1,0,0, 1,0,0, 0,
-  "I: 1.00/1.99; Q: runs of add" },
+                   "ccmp ccmn csel cset csetm csinc csinv csneg cinc cinv cneg clz cls", 0, MIX_INT_ALU, HALVES_NONE, 0, 0, 1,0,0, 1,0,0, RULE_LATE,
+  "I: 1.00/1.99; Q: runs and chains of add, of which the first two share a cycle" },
 { "BITFIELD",      "lsl lsr asr ror", FORM_IMM, MIX_INT_ALU,                     HALVES_NONE, 0, 0,       1,0,0,   2,0,0, 0,
   "I: 2.01/1.99" },
 { "BITFIELD_2",    SHIFT_BITFIELD " crc32b crc32h crc32w crc32x crc32cb crc32ch crc32cw crc32cx", 0, MIX_INT_ALU, HALVES_NONE, 0, 0, 1,0,0, 2,0,0, 0,

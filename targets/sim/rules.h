@@ -55,7 +55,8 @@ enum {
     RULE_CALL = 1 << 6,        /* pushes the return address */
     RULE_RETURN = 1 << 7,      /* predicted by the return stack */
     RULE_INDIRECT = 1 << 8,    /* predicted by the last target */
-    RULE_UNKNOWN = 1 << 9      /* instructions that no other row names */
+    RULE_LATE = 1 << 9,        /* may execute a stage later, so that it can issue with the one it depends on (pipeline.c) */
+    RULE_UNKNOWN = 1 << 10     /* instructions that no other row names */
 };
 
 typedef struct {
