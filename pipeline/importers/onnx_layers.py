@@ -199,6 +199,23 @@ def _variadic(node: Operands) -> relax.Expr:
     return result
 
 
+def _local_response(node: Operands) -> relax.Expr:
+    """LRN: x / (bias + alpha/size * sum of squares over ``size`` neighbouring channels) ** beta.
+
+    The mean of squares is an average pooling over the channel axis of the image seen as [1, 1, C, H*W].
+    """
+    shape, size = node.shape(), node.attributes["size"]
+    squares = node.step(relax.op.multiply(node.value(0), node.value(0)), "squares")
+    rows = node.step(relax.op.reshape(squares, (1, 1, shape[1], math.prod(shape[2:]))), "rows")
+    before, after = (size - 1) // 2, size // 2
+    window = relax.op.nn.avg_pool2d(rows, (size, 1), padding=(before, 0, after, 0), count_include_pad=True)
+    means = node.step(relax.op.reshape(node.step(window, "windows"), shape), "means")
+    scaled = node.step(relax.op.multiply(means, _scalar(node.attributes.get("alpha", 1e-4))), "scaled")
+    base = node.step(relax.op.add(scaled, _scalar(node.attributes.get("bias", 1.0))), "base")
+    power = node.step(relax.op.power(base, _scalar(-node.attributes.get("beta", 0.75))), "power")
+    return relax.op.multiply(node.value(0), power)
+
+
 def _resize(node: Operands) -> relax.Expr:
     """Resize of any opset, and Upsample, for images; sizes or scales are constant."""
     shape = node.shape()
@@ -249,6 +266,7 @@ CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "Gemm": _dense,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_sigmoid,
+    "LRN": _local_response,
     "Max": _variadic,
     "MaxPool": _pooling,
     "Min": _variadic,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -121,3 +123,38 @@ def test_networks(tmp_path, draw, shape, opset):
     expected = runtime.InferenceSession(str(path)).run(None, {"x": x})[0]
     result = reference.run(model.module, {"x": x})[0]
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v1"])
+def test_published_topologies(tmp_path, name):
+    """The onnx package's own network files; compared before their softmax, which hides differences."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime says what a network's output should be")
+    source = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / f"light_{name}.onnx"
+    if not source.exists():
+        pytest.skip("this release of the onnx package has no network files")
+    proto, path = with_random_weights(onnx.load(source)), tmp_path / "network.onnx"
+    logits = next(node.input[0] for node in proto.graph.node if node.op_type == "Softmax")
+    proto.graph.output[0].name = logits
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, path)
+    model = load_model(path)
+    x = RNG.normal(size=model.inputs[0].shape).astype(np.float32)
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 3
+    expected = runtime.InferenceSession(str(path), settings).run(None, {model.inputs[0].name: x})[0]
+    result = reference.run(model.module, {model.module["main"].params[0].name: x})[0]
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def with_random_weights(proto):
+    """The package's files fill every weight with one value by ConstantOfShape: random ones instead."""
+    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    positive = {name for node in proto.graph.node if node.op_type == "BatchNormalization" for name in node.input[1:]}
+    for fill in [node for node in proto.graph.node if node.op_type == "ConstantOfShape"]:
+        shape, name = shapes[fill.input[0]], fill.output[0]
+        weight = RNG.normal(size=shape) * np.sqrt(2 / max(np.prod(shape[1:]), 1))
+        weight = np.abs(weight) + 0.5 if name in positive else weight
+        proto.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), name))
+        proto.graph.node.remove(fill)
+    return proto
