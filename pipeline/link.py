@@ -29,6 +29,9 @@ _DLPACK_CODE = {"int": 0, "uint": 1, "float": 2, "bool": 6}
 #: Functions whose newest version in libm is younger than the systems we support; runtime.c leads them to the oldest.
 _WRAPPED_MATH = ("expf", "exp2f", "logf", "log2f", "powf", "exp", "exp2", "log", "log2", "pow")
 
+#: A compiler or linker that takes longer hangs.
+TOOL_SECONDS = 300.0
+
 _EXPORTS = "{ global: bk_*; local: *; };\n"
 
 
@@ -218,13 +221,18 @@ def _run(command: Sequence[str | Path]) -> str:
     """Run a tool and give what it prints; its first complaint becomes the error."""
     try:
         done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=300, env={**os.environ, "LC_ALL": "C"}
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            timeout=TOOL_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
         )
     except FileNotFoundError:
         raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
+    except subprocess.TimeoutExpired:
+        raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
     if done.returncode != 0:
-        complaint = _complaint(done.stderr)
-        raise BitkilnError(f"{command[0]} failed: {complaint}")
+        raise BitkilnError(f"{command[0]} failed: {_complaint(done.stderr)}")
     return done.stdout
 
 
