@@ -42,19 +42,33 @@ def fits(pixels: int, vectors: int) -> bool:
 
 @dataclass(frozen=True)
 class Touch:
-    """Memory that the end of a tile will use: ``lines`` cache lines a pixel, from ``pointer`` on every ``stride`` bytes.
+    """Memory that the end of a tile will use: ``lines`` cache lines a pixel, from ``start`` on every ``stride`` bytes.
 
-    Loads to the zero register fetch it while the product is computed. The registers are the routine's own to change.
+    Loads to the zero register fetch it while the product is computed. ``pointer`` is a register of the routine's own.
     """
 
+    start: str
     pointer: str
     stride: str
     lines: int
 
-    def pixel(self) -> Iterator[str]:
-        """Fetches one pixel's lines and moves to the next."""
-        yield from (f"ldr xzr, [{self.pointer}, #{64 * line}]" for line in range(self.lines))
-        yield f"add {self.pointer}, {self.pointer}, {self.stride}"
+
+@dataclass(frozen=True)
+class _Loop:
+    """``steps`` steps, with the touches of a pixel beside each."""
+
+    steps: int
+    touched: tuple[tuple[Touch, tuple[int, ...]], ...] = ()
+
+    def head(self) -> Iterator[str]:
+        """Pointers to the first pixel's lines."""
+        yield from (f"mov {touch.pointer}, {touch.start}" for touch, _ in self.touched)
+
+    def beside(self) -> Iterator[str]:
+        """What issues beside the arithmetic of a step."""
+        for touch, lines in self.touched:
+            yield from (f"ldr xzr, [{touch.pointer}, #{64 * line}]" for line in lines)
+            yield f"add {touch.pointer}, {touch.pointer}, {touch.stride}"
 
 
 @dataclass(frozen=True)
@@ -106,14 +120,13 @@ class Bits:
         tile = Tile(self.pixels, self.vectors, self.words)
         lines = [*tile.segments("sp", self._touches()), *self._compare(tile), *self._pack(tile)]
         if self.rows == "each":
-            # The row of the first pixel, and a copy to touch with.
-            lines = ["ldrsw x5, [x5]", "madd x4, x5, x6, x4", "mov x17, x4", *lines]
+            lines = ["ldrsw x5, [x5]", "madd x4, x5, x6, x4", *lines]
         lines = ["mov w3, w3", "lsl x6, x3, #4", *lines]
         return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
 
     def _touches(self) -> list[Touch]:
         """A row for every pixel streams from memory; few rows stay in the cache."""
-        return [Touch("x17", "x6", -(-self.vectors // 4))] if self.rows == "each" else []
+        return [Touch("x4", "x17", "x6", -(-self.vectors // 4))] if self.rows == "each" else []
 
     def _compare(self, tile: Tile) -> Iterator[str]:
         """Masks in the accumulators: all ones where the count is below the bound."""
@@ -163,6 +176,15 @@ class Bits:
         yield f"st1 {{v{register}.{width}}}[{at // size}], [{_OUT}], x3"
 
 
+def _plain(steps: int) -> list[_Loop]:
+    return [_Loop(steps)] if steps else []
+
+
+def _by_touch(jobs: Sequence[tuple[Touch, int]]) -> tuple[tuple[Touch, tuple[int, ...]], ...]:
+    touches = dict.fromkeys(touch for touch, _ in jobs)
+    return tuple((touch, tuple(line for other, line in jobs if other == touch)) for touch in touches)
+
+
 def _pairs(registers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Neighbours; a last one alone is its own neighbour."""
     for i in range(0, len(registers), 2):
@@ -204,24 +226,32 @@ class Tile:
         yield f"add {_WEIGHTS}, {_WEIGHTS}, #{16 * self.vectors}"
         yield f"ld2r {{v{self.pair[0]}.8h, v{self.pair[1]}.8h}}, [{_PAIRS[0]}], #4"
         label = 1
-        for i, length in enumerate(self.lengths):
+        for i, loops in enumerate(self._loops(touches)):
             yield from self._step(first=True)
-            for count, beside in self._loops(length - 1, touches if i == 0 else ()):
-                yield f"mov {_COUNT}, #{count}"
-                yield f"{label}:"
-                yield from self._step(first=False, beside=beside)
+            for loop in loops:
+                yield from (*loop.head(), f"mov {_COUNT}, #{loop.steps}", f"{label}:")
+                yield from self._step(first=False, beside=list(loop.beside()))
                 yield f"b.ne {label}b"
                 label += 1
             yield from self._widen(scratch, i)
 
-    def _loops(self, steps: int, touches: Sequence[Touch]) -> Iterator[tuple[int, list[str]]]:
-        """Loops of so many steps in all, and what issues beside the arithmetic of each: the touches in the first."""
-        if touches and steps:
-            count = max(count for count in range(1, steps + 1) if self.pixels % count == 0)
-            yield count, [line for _ in range(self.pixels // count) for touch in touches for line in touch.pixel()]
-            steps -= count
-        if steps:
-            yield steps, []
+    def _loops(self, touches: Sequence[Touch]) -> list[list[_Loop]]:
+        """The loops of each segment behind its first step.
+
+        Line fills are few and slow, so each line of all pixels gets a loop of its own, a fill a step, where steps suffice.
+        Without a loop as long as that nothing is fetched ahead: the arithmetic is too short to hide it.
+        """
+        rests = [length - 1 for length in self.lengths]
+        jobs = [(touch, line) for touch in touches for line in range(touch.lines)]
+        share = -(-len(jobs) // max(1, sum(rest // self.pixels for rest in rests)))
+        loops: list[list[_Loop]] = []
+        for rest in rests:
+            segment = []
+            while rest >= self.pixels and jobs:
+                segment.append(_Loop(self.pixels, _by_touch(jobs[:share])))
+                jobs, rest = jobs[share:], rest - self.pixels
+            loops.append([*segment, *_plain(rest)])
+        return loops
 
     def _step(self, first: bool, beside: Sequence[str] = ()) -> Iterator[str]:
         """One word of every pixel with that of every channel. ``first`` begins a segment: counts replace what was there.

@@ -59,10 +59,9 @@ class Floats:
         enter, leave = asm.saved(19, 19 + 2 * -(-tensors // 2), vectors=True)
         tile = Tile(self.pixels, self.vectors, self.words)
         finish = _Finish(self, tile)
-        pointers = dict(zip(["x17", "x19", "x20", "x21"], [_OUT, *finish.tensor_arguments], strict=False))
-        touches = [Touch(pointer, _STRIDE, -(-self.vectors // 2)) for pointer in pointers]
-        copies = [f"mov {pointer}, {source}" for pointer, source in pointers.items()]
-        lines = ["mov w3, w3", *copies, *tile.segments("sp", touches), *finish.lines()]
+        pointers = zip([_OUT, *finish.tensor_arguments], ["x17", "x19", "x20", "x21"], strict=False)
+        touches = [Touch(start, pointer, _STRIDE, -(-self.vectors // 2)) for start, pointer in pointers]
+        lines = ["mov w3, w3", *tile.segments("sp", touches), *finish.lines()]
         return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
 
 

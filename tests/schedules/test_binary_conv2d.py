@@ -12,7 +12,7 @@ from bitkiln.schedules.workload import Conv2d, Pool, Step
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
 SAME = (1, 1, 1, 1)
-MUL, ADD = Step("mul", "channel"), Step("add", "channel")
+MUL, ADD, TENSOR = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor")
 
 
 def conv(height: int, width: int, channels: int, out_channels: int, kernel: tuple[int, int] = (3, 3), **how) -> Conv2d:
@@ -30,14 +30,20 @@ WORKLOADS = [
     conv(7, 6, 20, 37, padding=SAME, pad_value=0, out="bits", threshold="element"),
     conv(9, 9, 24, 40, padding=(2, 2, 2, 2), dilation=(2, 2), pad_value=1, **BITS),
     conv(9, 9, 16, 4, padding=SAME, epilogue=(MUL, Step("relu")), pool=Pool((3, 3), (2, 2), SAME)),
-    conv(13, 13, 64, 128, (1, 1), strides=(2, 2), epilogue=(MUL, ADD, Step("add", "tensor"), MUL, ADD, Step("relu"))),
+    conv(13, 13, 64, 128, (1, 1), strides=(2, 2), epilogue=(MUL, ADD, TENSOR, MUL, ADD, Step("relu"))),
     conv(6, 6, 64, 48, padding=SAME, pad_value=0, epilogue=(MUL, Step("prelu", "element"), Step("clip", "", (-2, 9)))),
+    conv(8, 8, 64, 32, padding=SAME, pad_value=1, epilogue=(MUL, ADD)),
+    conv(8, 5, 64, 40, padding=SAME, pad_value=1, epilogue=(ADD, TENSOR, Step("leaky", "", (0.1,)), TENSOR, TENSOR)),
+    conv(6, 6, 128, 64, padding=SAME, pad_value=0, epilogue=(MUL, ADD, Step("prelu", "channel"), TENSOR, MUL, ADD)),
+    conv(6, 6, 64, 24, padding=SAME, pad_value=1, epilogue=(Step("leaky", "", (1.5,)), Step("tanh"))),
+    conv(6, 6, 15, 24, padding=SAME, pad_value=1, epilogue=(MUL,)),
+    conv(3, 3, 64, 32, padding=SAME, pad_value=0, strides=(4, 4)),
     conv(1, 1, 8192, 100, (1, 1), **BITS),
     conv(5, 5, 3, 200, (5, 5), padding=(2, 2, 2, 2), pad_value=1, **BITS),
 ]
 GROUPED = [
     conv(9, 9, 24, 36, (3, 2), padding=(2, 0, 2, 1), dilation=(2, 3), groups=2, pad_value=1, **BITS),
-    conv(9, 9, 36, 18, (3, 2), padding=(2, 0, 2, 1), groups=3, epilogue=(MUL, Step("add", "tensor"))),
+    conv(9, 9, 36, 18, (3, 2), padding=(2, 0, 2, 1), groups=3, epilogue=(MUL, TENSOR)),
     conv(3, 3, 8192, 10, epilogue=(ADD,)),
     conv(3, 3, 8192, 10, **BITS),
 ]
