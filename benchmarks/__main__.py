@@ -80,7 +80,9 @@ def main(
     except KeyboardInterrupt:
         print("bench: interrupted: these are the rows until here", file=sys.stderr)
     title = f"Simulated {target.description}: one frame, warm, {threads} thread{'s' if threads > 1 else ''}"
-    report.show(rows, title, Console())
+    console = Console()
+    # A file or a pipe has no width: what rich assumes of one would cut names.
+    report.show(rows, title, console if console.is_terminal else Console(width=120))
     if json_file:
         _write(json_file, report.to_json(rows))
     if markdown_file:

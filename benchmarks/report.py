@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -93,9 +94,10 @@ def into_document(document: str, section: str) -> str:
 def show(rows: Sequence[Row], title: str, console: Console) -> None:
     """Print the table and its notes."""
     heads, lines = table(rows)
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     for head in heads:
-        grid.add_column(head, justify="left" if head == "ms" else "right", style="bold" if head == OURS else None)
+        justify = "left" if head == "ms" else "right"
+        grid.add_column(head, justify=justify, style="bold" if head == OURS else None, no_wrap=True)
     for cells in lines:
         grid.add_row(*cells)
     console.print(grid)
