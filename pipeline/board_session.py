@@ -29,6 +29,7 @@ class Session:
         from tvm import rpc  # Takes a second: commands that talk to no board do without.
 
         offer = tracker.request(key, wait)
+        self.address = offer.address
         self.board = f"{key} at {offer.address}"
         self._functions: dict[str, Any] = {}
         self._relay = Relay(offer.address, seconds + GRACE)

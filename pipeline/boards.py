@@ -151,12 +151,23 @@ class TrackerBoard:
         """See ``Board``."""
         # The session also carries the uploads, which take their time on a slow network.
         with Session(self.tracker, self.key, request.limit_seconds + 60, self.wait) as session:
-            session.upload("model.so", library)
-            files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
-            for name, data in (inputs or {}).items():
-                session.upload(files[name], data)
-            answer = session.call("bitkiln.measure", "model.so", json.dumps({**asdict(request), "inputs": files}))
-            return _measurement(answer, session.download, known)
+            return measure_in(session, library, request, inputs, known)
+
+
+def measure_in(
+    session: Session,
+    library: Path,
+    request: Request,
+    inputs: Mapping[str, bytes] | None = None,
+    known: Collection[str] = (),
+) -> Measurement:
+    """``Board.measure`` on the board of a session."""
+    session.upload("model.so", library)
+    files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
+    for name, data in (inputs or {}).items():
+        session.upload(files[name], data)
+    answer = session.call("bitkiln.measure", "model.so", json.dumps({**asdict(request), "inputs": files}))
+    return _measurement(answer, session.download, known)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ class Remote:
         # As text, so that one way of running commands serves all.
         return bytes.fromhex(self.run(f"od -An -v -tx1 {shlex.quote(path)}", timeout))
 
+    def tunnel(self, *forwards: str) -> list[str]:
+        """The command that holds ``forwards`` (ssh's -L and -R with their values) open for as long as it runs."""
+        return [*self._ssh(), "-N", "-o", "ExitOnForwardFailure=yes", *forwards, "--", self.host]
+
     def _ssh(self) -> list[str]:
         command = shlex.split(os.environ.get("BITKILN_SSH", "ssh"))
         command += ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]

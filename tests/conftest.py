@@ -14,6 +14,7 @@ from bitkiln import targets
 from bitkiln.pipeline.boards import simulated_farm
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.tracker import Address
+from tests.ssh_board import device, sshd  # noqa: F401  Fixtures for every test.
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,10 +34,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     compiler = "aarch64-linux-gnu-gcc"
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
-    device = REPOSITORY / "pipeline" / "device"
+    runtime = REPOSITORY / "pipeline" / "device"
     folder = tmp_path_factory.mktemp("kernels")
-    sources = [REPOSITORY / "tests" / "pipeline" / "one_step.c", device / "runtime.c"]
-    flags = ["-O2", "-mcpu=cortex-a53", "-shared", "-fPIC", "-w", f"-I{device}", "-DFACTOR=0"]
+    sources = [REPOSITORY / "tests" / "pipeline" / "one_step.c", runtime / "runtime.c"]
+    flags = ["-O2", "-mcpu=cortex-a53", "-shared", "-fPIC", "-w", f"-I{runtime}", "-DFACTOR=0"]
     kinds = {"good": "-DROUNDS=1", "slow": "-DROUNDS=10", "crash": "-DROUNDS=1 -DCRASH", "hang": "-DROUNDS=1 -DHANG"}
     libraries = {}
     for name, options in kinds.items():

@@ -85,8 +85,9 @@ class Runtime:
     """TVM's runtime: offers Python functions to RPC clients and speaks the protocol on a connection."""
 
     def __init__(self, folder: str) -> None:
-        self.ffi = ctypes.CDLL(str(Path(folder) / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
-        self.rpc = ctypes.CDLL(str(Path(folder) / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+        libraries = Path(folder).resolve()
+        self.ffi = ctypes.CDLL(str(libraries / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
+        self.rpc = ctypes.CDLL(str(libraries / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
         self._kept = []  # Callbacks must outlive their registration.
 
     def register(self, name: str, function: Callable[..., str]) -> None:
@@ -707,8 +708,8 @@ class Server:
 
     def _connect(self) -> None:
         try:
-            advertised = self.options.advertise or None
-            self.tracker = Tracker(self.options.tracker, self.options.key, self.port, advertised)
+            host, port = self.options.advertise or (None, self.port)
+            self.tracker = Tracker(self.options.tracker, self.options.key, port, host)
             if not self.session:
                 self.tracker.put()
             log("registered with the tracker at {}:{}".format(*self.options.tracker))
@@ -795,7 +796,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=9090, help="first port to try (%(default)s); 0 takes any")
     parser.add_argument("--port-end", type=int, default=9190, help="port to stop before (%(default)s)")
-    parser.add_argument("--advertise", metavar="HOST", help="address the tracker gives to clients")
+    parser.add_argument("--advertise", type=address, metavar="HOST:PORT", help="where clients find this board")
     parser.add_argument("--libraries", default=str(Path(__file__).parent), help="folder of TVM's two libraries")
     parser.add_argument("--session-seconds", type=float, default=3600.0, help="longest session (%(default)s)")
     parser.add_argument("--emulated", action="store_true", help="qemu runs this: its times are not a board's")
