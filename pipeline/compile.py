@@ -81,7 +81,10 @@ def compile_model(
     from bitkiln.pipeline.passes.lower import lower  # Processes that only build kernels for tuning do without.
 
     bundle.refuse_foreign(out)
-    return compile_lowered(model, lower(model, target).module, target, records, out, console)
+    lowered = lower(model, target)
+    for warning in lowered.warnings() if console else ():
+        console.print(f"warning: {warning}", highlight=False)
+    return compile_lowered(model, lowered.module, target, records, out, console)
 
 
 def compile_lowered(

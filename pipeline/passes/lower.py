@@ -37,6 +37,14 @@ class Lowered:
     notes: tuple[Note, ...]
     phases: dict[str, tvm.IRModule]
 
+    def warnings(self) -> list[str]:
+        """What the user should know: convolutions that look as if they were meant to be binary, and are not."""
+        return [
+            f"{verdict.name} runs in floats, not in bits: {verdict.reason}"
+            for verdict in self.verdicts
+            if verdict.suspicious
+        ]
+
 
 def lower(model: Model, target: Target) -> Lowered:
     """Lower ``model`` for ``target``. Raises ModelError."""

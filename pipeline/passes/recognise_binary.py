@@ -168,6 +168,9 @@ def _weights(graph: Graph, call: Call) -> tuple[np.ndarray, np.ndarray]:
         )
     if np.all(scales == 0):
         raise _NotBinary("all its weights are zero", input_is_binary)
+    if not input_is_binary and (size.shape[1] == 1 or np.all(weight >= 0)):
+        # One weight a channel, or equal ones, have equal magnitudes without meaning anything by it.
+        raise _NotBinary("float weights", False)
     return scales, np.where(weight > 0, np.float32(1), np.float32(-1))
 
 

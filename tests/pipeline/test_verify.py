@@ -11,6 +11,9 @@ from tvm import relax
 
 from bitkiln import targets
 from bitkiln.pipeline import ops, reference
+from bitkiln.pipeline import verify as verifying
+from bitkiln.pipeline.bundle import Bundle
+from bitkiln.pipeline.errors import VerifyError
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 from bitkiln.pipeline.passes.graph import bindings, op_name
 from bitkiln.pipeline.passes.lower import lower
@@ -156,3 +159,25 @@ def test_inputs_look_like_preprocessed_pixels(model):
     assert pixels.shape == (1, 8, 8, 3)
     np.testing.assert_array_equal(pixels / np.float32([0.5, 1, 2]) + np.float32([100, 110, 120]) >= 0, True)
     np.testing.assert_array_equal(make_inputs(model)["x"], make_inputs(model)["x"])
+
+
+def test_bundle_of_another_model_or_version_is_refused(model, lowered, trace, tmp_path, monkeypatch):
+    names = [{"name": name, "kind": kind} for name, kind in steps_of(lowered)]
+    made_from = {"name": "test", "sha256": model.source_digest}
+
+    def bundle(**changed):
+        manifest = {"model": made_from, "target": "rasp3b", "steps": names} | changed
+        return Bundle(tmp_path, manifest)
+
+    def verify(**changed):
+        monkeypatch.setattr(verifying, "open_bundle", lambda _folder: bundle(**changed))
+        return verifying.verify_bundle(tmp_path, model, tracer=lambda _folder, _inputs: trace)
+
+    report = verify()
+    assert report.passed
+    assert [decision.against for decision in report.decisions] == ["reference"]
+    assert [row.name for row in report.rows] == [row["name"] for row in names if ".unpooled" not in row["name"]]
+    with pytest.raises(VerifyError, match="another file than test"):
+        verify(model={"name": "other", "sha256": "1" * 64})
+    with pytest.raises(VerifyError, match="compile it again"):
+        verify(steps=[{"name": "something", "kind": "conv2d"}, *names])

@@ -268,3 +268,11 @@ def test_batch_of_two_is_left_alone(network, same):
     after, (verdict,) = lowered(before)
     assert "batch 1" in verdict.reason
     same(before, after)
+
+
+@pytest.mark.parametrize("kind", ["one weight a channel", "a mean"])
+def test_equal_weights_alone_raise_no_suspicion(network, kind):
+    net = network((1, 4, 6, 6))
+    weight = C(np.full((4, 1, 3, 3), 1 / 9, "float32")) if kind == "a mean" else net.normal(4, 1, 1, 1)
+    _, (verdict,) = lowered(net.module(net.add(nn.conv2d(net.x, weight, groups=4))))
+    assert (verdict.binary, verdict.suspicious) == (False, False)
