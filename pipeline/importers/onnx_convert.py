@@ -7,6 +7,7 @@ everything else goes through TVM's ONNX frontend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -61,10 +62,32 @@ def _add(tensors: Tensors, node: onnx.NodeProto) -> None:
         result = tensors.builder.normalize(converter(Operands(tensors, node)))
     except ModelError:
         raise
-    except Exception as error:  # the frontend raises whatever it meets
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {reason}") from error
+    except Exception as error:  # the frontend and TVM's type inference raise whatever they meet
+        raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {_reason(error)}") from error
+    shape = static_shape(result)
+    if shape is not None and any(size < 1 for size in shape):
+        raise UnsupportedLayer(f"{tensors.path}: {node_label(node)}: gives an empty tensor of shape {list(shape)}")
     _bind(tensors, node, result)
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of TVM's says, on one line and without its dumps of IR."""
+    if isinstance(error, KeyError):
+        return f"attribute {error} is missing"
+    text = " ".join(str(error).split()) or type(error).__name__
+    for pattern, instead in _IR_DUMPS:
+        text = re.sub(pattern, instead, text)
+    return text[:200]
+
+
+#: Parts of TVM's messages that say nothing to a user, and what stands for them.
+_IR_DUMPS = (
+    (r"In ir\.Op\(.*?support_level=\d+\), ", ""),
+    (r"T\.int64\((-?\d+)\)", r"\1"),
+    (r"R\.shape\((\[.*?\])\)", r"\1"),
+    (r'metadata\["ir\.GenericConst"\]\[\d+\]', "constant"),
+    (r"# Metadata omitted\. .*? to show it\. ", ""),
+)
 
 
 def _bind(tensors: Tensors, node: onnx.NodeProto, result: relax.Expr) -> None:

@@ -24,10 +24,14 @@ class Windows:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any], size: _Pair, kernel: _Pair) -> Windows:
-        """From a node's attributes and its input's rows and columns."""
+        """From a node's attributes and its input's rows and columns; ValueError for what is no window."""
         strides = tuple(attributes.get("strides", (1, 1)))
         dilations = tuple(attributes.get("dilations", (1, 1)))
         pads = list(attributes.get("pads", (0, 0, 0, 0)))
+        if not len(kernel) == len(strides) == len(dilations) == 2 or len(pads) != 4:
+            raise ValueError("kernel, strides, dilations and pads are not those of two dimensions")
+        if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
+            raise ValueError(f"kernel {kernel}, strides {strides}, dilations {dilations}, pads {pads} make no sense")
         reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
         auto = attributes.get("auto_pad", b"NOTSET").decode()
         if auto in ("SAME_UPPER", "SAME_LOWER"):

@@ -68,6 +68,29 @@ def test_shapes_that_do_not_fit(write_onnx):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "attributes", "message"),
+    [
+        ("Conv", {"strides": [0, 1]}, "strides .* make no sense"),
+        ("Conv", {"pads": [0, 0, -1, 0]}, "pads .* make no sense"),
+        ("Conv", {"dilations": [1]}, "not those of two dimensions"),
+        ("Conv", {"dilations": [4, 4]}, "gives an empty tensor"),
+        ("Conv", {"group": 3}, "does not fit its input"),
+        ("MaxPool", {}, "attribute 'kernel_shape' is missing"),
+        ("MaxPool", {"kernel_shape": [9, 9]}, "gives an empty tensor"),
+    ],
+)
+def test_windows_that_make_no_sense(write_onnx, kind, attributes, message):
+    inputs, weights = (["x", "w"], {"w": np.ones((2, 4, 3, 3), "f")}) if kind == "Conv" else (["x"], {})
+    path = write_onnx([node(kind, inputs, **attributes)], weights, [1, 4, 5, 5])
+    refused(path, UnsupportedLayer, rf"node 'the_{kind.lower()}' \({kind}\).*{message}")
+
+
+def test_reasons_are_free_of_internals(write_onnx):
+    path = write_onnx([node("Add", ["x", "w"])], {"w": np.ones(3, "f")}, [1, 4])
+    refused(path, UnsupportedLayer, r"cannot be converted: the first input shape at dim 1 is 4 and the second .* is 3")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_weights(write_onnx, value):
     weight = np.ones((2, 1, 3, 3), np.float32)
