@@ -37,6 +37,8 @@
     P(mispredict, 7)           /* Q: cbz, b.eq against expectation */                                     \
     P(taken_gap, 3)            /* I: between arrivals at targets of taken branches, b 3.03, bl-ret 6.05 */                                        \
     P(fma_load_gap, 4)         /* no vector load issues so many cycles after an fmla (OpenBLAS kernels) */ \
+    P(unaligned_load, 1)       /* I: cycles it takes longer when it touches one 64-bit word more than it needs to */ \
+    P(split_store, 1)          /* I: cycles it takes longer when it crosses a cache line */                \
     P(roi, 1)                  /* 0: everything is one region, from start to exit */                      \
     P(marks, 0)                /* 1: reports list the cycles between reads of cntvct_el0 */               \
     P(blocks, 0)               /* reports list so many of the hottest blocks */

@@ -276,6 +276,17 @@ SEQUENCES: list[tuple[str, str, tuple[str, ...], int, str]] = [
         "E",
     ),
     ("BARRIER", "before a d operation", ("dmb ish", "fadd v27.2s, v27.2s, v27.2s"), 4, "E"),
+    ("mispredict", "return to elsewhere", ("adr x30, 0f", "ret", "nop", "0:"), 8, "E"),
+    # loads that touch a 64-bit word more than they need to, stores across cache lines
+    ("unaligned_load", "ldr x, run", ("ldur x0, [x20, #1]",) * N, 16, "I"),
+    ("unaligned_load", "ldr x to address", ("ldur x0, [x20, #1]", _ADDRESS.format(0)), 6, "I"),
+    ("unaligned_load", "ldr q, run", ("ldur q0, [x20, #1]",) * N, 24, "I"),
+    ("unaligned_load", "ldr q to fadd", ("ldur q0, [x20, #1]", "fadd v0.4s, v0.4s, v0.4s"), 6, "I"),
+    ("unaligned_load", "ldp q, run", ("add x12, x20, #1", *("ldp q0, q1, [x12]",) * N), 41, "I"),
+    ("unaligned_load", "ldr q at 8 bytes, run", ("ldur q0, [x20, #8]",) * N, 16, "E"),
+    ("unaligned_load", "ldrh, run", ("ldurh w0, [x20, #1]",) * N, 8, "I"),
+    ("split_store", "str x within a line, run", ("stur x0, [x20, #1]",) * N, 8, "I"),
+    ("split_store", "str x across lines, run", ("stur x0, [x20, #60]",) * N, 16, "I"),
     # the gap that an fmla keeps from vector loads
     ("fma_load_gap", "load 4 cycles after", ("fmla v0.4s, v1.4s, v2.4s", *("nop",) * 7, "ldr d3, [x20]"), 6, "E"),
 ]

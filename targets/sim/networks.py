@@ -181,8 +181,8 @@ def googlenet(net: Net) -> None:
 class Published:
     """A network, the side of its input in pixels, and its published time in ms with one thread, the minimum of 4 runs.
 
-    Source: github Tencent/ncnn, benchmark/README.md. `pi3b_plus`: Raspberry Pi 3 Model B+ at 1.4 GHz; `msm8916`: a phone
-    with the Snapdragon 410 (the SoC of the DragonBoard 410c) at 1.2 GHz.
+    Source: github Tencent/ncnn, benchmark/README.md. `pi3b_plus`: Raspberry Pi 3 Model B+ at 1.4 GHz; `msm8916`: a
+    phone with the Snapdragon 410 (the SoC of the DragonBoard 410c) at 1.2 GHz.
     """
 
     build: Callable[[Net], None]

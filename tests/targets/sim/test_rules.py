@@ -72,9 +72,15 @@ def test_a_changed_row_makes_facts_fail(program: Path, row: tuple[str, ...]) -> 
     assert [mutation for mutation in mutations(row) if not failing(known, program, [mutation])] == []
 
 
-@pytest.mark.parametrize("option", ["taken_gap=4", "fma_load_gap=0", "fma_load_gap=5"])
+PARAMETERS = ("B: ", "fma_load_gap: ", "mispredict: ", "unaligned_load: ", "split_store: ")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["taken_gap=4", "fma_load_gap=0", "fma_load_gap=5", "mispredict=8", "unaligned_load=0", "split_store=0"],
+)
 def test_a_changed_parameter_makes_facts_fail(program: Path, option: str) -> None:
-    known = [fact for fact in facts.all_facts() if fact.name.startswith(("B: ", "fma_load_gap: "))]
+    known = [fact for fact in facts.all_facts() if fact.name.startswith(PARAMETERS)]
     microbench.build(known, program)
     assert failing(known, program, [option])
 
