@@ -304,7 +304,8 @@ def serve_simulated(target: Target, tracker: str | None, key: str | None, count:
     """Run simulated boards, and a tracker where none is named, until interrupted."""
     address = Address.parse(tracker) if tracker else None
     with simulated_farm(target, count, address, key, port=DEFAULT_TRACKER_PORT) as (where, name):
-        console.print(f"{count} simulated boards {name!r} at the tracker {where}; Ctrl-C stops them")
+        boards = "1 simulated board" if count == 1 else f"{count} simulated boards"
+        console.print(f"{boards} with the key {name!r} at the tracker {where}; Ctrl-C stops them")
         console.print(f"try: tune --target {target.name} --tracker {where} --key {name}")
         try:
             while True:

@@ -88,7 +88,7 @@ class TaskState:
         """Count a trial; whether it is the best so far. The default stays where nothing beats it."""
         self.trials += 1
         self.failures += not record.ok
-        if record.default:
+        if record.ok and record.knobs == self.task.default:
             self.default = record
         if not record.ok or (self.best is not None and record.seconds >= self.best.seconds):
             return False
@@ -169,16 +169,17 @@ class Tuning:
         """Take in what earlier runs on the same kind of board have found, and note what others found as worth a try."""
         known = Records([folder for folder in (self.folder, COMMITTED) if folder.is_dir()])
         for state in self.states:
-            all_records = [record for name in state.task.target.records for record in known.of(state.key, name)]
+            usable = [record for name in state.task.target.records for record in known.of(state.key, name)]
+            usable = [record for record in usable if state.task.space.positions(record.knobs) is not None]
             mine = [
                 record
-                for record in all_records
+                for record in usable
                 if record.measured_by == measured_by and record.target == state.task.target.name
             ]
             for record in _distinct(mine):
                 state.take(record)
             state.search.learn(mine)
-            state.search.suggest(_fastest(record for record in all_records if record.ok and record not in mine))
+            state.search.suggest(_fastest(record for record in usable if record.ok and record not in mine))
 
     def _measure_defaults(self, crew: Crew, display: Display) -> None:
         unknown = [state for state in self.states if state.default is None]

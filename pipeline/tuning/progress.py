@@ -125,7 +125,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     """Default against best, task by task, the costliest first."""
     table = Table(box=None, pad_edge=False)
     for name in ("layers", "default ms", "best ms", "gain", "MAC/cycle", "share", "trials"):
-        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(5, len(name)))
     table.add_column("task", overflow="ellipsis", no_wrap=True)
     total = total_seconds(rows, tuned=True)
     cost = {id(row): row.occurrences * row.best.seconds if row.best else 0.0 for row in rows}
@@ -143,8 +143,9 @@ def summary_table(rows: Sequence[Row]) -> Table:
 
 
 def print_summary(rows: Sequence[Row], console: Console, measured_by: str) -> None:
-    """The final table and its last line."""
-    console.print(summary_table(rows))
+    """The final table, which a terminal shows already, and its last line."""
+    if not console.is_terminal:
+        console.print(summary_table(rows))
     before, after = total_seconds(rows, tuned=False), total_seconds(rows, tuned=True)
     if after:
         console.print(
