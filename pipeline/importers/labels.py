@@ -29,10 +29,11 @@ def find_labels(model: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     stem = model.name.partition(".")[0]
     for name in (f"{stem}.labels.txt", f"{stem}.txt", *_NEIGHBOURS):
         path = model.parent / name
-        if path.is_file() and path.stat().st_size <= _MAX_BYTES:
-            labels = _lines(path)
-            if len(labels) == math.prod(outputs[0].shape):
-                return labels
+        if path.is_file():
+            try:
+                return read_labels(path, outputs)
+            except ModelError:
+                continue  # nobody asked for this file: it may be anything
     return ()
 
 

@@ -40,6 +40,7 @@ def test_labels_beside_the_model(path):
     assert load_model(path).labels == ()
     (path.parent / "categories.txt").write_text("only\ntwo\n")
     assert load_model(path).labels == ()
+    (path.parent / "net.txt").write_bytes(b"\xff\xfe")
     (path.parent / "categories.txt").write_text("cat\ndog\nbird, of prey\n")
     assert load_model(path).labels == ("cat", "dog", "bird, of prey")
 
