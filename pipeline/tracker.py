@@ -119,7 +119,11 @@ class TrackerClient:
         try:
             connection = socket.create_connection((self.address.host, self.address.port), timeout=PATIENCE)
         except OSError as error:
-            raise NoBoard(f"no tracker at {self.address} ({error.strerror or error}): is it running?")
+            start = f"python -m tvm.exec.rpc_tracker --host {self.address.host} --port {self.address.port}"
+            raise NoBoard(
+                f"no tracker at {self.address} ({error.strerror or error}): start one with "
+                f"`{start} --port-end {self.address.port + 10}`"
+            )
         try:
             connection.sendall(struct.pack("<i", MAGIC))
             if _receive(connection, 4) != struct.pack("<i", MAGIC):

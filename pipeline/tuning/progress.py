@@ -58,6 +58,7 @@ class Display:
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self._warned: set[str] = set()
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 
     def __enter__(self) -> Display:
@@ -87,6 +88,7 @@ class Display:
         position = list(self.rows).index(row) + 1
         share = self._share(row)
         best = f"best {speed(row.best, row.workload)}" if row.best else "no result yet"
+        self._warn(record)
         what = "default" if record.default else record.status if not record.ok else "new best" if improved else "slower"
         share_text = f", {share:.0%} of the time" if share else ""
         self.current = (
@@ -101,6 +103,13 @@ class Display:
     def note(self, text: str) -> None:
         """Something worth a line."""
         self._print(text)
+
+    def _warn(self, record: Record) -> None:
+        """Say once that a board is not fit to measure."""
+        problem = "a board is throttled (heat or supply voltage)" if record.health.get("throttled") else record.message
+        if record.ok and problem and problem not in self._warned:
+            self._warned.add(problem)
+            self._print(f"warning: {problem}: its times scatter")
 
     def _left(self) -> str:
         elapsed = time.monotonic() - self.began

@@ -122,6 +122,7 @@ def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, defa
         measured_by=found.measured_by,
         default=default,
         health=dict(found.health),
+        message="" if found.steady else "the board's clock moved while it was measured",
     )
 
 
