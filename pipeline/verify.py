@@ -142,12 +142,19 @@ def make_inputs(model: Model) -> dict[str, np.ndarray]:
 def compare_steps(lowered: Lowered, steps: Sequence[tuple[str, str]], trace: Tensors) -> list[Row]:
     """One row for each step (name, kind) whose result is a tensor of the network before fusion.
 
-    The others, like the bits before a bitwise pooling, are checked as part of the next step that is.
+    The others, like the bits before a bitwise pooling, are checked together with the next step that is.
     """
     defined = dict(bindings(lowered.graph["main"]))
     known = {name: values for name, values in trace.items() if name in defined or _is_input(lowered, name)}
     workloads = _workloads(lowered)
-    return [_compare(lowered, name, kind, workloads.get(name), known) for name, kind in steps if name in defined]
+    rows: list[Row] = []
+    kinds: list[str] = []
+    for name, kind in steps:
+        kinds.append(kind)
+        if name in defined:
+            rows.append(_compare(lowered, name, " + ".join(kinds), workloads.get(name), known))
+            kinds = []
+    return rows
 
 
 def compare_outputs(lowered: Lowered, inputs: Tensors, outputs: Sequence[Output]) -> list[Decision]:

@@ -14,6 +14,7 @@ from tvm import relax
 from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
+from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Pool, Step, Workload, to_json
 
 #: Attribute of the PrimFuncs that implement a workload; its value is the workload's JSON.
@@ -100,8 +101,6 @@ def _infer_type(workload: Workload, call: Call) -> relax.TensorType:
 
 
 def _legalize(builder: relax.BlockBuilder, call: Call, workload: Workload) -> relax.Expr:
-    from bitkiln.schedules.registry import operator_for
-
     func = operator_for(workload).reference(workload).without_attr("global_symbol")
     func = func.with_attr({WORKLOAD_ATTR: to_json(workload), "op_pattern": OPAQUE})
     function = builder.add_func(func, call.op.name.removeprefix("relax.bitkiln."))

@@ -186,3 +186,48 @@ def test_trained_network(shared):
     graph_names = {name for name, _ in bindings(found.graph["main"])}
     assert {name for name, _ in bindings(found.module["main"])} <= graph_names
     assert all(isinstance(value, Call) for _, value in bindings(found.module["main"]))
+
+
+def random_layer(net, x, others):
+    """A layer as networks have them, on an NCHW image."""
+    rng, channels = net.rng, shape_of(x)[1]
+    alike = [other for other in others if shape_of(other) == shape_of(x)]
+    layers = [
+        lambda: image(net, x, int(rng.integers(1, 20)), strides=int(rng.integers(1, 3))),
+        lambda: binary(net, x, int(rng.integers(1, 20))),
+        lambda: norm(net, binary(net, x, int(rng.integers(1, 20)))),
+        lambda: norm(net, x),
+        lambda: net.add(nn.relu(x)),
+        lambda: net.add(nn.leakyrelu(x, 0.2)),
+        lambda: net.add(nn.prelu(x, net.normal(channels), 1)),
+        lambda: net.add(op.tanh(x)),
+        lambda: net.add(nn.max_pool2d(x, (3, 3), (1, 1), (1, 1))),
+        lambda: net.add(nn.max_pool2d(x, (2, 2), (2, 2), ceil_mode=True)),
+        lambda: net.add(nn.avg_pool2d(x, (2, 2), (1, 1))),
+        lambda: net.add(op.add(x, alike[rng.integers(len(alike))])),
+        lambda: net.add(op.concat([x, alike[rng.integers(len(alike))]], 1)),
+        lambda: net.add(op.multiply(x, net.add(op.mean(x, [2, 3], keepdims=True)))),
+    ]
+    return layers[rng.integers(len(layers))]()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_fusion_is_exact_on_random_networks(network, seed):
+    """Fusing and folding move no rounding: bits and floats come out equal, not merely close."""
+    net = network((1, 3, 13, 11), seed)
+    tensors = [image(net, net.x, 8)]
+    for _ in range(14):
+        x = tensors[-1] if net.rng.random() < 0.7 else tensors[net.rng.integers(len(tensors))]
+        tensors.append(random_layer(net, x, tensors) if min(shape_of(x)[2:]) > 2 else net.add(nn.relu(x)))
+    row = net.add(op.reshape(tensors[-1], (1, int(np.prod(shape_of(tensors[-1]))))))
+    logits = net.add(op.matmul(row, net.normal(shape_of(row)[1], 5)))
+    found = lowered(net.module(logits, tensors[len(tensors) // 2]))
+    relax.analysis.well_formed(found.module)
+    names = [name for name, _ in bindings(found.module["main"])]
+    assert len(set(names)) == len(names)
+    x = {"x": np.random.default_rng(seed).standard_normal((1, 3, 13, 11)).astype("float32")}
+    for before, after in (("graph", "fused"), ("first layer", "thresholds")):
+        for wanted, actual in zip(
+            reference.run(found.phases[before], x), reference.run(found.phases[after], x), strict=True
+        ):
+            np.testing.assert_array_equal(actual, wanted)
