@@ -18,19 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 from bitkiln.schedules.microkernels import asm
 
 #: Steps that a byte accumulator holds.
 MAX_SEGMENT = 31
+#: How far ahead of their use weights are fetched into the cache, in bytes: those of deep layers come from memory.
+_AHEAD = 256
 #: Bytes that a kernel may read behind its panel and its weights: loads run one step ahead.
-OVERREAD = 64
+OVERREAD = _AHEAD + 64
 #: Registers besides accumulators and weights.
 WORKING = 4
 
 _PANEL, _WEIGHTS, _OUT = "x0", "x1", "x2"
 _COUNT = "x8"
+_REPEATS = "x23"
 _PAIRS = [f"x{i}" for i in range(9, 15)]
 _HIGH = ["x15", "x16"]
 
@@ -89,8 +92,8 @@ class Counts:
 
     def assembly(self) -> str:
         """The routine."""
-        enter, leave = asm.saved(0, 0, vectors=True)
         tile = Tile(self.pixels, self.vectors, self.words)
+        enter, leave = tile.saved()
         store = [f"str q{acc}, [{_OUT}, #{16 * i}]" for i, acc in enumerate(tile.accumulators)]
         return asm.routine(self.symbol, [*enter, *tile.segments(_OUT), *store, *leave, "ret"])
 
@@ -116,8 +119,8 @@ class Bits:
 
     def assembly(self) -> str:
         """The routine."""
-        enter, leave = asm.saved(0, 0, vectors=True)
         tile = Tile(self.pixels, self.vectors, self.words)
+        enter, leave = tile.saved()
         lines = [*tile.segments("sp", self._touches()), *self._compare(tile), *self._pack(tile)]
         if self.rows == "each":
             lines = ["ldrsw x5, [x5]", "madd x4, x5, x6, x4", *lines]
@@ -211,6 +214,11 @@ class Tile:
         self.lengths = [longest] * (words // longest) + ([words % longest] if words % longest else [])
         self.spills = len(self.lengths) > 1
 
+    def saved(self, first: int = 23) -> tuple[list[str], list[str]]:
+        """Prologue and epilogue of a routine that uses the x registers from ``first`` (odd) to x23."""
+        repeats = any(repeats > 1 for _, _, repeats in self._groups(()))
+        return asm.saved(first, 25 if repeats or first < 23 else first, vectors=True)
+
     def with_scratch(self, lines: Sequence[str]) -> list[str]:
         """``lines`` with room for the counts at the stack pointer."""
         frame = 16 * len(self.accumulators)
@@ -225,15 +233,31 @@ class Tile:
         yield from (f"ldr q{register}, [{_WEIGHTS}, #{16 * i}]" for i, register in enumerate(self.weights))
         yield f"add {_WEIGHTS}, {_WEIGHTS}, #{16 * self.vectors}"
         yield f"ld2r {{v{self.pair[0]}.8h, v{self.pair[1]}.8h}}, [{_PAIRS[0]}], #4"
-        label = 1
-        for i, loops in enumerate(self._loops(touches)):
+        labels = count(1)
+        for number, loops, repeats in self._groups(touches):
+            again = next(labels) if repeats > 1 else 0
+            if again:
+                yield from (f"mov {_REPEATS}, #{repeats}", f"{again}:")
             yield from self._step(first=True)
             for loop in loops:
+                label = next(labels)
                 yield from (*loop.head(), f"mov {_COUNT}, #{loop.steps}", f"{label}:")
                 yield from self._step(first=False, beside=list(loop.beside()))
                 yield f"b.ne {label}b"
-                label += 1
-            yield from self._widen(scratch, i)
+            yield from self._widen(scratch, number)
+            if again:
+                yield from (f"subs {_REPEATS}, {_REPEATS}, #1", f"b.ne {again}b")
+
+    def _groups(self, touches: Sequence[Touch]) -> list[tuple[int, list[_Loop], int]]:
+        """Segments by number with their loops; like ones between the first and the last stand once, with their number."""
+        groups: list[tuple[int, list[_Loop], int]] = []
+        for number, loops in enumerate(self._loops(touches)):
+            first, before, repeats = groups[-1] if groups else (0, None, 0)
+            if first > 0 and number < len(self.lengths) - 1 and loops == before:
+                groups[-1] = first, loops, repeats + 1
+            else:
+                groups.append((number, loops, 1))
+        return groups
 
     def _loops(self, touches: Sequence[Touch]) -> list[list[_Loop]]:
         """The loops of each segment behind its first step.
@@ -259,7 +283,7 @@ class Tile:
         The weights and the first pair of the next step are loaded on the way, each behind its register's last reader.
         ``beside``: integer instructions to issue beside the arithmetic.
         """
-        guests = iter(beside)
+        guests = iter([f"ldr xzr, [{_WEIGHTS}, #{_AHEAD}]", *beside])
         for pair in range(self.pairs):
             for i, weight in enumerate(self.weights):
                 rows = range(2 * pair, min(2 * pair + 2, self.pixels))
@@ -299,17 +323,17 @@ class Tile:
 
         Written as a pipeline over the accumulators, so that no operation waits for the one before it.
         """
-        count, last = len(self.accumulators), segment == len(self.lengths) - 1
-        for i in range(count + 3):
-            if segment and i < count:
+        size, last = len(self.accumulators), segment == len(self.lengths) - 1
+        for i in range(size + 3):
+            if segment and i < size:
                 yield f"ldr q{self.temporaries[i % 2]}, [{scratch}, #{16 * i}]"
-            if i < count:
+            if i < size:
                 acc = self.accumulators[i]
                 yield f"uaddlp v{acc}.8h, v{acc}.16b"
-            if segment and 0 <= i - 1 < count:
+            if segment and 0 <= i - 1 < size:
                 acc = self.accumulators[i - 1]
                 yield f"add v{acc}.8h, v{acc}.8h, v{self.temporaries[(i - 1) % 2]}.8h"
-            if not last and 0 <= i - 3 < count:
+            if not last and 0 <= i - 3 < size:
                 yield f"str q{self.accumulators[i - 3]}, [{scratch}, #{16 * (i - 3)}]"
 
 

@@ -56,8 +56,8 @@ class Floats:
     def assembly(self) -> str:
         """The routine."""
         tensors = sum(name in TENSOR_OPERATIONS for name in self.operations)
-        enter, leave = asm.saved(19, 19 + 2 * -(-tensors // 2), vectors=True)
         tile = Tile(self.pixels, self.vectors, self.words)
+        enter, leave = tile.saved(first=19 if tensors else 23)
         finish = _Finish(self, tile)
         pointers = zip([_OUT, *finish.tensor_arguments], ["x17", "x19", "x20", "x21"], strict=False)
         touches = [Touch(start, pointer, _STRIDE, -(-self.vectors // 2)) for start, pointer in pointers]
