@@ -1,10 +1,13 @@
 """3x3 convolution of stride 1 by Winograd's minimal filtering, F(my x mx, 3x3).
 
-Tiles of my x mx outputs, in blocks of ``block`` times ``tile_m`` tiles (0: all). For each block: transform the input to
-V [tile][position][channel]; for each of the positions multiply V with the packed, transformed weights U
-[position][panel][channel][tile_n] by the matrix micro-kernel, to M [tile][panel][position][tile_n]; transform M back, apply
-the epilogue, pool where the window divides the tile, and store. A small block keeps V and M in the L2 cache; one block of
-all tiles reads U once.
+Tiles of my x mx outputs. The input is transformed to V [tile][position][channel], multiplied at each position with the packed,
+transformed weights U to M, by the matrix micro-kernel, and M transformed back; then come epilogue, pooling where the window
+divides the tile, and the store. Two loop orders:
+
+- ``block`` n: blocks of n groups of ``tile_m`` tiles; for each panel of ``tile_n`` output channels the micro-kernel itself
+  goes through the positions, and M [tile][position][tile_n] stays in the L1 cache. U [panel][position][channel][tile_n] is
+  read once for each block: for weights that stay in the L2 cache, or nearly.
+- ``block`` 0: all tiles at once, position by position: U [position][panel][channel][tile_n] is read once, from memory.
 
 Multiplications per output: F(2x2) 4, F(4x4) 2.25 instead of 9; weights grow 1.8 and 4 times. Rounding errors of F(4x4) are
 about 1e-6 of the largest output, those of a direct sum about 2e-7.
@@ -52,10 +55,10 @@ def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float)
 
 
 def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[str, int | str]:
-    """Small blocks, whose data stays in the cache, unless the weights do not stay there anyway."""
+    """Small blocks, unless the weights come from memory."""
     positions, tiles = _counts(workload, outputs)
     weights = 4 * positions * workload.channels * workload.out_channels
-    stays = weights < target.cpu["l2_kib"] * 1024 * 5 // 4
+    stays = weights < target.cpu["l2_kib"] * 1024 * 4
     return {"tile": "8x8" if tiles > 4 else "4x16", "block": 1 if stays else 0}
 
 
@@ -71,15 +74,22 @@ class _Winograd:
         self.outputs = outputs
         self.points = (self.along[0].points, self.along[1].points)
         self.positions = self.points[0] * self.points[1]
-        self.tiles = tuple(-(-size // m) for size, m in zip(workload.conv_size, outputs, strict=True))
+        self.pools = _divides(workload.pool, outputs) and workload.out == "float32"
+        window = workload.pool.kernel if self.pools else (1, 1)
+        # Results of a tile along each axis, and tiles that cover the whole result.
+        self.results = (outputs[0] // window[0], outputs[1] // window[1])
+        size = workload.out_size if self.pools else workload.conv_size
+        self.tiles = tuple(-(-extent // count) for extent, count in zip(size, self.results, strict=True))
         self.count = self.tiles[0] * self.tiles[1]
         # The micro-kernels begin at 3 pixels.
         self.tile_m = min(tile[0], max(3, self.count))
         self.block = min(block or self.count, -(-self.count // self.tile_m)) * self.tile_m
-        self.panel_runs = split(workload.out_channels, tile[1], 4)
         self.data_pitch = self.positions * workload.channels + _GAP
-        self.result_pitch = self.positions * workload.out_channels + _GAP
-        self.pools = _divides(workload.pool, outputs) and workload.out == "float32"
+        self.inside = block > 0
+        # A chunk: output channels that are multiplied before they are transformed back.
+        self.chunk_runs = split(workload.out_channels, tile[1] if self.inside else workload.out_channels, 4)
+        self.tile_n = tile[1]
+        self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = workload.out == "float32" and (self.pools or not workload.pool)
         self.kernels: dict[str, Sgemm] = {}
 
@@ -100,7 +110,7 @@ class _Winograd:
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self._body()
         notes = (
-            f"Winograd F({self.outputs[0]}x{self.outputs[1]}, 3x3), tiles of {self.tile_m} x {self.panel_runs[0].size}, "
+            f"Winograd F({self.outputs[0]}x{self.outputs[1]}, 3x3), tiles of {self.tile_m} x {self.tile_n}, "
             f"{self.block} of {self.count} tiles a block"
         )
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
@@ -108,7 +118,12 @@ class _Winograd:
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI transformed and in panels."""
         transformed = transform_weights(arrays[0], *self.along).reshape(self.positions, self.workload.out_channels, -1)
-        parts = [pack_panels(position.astype("float32"), self.panel_runs) for position in transformed]
+        transformed = transformed.astype("float32")
+        parts = []
+        for run in self.chunk_runs:
+            panels = split(run.used, self.tile_n, 4)
+            for first in range(run.first, run.first + run.count * run.size, run.size):
+                parts += [pack_panels(weights, panels) for weights in transformed[:, first : first + run.used]]
         return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
 
     def _body(self) -> None:
@@ -128,16 +143,57 @@ class _Winograd:
     def _block(self, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
         groups = [Run(run.first, run.count, max(run.size, 3), run.used) for run in split(tiles, self.tile_m)]
         room = groups[-1].first + groups[-1].count * groups[-1].size
-        data = T.alloc_buffer((room * self.data_pitch,), "float32")
+        data = T.alloc_buffer((room * self.data_pitch + _GAP,), "float32")
         products = T.alloc_buffer((room * self.result_pitch,), "float32")
         with loop(tiles) as tile:
             self._transform_data(data, tile * self.data_pitch, first + tile)
+        if self.straight and not self.pools:
+            self._claim(first, tiles)
+        for run in self.chunk_runs:
+            with T.serial(run.count) as index:
+                chunk = run.first + index * run.size
+                self._multiply(products, data, chunk, run.used, groups, loop)
+                with loop(tiles) as tile:
+                    self._transform_result(products, tile * self.result_pitch, first + tile, chunk, run.used)
+
+    def _claim(self, first: Any, tiles: int) -> None:
+        """Streams zeros into the output of the block, so that its lines need not be read from memory to be written."""
+        height, width = self.workload.conv_size
+        channels = self.workload.out_channels
+        with T.serial(self.outputs[0]) as dy, T.serial(tiles) as tile:
+            y = (first + tile) // self.tiles[1] * self.outputs[0] + dy
+            x = (first + tile) % self.tiles[1] * self.outputs[1]
+            start = (y * width + x) * channels
+            whole = self.outputs[1] * channels
+
+            def row(start: Any = start, whole: int = whole) -> None:
+                loops.fill(self.result, start, whole, 1.0)
+
+            complete = [] if height % self.outputs[0] == 0 else [y < height]
+            complete += [] if width % self.outputs[1] == 0 else [x + self.outputs[1] <= width]
+            if complete:
+                with T.If(tirx.all(*complete)), T.Then():
+                    row()
+            else:
+                row()
+
+    def _multiply(
+        self, products: Any, data: Any, chunk: Any, width: int, groups: Sequence[Run], loop: Callable[..., Any]
+    ) -> None:
+        """M of the ``width`` output channels from ``chunk`` on, for all groups of tiles of the block."""
+        panels = split(width, self.tile_n, 4)
+        if self.inside:
+            for group in groups:
+                with loop(group.count) as index:
+                    tile = group.first + index * group.size
+                    self._call(products, data, chunk, width, panels[0], tile, group.size, 0)
+            return
         with loop(self.positions) as position:
             for group in groups:
                 with T.serial(group.count) as index:
-                    self._multiply(products, data, position, group.first + index * group.size, group.size)
-        with loop(tiles) as tile:
-            self._transform_result(products, tile * self.result_pitch, first + tile)
+                    tile = group.first + index * group.size
+                    for run in panels:
+                        self._call(products, data, chunk, width, run, tile, group.size, position)
 
     def _transform_data(self, data: Any, to: Any, tile: Any) -> None:
         """V of a tile, from the image or, where the tile reaches over its edge, from a copy with zeros around."""
@@ -186,41 +242,55 @@ class _Winograd:
                     at = to + (py * points_x + px) * channels + vector * _LANES
                     T.buffer_store(data, value, [_vector(at)])
 
-    def _multiply(self, products: Any, data: Any, position: Any, first: Any, tile_m: int) -> None:
-        """M of a group of tiles at one position; the arguments are those of ``Sgemm``."""
-        work = self.workload
-        for run in self.panel_runs:
-            kernel = Sgemm(tile_m, run.size)
-            self.kernels[kernel.symbol] = kernel
-            out = first * self.result_pitch + run.first * self.positions + position * run.size
-            weights = (position * work.out_channels + run.first) * work.channels
-            T.evaluate(
-                T.call_extern(
-                    "int32",
-                    kernel.symbol,
-                    T.address_of(products[out]),
-                    T.int64(self.result_pitch * 4),
-                    T.address_of(data[first * self.data_pitch + position * work.channels]),
-                    T.address_of(self.pixels[0]),
-                    T.address_of(self.weights[weights]),
-                    T.address_of(self.rows[0]),
-                    T.int64(1),
-                    T.int64(work.channels // STEP),
-                    T.int64(run.count),
-                    T.int64(self.positions * run.size * 4),
-                    T.address_of(self.weights[0]),
-                )
+    def _call(
+        self,
+        products: Any,
+        data: Any,
+        chunk: Any,
+        width: int,
+        panels: Run,
+        tile: Any,
+        tile_m: int,
+        position: Any,
+    ) -> None:
+        """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position or, inside, at all."""
+        channels = self.workload.channels
+        kernel = Sgemm(tile_m, panels.size, reach=True)
+        self.kernels[kernel.symbol] = kernel
+        out = tile * self.result_pitch + panels.first * self.positions + position * panels.size
+        weights = chunk * self.positions * channels + (position * width + panels.first) * channels
+        step = panels.size * 4
+        count, pitch, image_pitch = panels.count, self.positions * step, 0
+        if self.inside:
+            count, pitch, image_pitch = self.positions, step, channels * 4
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                kernel.symbol,
+                T.address_of(products[out]),
+                T.int64(self.result_pitch * 4),
+                T.address_of(data[tile * self.data_pitch + position * channels]),
+                T.address_of(self.pixels[0]),
+                T.address_of(self.weights[weights]),
+                T.address_of(self.rows[0]),
+                T.int64(1),
+                T.int64(channels // STEP),
+                T.int64(count),
+                T.int64(pitch),
+                T.address_of(self.weights[0]),
+                T.int64(image_pitch),
             )
+        )
 
-    def _transform_result(self, products: Any, start: Any, tile: Any) -> None:
-        """The outputs of a tile."""
+    def _transform_result(self, products: Any, start: Any, tile: Any, chunk: Any, channels: int) -> None:
+        """The outputs of a tile in a chunk of output channels."""
         y, x = tile // self.tiles[1] * self.outputs[0], tile % self.tiles[1] * self.outputs[1]
-        for run in self.panel_runs:
+        for run in split(channels, self.tile_n, 4):
             with T.serial(run.count * run.size // _LANES) as vector:
                 panel, part = vector * _LANES // run.size, vector * _LANES % run.size
                 at = start + (run.first + panel * run.size) * self.positions + part
                 results = self._outputs(products, at, run.size)
-                channel = _vector(run.first + vector * _LANES)
+                channel = _vector(chunk + run.first + vector * _LANES)
                 (self._store_pooled if self.pools else self._store)(results, (y, x), channel)
 
     def _outputs(self, products: Any, at: Any, pitch: int) -> list[list[Any]]:
@@ -245,14 +315,13 @@ class _Winograd:
                     final = epilogue.apply(self.workload.epilogue, value, self.operands, (y, x, channel))
                     T.buffer_store(self.result, final, [(y * width + x) * channels + channel])
 
-                self._guarded(store, (y, x), (dy, dx), self.workload.conv_size, self.outputs)
+                self._guarded(store, (y, x), (dy, dx), self.workload.conv_size, self.results)
 
     def _store_pooled(self, results: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
         work = self.workload
         window_y, window_x = work.pool.kernel
-        counts = (self.outputs[0] // window_y, self.outputs[1] // window_x)
-        for oy in range(counts[0]):
-            for ox in range(counts[1]):
+        for oy in range(self.results[0]):
+            for ox in range(self.results[1]):
                 y, x = pixel[0] // window_y + oy, pixel[1] // window_x + ox
 
                 def store(oy: int = oy, ox: int = ox, y: Any = y, x: Any = x) -> None:
@@ -264,7 +333,7 @@ class _Winograd:
                             largest = value if largest is None else T.bind(tirx.max(largest, value))
                     T.buffer_store(self.result, largest, [(y * work.out_size[1] + x) * work.out_channels + channel])
 
-                self._guarded(store, (y, x), (oy, ox), work.out_size, counts)
+                self._guarded(store, (y, x), (oy, ox), work.out_size, self.results)
 
     @staticmethod
     def _guarded(

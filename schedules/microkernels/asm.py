@@ -75,6 +75,7 @@ class Loop:
     ``control``: integer operations that end an iteration, in order; the last two may change addresses, the others only what
     ``low`` and ``high`` of later loads do not use. ``branch`` closes it, e.g. "b.ge". ``scratch``: four x registers that
     carry high halves. ``idle``: a v register that the loop does not write with arithmetic.
+    ``hints``: loads that only fetch cache lines; they issue beside arithmetic, evenly spread, as far as there is room.
     """
 
     arithmetic: Sequence[str]
@@ -84,6 +85,7 @@ class Loop:
     label: str
     scratch: Sequence[str]
     idle: int
+    hints: Sequence[str] = ()
 
     @cached_property
     def _plan(self) -> _Plan | None:
@@ -125,6 +127,9 @@ class Loop:
                 address = load.ahead[1] if slot.high < 0 else load.high
                 pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {address}")
         pipe[self._plan.cycles[-1]].append(f"{self.branch} {self.label}b")
+        alone = [cycle for cycle in self._plan.cycles if len(pipe[cycle]) == 1]
+        for i, hint in enumerate(self.hints[: len(alone)]):
+            pipe[alone[len(alone) * i // len(self.hints)]].append(hint)
         for _, slot in slots:
             # Without an instruction there the pause would close up, and the load would wait four cycles.
             pipe.setdefault((slot.low - 4) % period, [f"fmov wzr, s{self.idle}"])

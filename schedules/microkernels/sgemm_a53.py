@@ -24,10 +24,14 @@ from bitkiln.schedules.microkernels import asm
 #: Values of k that an iteration consumes; rows are multiples of it.
 STEP = 4
 #: Bytes behind the packed weights that may be read.
-AHEAD_BYTES = 512
+AHEAD_BYTES = 1536
+#: How far ahead lines of weights and, with ``reach``, of the image are fetched. At 140 ns a line from memory is 168 cycles away,
+#: two iterations; the core's own prefetcher follows four lines further.
+_WEIGHTS_AHEAD, _IMAGE_AHEAD = 768, 64
 _POINTERS = [*range(8, 16), 19, 20, 21, 22]
 _CURRENT, _CURRENT_HALF, _NEXT, _LEFT = "x16", "x17", "x23", "x24"
 _SCRATCH = ("x25", "x26", "x27", "x28")
+_FAR = "x22"
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,21 @@ class Finish:
 
 @dataclass(frozen=True)
 class Sgemm:
-    """The micro-kernel of one tile size."""
+    """The micro-kernel of one tile size.
+
+    ``reach``: 64 bytes behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
+    ahead.
+    """
 
     tile_m: int
     tile_n: int
     finish: Finish = Finish()
+    reach: bool = False
 
     @property
     def symbol(self) -> str:
         """Its name."""
-        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}_a53"
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{'_reach' if self.reach else ''}_a53"
 
     def assembly(self) -> str:
         """Its text."""
@@ -72,12 +81,17 @@ class Sgemm:
     @property
     def cycles_per_step(self) -> int:
         """Cycles of 4 values of k in the loop."""
-        return _loop(self.tile_m, self.tile_n).cycles
+        return _loop(self.tile_m, self.tile_n, self.reach).cycles
 
     @cached_property
     def vectors(self) -> int:
         """Registers of output channels."""
         return self.tile_n // 4
+
+    @property
+    def fetches_image(self) -> bool:
+        """Whether the kernel fetches the image ahead: needs a register, and room beside its arithmetic."""
+        return self.reach and self.tile_m < len(_POINTERS) and self.tile_m * self.tile_n >= 32
 
     @property
     def pairs(self) -> int:
@@ -94,7 +108,7 @@ def _assembly(tile: Sgemm) -> str:
     enter, leave = asm.saved(19, 30, vectors=True)
     frame = asm.frame_bytes(19, 30, vectors=True)
     pointers = _POINTERS[: tile.tile_m]
-    loop = _loop(tile.tile_m, tile.tile_n)
+    loop = _loop(tile.tile_m, tile.tile_n, tile.reach)
     lines = [
         *enter,
         f"ldp x29, x30, [sp, #{frame}]",
@@ -107,6 +121,7 @@ def _assembly(tile: Sgemm) -> str:
         *(f"movi v{i}.16b, #0" for i in range(tile.tile_m * tile.vectors)),
         f"add {_CURRENT_HALF}, {_CURRENT}, #8",
         f"add {_NEXT}, {_CURRENT}, #16",
+        *([f"add {_FAR}, {_CURRENT}, #{_IMAGE_AHEAD}"] if tile.fetches_image else []),
         *loop.head(),
         f"subs {_LEFT}, x7, #2",
         "b.ge 1f",
@@ -122,6 +137,7 @@ def _assembly(tile: Sgemm) -> str:
         "3:",
         *_finish(tile, frame),
         "mov x2, x0",
+        f"ldr x17, [sp, #{frame + 24}]",
         *(line for m in range(0, tile.tile_m, tile.finish.window) for line in _store(tile, m)),
         "add x0, x0, x30",
         "subs x29, x29, #1",
@@ -181,13 +197,19 @@ def _activation(name: str, sums: list[int], spare: int) -> list[str]:
 
 
 def _store(tile: Sgemm, m: int) -> list[str]:
-    return [*(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)), "add x2, x2, x1"]
+    """Stores a row of results; the pointers of its pixels go on to the next panel's image beside that."""
+    pointers = _POINTERS[m : min(m + tile.finish.window, tile.tile_m)]
+    return [
+        *(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)),
+        "add x2, x2, x1",
+        *(f"add x{x}, x{x}, x17" for x in pointers),
+    ]
 
 
 @cache
-def _loop(tile_m: int, tile_n: int) -> asm.Loop:
+def _loop(tile_m: int, tile_n: int, reach: bool) -> asm.Loop:
     """The best of the loops that differ in the order of the sums within one k and in the use of spare registers."""
-    tile = Sgemm(tile_m, tile_n)
+    tile = Sgemm(tile_m, tile_n, reach=reach)
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
         order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
@@ -262,7 +284,11 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         f"add x4, x4, #{tile.tile_n * 4 * STEP}",
         f"add {_NEXT}, {_NEXT}, #16",
     ]
-    loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel)
+    hints = [f"ldr xzr, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
+    if tile.fetches_image:
+        control.insert(2, f"add {_FAR}, {_NEXT}, #{_IMAGE_AHEAD}")
+        hints += [f"ldr xzr, [x{pointer}, {_FAR}]" for pointer in _POINTERS[: tile.tile_m]]
+    loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)
     return loop if loop.feasible else None
 
 
