@@ -1,7 +1,6 @@
 """Checks whether a simulated board can run here, for `bitkiln boards doctor`."""
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,16 +41,11 @@ def _cross_compiler() -> str:
 
 
 def _runs() -> str:
-    """Runs eight dependent fmla, which take 4 cycles each and no more than the model's rules say."""
+    """Runs eight dependent multiply-adds: 4 cycles from accumulator to accumulator, and one for the last to issue."""
     chain = microbench.Fact("chain of fmla", ("fmla v0.4s, v1.4s, v2.4s",) * 8, 29)
-    try:
-        cycles = microbench.run([chain])[0]
-    except (OSError, subprocess.SubprocessError) as error:
-        raise build.SimUnavailable(
-            f"a program does not run under the model ({error})", "see the message of qemu-aarch64 above"
-        ) from error
+    cycles = microbench.run([chain])[0]
     if cycles != chain.cycles:
         raise build.SimUnavailable(
-            f"8 dependent fmla took {cycles} cycles, not {chain.cycles}", "the target's [sim] table overrides a rule"
+            f"8 dependent fmla took {cycles} cycles, not {chain.cycles}", "the cached plugin is damaged: remove it"
         )
     return f"{build.MODEL_VERSION}: 8 dependent fmla take {cycles} cycles"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitkiln.targets.sim.build import SimUnavailable, qemu_command
+from bitkiln.targets.sim.reports import Reports
 
 CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 REPETITIONS = 30
@@ -93,15 +94,21 @@ def run(
     options: Sequence[str] = (),
     program: Path | None = None,
 ) -> list[int]:
-    """Simulated cycles of each fact, in order. `program`: built before by `build`, else built here and thrown away."""
+    """Simulated cycles of each fact, in order. `program`: built before by `build`, else built here and thrown away.
+
+    Raises SimUnavailable.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         if program is None:
             program = Path(scratch) / "facts"
             build(facts, program)
         out = Path(scratch) / "reports"
         command, env = qemu_command(params or {}, [str(program)], options=["marks=1", f"out={out}", *options])
-        subprocess.run(command, env=env, check=True, timeout=300)
-        reports = [json.loads(line) for line in out.read_text().splitlines()]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+            raise SimUnavailable(f"a program does not run under the model ({said})", "check the options of the model")
+        reports = Reports(out).new()
     return [report["marks"][-1] for report in reports]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitkiln.targets.sim import SimUnavailable, build, doctor, qemu_command
+from bitkiln.targets.sim import SimUnavailable, build, doctor, microbench, qemu_command
 
 
 @pytest.fixture
@@ -115,3 +115,9 @@ def test_bad_options_are_refused(run_guest: object, option: str, message: str) -
     ran = run_guest("regions", options=[option])
     assert ran.returncode != 0
     assert message in ran.stderr
+
+
+def test_a_model_that_does_not_run_is_reported_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SimUnavailable, match=r"does not run under the model \(.*option mhz=fast") as caught:
+        microbench.run([microbench.Fact("nop", ("nop",), 1)], options=["mhz=fast"])
+    assert "\n" not in str(caught.value)
