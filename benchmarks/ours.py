@@ -1,18 +1,27 @@
-"""Measures a work with bitkiln: networks as bundles, layers as libraries of one kernel."""
+"""Measures a work with bitkiln: networks as bundles, layers as libraries of one kernel; their results are checked."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import tvm
 
 from benchmarks.networks import Layer, Work
 from benchmarks.stand import UNMODELLED
 from bitkiln.pipeline.boards import LocalBoard, Measurement, Request
 from bitkiln.pipeline.bundle import open_bundle
-from bitkiln.pipeline.compile import build_kernel_library, choose_knobs, compile_model
+from bitkiln.pipeline.compile import choose_knobs, compile_model
+from bitkiln.pipeline.errors import BitkilnError, VerifyError
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.records import Records
-from bitkiln.schedules.workload import Conv2d, Step
+from bitkiln.pipeline.tuning.builder import SEED, Artifact, build
+from bitkiln.pipeline.tuning.data import arguments, disagreement
+from bitkiln.pipeline.verify import verify_bundle
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Conv2d, Step, to_json
 from bitkiln.targets import Target
 
 #: Seconds for one measurement on the simulated board.
@@ -30,21 +39,31 @@ class Ours:
 
     def measure(self, work: Work, folder: Path) -> tuple[int, str]:
         """Cycles of a warm frame and how they were measured; ``folder`` takes files. Raises BitkilnError."""
-        library, kernels = self._layer(work.layer, folder) if work.layer else self._network(work.model, folder)
-        measured = self.board.measure(library, self.request)
-        return round(measured.value), f"{_by(measured)}; kernels: {kernels}"
+        measured, kernels = self._layer(work.layer, folder) if work.layer else self._network(work.model, folder)
+        by = measured.measured_by if measured.complete else f"{measured.measured_by}, {UNMODELLED}"
+        return round(measured.value), f"{by}; kernels: {kernels}"
 
-    def _network(self, model: str, folder: Path) -> tuple[Path, str]:
-        bundle = compile_model(load_model(model), self.target, self.records, folder / "bundle")
-        steps = open_bundle(bundle).manifest["steps"]
-        counts = Counter(step["chosen"] for step in steps if "chosen" in step)
-        return bundle / "model.so", ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
+    def _network(self, source: str, folder: Path) -> tuple[Measurement, str]:
+        model = load_model(source)
+        bundle = compile_model(model, self.target, self.records, folder / "bundle")
+        if not verify_bundle(bundle, model).passed:
+            raise VerifyError(f"it computes something else than the model; see bitkiln verify {source}")
+        counts = Counter(step["chosen"] for step in open_bundle(bundle).manifest["steps"] if "chosen" in step)
+        kernels = ", ".join(f"{count} {how}" for how, count in sorted(counts.items()))
+        return self.board.measure(bundle / "model.so", self.request), kernels
 
-    def _layer(self, layer: Layer, folder: Path) -> tuple[Path, str]:
+    def _layer(self, layer: Layer, folder: Path) -> tuple[Measurement, str]:
         work = workload(layer)
         knobs, record = choose_knobs(work, self.target, self.records)
-        build_kernel_library(work, knobs, self.target, folder / "model.so")
-        return folder / "model.so", "tuned" if record else "default"
+        problem = build(to_json(work), dict(knobs), self.target.name, str(folder))
+        if problem:
+            raise BitkilnError(f"its kernel does not compile ({problem})")
+        artifact = Artifact(folder)
+        measured = self.board.measure(artifact.library, replace(self.request, outputs=True), artifact.inputs())
+        problem = disagreement(work, expected(work), measured.outputs[0].data or b"")
+        if problem:
+            raise VerifyError(f"its kernel computes something else than the reference: {problem}")
+        return measured, "tuned" if record else "default"
 
 
 def workload(layer: Layer) -> Conv2d:
@@ -55,5 +74,10 @@ def workload(layer: Layer) -> Conv2d:
     return Conv2d(*size, *channels, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("add", "channel"), Step("relu")))
 
 
-def _by(measured: Measurement) -> str:
-    return measured.measured_by if measured.complete else f"{measured.measured_by}, {UNMODELLED}"
+def expected(work: Conv2d) -> bytes:
+    """What the plain definition gives on this machine for the arguments that the layer is measured with."""
+    run = tvm.compile(operator_for(work).reference(work), target="llvm")
+    shape, dtype = work.shapes[-1]
+    result = tvm.runtime.tensor(np.zeros(shape, dtype))
+    run(*map(tvm.runtime.tensor, arguments(work, SEED)), result)
+    return result.numpy().tobytes()

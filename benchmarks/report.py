@@ -94,7 +94,8 @@ def into_document(document: str, section: str) -> str:
 def show(rows: Sequence[Row], title: str, console: Console) -> None:
     """Print the table and its notes."""
     heads, lines = table(rows)
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    console.print(title, markup=False, highlight=False)
+    grid = Table(box=box.SIMPLE_HEAD)
     for head in heads:
         justify = "left" if head == "ms" else "right"
         grid.add_column(head, justify=justify, style="bold" if head == OURS else None, no_wrap=True)

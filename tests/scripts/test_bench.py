@@ -69,6 +69,28 @@ def test_networks_are_valid_and_have_finite_unsaturated_answers(work):
         assert set(np.unique(data)) == {-1, 1} and np.array_equal(answer, np.round(answer))
 
 
+@pytest.mark.parametrize("layer", networks.LAYERS, ids=lambda layer: layer.name)
+def test_our_kernel_of_a_layer_has_the_same_work(layer):
+    from benchmarks.ours import workload  # Brings TVM with it.
+
+    (theirs,) = layers(networks.single(layer))
+    assert (workload(layer).macs, workload(layer).binary) == (theirs.macs, theirs.binary)
+
+
+def test_our_layers_are_checked_against_the_plain_definition():
+    from benchmarks.ours import expected, workload
+    from bitkiln.pipeline.tuning.builder import SEED
+    from bitkiln.pipeline.tuning.data import arguments
+
+    layer = networks.Layer(3, 8, 6, binary=False)
+    data, weight, bias = arguments(workload(layer), SEED)
+    model = networks.single(layer)
+    for tensor, values in zip(model.graph.initializer, (weight.transpose(0, 3, 1, 2), bias), strict=True):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+    wanted = peers.reference(model, np.ascontiguousarray(data.transpose(0, 3, 1, 2))).transpose(0, 2, 3, 1)
+    assert np.frombuffer(expected(workload(layer)), np.float32) == pytest.approx(wanted.ravel(), rel=1e-5, abs=1e-5)
+
+
 def test_json_rows_have_the_agreed_fields():
     plain = json.loads(report.to_json(rows()))
     assert [set(row) for row in plain] == [{"work", "engine", "cycles", "ms", "bound_ms", "target", "how"}] * 3
