@@ -44,10 +44,12 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
-    """The tile with the fewest loads; weights that fit into half of L1 stay there, others are read once."""
-    weight_bytes = Geometry(workload).taps * workload.channels * workload.out_channels // 8
-    order = "pixels" if weight_bytes <= target.cpu["l1d_kib"] * 1024 // 2 else "channels"
-    return {"tile": _name(TILES[0]), "order": order, "chunk": 2}
+    """The tile with the fewest loads. Pixels outside, so that results are written in order, if all threads get some."""
+    tile, threads = TILES[0], int(target.cpu["cores"])
+    tiles = Geometry(workload).pixels // tile[0]
+    if tiles < 2 * threads:
+        return {"tile": _name(tile), "order": "channels", "chunk": 1}
+    return {"tile": _name(tile), "order": "pixels", "chunk": 2 if tiles >= 8 * threads else 1}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
