@@ -222,6 +222,7 @@ class _Direct:
                 T.int64(panels),
                 T.int64(tile.tile_n * 4),
                 T.address_of(bias),
+                T.int64(0),
             )
         )
 

@@ -1,12 +1,13 @@
 """Float matrix tiles for the Cortex-A53: ``tile_m`` pixels x ``tile_n`` output channels, all sums in registers.
 
 C call: ``(float *out, int64 out_pitch, const float *image, const int32 *pixels, const float *weights, const int32 *rows,
-int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch, const float *bias)``, pitches and offsets in bytes.
+int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch, const float *bias, int64 image_pitch)``, pitches and
+offsets in bytes.
 
 For each panel ``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``; then
-``out`` goes on by ``panel_pitch`` and ``weights`` to what follows. ``rows`` has one entry more than ``row_count``, any valid
-offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights. A ``Finish`` is applied before the
-results are stored; without a bias its pointer is not used.
+``out`` goes on by ``panel_pitch``, ``image`` by ``image_pitch`` and ``weights`` to what follows. ``rows`` has one entry more
+than ``row_count``, any valid offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights. A
+``Finish`` is applied before the results are stored; without a bias its pointer is not used.
 
 Registers: sums of 4 output channels each; pixels two to a register, each with 2 consecutive values; weights of one k. Per 4
 values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*ceil(tile_m/2) + tile_n cycles with loads.
