@@ -292,7 +292,7 @@ def _comparison(graph: Graph, call: Call) -> Signs | None:
     turned = array_of(first) is not None
     x, level = (second, first) if turned else (first, second)
     value = array_of(level)
-    if value is None or str(x.ty.dtype) != "float32":
+    if value is None or str(x.ty.dtype) != "float32" or not _fits(value, x):
         return None
     below, equal, above = _COMPARISONS[op_name(call)]
     if turned:
@@ -307,11 +307,16 @@ def _comparison(graph: Graph, call: Call) -> Signs | None:
     return Signs(x, below, equal, above)
 
 
+def _fits(value: np.ndarray, x: relax.Expr) -> bool:
+    """Does an operation of ``x`` with the constant have the shape of ``x``?"""
+    return np.broadcast_shapes(value.shape, shape_of(x)) == shape_of(x)
+
+
 def _where(graph: Graph, call: Call) -> Signs | None:
     condition, first, second = call.args
     inner = _signs(graph, condition)
     values = (array_of(first), array_of(second))
-    if inner is None or any(value is None or np.ptp(value) for value in values):
+    if inner is None or any(value is None or np.ptp(value) or not _fits(value, condition) for value in values):
         return None
     true, false = (value.flat[0].item() for value in values)
     return inner.mapped(lambda v: true if v else false)
@@ -325,7 +330,7 @@ def _arithmetic(graph: Graph, call: Call) -> Signs | None:
     function = {"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide}[operator]
     first, second = call.args
     value = array_of(second)
-    if value is None or np.ptp(value) or (operator == "divide" and not np.any(value)):
+    if value is None or np.ptp(value) or not _fits(value, first) or (operator == "divide" and not np.any(value)):
         return None
     inner = _signs(graph, first)
     return inner.mapped(function, value.flat[0].item()) if inner is not None else None
