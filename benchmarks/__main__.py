@@ -67,6 +67,7 @@ def main(
     """
     try:
         target = targets.load(target_name)
+        bench = Bench(target, threads)
         works = chosen([*networks.known(), *map(networks.from_file, model)], only)
         bounds = [bound_ms(work.onnx(False), target) for work in works]
     except (BitkilnError, targets.UnknownTarget) as error:
@@ -74,9 +75,7 @@ def main(
         raise SystemExit(2)
     rows: list[Row] = []
     try:
-        rows.extend(
-            run(zip(works, bounds, strict=True), [report.OURS] if no_peers else engines, Bench(target, threads))
-        )
+        rows.extend(run(zip(works, bounds, strict=True), [report.OURS] if no_peers else engines, bench))
     except KeyboardInterrupt:
         print("bench: interrupted: these are the rows until here", file=sys.stderr)
     title = f"Simulated {target.description}: one frame, warm, {threads} thread{'s' if threads > 1 else ''}"

@@ -40,8 +40,6 @@ class Stand:
 
     def __init__(self, target: Target) -> None:
         """Raises SetupError for whatever this machine lacks."""
-        if target.bits != 64:
-            raise SetupError(f"{target.name}: the timing model is of 64-bit code, this target is 32-bit")
         self.target = target
         self.userland: Userland = userland(target)
         self.packages = wheels.board_packages()
