@@ -30,8 +30,10 @@ from bitkiln.schedules.microkernels import bgemm_a53, bpack_a53
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
+#: A tile with whole lines of floats of many channels, for results that are written faster than they are computed.
+WIDE = (2, 8)
 #: Tiles that fill the registers, and smaller ones for small images: pixels x vectors of 8 channels.
-TILES = ((6, 4), (12, 2), (8, 3), (4, 4), (8, 2), (10, 2))
+TILES = ((6, 4), (12, 2), (8, 3), (4, 4), (8, 2), (10, 2), WIDE)
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
@@ -44,12 +46,17 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
-    """The tile with the fewest loads. Pixels outside, so that results are written in order, if all threads get some."""
-    tile, threads = TILES[0], int(target.cpu["cores"])
-    tiles = Geometry(workload).pixels // tile[0]
+    """The tile with the fewest loads. Pixels outside, so that results are written in order, if all threads get some.
+
+    A product too short to hide the traffic of its floats takes the tile that meets memory in order itself.
+    """
+    where, threads = Geometry(workload, alignment=2), int(target.cpu["cores"])
+    short = where.taps * where.pixel_bytes // 2 <= TILES[0][0]
+    tile = WIDE if short and workload.out == "float32" and where.channel_groups >= WIDE[1] else TILES[0]
+    tiles = where.pixels // tile[0]
     if tiles < 2 * threads:
         return {"tile": _name(tile), "order": "channels", "chunk": 1}
-    return {"tile": _name(tile), "order": "pixels", "chunk": 2 if tiles >= 8 * threads else 1}
+    return {"tile": _name(tile), "order": "pixels", "chunk": 2 if tiles >= 8 * threads and tile != WIDE else 1}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
@@ -237,7 +244,10 @@ class _Emitter:
 
 
 def _blocks(groups: int, vectors: int) -> list[_Block]:
-    """Full blocks, then one with the rest."""
+    """Full blocks, then the rest in blocks of up to 4 vectors."""
     full, rest = divmod(groups, vectors)
     blocks = [_Block(0, full, vectors)] if full else []
-    return [*blocks, _Block(full * vectors, 1, rest)] if rest else blocks
+    while rest:
+        blocks.append(_Block(groups - rest, 1, min(rest, 4)))
+        rest -= min(rest, 4)
+    return blocks

@@ -175,7 +175,7 @@ class Bits:
         if self.vectors == 3:
             yield f"add x8, {_OUT}, #2"
             yield f"st1 {{v{register}.b}}[{at + 2}], [x8]"
-        width, size = {1: ("b", 1), 2: ("h", 2), 3: ("h", 2), 4: ("s", 4)}[self.vectors]
+        width, size = {1: ("b", 1), 2: ("h", 2), 3: ("h", 2), 4: ("s", 4), 8: ("d", 8)}[self.vectors]
         yield f"st1 {{v{register}.{width}}}[{at // size}], [{_OUT}], x3"
 
 

@@ -39,6 +39,8 @@ WORKLOADS = [
     conv(6, 6, 15, 24, padding=SAME, pad_value=1, epilogue=(MUL,)),
     conv(3, 3, 64, 32, padding=SAME, pad_value=0, strides=(4, 4)),
     conv(1, 1, 8192, 100, (1, 1), **BITS),
+    conv(9, 4, 32, 64, (1, 1), epilogue=(MUL, ADD, TENSOR)),
+    conv(9, 4, 32, 120, (1, 1), **BITS),
     conv(5, 5, 3, 200, (5, 5), padding=(2, 2, 2, 2), pad_value=1, **BITS),
 ]
 GROUPED = [
@@ -53,6 +55,7 @@ KNOBS = [
     {"tile": "12x16", "order": "pixels", "chunk": 1},
     {"tile": "8x24", "order": "channels", "chunk": 4},
     {"tile": "4x32", "order": "pixels", "chunk": 4},
+    {"tile": "2x64", "order": "pixels", "chunk": 1},
 ]
 
 
