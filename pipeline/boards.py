@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from bitkiln import targets
 from bitkiln.pipeline.apt_sources import archive_for
 from bitkiln.pipeline.board_session import Session
 from bitkiln.pipeline.errors import BoardError, SetupError
+from bitkiln.pipeline.scratch import scratch_folder
 from bitkiln.pipeline.simulated import Machine, SimulatedBoards, identify, measure_once
 from bitkiln.pipeline.tracker import Address, TrackerClient, TrackerProcess
 from bitkiln.pipeline.userland import SUITE, find_emulator, runtime_libraries, userland
@@ -179,7 +179,7 @@ class LocalBoard:
 
     def identity(self) -> Mapping[str, Any]:
         """What it is."""
-        with tempfile.TemporaryDirectory(prefix="bitkiln-measure-") as folder:
+        with scratch_folder() as folder:
             return identify(Machine(self.target, self.timing), Path(folder))
 
     def measure(
@@ -190,7 +190,7 @@ class LocalBoard:
         known: Collection[str] = (),
     ) -> Measurement:
         """See ``Board``."""
-        with tempfile.TemporaryDirectory(prefix="bitkiln-measure-") as name:
+        with scratch_folder() as name:
             folder = Path(name)
             files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
             for name, data in (inputs or {}).items():

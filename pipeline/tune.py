@@ -17,7 +17,6 @@ from typing import Any
 
 from rich.console import Console
 
-from bitkiln.pipeline.board_session import hang_up_all
 from bitkiln.pipeline.boards import TrackerBoard, simulated_farm
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
@@ -158,7 +157,7 @@ class Tuning:
         deadline = time.monotonic() + 60 * budget.minutes if budget.minutes else None
         display = Display(console, self.states, budget.trials, measured_by, boards, deadline)
         try:
-            with display, Crew(self.width) as crew:
+            with display, Crew(self.width, self.trials.abandon) as crew:
                 self._measure_defaults(crew, display)
                 self._search(crew, display)
         finally:
@@ -183,6 +182,9 @@ class Tuning:
 
     def _measure_defaults(self, crew: Crew, display: Display) -> None:
         unknown = [state for state in self.states if state.default is None]
+        # A budget too small for all goes to what takes longest.
+        unknown.sort(key=lambda state: -state.occurrences * state.task.roof_seconds)
+        unknown = unknown[: display.budget]
         for state, (expected, record) in crew.map(lambda state: self.trials.reference(state.task), unknown):
             state.expected = expected
             self._keep(state, record, display)
@@ -238,9 +240,13 @@ def _fastest(records: Iterable[Record], count: int = 2) -> list[Point]:
 
 
 class Crew:
-    """Threads that do a batch of jobs side by side. On leaving, jobs not begun are dropped and boards hung up on."""
+    """Threads that do a batch of jobs side by side.
 
-    def __init__(self, size: int) -> None:
+    When left by an error, jobs not begun are dropped and ``abandon`` has to end those in flight.
+    """
+
+    def __init__(self, size: int, abandon: Callable[[], None]) -> None:
+        self._abandon = abandon
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(size)]
         self._leaving = False
@@ -255,7 +261,7 @@ class Crew:
         for _ in self._threads:
             self._jobs.put(None)
         if kind is not None:
-            hang_up_all()
+            self._abandon()
         for thread in self._threads:
             thread.join(5)
 

@@ -119,6 +119,9 @@ class Display:
         return f"{max(0, int(left)) // 60}:{max(0, int(left)) % 60:02d} left"
 
     def _share(self, row: Row) -> float:
+        """Its part of the network's time; 0 until all of that is known."""
+        if any(other.best is None for other in self.rows):
+            return 0.0
         total = total_seconds(self.rows, tuned=True)
         return row.occurrences * row.best.seconds / total if row.best and total else 0.0
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bitkiln.pipeline.board_session import hang_up_all
 from bitkiln.pipeline.boards import Board, KernelFailed, Measurement, Request
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.records import Record
@@ -44,6 +45,12 @@ class Trials:
         self._builder = builder
         self._board = board
         self._slots = threading.BoundedSemaphore(slots)
+        self._abandoned = threading.Event()
+
+    def abandon(self) -> None:
+        """Give up all trials in flight, soon."""
+        self._abandoned.set()
+        hang_up_all()
 
     def reference(self, task: Task) -> tuple[Expected, Record]:
         """Build and measure the untuned default of ``task``. Raises BoardError where even that fails."""
@@ -87,6 +94,8 @@ class Trials:
         deadline = time.monotonic() + PATIENCE
         with self._slots:
             while True:
+                if self._abandoned.is_set():
+                    raise BoardLost("tuning was ended")
                 try:
                     return self._board.measure(artifact.library, request, inputs, known)
                 except KernelFailed:

@@ -45,6 +45,9 @@ class FakeTrials:
         self.measured: list[tuple] = []
         self.fail: Exception | None = None
 
+    def abandon(self) -> None:
+        """Nothing is in flight."""
+
     def reference(self, task: Task) -> tuple[Expected, Record]:
         return Expected("", b""), self._record(task, task.default, default=True)
 
@@ -115,6 +118,11 @@ def test_a_space_is_exhausted_once(tmp_path):
 def test_it_stops_at_the_minutes(tmp_path):
     run([a_task(8)], tmp_path, 1000, minutes=1e-9)
     assert len(lines(tmp_path)) == 1
+
+
+def test_a_budget_too_small_for_all_defaults_goes_to_the_costliest(tmp_path):
+    run([a_task(8), a_task(32), a_task(16)], tmp_path, 2)
+    assert [record.workload.split()[1] for record in lines(tmp_path)] == ["32x32x8", "16x16x8"]
 
 
 def test_costly_tasks_get_more_trials(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import json
 import os
@@ -32,6 +33,10 @@ def test_it_needs_nothing_but_the_standard_library():
     assert done.returncode == 0, done.stderr
     assert "numpy" not in done.stdout
     assert "tvm" not in done.stdout
+
+
+def test_it_is_written_for_python_3_9():
+    ast.parse(SERVER.read_text(), feature_version=(3, 9))
 
 
 def test_values_of_every_string_type_are_read():

@@ -110,6 +110,16 @@ def test_a_tracker_that_returns_is_waited_for(monkeypatch):
         candidate(fails(NoBoard("no tracker")))
 
 
+def test_abandoned_trials_start_nothing_new():
+    board = FakeBoard(gives(cycles=2000))
+    runs = Trials(FakeBuilder(), board, 1)
+    expected, default = runs.reference(TASK)
+    runs.abandon()
+    with pytest.raises(BoardLost):
+        runs.candidate(TASK, {"tile": "x"}, expected, default)
+    assert len(board.requests) == 1
+
+
 def test_a_default_that_fails_is_an_error():
     with pytest.raises(BoardError, match="the untuned default fails"):
         Trials(FakeBuilder(), FakeBoard(fails(KernelFailed("crashed", "SIGSEGV"))), 1).reference(TASK)
