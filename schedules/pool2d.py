@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from tvm import te, tirx
@@ -17,6 +19,9 @@ from bitkiln.targets import Target
 
 #: Channels that are reduced side by side: a cache line of floats in four registers, or 16 bytes of bits in one.
 LANES = 16
+
+#: Rows or columns of a window that are reduced in one expression.
+MOST_TAPS = 16
 
 #: Emits the store of a value at (column, channel or byte); called inside a vectorised loop.
 Store = Callable[[Any, Any, Any], None]
@@ -64,7 +69,47 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
 
 
 def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:
-    """Emits row ``y`` of the pooling of ``data`` [1, H, W, C]: float32, or bits, whose maximum is the OR."""
+    """Emits row ``y`` of the pooling of ``data`` [1, H, W, C]: float32, or bits, whose maximum is the OR.
+
+    Rows are reduced first, in the order they lie in memory, then columns; the reduced row stays in the cache.
+    """
+    if max(window.kernel) > MOST_TAPS or (window.kind == "avg" and any(window.padding)):
+        _clipped_row(data, window, y, store)
+        return
+    _, height, width, channels = (int(extent) for extent in data.shape)
+    pitch = width * channels
+    source = loops.flat(data, height * pitch, data.dtype)
+    reduced = T.alloc_buffer((pitch,), data.dtype)
+    rows = [row * pitch for row in _taps(window, 0, y, height)]
+    combine = _combination(window, data.dtype)
+    loops.sweep(pitch, lambda i: T.buffer_store(reduced, reduce(combine, [source[row + i] for row in rows]), [i]))
+    scale = tirx.const(1 / (window.kernel[0] * window.kernel[1]), "float32")
+    with T.serial(window.out_size(height, width)[1]) as x:
+        columns = [column * channels for column in _taps(window, 1, x, width)]
+
+        def channel(c: Any) -> None:
+            value = reduce(combine, [reduced[column + c] for column in columns])
+            store(x, c, value if window.kind == "max" else value * scale)
+
+        loops.sweep(channels, channel)
+
+
+def _taps(window: Pool, axis: int, at: Any, size: int) -> list[Any]:
+    """The rows or columns of the window at ``at``. Outside the input stands its nearest: a maximum may count it twice."""
+    first = at * window.strides[axis] - window.padding[axis]
+    padded = window.padding[axis] or window.padding[axis + 2]
+    taps = [first + tap for tap in range(window.kernel[axis])]
+    return [tirx.min(tirx.max(tap, 0), size - 1) for tap in taps] if padded else taps
+
+
+def _combination(window: Pool, dtype: str) -> Callable[[Any, Any], Any]:
+    if dtype == "uint8":
+        return operator.or_
+    return tirx.max if window.kind == "max" else operator.add
+
+
+def _clipped_row(data: Any, window: Pool, y: Any, store: Store) -> None:
+    """As ``pool_row``, for averages that leave out what is padded, and for huge windows."""
     _, height, width, channels = (int(extent) for extent in data.shape)
     with T.serial(window.out_size(height, width)[1]) as x:
 
@@ -87,22 +132,16 @@ def each_block(channels: int, lanes: int, body: Callable[[Any | int, int], None]
         body(channels - channels % lanes, channels % lanes)
 
 
-def _reduce(
-    data: Any, window: Pool, at: tuple[Any, ...], first: Any | int, reduced: Any
-) -> None:
+def _reduce(data: Any, window: Pool, at: tuple[Any, ...], first: Any | int, reduced: Any) -> None:
     """Emits ``reduced`` = the maximum, sum or OR of the channels from ``first`` over the window at (y, x)."""
     (lanes,) = (int(extent) for extent in reduced.shape)
     start = tirx.min_value("float32") if window.kind == "max" else tirx.const(0, "float32")
     with T.vectorized(lanes) as lane:
         T.buffer_store(reduced, start if data.dtype == "float32" else tirx.const(0, "uint8"), [lane])
     begin_y, end_y, begin_x, end_x = _span(data, window, at)
+    combine = _combination(window, data.dtype)
     with T.serial(begin_y, end_y) as row, T.serial(begin_x, end_x) as column, T.vectorized(lanes) as lane:
-        tap = data[0, row, column, first + lane]
-        if data.dtype == "uint8":
-            combined = reduced[lane] | tap
-        else:
-            combined = tirx.max(reduced[lane], tap) if window.kind == "max" else reduced[lane] + tap
-        T.buffer_store(reduced, combined, [lane])
+        T.buffer_store(reduced, combine(reduced[lane], data[0, row, column, first + lane]), [lane])
 
 
 def _span(data: Any, window: Pool, at: tuple[Any, ...]) -> list[Any]:
@@ -140,9 +179,7 @@ def _store_floats(workload: Pool2d, operands: list[Any], out: Any, y: Any) -> St
     return store
 
 
-def _signs_row(
-    workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any
-) -> None:
+def _signs_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any) -> None:
     """Emits row ``y`` as bits: the floats of the row first, then their signs."""
     width, channels = workload.out_size[1], workload.channels
     row = T.alloc_buffer((width * channels,), "float32")
