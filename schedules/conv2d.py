@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tvm import te, tirx
 
-from bitkiln.schedules import conv2d_direct, conv2d_stem, conv2d_winograd
+from bitkiln.schedules import conv2d_depthwise, conv2d_direct, conv2d_stem, conv2d_winograd
 from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.workload import Conv2d
@@ -33,6 +33,8 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
     if is_stem(workload, target):
         return {"algorithm": ["stem"]}
+    if conv2d_depthwise.applies(workload):
+        return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
 
 
@@ -40,6 +42,8 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default: the algorithm with the lowest estimate."""
     if is_stem(workload, target):
         return {"algorithm": "stem"}
+    if conv2d_depthwise.applies(workload):
+        return {"algorithm": "depthwise", "pixels": 4}
     algorithms = _algorithms(workload, target)
     if len(algorithms) == 1:
         return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
@@ -61,6 +65,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
         return conv2d_stem.emit(workload)
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
+    if algorithm == "depthwise":
+        return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
     tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
     if algorithm == "winograd":
         return conv2d_winograd.emit(workload, _pair(outputs), tile, block)

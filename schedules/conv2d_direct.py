@@ -132,9 +132,9 @@ class _Direct:
             loops.finish(work, self.result, self.out)
 
     def _blocks_in_parallel(self, blocks: Sequence[Run]) -> None:
-        # With one tile in a block the micro-kernel itself goes from panel to panel.
-        together = self.block == 1 and self.finish is not None
         for run in blocks:
+            # With one tile in a block, none of it filled up, the micro-kernel itself goes from panel to panel.
+            together = self.block == 1 and self.finish is not None and run.used >= self.least
             with T.parallel(run.count) as block, T.serial(self.groups) as group:
                 for panels in self.panel_runs:
                     inside = panels.count if together and panels.used == panels.size else 1

@@ -13,6 +13,7 @@ vector's ``ldr d``: one cycle of the vector pipe each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,9 +182,11 @@ def _drafts(loop: Loop) -> Iterable[_Draft]:
     load up, and one behind for the last ``ins``. But a long train loads much at once, which needs registers.
     """
     count, loads = len(loop.arithmetic), sorted(loop.loads, key=lambda load: load.before)
-    for trains in range(1, 5):
-        # As few loads side by side as still fit beside the arithmetic: each group of g is followed by 4 - g operations.
-        group = next(g for g in (1, 2, 3) if g == 3 or count * g >= (4 - g) * (len(loads) - g * trains))
+    for trains, group in itertools.product(range(1, 5), (1, 2, 3)):
+        # Each group of g loads side by side is followed by 4 - g operations: the smallest g that leaves no cycle idle is
+        # best, a larger one loads faster.
+        if group < 3 and count * group < (4 - group) * (len(loads) - group * trains):
+            continue
         slots, busy = _trains(len(loads), trains, group, count + len(loads) + 2 * group * trains)
         period = max(count + len(busy), max(slots) + 8)
         for start in range(period):
