@@ -121,12 +121,12 @@ def tune(
         console.print(f"nothing to tune: no layer of {', '.join(model.name for model in models)} leaves a choice")
         return []
     with ExitStack() as stack:
+        builder = Builder()
+        stack.callback(builder.close)
         address, name = stack.enter_context(_boards(target, tracker, key, boards))
         client = TrackerClient(address)
         count = client.require(name).count
         board = TrackerBoard(client, name)
-        builder = Builder()
-        stack.callback(builder.close)
         tuning = Tuning(tasks, Trials(builder, board, count), logs, builder.workers + count)
         return tuning.run(budget, board.identity()["measured_by"], count, console)
 

@@ -56,6 +56,10 @@ class Builder:
             self.workers, timeout=BUILD_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
+        # Workers take seconds to load the compiler: they may as well begin at once.
+        for _ in range(self.workers):
+            self._pool.submit(prepare)
+
     def close(self) -> None:
         """End the workers and delete what they built."""
         self._pool.shutdown(wait=False)
@@ -74,6 +78,11 @@ class Builder:
             shutil.rmtree(folder, ignore_errors=True)
             raise BuildFailed(complaint)
         return Artifact(folder)
+
+
+def prepare() -> None:
+    """In a worker: load what building needs."""
+    from bitkiln.pipeline import compile  # noqa: F401
 
 
 def build(workload_json: str, knobs: dict[str, int | str], target_name: str, folder: str) -> str:
