@@ -120,7 +120,9 @@ class _BoardProcess:
         self._report = folder / f"board-{index}.jsonl"
         self._log = folder / f"board-{index}.log"
         arguments = ["--tracker", str(tracker), "--key", key, "--port", "0", "--libraries", str(runtime_libraries())]
-        self._command, self._environment = machine.command([*arguments, "--stop-with-stdin"], self._report)
+        self._command, environment = machine.command([*arguments, "--stop-with-stdin"], self._report)
+        # Sessions of a board that is killed then go with the folder of its farm.
+        self._environment = {**environment, "TMPDIR": str(folder)}
         self.process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._quick_deaths = 0
