@@ -22,7 +22,7 @@ from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.scratch import scratch_folder
 from bitkiln.pipeline.simulated import Machine, SimulatedBoards, identify, measure_once
 from bitkiln.pipeline.tracker import Address, TrackerClient, TrackerProcess
-from bitkiln.pipeline.userland import SUITE, find_emulator, runtime_libraries, userland
+from bitkiln.pipeline.userland import SUITE, find_emulator, runtime_libraries, userland, userland_folder
 from bitkiln.targets import Target
 
 DEFAULT_TRACKER_PORT = 9190
@@ -277,7 +277,7 @@ def doctor() -> list[Check]:
     target = targets.load("rasp3b")
     return [
         *(Check(check.name, check.ok, check.explanation) for check in simulator()),
-        _check("mmdebstrap", lambda: _which("mmdebstrap", "mmdebstrap")),
+        _check("mmdebstrap", lambda: _mmdebstrap(target)),
         _check("Debian archive", lambda: archive_for(SUITE).uri),
         _check("arm64 userland", lambda: str(userland(target).root)),
         _check("TVM's runtime for boards", lambda: str(runtime_libraries())),
@@ -291,6 +291,12 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, True, look())
     except SetupError as problem:
         return Check(name, False, str(problem))
+
+
+def _mmdebstrap(target: Target) -> str:
+    if userland_folder(target).exists():
+        return "not needed any more: the userland is built"
+    return _which("mmdebstrap", "mmdebstrap")
 
 
 def _which(name: str, package: str) -> str:

@@ -71,15 +71,19 @@ class Userland:
 
 def userland(target: Target) -> Userland:
     """The userland for ``target``, built in the cache on first use. Raises SetupError."""
-    architecture = target.userland["debian_arch"]
     emulator = find_emulator(target)
-    digest = hashlib.sha256(f"{SUITE} {PACKAGES} 2".encode()).hexdigest()[:12]
-    root = cache_directory() / "userland" / f"{architecture}-{digest}"
+    root = userland_folder(target)
     if not root.exists():
         with _lock(root):
             if not root.exists():
-                _build(architecture, root, target)
+                _build(target.userland["debian_arch"], root, target)
     return Userland(root, (emulator, "-cpu", target.userland["qemu_cpu"], "-L", str(root)))
+
+
+def userland_folder(target: Target) -> Path:
+    """Where the userland for ``target`` is, once it is built."""
+    digest = hashlib.sha256(f"{SUITE} {PACKAGES} 2".encode()).hexdigest()[:12]
+    return cache_directory() / "userland" / f"{target.userland['debian_arch']}-{digest}"
 
 
 def find_emulator(target: Target) -> str:

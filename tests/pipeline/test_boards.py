@@ -234,7 +234,11 @@ def test_a_32_bit_target_is_not_simulated():
 
 def test_doctor_explains(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(boards, "runtime_libraries", lambda: tmp_path)
     checks = {check.name: check for check in boards.doctor()}
     assert not checks["qemu-aarch64 with plugins"].ok
     assert "install" in checks["mmdebstrap"].explanation
+    assert "install qemu-user" in checks["arm64 userland"].explanation
     assert not checks["32-bit emulator"].ok
+    assert checks["TVM's runtime for boards"].ok
