@@ -25,9 +25,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules.binarize_a53 import FlatSigns
 from bitkiln.schedules.conv2d_direct import pack_panels
 from bitkiln.schedules.conv2d_geometry import Run, split
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.microkernels.binarize_a53 import BATCH
 from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.winograd import TRANSFORMS, Stage, transform_weights
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -36,6 +38,8 @@ from bitkiln.targets import Target
 #: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
 _GAP = 16
 _LANES = 4
+#: Parts that the packing of signs is cut in.
+_THREADS = 4
 
 
 def applies(workload: Conv2d) -> bool:
@@ -74,12 +78,13 @@ class _Winograd:
         self.outputs = outputs
         self.points = (self.along[0].points, self.along[1].points)
         self.positions = self.points[0] * self.points[1]
-        self.pools = _divides(workload.pool, outputs) and workload.out == "float32"
-        window = workload.pool.kernel if self.pools else (1, 1)
+        # Tiles give results that only lack their signs, unless windows cross tiles.
+        self.complete = not workload.pool or _divides(workload.pool, outputs)
+        self.window = workload.pool.kernel if self.complete and workload.pool else (1, 1)
         # Results of a tile along each axis, and tiles that cover the whole result.
-        self.results = (outputs[0] // window[0], outputs[1] // window[1])
-        size = workload.out_size if self.pools else workload.conv_size
-        self.tiles = tuple(-(-extent // count) for extent, count in zip(size, self.results, strict=True))
+        self.results = (outputs[0] // self.window[0], outputs[1] // self.window[1])
+        self.size = workload.out_size if self.complete else workload.conv_size
+        self.tiles = tuple(-(-extent // count) for extent, count in zip(self.size, self.results, strict=True))
         self.count = self.tiles[0] * self.tiles[1]
         # The micro-kernels begin at 3 pixels.
         self.tile_m = min(tile[0], max(3, self.count))
@@ -90,7 +95,10 @@ class _Winograd:
         self.chunk_runs = split(workload.out_channels, tile[1] if self.inside else workload.out_channels, 4)
         self.tile_n = tile[1]
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
-        self.straight = workload.out == "float32" and (self.pools or not workload.pool)
+        self.straight = self.complete and workload.out == "float32"
+        whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
+        packs = self.complete and workload.out == "bits" and whole_bytes
+        self.signs = FlatSigns(workload.sign_zero) if packs else None
         self.kernels: dict[str, Sgemm] = {}
 
     def kernel(self) -> Kernel:
@@ -102,18 +110,22 @@ class _Winograd:
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
             Constant(np.zeros(2, "int32")),
+            *(self.signs.constants if self.signs else ()),
         ]
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            self.data, self.weights, *self.operands, self.pixels, self.rows = loops.parameters(arguments)
+            self.data, self.weights, *rest = loops.parameters(arguments)
+            self.operands, rest = rest[: len(operands)], rest[len(operands) :]
+            self.pixels, self.rows, *self.sign_tables = rest
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self._body()
         notes = (
             f"Winograd F({self.outputs[0]}x{self.outputs[1]}, 3x3), tiles of {self.tile_m} x {self.tile_n}, "
             f"{self.block} of {self.count} tiles a block"
         )
-        return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
+        micro = [*self.kernels.values(), *([self.signs.micro] if self.signs else [])]
+        return Kernel(builder.get(), tuple(arguments), tuple(micro), notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI transformed and in panels."""
@@ -128,8 +140,8 @@ class _Winograd:
 
     def _body(self) -> None:
         work = self.workload
-        size = work.conv_size[0] * work.conv_size[1] * work.out_channels
-        out = loops.flat(self.out, int(np.prod(self.out.shape))) if self.straight else None
+        size = math.prod(self.size) * work.out_channels
+        out = loops.flat(self.out, size) if self.straight else None
         self.image = loops.flat(self.data, work.height * work.width * work.channels)
         self.result = out if self.straight else T.alloc_buffer((size,), "float32")
         blocks = split(self.count, self.block)
@@ -137,7 +149,9 @@ class _Winograd:
         for run in blocks:
             with (T.parallel if many else T.serial)(run.count) as block:
                 self._block(run.first + block * run.size, run.used, T.serial if many else T.parallel)
-        if not self.straight:
+        if self.signs:
+            self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.sign_tables, _THREADS)
+        elif not self.straight:
             loops.finish(work, self.result, self.out)
 
     def _block(self, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
@@ -147,7 +161,7 @@ class _Winograd:
         products = T.alloc_buffer((room * self.result_pitch,), "float32")
         with loop(tiles) as tile:
             self._transform_data(data, tile * self.data_pitch, first + tile)
-        if self.straight and not self.pools:
+        if self.straight and self.window == (1, 1):
             self._claim(first, tiles)
         for run in self.chunk_runs:
             with T.serial(run.count) as index:
@@ -289,9 +303,7 @@ class _Winograd:
             with T.serial(run.count * run.size // _LANES) as vector:
                 panel, part = vector * _LANES // run.size, vector * _LANES % run.size
                 at = start + (run.first + panel * run.size) * self.positions + part
-                results = self._outputs(products, at, run.size)
-                channel = _vector(chunk + run.first + vector * _LANES)
-                (self._store_pooled if self.pools else self._store)(results, (y, x), channel)
+                self._store(self._outputs(products, at, run.size), (y, x), chunk + run.first + vector * _LANES)
 
     def _outputs(self, products: Any, at: Any, pitch: int) -> list[list[Any]]:
         """Four channels of a tile's outputs, [y][x]."""
@@ -305,48 +317,42 @@ class _Winograd:
         ]
         return [_through(self.along[1].result, [column[dy] for column in columns]) for dy in range(self.outputs[0])]
 
-    def _store(self, results: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
-        width, channels = self.workload.conv_size[1], self.workload.out_channels
-        for dy, row in enumerate(results):
-            for dx, value in enumerate(row):
-                y, x = pixel[0] + dy, pixel[1] + dx
-
-                def store(value: Any = value, y: Any = y, x: Any = x) -> None:
-                    final = epilogue.apply(self.workload.epilogue, value, self.operands, (y, x, channel))
-                    T.buffer_store(self.result, final, [(y * width + x) * channels + channel])
-
-                self._guarded(store, (y, x), (dy, dx), self.workload.conv_size, self.results)
-
-    def _store_pooled(self, results: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
+    def _final(self, outputs: list[list[Any]], pixel: tuple[Any, Any], within: tuple[int, int], channel: Any) -> Any:
+        """Result ``within`` a tile, whose first output is ``pixel``: epilogue, and the maximum of its window."""
         work = self.workload
-        window_y, window_x = work.pool.kernel
-        for oy in range(self.results[0]):
-            for ox in range(self.results[1]):
-                y, x = pixel[0] // window_y + oy, pixel[1] // window_x + ox
+        window_y, window_x = self.window
+        largest = None
+        for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
+            for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
+                where = (pixel[0] + dy, pixel[1] + dx, _vector(channel))
+                value = T.bind(epilogue.apply(work.epilogue, outputs[dy][dx], self.operands, where))
+                largest = value if largest is None else T.bind(tirx.max(largest, value))
+        return largest
 
-                def store(oy: int = oy, ox: int = ox, y: Any = y, x: Any = x) -> None:
-                    largest = None
-                    for dy in range(oy * window_y, (oy + 1) * window_y):
-                        for dx in range(ox * window_x, (ox + 1) * window_x):
-                            where = (pixel[0] + dy, pixel[1] + dx, channel)
-                            value = T.bind(epilogue.apply(work.epilogue, results[dy][dx], self.operands, where))
-                            largest = value if largest is None else T.bind(tirx.max(largest, value))
-                    T.buffer_store(self.result, largest, [(y * work.out_size[1] + x) * work.out_channels + channel])
+    def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
+        """Four channels of a tile's results."""
+        for within, (y, x) in self._places(pixel):
 
-                self._guarded(store, (y, x), (oy, ox), work.out_size, self.results)
+            def store(within: tuple[int, int] = within, y: Any = y, x: Any = x) -> None:
+                value = self._final(outputs, pixel, within, channel)
+                T.buffer_store(
+                    self.result, value, [_vector((y * self.size[1] + x) * self.workload.out_channels + channel)]
+                )
 
-    @staticmethod
-    def _guarded(
-        store: Callable[[], None],
-        pixel: tuple[Any, Any],
-        within: tuple[int, int],
-        size: tuple[int, int],
-        tile: tuple[int, int],
-    ) -> None:
-        """Runs ``store`` where ``pixel``, at ``within`` of a ``tile``, is inside an output of ``size``."""
+            self._guarded(store, (y, x), within)
+
+    def _places(self, pixel: tuple[Any, Any]) -> list[tuple[tuple[int, int], tuple[Any, Any]]]:
+        """The results of a tile: where in the tile, and where in the result."""
+        first = (pixel[0] // self.window[0], pixel[1] // self.window[1])
+        return [
+            ((oy, ox), (first[0] + oy, first[1] + ox)) for oy in range(self.results[0]) for ox in range(self.results[1])
+        ]
+
+    def _guarded(self, store: Callable[[], None], place: tuple[Any, Any], within: tuple[int, int]) -> None:
+        """Runs ``store`` where ``place``, which is ``within`` a tile, lies inside the result."""
         conditions = [
             at < extent
-            for at, offset, extent, step in zip(pixel, within, size, tile, strict=True)
+            for at, offset, extent, step in zip(place, within, self.size, self.results, strict=True)
             if extent % step and offset >= extent % step
         ]
         if not conditions:
@@ -386,8 +392,8 @@ def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:
     return math.prod(TRANSFORMS[m].points for m in outputs), math.prod(tiles)
 
 
-def _divides(pool: Pool | None, outputs: tuple[int, int]) -> bool:
+def _divides(pool: Pool, outputs: tuple[int, int]) -> bool:
     """Whether the windows of ``pool`` lie within tiles of ``outputs``."""
-    if not pool or pool.kind != "max" or any(pool.padding) or pool.kernel != pool.strides:
+    if pool.kind != "max" or any(pool.padding) or pool.kernel != pool.strides:
         return False
     return all(m % window == 0 for m, window in zip(outputs, pool.kernel, strict=True))
