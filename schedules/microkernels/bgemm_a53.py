@@ -16,7 +16,7 @@ reader has just issued, far enough before its next reader. A step of that tile t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -133,19 +133,41 @@ class Bits:
 
     def _compare(self, tile: Tile) -> Iterator[str]:
         """Masks in the accumulators: all ones where the count is below the bound."""
-        free = tile.free[: self.vectors]
-        for pixel in range(self.pixels):
+        shared = self.rows == "one"
+        if self.rows == "some" and self.pixels > 1:
+            # Inside the image all pixels have the same row.
+            yield from self._same_row("90f")
+            yield "madd x4, x8, x6, x4"
+            yield from self._below(tile, range(self.pixels), "x4")
+            yield from ("b 91f", "90:")
+        if shared:
+            yield from self._below(tile, range(self.pixels), "x4")
+        for pixel in () if shared else range(self.pixels):
             if self.rows == "some":
                 yield f"ldrsw x8, [x5, #{4 * pixel}]"
                 yield "madd x8, x8, x6, x4"
-            if self.rows != "one" or pixel == 0:
-                base = "x8" if self.rows == "some" else "x4"
-                yield from (f"ldr q{bound}, [{base}, #{16 * i}]" for i, bound in enumerate(free))
-            for vector, bound in enumerate(free):
-                acc = tile.accumulators[pixel * self.vectors + vector]
-                yield f"cmhi v{acc}.8h, v{bound}.8h, v{acc}.8h"
+            yield from self._below(tile, [pixel], "x8" if self.rows == "some" else "x4")
             if self.rows == "each":
                 yield "add x4, x4, x6"
+        yield "91:"
+
+    def _same_row(self, otherwise: str) -> Iterator[str]:
+        """x8 = the row of all pixels, or a jump."""
+        yield from ("ldr x8, [x5]", "ror x15, x8, #32", "cmp x8, x15")
+        for pixel in range(2, self.pixels - 1, 2):
+            yield from (f"ldr x16, [x5, #{4 * pixel}]", "ccmp x8, x16, #0, eq")
+        if self.pixels % 2:
+            yield from (f"ldr w16, [x5, #{4 * (self.pixels - 1)}]", "ccmp w8, w16, #0, eq")
+        yield from (f"b.ne {otherwise}", "sxtw x8, w8")
+
+    def _below(self, tile: Tile, pixels: Iterable[int], row: str) -> Iterator[str]:
+        """Compares ``pixels`` with the bounds at ``row``."""
+        bounds = tile.free[: self.vectors]
+        yield from (f"ldr q{bound}, [{row}, #{16 * i}]" for i, bound in enumerate(bounds))
+        for pixel in pixels:
+            for vector, bound in enumerate(bounds):
+                acc = tile.accumulators[pixel * self.vectors + vector]
+                yield f"cmhi v{acc}.8h, v{bound}.8h, v{acc}.8h"
 
     def _pack(self, tile: Tile) -> Iterator[str]:
         """Lanes' masks to bits, bytes in order of pixels, and their stores."""
