@@ -83,21 +83,26 @@ def _float(keys: np.ndarray) -> np.ndarray:
     return np.where(keys < 0, -magnitude, magnitude)
 
 
-def _flat(workload: Binarize, threads: int) -> Kernel:
-    """All floats meet one threshold: the tensor is a single row of them."""
-    micro = MicroKernel(BATCH, shared=True)
-    size = workload.height * workload.width * workload.channels
-    threads = min(threads, size // BATCH)
-    least, _ = thresholds(Binarize(1, 1, 1, (), workload.sign_zero), ())
-    arguments = (Argument((0,), *workload.shapes[0]), Constant(least), Constant(np.zeros(8, "uint8")))
+class FlatSigns:
+    """Signs of all floats of a tensor: they meet one threshold, so the tensor is a single row of them.
 
-    def body(data: Any, table: Any, flips: Any, out: Any) -> None:
-        source, target = loops.flat(data, size), loops.flat(out, size // 8, "uint8")
+    ``constants`` are two arguments the kernel must have; ``emit`` gets their buffers. Channels are whole bytes and there are
+    at least ``BATCH`` floats.
+    """
+
+    def __init__(self, sign_zero: int) -> None:
+        self.micro = MicroKernel(BATCH, shared=True)
+        least, _ = thresholds(Binarize(1, 1, 1, (), sign_zero), ())
+        self.constants = (Constant(least), Constant(np.zeros(8, "uint8")))
+
+    def emit(self, source: Any, target: Any, size: int, constants: Sequence[Any], threads: int) -> None:
+        """``target`` uint8 [size/8] = the signs of ``source`` float32 [size], shared by ``threads``."""
+        threads = min(threads, size // BATCH)
 
         def call(first: Any, count: Any) -> None:
             ends = T.address_of(source[first]), T.address_of(target[first // 8])
-            tables = T.address_of(table[0]), T.address_of(flips[0])
-            T.evaluate(T.call_extern("int32", micro.symbol, *ends, count, BATCH * 4, BATCH // 8, *tables))
+            tables = (T.address_of(constant[0]) for constant in constants)
+            T.evaluate(T.call_extern("int32", self.micro.symbol, *ends, count, BATCH * 4, BATCH // 8, *tables))
 
         with T.parallel(threads) as thread:
             begin, end = (bound * (size // 8) // threads * 8 for bound in (thread, thread + 1))
@@ -105,7 +110,15 @@ def _flat(workload: Binarize, threads: int) -> Kernel:
             # What is left of a batch is done with what stands before it once more.
             call(end - BATCH, 1)
 
-    return _kernel(workload, arguments, micro, body)
+
+def _flat(workload: Binarize, threads: int) -> Kernel:
+    signs = FlatSigns(workload.sign_zero)
+    size = workload.height * workload.width * workload.channels
+
+    def body(data: Any, table: Any, flips: Any, out: Any) -> None:
+        signs.emit(loops.flat(data, size), loops.flat(out, size // 8, "uint8"), size, (table, flips), threads)
+
+    return _kernel(workload, (Argument((0,), *workload.shapes[0]), *signs.constants), signs.micro, body)
 
 
 def _by_channel(workload: Binarize, threads: int) -> Kernel:
