@@ -70,10 +70,18 @@ def _ms(value: float | None) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What one must know to read the table: how each engine was measured, and why some were not."""
-    measured = dict.fromkeys(f"{row.engine}: {row.how}" for row in rows if row.cycles is not None)
-    failures = [f"{row.work}, {row.engine}: {row.how}" for row in rows if row.cycles is None]
-    return [*measured, *failures]
+    """What one must know to read the table: how each engine was measured, on which works if not all alike, and failures."""
+    lines = []
+    for engine in dict.fromkeys(row.engine for row in rows):
+        works: dict[str, list[str]] = {}
+        for row in rows:
+            if row.engine == engine and row.cycles is not None:
+                works.setdefault(row.how, []).append(row.work)
+        alike = len(works) == 1
+        lines += [
+            f"{engine}: {how}" if alike else f"{engine}, {', '.join(names)}: {how}" for how, names in works.items()
+        ]
+    return lines + [f"{row.engine}, {row.work}: {row.how}" for row in rows if row.cycles is None]
 
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:

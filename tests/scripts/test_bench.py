@@ -112,7 +112,15 @@ def test_the_table_without_us_has_no_ratios():
 def test_markdown_names_what_measured_and_what_failed():
     text = report.to_markdown(rows(), "Title")
     assert text.startswith("Title\n\n| ms | bound | bitkiln |")
-    assert "- ncnn: simulated; ncnn 1\n" in text and "- card-binary, litert: not measured: it has no sign\n" in text
+    assert "- ncnn: simulated; ncnn 1\n" in text and "- litert, card-binary: not measured: it has no sign\n" in text
+
+
+def test_notes_name_the_works_where_they_were_measured_differently():
+    ours = [
+        Row(work, "bitkiln", 1, 1.0, 1.0, "rasp3b", how)
+        for work, how in (("a", "tuned"), ("b", "default"), ("c", "tuned"))
+    ]
+    assert report.notes(ours) == ["bitkiln, a, c: tuned", "bitkiln, b: default"]
 
 
 def test_a_document_keeps_what_is_around_its_marks():
