@@ -15,47 +15,91 @@ from bitkiln.pipeline import link
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
+from bitkiln.targets.sim import build as simulator
+from bitkiln.targets.sim.reports import Reports
 from tests.schedules.kernels import bound
 
 #: Runs a kernel on arguments of its workload, for a target, with a number of threads.
 RunKernel = Callable[[Workload, Kernel, Sequence[np.ndarray], Target, int], np.ndarray]
+#: Cycles of a kernel on the simulated core, caches warm.
+KernelCycles = Callable[[Kernel, Sequence[np.ndarray], Target], int]
 
-_SYSROOT = {
+_EMULATORS = {
     64: ("qemu-aarch64", "cortex-a53", "/usr/aarch64-linux-gnu"),
     32: ("qemu-arm", "cortex-a7", "/usr/arm-linux-gnueabihf"),
 }
 
 
-@pytest.fixture(scope="session")
-def run_kernel(tmp_path_factory: pytest.TempPathFactory) -> RunKernel:
-    """Links a kernel as tuning does and runs it under qemu."""
-    folder = tmp_path_factory.mktemp("kernels")
-    harness: dict[str, Path] = {}
+class _Bench:
+    """Links kernels as tuning does, each as a network of one step, and holds the program that runs them."""
 
-    def program(target: Target) -> Path:
-        compiler = target.cc["compiler"]
-        if compiler not in harness:
-            harness[compiler] = folder / f"run_library-{target.bits}"
-            source = Path(__file__).with_name("run_library.c")
-            command = [compiler, f"-I{link.DEVICE}", "-O1", source, "-ldl", "-o", harness[compiler]]
-            subprocess.run(command, check=True, timeout=60)
-        return harness[compiler]
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        self._programs: dict[str, Path] = {}
 
-    def run(workload: Workload, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> np.ndarray:
-        emulator, cpu, sysroot = _SYSROOT[target.bits]
+    def command(self, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> list[str]:
+        """The program's command line for ``kernel`` on ``args``; it writes ``output``."""
+        emulator, *_ = _EMULATORS[target.bits]
         if not shutil.which(emulator) or not shutil.which(target.cc["compiler"]):
             pytest.skip(f"needs {emulator} and {target.cc['compiler']}")
-        compiling.link_kernel(kernel, target, folder / "kernel.so")
+        library, inputs = self.folder / "kernel.so", self.folder / "inputs"
+        compiling.link_kernel(kernel, target, library)
         # Tables are embedded in the library; the rest are its inputs.
-        inputs = [
-            a for a, kind in zip(bound(kernel, args), kernel.arguments, strict=True) if isinstance(kind, Argument)
-        ]
-        (folder / "inputs").write_bytes(b"".join(array.tobytes() for array in inputs))
-        command = [emulator, "-cpu", cpu, "-L", sysroot, program(target)]
-        command += [folder / "kernel.so", folder / "inputs", folder / "output", threads]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        arrays = zip(bound(kernel, args), kernel.arguments, strict=True)
+        inputs.write_bytes(b"".join(array.tobytes() for array, kind in arrays if isinstance(kind, Argument)))
+        return list(map(str, [self._program(target), library, inputs, self.output, threads]))
+
+    def _program(self, target: Target) -> Path:
+        compiler = target.cc["compiler"]
+        if compiler not in self._programs:
+            self._programs[compiler] = self.folder / f"run_library-{target.bits}"
+            source = Path(__file__).with_name("run_library.c")
+            command = [compiler, f"-I{link.DEVICE}", "-O1", source, "-ldl", "-o", self._programs[compiler]]
+            subprocess.run(command, check=True, timeout=60)
+        return self._programs[compiler]
+
+
+def _run(command: Sequence[str], seconds: float = 60) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> _Bench:
+    """Where kernels are linked."""
+    return _Bench(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def run_kernel(bench: _Bench) -> RunKernel:
+    """Runs kernels under qemu."""
+
+    def run(workload: Workload, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> np.ndarray:
+        emulator, cpu, sysroot = _EMULATORS[target.bits]
+        _run([emulator, "-cpu", cpu, "-L", sysroot, *bench.command(kernel, args, target, threads)])
         shape, dtype = workload.shapes[-1]
-        return np.fromfile(folder / "output", dtype).reshape(shape)
+        return np.fromfile(bench.output, dtype).reshape(shape)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def kernel_cycles(bench: _Bench) -> KernelCycles:
+    """Measures kernels on the simulated core."""
+
+    def cycles(kernel: Kernel, args: Sequence[np.ndarray], target: Target) -> int:
+        reports = bench.folder / "reports"
+        reports.unlink(missing_ok=True)
+        program = [*bench.command(kernel, args, target, 1), "marked"]
+        options = ["roi=1", f"out={reports}"]
+        try:
+            command, _ = simulator.qemu_command(
+                {"cpu": target.cpu, "dram": target.dram}, program, sysroot=Path(_EMULATORS[64][2]), options=options
+            )
+        except simulator.SimUnavailable as missing:
+            pytest.skip(str(missing))
+        _run(command, 120)
+        return Reports(reports).new()[-1]["cycles"]
+
+    return cycles

@@ -1,5 +1,6 @@
-/* Runs a compiled network once: run_library LIBRARY INPUTS OUTPUT THREADS.
- * INPUTS holds the bytes of all inputs one after the other, OUTPUT receives those of the first output. */
+/* Runs a compiled network: run_library LIBRARY INPUTS OUTPUT THREADS [marked].
+ * INPUTS holds the bytes of all inputs one after the other, OUTPUT receives those of the first output. "marked" runs it
+ * twice more, as regions for the simulator: the second is warm. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@ static void die(const char *why)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5) die("usage: run_library LIBRARY INPUTS OUTPUT THREADS");
+    if (argc != 5 && argc != 6) die("usage: run_library LIBRARY INPUTS OUTPUT THREADS [marked]");
     void *library = dlopen(argv[1], RTLD_NOW);
     if (!library) die(dlerror());
     FIND(bk_create);
@@ -25,6 +26,7 @@ int main(int argc, char **argv)
     FIND(bk_input_info);
     FIND(bk_input_data);
     FIND(bk_run);
+    FIND(bk_run_marked);
     FIND(bk_output_info);
     FIND(bk_output_data);
     bk_model *model = p_bk_create(atoi(argv[4]));
@@ -38,6 +40,8 @@ int main(int argc, char **argv)
     }
     fclose(file);
     if (p_bk_run(model) != 0) die(p_bk_last_error(model));
+    for (int i = 0; argc == 6 && i < 2; i++)
+        if (p_bk_run_marked(model, 0) != 0) die(p_bk_last_error(model));
     p_bk_output_info(model, 0, &info);
     file = fopen(argv[3], "wb");
     if (!file || fwrite(p_bk_output_data(model, 0), 1, info.nbytes, file) != info.nbytes || fclose(file) != 0) die("no output");
