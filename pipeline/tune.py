@@ -36,6 +36,8 @@ BATCH = 8
 #: What is left of a task's promise after a batch without improvement; below FORGOTTEN it gets no more trials.
 FADING = 0.5
 FORGOTTEN = 0.1
+#: What a task is held to have left to gain when it is at its roof, or, by Winograd's transform, below.
+NEAR_ROOF = 0.1
 #: A batch that makes its task faster by 1 / HOPE or more restores its full promise.
 HOPE = 8.0
 
@@ -81,7 +83,8 @@ class TaskState:
         """Seconds of network time that tuning it further may save: what is above the roof, times its promise."""
         if self.best is None or self.search.exhausted or self.promise < FORGOTTEN:
             return 0.0
-        return self.occurrences * max(0.0, self.best.seconds - self.task.roof_seconds) * self.promise
+        above = max(self.best.seconds - self.task.roof_seconds, NEAR_ROOF * self.best.seconds)
+        return self.occurrences * above * self.promise
 
     def take(self, record: Record) -> bool:
         """Count a trial; whether it is the best so far. The default stays where nothing beats it."""

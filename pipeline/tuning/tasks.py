@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 from bitkiln.pipeline.compile import WORKLOAD
 from bitkiln.pipeline.model import Model
@@ -37,10 +38,17 @@ class Task:
 
     @property
     def roof_seconds(self) -> float:
-        """The time that the target's peak arithmetic allows; no kernel is faster."""
+        """The time that the target's peak arithmetic and memory allow a direct computation; transforms may beat it."""
         binary = isinstance(self.workload, Conv2d) and self.workload.binary
         peak = float(self.target.cpu["peak_binary_mac_per_cycle" if binary else "peak_f32_mac_per_cycle"])
-        return self.workload.macs / (peak * self.target.mhz * 1e6)
+        arithmetic = self.workload.macs / (peak * self.target.mhz * 1e6)
+        return max(arithmetic, self._streamed / (float(self.target.dram["bandwidth_mb_s"]) * 1e6))
+
+    @property
+    def _streamed(self) -> int:
+        """Bytes of constants too large to stay in the cache from one run to the next."""
+        constants = sum(prod(shape) * (1 if dtype == "uint8" else 4) for shape, dtype in self.workload.shapes[1:-1])
+        return constants if constants > 1024 * int(self.target.cpu["l2_kib"]) else 0
 
 
 def extract_tasks(models: Iterable[Model], target: Target) -> list[Task]:
