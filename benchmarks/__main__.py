@@ -78,7 +78,9 @@ def main(
         rows.extend(run(zip(works, bounds, strict=True), [report.OURS] if no_peers else engines, bench))
     except KeyboardInterrupt:
         print("bench: interrupted: these are the rows until here", file=sys.stderr)
-    title = f"Simulated {target.description}: one frame, warm, {threads} thread{'s' if threads > 1 else ''}"
+    # The model's cores do not compete for L2 and memory, so this is the best that several could do.
+    cores = "1 thread" if threads == 1 else f"{threads} threads without contention; the bound is of one core"
+    title = f"Simulated {target.description}: one frame, warm, {cores}"
     console = Console()
     # A file or a pipe has no width: what rich assumes of one would cut names.
     report.show(rows, title, console if console.is_terminal else Console(width=120))
