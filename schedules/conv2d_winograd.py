@@ -31,6 +31,7 @@ from bitkiln.schedules.conv2d_geometry import Run, split
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.binarize_a53 import BATCH
 from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
+from bitkiln.schedules.microkernels.sgemm_stack_a53 import MOST_DEPTH, SgemmStack
 from bitkiln.schedules.winograd import TRANSFORMS, Stage, transform_weights
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
@@ -99,7 +100,7 @@ class _Winograd:
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs else None
-        self.kernels: dict[str, Sgemm] = {}
+        self.kernels: dict[str, Sgemm | SgemmStack] = {}
 
     def kernel(self) -> Kernel:
         (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
@@ -269,32 +270,25 @@ class _Winograd:
     ) -> None:
         """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position or, inside, at all."""
         channels = self.workload.channels
-        kernel = Sgemm(tile_m, panels.size, reach=True)
-        self.kernels[kernel.symbol] = kernel
         out = tile * self.result_pitch + panels.first * self.positions + position * panels.size
         weights = chunk * self.positions * channels + (position * width + panels.first) * channels
         step = panels.size * 4
+        ends = [T.address_of(products[out]), T.int64(self.result_pitch * 4)]
+        ends += [T.address_of(data[tile * self.data_pitch + position * channels]), T.address_of(self.pixels[0])]
+        ends.append(T.address_of(self.weights[weights]))
+        if self.inside and channels <= MOST_DEPTH:
+            stack = SgemmStack(tile_m, panels.size, channels)
+            self.kernels[stack.symbol] = stack
+            T.evaluate(T.call_extern("int32", stack.symbol, *ends, T.int64(self.positions), T.int64(step)))
+            return
+        kernel = Sgemm(tile_m, panels.size, reach=True)
+        self.kernels[kernel.symbol] = kernel
+        sums = [T.address_of(self.rows[0]), T.int64(1), T.int64(channels // STEP)]
         count, pitch, image_pitch = panels.count, self.positions * step, 0
         if self.inside:
             count, pitch, image_pitch = self.positions, step, channels * 4
-        T.evaluate(
-            T.call_extern(
-                "int32",
-                kernel.symbol,
-                T.address_of(products[out]),
-                T.int64(self.result_pitch * 4),
-                T.address_of(data[tile * self.data_pitch + position * channels]),
-                T.address_of(self.pixels[0]),
-                T.address_of(self.weights[weights]),
-                T.address_of(self.rows[0]),
-                T.int64(1),
-                T.int64(channels // STEP),
-                T.int64(count),
-                T.int64(pitch),
-                T.address_of(self.weights[0]),
-                T.int64(image_pitch),
-            )
-        )
+        ways = [T.int64(count), T.int64(pitch), T.address_of(self.weights[0]), T.int64(image_pitch)]
+        T.evaluate(T.call_extern("int32", kernel.symbol, *ends, *sums, *ways))
 
     def _transform_result(self, products: Any, start: Any, tile: Any, chunk: Any, channels: int) -> None:
         """The outputs of a tile in a chunk of output channels."""

@@ -114,6 +114,10 @@ class Loop:
 
     def body(self) -> list[str]:
         """The iteration, with its label and its branch."""
+        return [f"{self.label}:", *self.iteration(), f"{self.branch} {self.label}b"]
+
+    def iteration(self) -> list[str]:
+        """The iteration alone; its last instruction is arithmetic, beside which a branch may issue."""
         period, slots = self._plan.period, self._plan.placed
         pipe: dict[int, list[str]] = dict(zip(self._plan.cycles, ([text] for text in self.arithmetic), strict=True))
         for load, slot in slots:
@@ -127,14 +131,13 @@ class Loop:
             if load.high:
                 address = load.ahead[1] if slot.high < 0 else load.high
                 pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {address}")
-        pipe[self._plan.cycles[-1]].append(f"{self.branch} {self.label}b")
-        alone = [cycle for cycle in self._plan.cycles if len(pipe[cycle]) == 1]
+        alone = [cycle for cycle in self._plan.cycles[:-1] if len(pipe[cycle]) == 1]
         for i, hint in enumerate(self.hints[: len(alone)]):
             pipe[alone[len(alone) * i // len(self.hints)]].append(hint)
         for _, slot in slots:
             # Without an instruction there the pause would close up, and the load would wait four cycles.
             pipe.setdefault((slot.low - 4) % period, [f"fmov wzr, s{self.idle}"])
-        return [f"{self.label}:", *(text for cycle in sorted(pipe) for text in pipe[cycle])]
+        return [text for cycle in sorted(pipe) for text in pipe[cycle]]
 
     @property
     def cycles(self) -> int:

@@ -26,13 +26,14 @@ from bitkiln.schedules.microkernels import asm
 STEP = 4
 #: Bytes behind the packed weights that may be read.
 AHEAD_BYTES = 1536
-#: How far ahead lines of weights and, with ``reach``, of the image are fetched. At 140 ns a line from memory is 168 cycles away,
-#: two iterations; the core's own prefetcher follows four lines further.
-_WEIGHTS_AHEAD, _IMAGE_AHEAD = 768, 64
-_POINTERS = [*range(8, 16), 19, 20, 21, 22]
-_CURRENT, _CURRENT_HALF, _NEXT, _LEFT = "x16", "x17", "x23", "x24"
+#: How far ahead lines of weights and, with ``reach``, of the image are fetched. At 140 ns a line from memory is 168 cycles
+#: away, two iterations; the core's own prefetcher follows four lines further.
+_WEIGHTS_AHEAD, IMAGE_AHEAD = 768, 64
+#: Registers: of the pixels' pointers; of byte offsets from them: this step, its second half, the next, lines further on.
+POINTERS = [*range(8, 16), 19, 20, 21, 22]
+CURRENT, CURRENT_HALF, NEXT, LEFT = "x16", "x17", "x23", "x24"
 _SCRATCH = ("x25", "x26", "x27", "x28")
-_FAR = "x22"
+FAR = "x22"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Sgemm:
     @property
     def cycles_per_step(self) -> int:
         """Cycles of 4 values of k in the loop."""
-        return _loop(self.tile_m, self.tile_n, self.reach).cycles
+        return inner_loop(self.tile_m, self.tile_n, self.reach).cycles
 
     @cached_property
     def vectors(self) -> int:
@@ -92,7 +93,7 @@ class Sgemm:
     @property
     def fetches_image(self) -> bool:
         """Whether the kernel fetches the image ahead: needs a register, and room beside its arithmetic."""
-        return self.reach and self.tile_m < len(_POINTERS) and self.tile_m * self.tile_n >= 32
+        return self.reach and self.tile_m < len(POINTERS) and self.tile_m * self.tile_n >= 32
 
     @property
     def pairs(self) -> int:
@@ -108,30 +109,30 @@ class Sgemm:
 def _assembly(tile: Sgemm) -> str:
     enter, leave = asm.saved(19, 30, vectors=True)
     frame = asm.frame_bytes(19, 30, vectors=True)
-    pointers = _POINTERS[: tile.tile_m]
-    loop = _loop(tile.tile_m, tile.tile_n, tile.reach)
+    pointers = POINTERS[: tile.tile_m]
+    loop = inner_loop(tile.tile_m, tile.tile_n, tile.reach)
     lines = [
         *enter,
         f"ldp x29, x30, [sp, #{frame}]",
         *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
         *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
         "4:",
-        f"ldrsw {_CURRENT}, [x5]",
+        f"ldrsw {CURRENT}, [x5]",
         "add x2, x5, #4",
         "mov x3, x6",
         *(f"movi v{i}.16b, #0" for i in range(tile.tile_m * tile.vectors)),
-        f"add {_CURRENT_HALF}, {_CURRENT}, #8",
-        f"add {_NEXT}, {_CURRENT}, #16",
-        *([f"add {_FAR}, {_CURRENT}, #{_IMAGE_AHEAD}"] if tile.fetches_image else []),
+        f"add {CURRENT_HALF}, {CURRENT}, #8",
+        f"add {NEXT}, {CURRENT}, #16",
+        *([f"add {FAR}, {CURRENT}, #{IMAGE_AHEAD}"] if tile.fetches_image else []),
         *loop.head(),
-        f"subs {_LEFT}, x7, #2",
+        f"subs {LEFT}, x7, #2",
         "b.ge 1f",
         "2:",
         "subs x3, x3, #1",
         "b.mi 3f",
-        f"ldrsw {_NEXT}, [x2], #4",
-        f"sub {_LEFT}, x7, #1",
-        f"csel {_LEFT}, xzr, {_LEFT}, eq",
+        f"ldrsw {NEXT}, [x2], #4",
+        f"sub {LEFT}, x7, #1",
+        f"csel {LEFT}, xzr, {LEFT}, eq",
         ".p2align 4",
         *loop.body(),
         "b 2b",
@@ -199,7 +200,7 @@ def _activation(name: str, sums: list[int], spare: int) -> list[str]:
 
 def _store(tile: Sgemm, m: int) -> list[str]:
     """Stores a row of results; the pointers of its pixels go on to the next panel's image beside that."""
-    pointers = _POINTERS[m : min(m + tile.finish.window, tile.tile_m)]
+    pointers = POINTERS[m : min(m + tile.finish.window, tile.tile_m)]
     return [
         *(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)),
         "add x2, x2, x1",
@@ -208,8 +209,10 @@ def _store(tile: Sgemm, m: int) -> list[str]:
 
 
 @cache
-def _loop(tile_m: int, tile_n: int, reach: bool) -> asm.Loop:
-    """The best of the loops that differ in the order of the sums within one k and in the use of spare registers."""
+def inner_loop(tile_m: int, tile_n: int, reach: bool) -> asm.Loop:
+    """The loop over ``STEP`` values of k: the best of those that differ in the order of the sums within one k and in the use
+    of spare registers.
+    """
     tile = Sgemm(tile_m, tile_n, reach=reach)
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
@@ -279,16 +282,16 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         after = max(last) if last else max(wrapped) - len(order)
         loads.append(_load(tile, key, registers[key], after, indices[0]))
     control = [
-        f"mov {_CURRENT}, {_NEXT}",
-        f"add {_CURRENT_HALF}, {_NEXT}, #8",
-        f"subs {_LEFT}, {_LEFT}, #1",
+        f"mov {CURRENT}, {NEXT}",
+        f"add {CURRENT_HALF}, {NEXT}, #8",
+        f"subs {LEFT}, {LEFT}, #1",
         f"add x4, x4, #{tile.tile_n * 4 * STEP}",
-        f"add {_NEXT}, {_NEXT}, #16",
+        f"add {NEXT}, {NEXT}, #16",
     ]
     hints = [f"ldr xzr, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
     if tile.fetches_image:
-        control.insert(2, f"add {_FAR}, {_NEXT}, #{_IMAGE_AHEAD}")
-        hints += [f"ldr xzr, [x{pointer}, {_FAR}]" for pointer in _POINTERS[: tile.tile_m]]
+        control.insert(2, f"add {FAR}, {NEXT}, #{IMAGE_AHEAD}")
+        hints += [f"ldr xzr, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
     loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)
     return loop if loop.feasible else None
 
@@ -299,8 +302,8 @@ def _load(tile: Sgemm, key: tuple[str, int, int], register: int, after: int, bef
         at, step = (k * tile.tile_n + number * 4) * 4, tile.tile_n * 4 * STEP
         ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")
         return asm.Load(register, f"[x4, #{at}]", f"[x4, #{at + 8}]", ahead, after, before)
-    low = f"x{_POINTERS[2 * number]}"
-    high = f"x{_POINTERS[2 * number + 1]}" if 2 * number + 1 < tile.tile_m else None
-    offset = _CURRENT_HALF if k else _CURRENT
-    ahead = None if k else (f"[{low}, {_NEXT}]", f"[{high}, {_NEXT}]" if high else None)
+    low = f"x{POINTERS[2 * number]}"
+    high = f"x{POINTERS[2 * number + 1]}" if 2 * number + 1 < tile.tile_m else None
+    offset = CURRENT_HALF if k else CURRENT
+    ahead = None if k else (f"[{low}, {NEXT}]", f"[{high}, {NEXT}]" if high else None)
     return asm.Load(register, f"[{low}, {offset}]", f"[{high}, {offset}]" if high else None, ahead, after, before)
