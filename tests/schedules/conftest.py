@@ -24,10 +24,8 @@ RunKernel = Callable[[Workload, Kernel, Sequence[np.ndarray], Target, int], np.n
 #: Cycles of a kernel on the simulated core, caches warm.
 KernelCycles = Callable[[Kernel, Sequence[np.ndarray], Target], int]
 
-_EMULATORS = {
-    64: ("qemu-aarch64", "cortex-a53", "/usr/aarch64-linux-gnu"),
-    32: ("qemu-arm", "cortex-a7", "/usr/arm-linux-gnueabihf"),
-}
+#: Where the cross compilers keep their systems' libraries, by the width of a pointer.
+_SYSROOTS = {64: Path("/usr/aarch64-linux-gnu"), 32: Path("/usr/arm-linux-gnueabihf")}
 
 
 class _Bench:
@@ -40,9 +38,9 @@ class _Bench:
 
     def command(self, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> list[str]:
         """The program's command line for ``kernel`` on ``args``; it writes ``output``."""
-        emulator, *_ = _EMULATORS[target.bits]
-        if not shutil.which(emulator) or not shutil.which(target.cc["compiler"]):
-            pytest.skip(f"needs {emulator} and {target.cc['compiler']}")
+        tools = target.userland["qemu"], target.cc["compiler"]
+        if not all(map(shutil.which, tools)):
+            pytest.skip(f"needs {' and '.join(tools)}")
         library, inputs = self.folder / "kernel.so", self.folder / "inputs"
         compiling.link_kernel(kernel, target, library)
         # Tables are embedded in the library; the rest are its inputs.
@@ -76,8 +74,8 @@ def run_kernel(bench: _Bench) -> RunKernel:
     """Runs kernels under qemu."""
 
     def run(workload: Workload, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> np.ndarray:
-        emulator, cpu, sysroot = _EMULATORS[target.bits]
-        _run([emulator, "-cpu", cpu, "-L", sysroot, *bench.command(kernel, args, target, threads)])
+        emulator = [target.userland["qemu"], "-cpu", target.userland["qemu_cpu"], "-L", str(_SYSROOTS[target.bits])]
+        _run([*emulator, *bench.command(kernel, args, target, threads)])
         shape, dtype = workload.shapes[-1]
         return np.fromfile(bench.output, dtype).reshape(shape)
 
@@ -95,7 +93,7 @@ def kernel_cycles(bench: _Bench) -> KernelCycles:
         options = ["roi=1", f"out={reports}"]
         try:
             command, _ = simulator.qemu_command(
-                {"cpu": target.cpu, "dram": target.dram}, program, sysroot=Path(_EMULATORS[64][2]), options=options
+                {"cpu": target.cpu, "dram": target.dram}, program, sysroot=_SYSROOTS[64], options=options
             )
         except simulator.SimUnavailable as missing:
             pytest.skip(str(missing))

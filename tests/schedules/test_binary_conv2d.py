@@ -81,6 +81,14 @@ def test_micro_kernels_compute_the_definition(workload, run_kernel):
         assert same(run_kernel(workload, kernel, args, target, threads), expected), chosen
 
 
+@pytest.mark.parametrize("workload", [WORKLOADS[4], WORKLOADS[10], GROUPED[0]], ids=Conv2d.key)
+def test_32_bit_boards_compute_the_definition(workload, run_kernel):
+    target = targets.load("rasp3b32")
+    args = example(workload)
+    kernel = binary_conv2d.emit(workload, {}, target)
+    assert same(run_kernel(workload, kernel, args, target, 2), defined(workload, args))
+
+
 def test_every_point_of_the_space_is_valid():
     target = targets.load("rasp3b")
     workload = WORKLOADS[3]
