@@ -113,16 +113,25 @@ def tune(
     Boards are those with ``key`` at ``tracker`` ("HOST:PORT"); without a tracker, ``boards`` simulated ones. Raises BoardError
     when no board is left, SetupError, RecordError; all finished trials are on disk by then.
     """
-    console = console or Console(quiet=True)
-    if target.bits != 64:
-        raise SetupError(
-            f"{target.name} is a 32-bit target and TVM publishes no 32-bit runtime: tune {target.records[0]}, whose records "
-            "serve it where they apply"
-        )
+    _require_runtime(target)
     tasks = extract_tasks(models, target)
-    if not tasks:
+    if not tasks and console:
         console.print(f"nothing to tune: no layer of {', '.join(model.name for model in models)} leaves a choice")
-        return []
+    return tune_tasks(tasks, target, logs, budget, tracker, key, boards, console) if tasks else []
+
+
+def tune_tasks(
+    tasks: Sequence[Task],
+    target: Target,
+    logs: Path,
+    budget: Budget,
+    tracker: str | None = None,
+    key: str | None = None,
+    boards: int | None = None,
+    console: Console | None = None,
+) -> list[TaskState]:
+    """As ``tune``, for tasks that are known already."""
+    _require_runtime(target)
     with ExitStack() as stack:
         builder = Builder()
         stack.callback(builder.close)
@@ -131,7 +140,15 @@ def tune(
         count = client.require(name).count
         board = TrackerBoard(client, name)
         tuning = Tuning(tasks, Trials(builder, board, count), logs, builder.workers + count)
-        return tuning.run(budget, board.identity()["measured_by"], count, console)
+        return tuning.run(budget, board.identity()["measured_by"], count, console or Console(quiet=True))
+
+
+def _require_runtime(target: Target) -> None:
+    if target.bits != 64:
+        raise SetupError(
+            f"{target.name} is a 32-bit target and TVM publishes no 32-bit runtime: tune {target.records[0]}, whose records "
+            "serve it where they apply"
+        )
 
 
 @contextmanager
