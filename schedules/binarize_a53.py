@@ -15,7 +15,6 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
-from bitkiln.schedules.binary_conv2d_arguments import declare
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.binarize_a53 import BATCH, BLOCKS
 from bitkiln.schedules.microkernels.binarize_a53 import Binarize as MicroKernel
@@ -161,6 +160,6 @@ def _kernel(
     with IRBuilder() as builder, T.prim_func():
         T.func_name("binarize")
         T.func_attr({"tirx.noalias": True})
-        buffers = declare(arguments)
+        buffers = loops.parameters(arguments)
         body(*buffers, T.arg("out", T.buffer(*workload.shapes[-1])))
     return Kernel(builder.get(), arguments, (micro,), "micro-kernel, a comparison for each float")

@@ -22,7 +22,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import binary_conv2d_image as image
 from bitkiln.schedules import binary_conv2d_result as result
-from bitkiln.schedules.binary_conv2d_arguments import declare
+from bitkiln.schedules import loops
 from bitkiln.schedules.binary_conv2d_epilogue_a53 import Epilogue
 from bitkiln.schedules.binary_conv2d_geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
@@ -105,7 +105,7 @@ class _Emitter:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("bconv2d")
             T.func_attr({"tirx.noalias": True})
-            data, weights, patches, runs, *results = declare(arguments)
+            data, weights, patches, runs, *results = loops.parameters(arguments)
             out = T.arg("out", T.buffer(*self.where.workload.shapes[-1]))
             source = image.padded(self.where, data)
             unpooled = result.unpooled(self.where.workload, out)

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import binary_conv2d_image as image
 from bitkiln.schedules import binary_conv2d_result as result
-from bitkiln.schedules.binary_conv2d_arguments import declare
+from bitkiln.schedules import loops
 from bitkiln.schedules.binary_conv2d_geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.workload import Conv2d, packed
@@ -33,7 +33,7 @@ def emit(workload: Conv2d) -> Kernel:
     with IRBuilder() as builder, T.prim_func():
         T.func_name("bconv2d")
         T.func_attr({"tirx.noalias": True})
-        data, weights, mask, first, patches, taps, *operands = declare(arguments)
+        data, weights, mask, first, patches, taps, *operands = loops.parameters(arguments)
         out = T.arg("out", T.buffer(*workload.shapes[-1]))
         source = image.padded(where, data)
         unpooled = result.unpooled(workload, out)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bitkiln import targets
-from bitkiln.schedules import binarize
+from bitkiln.schedules import binarize, binarize_a53
 from bitkiln.schedules.workload import Binarize, Step
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
@@ -55,3 +55,19 @@ def test_sign_of_zero():
     zeros = np.array([0.0, -0.0, 1.0, -1.0, np.nan, 0.0, 0.0, 0.0, 1.0], "float32").reshape(1, 1, 1, 9)
     assert defined(Binarize(1, 1, 9), [zeros]).tolist() == [[[[0b11100111, 1]]]]
     assert defined(Binarize(1, 1, 9, sign_zero=-1), [zeros]).tolist() == [[[[0b00000100, 1]]]]
+
+
+def test_thresholds_are_where_the_sign_changes():
+    """Of every step that is folded, at both signs of its factor and where it is constant."""
+    steps = (Step("mul", "channel"), Step("add", "channel"), Step("clip", "", (-3.0, 5.0)), Step("leaky", "", (0.1,)))
+    factor = np.array([1.5, -1.5, 0.0, 0.0, 1e-30, -1e30, 0.1, -0.3], "float32")
+    offset = np.array([0.7, 0.7, 1.0, -1.0, 1.0, 1.0, 0.0, -0.0], "float32")
+    for sign_zero in (1, -1):
+        workload = Binarize(1, 1, 8, steps, sign_zero)
+        threshold, flip = binarize_a53.thresholds(workload, [factor, offset])
+        candidates = [threshold, np.nextafter(threshold, -np.inf), np.nextafter(threshold, np.inf), 0 * factor]
+        for x in (np.nan_to_num(values, posinf=3e38, neginf=-3e38) for values in candidates):
+            y = np.clip(x * factor + offset, np.float32(-3), np.float32(5))
+            y = np.where(y > 0, y, y * np.float32(0.1))
+            expected = y >= 0 if sign_zero > 0 else y > 0
+            assert ((x >= threshold) ^ flip == expected).all()
