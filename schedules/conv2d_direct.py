@@ -24,10 +24,14 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d_geometry import Run, geometry, split
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
-from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, REACH_BYTES, STEP, Finish, Sgemm
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
+#: Floats behind a copied image: what filled up rows and fetching ahead may read.
+_SLACK = STEP + REACH_BYTES // 4
+#: The smallest piece of output that is claimed before it is computed.
+_CLAIM_FLOATS = 256
 #: Tiles (pixels, channels) that the micro-kernels are fast at, and those for plain loops.
 TILES = {64: ("8x8", "8x12", "7x12", "11x8", "6x12", "6x16", "4x16", "4x20"), 32: ("4x8", "2x8", "4x4")}
 
@@ -123,38 +127,59 @@ class _Direct:
         straight = self.finish is not None or (not work.pool and work.out == "float32")
         floats = len(self.order) // self.window * work.out_channels
         self.result = loops.flat(self.out, floats) if straight else T.alloc_buffer((floats,), "float32")
-        blocks = split(len(self.order), self.tile_m * self.block)
         if self.block * self.tile_m * 4 <= len(self.order):
-            self._blocks_in_parallel(blocks)
+            self._blocks_in_parallel(straight)
         else:
-            self._panels_in_parallel(blocks)
+            self._panels_in_parallel()
         if not straight:
             loops.finish(work, self.result, self.out)
 
-    def _blocks_in_parallel(self, blocks: Sequence[Run]) -> None:
-        for run in blocks:
+    def _blocks(self) -> list[tuple[Run, bool]]:
+        """Runs of blocks, and whether all their pixels may be read beyond their taps, as ``Sgemm.reach`` asks."""
+        size, far = self.tile_m * self.block, 0
+        if self.assembly:
+            last_tap = (
+                max(self.geometry.rows) + (self.groups - 1) * self.workload.channels // self.groups + self.row_length
+            )
+            ends = self.geometry.pixels[self.order] + last_tap + REACH_BYTES // 4
+            inside = ends <= self.geometry.size + (_SLACK if self.copies else 0)
+            far = (len(inside) if inside.all() else int(inside.argmin())) // self.tile_m * self.tile_m
+            far = len(inside) if len(inside) - far < self.tile_m and inside.all() else far
+        runs = [(run, True) for run in split(far, size)]
+        rest = [Run(far + run.first, run.count, run.size, run.used) for run in split(len(self.order) - far, size)]
+        return [*runs, *((run, False) for run in rest)]
+
+    def _blocks_in_parallel(self, straight: bool) -> None:
+        for run, reach in self._blocks():
             # With one tile in a block, none of it filled up, the micro-kernel itself goes from panel to panel.
             together = self.block == 1 and self.finish is not None and run.used >= self.least
-            with T.parallel(run.count) as block, T.serial(self.groups) as group:
-                for panels in self.panel_runs:
-                    inside = panels.count if together and panels.used == panels.size else 1
-                    with T.serial(panels.count // inside) as panel:
-                        first = panels.first + panel * panels.size
-                        self._tiles(run.first + block * run.size, run.used, group, first, panels, inside)
+            floats = run.used // self.window * self.workload.out_channels
+            with T.parallel(run.count) as block:
+                if straight and floats >= _CLAIM_FLOATS:
+                    loops.claim(
+                        self.result, run.first // self.window * self.workload.out_channels + block * floats, floats
+                    )
+                with T.serial(self.groups) as group:
+                    for panels in self.panel_runs:
+                        inside = panels.count if together and panels.used == panels.size else 1
+                        with T.serial(panels.count // inside) as panel:
+                            first = panels.first + panel * panels.size
+                            pixel = run.first + block * run.size
+                            self._tiles(pixel, run.used, group, first, panels, inside, reach)
 
-    def _panels_in_parallel(self, blocks: Sequence[Run]) -> None:
+    def _panels_in_parallel(self) -> None:
         for panels in self.panel_runs:
             with T.parallel(self.groups * panels.count) as piece:
-                for run in blocks:
+                for run, reach in self._blocks():
                     with T.serial(run.count) as block:
                         group, first = piece // panels.count, panels.first + piece % panels.count * panels.size
-                        self._tiles(run.first + block * run.size, run.used, group, first, panels, 1)
+                        self._tiles(run.first + block * run.size, run.used, group, first, panels, 1, reach)
 
-    def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int) -> None:
+    def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int, reach: bool) -> None:
         """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""
         for run in [_at_least(run, self.least) for run in split(pixels, self.tile_m)]:
             with T.serial(run.count) as tile:
-                self._tile(first + run.first + tile * run.size, run, group, channel, panels, count)
+                self._tile(first + run.first + tile * run.size, run, group, channel, panels, count, reach)
 
     def _image(self, data: Any) -> Any:
         """The image with its border, or the input itself."""
@@ -162,24 +187,26 @@ class _Direct:
             return data
         work = self.workload
         height, width, channels = self.geometry.padded
-        padded = T.alloc_buffer((self.geometry.size + STEP,), "float32")
+        padded = T.alloc_buffer((self.geometry.size + _SLACK,), "float32")
         with T.parallel(height) as y:
             loops.pad_row(padded, y * width * channels, data, y, (work.height, work.width, channels), work.padding)
-        loops.fill(padded, self.geometry.size, STEP)
+        loops.fill(padded, self.geometry.size, _SLACK)
         return padded
 
-    def _tile(self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run, count: int) -> None:
+    def _tile(
+        self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run, count: int, reach: bool
+    ) -> None:
         work = self.workload
         channel = group * self.out_per_group + channel_in_group
         weights = group * self.panel_floats + channel_in_group * self.depth
         to = first // self.window * work.out_channels + channel
         if self.finish is not None and pixels.used == pixels.size and panels.used == panels.size:
-            tile = Sgemm(pixels.size, panels.size, self.finish)
+            tile = Sgemm(pixels.size, panels.size, self.finish, reach)
             self._call(tile, self.result, to, work.out_channels, first, group, weights, count, channel)
             return
         sums = T.alloc_buffer((pixels.size * panels.size,), "float32", scope="local")
         if self.assembly:
-            self._call(Sgemm(pixels.size, panels.size), sums, 0, panels.size, first, group, weights, 1, 0)
+            self._call(Sgemm(pixels.size, panels.size, reach=reach), sums, 0, panels.size, first, group, weights, 1, 0)
         else:
             self._plain(sums, first, pixels.size, group, weights, panels.size)
         with T.serial(pixels.used) as m:

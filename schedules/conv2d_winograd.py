@@ -172,7 +172,7 @@ class _Winograd:
                     self._transform_result(products, tile * self.result_pitch, first + tile, chunk, run.used)
 
     def _claim(self, first: Any, tiles: int) -> None:
-        """Streams zeros into the output of the block, so that its lines need not be read from memory to be written."""
+        """Claims the output of the block, row by row of its tiles."""
         height, width = self.workload.conv_size
         channels = self.workload.out_channels
         with T.serial(self.outputs[0]) as dy, T.serial(tiles) as tile:
@@ -182,7 +182,7 @@ class _Winograd:
             whole = self.outputs[1] * channels
 
             def row(start: Any = start, whole: int = whole) -> None:
-                loops.fill(self.result, start, whole, 1.0)
+                loops.claim(self.result, start, whole)
 
             complete = [] if height % self.outputs[0] == 0 else [y < height]
             complete += [] if width % self.outputs[1] == 0 else [x + self.outputs[1] <= width]

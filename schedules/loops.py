@@ -55,6 +55,15 @@ def fill(target: Buffer, start: Any, extent: int, value: float = 0.0) -> None:
     sweep(extent, lambda i: T.buffer_store(target, tirx.const(value, "float32"), [start + i]))
 
 
+def claim(target: Buffer, start: Any, extent: int) -> None:
+    """Streams some value into ``extent`` elements of an output that is about to be computed in another order.
+
+    Lines that are written whole and in order need not be read from memory first; lines written in pieces do. (Not zeros:
+    those would become a call of memset.)
+    """
+    fill(target, start, extent, 1.0)
+
+
 def copy(target: Buffer, to: Any, source: Buffer, start: Any, extent: int) -> None:
     """Copies ``extent`` elements."""
     sweep(extent, lambda i: T.buffer_store(target, source[start + i], [to + i]))

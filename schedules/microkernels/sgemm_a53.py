@@ -29,6 +29,8 @@ AHEAD_BYTES = 1536
 #: How far ahead lines of weights and, with ``reach``, of the image are fetched. At 140 ns a line from memory is 168 cycles
 #: away, two iterations; the core's own prefetcher follows four lines further.
 _WEIGHTS_AHEAD, IMAGE_AHEAD = 768, 64
+#: Bytes behind the last value of each pixel that ``reach`` may read.
+REACH_BYTES = IMAGE_AHEAD + 32
 #: Registers: of the pixels' pointers; of byte offsets from them: this step, its second half, the next, lines further on.
 POINTERS = [*range(8, 16), 19, 20, 21, 22]
 CURRENT, CURRENT_HALF, NEXT, LEFT = "x16", "x17", "x23", "x24"
@@ -62,7 +64,7 @@ class Finish:
 class Sgemm:
     """The micro-kernel of one tile size.
 
-    ``reach``: 64 bytes behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
+    ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
     ahead.
     """
 
