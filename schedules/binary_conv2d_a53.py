@@ -3,10 +3,10 @@
 The panel holds pairs of patches (see ``bpack_a53``), the weights stand in blocks of as many vectors of 8 channels as a tile
 has (see ``bgemm_a53``). Two orders of the loops:
 
-- ``pixels``: a chunk of tiles is packed, then multiplied with all weights. The panel stays in L1; weights that do not fit
-  there come from L2 once a chunk. Threads share the chunks.
-- ``channels``: everything is packed first; then each block of weights meets all tiles. Weights are read once. Threads share
-  the blocks.
+- pixels outside: a chunk of tiles is packed, then multiplied with all weights. The panel stays in L1; weights that do not
+  fit there come from L2 once a chunk. Threads share the chunks.
+- channels outside (a chunk of 0): everything is packed first; then each block of weights meets all tiles. Weights are read
+  once. Threads share the blocks.
 """
 
 from __future__ import annotations
@@ -38,11 +38,7 @@ TILES = ((6, 4), (12, 2), (8, 3), (4, 4), (8, 2), (10, 2), WIDE)
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space."""
-    return {
-        "tile": [_name(tile) for tile in TILES],
-        "order": ["pixels", "channels"],
-        "chunk": [1, 2, 4, 8, 16],
-    }
+    return {"tile": [_name(tile) for tile in TILES], "chunk": [0, 1, 2, 4, 8]}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
@@ -55,15 +51,14 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     tile = WIDE if short and workload.out == "float32" and where.channel_groups >= WIDE[1] else TILES[0]
     tiles = where.pixels // tile[0]
     if tiles < 2 * threads:
-        return {"tile": _name(tile), "order": "channels", "chunk": 1}
-    return {"tile": _name(tile), "order": "pixels", "chunk": 2 if tiles >= 8 * threads and tile != WIDE else 1}
+        return {"tile": _name(tile), "chunk": 0}
+    return {"tile": _name(tile), "chunk": 2 if tiles >= 8 * threads and tile != WIDE else 1}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
     pixels, vectors = (int(size) for size in str(knobs["tile"]).split("x"))
-    emitter = _Emitter(workload, pixels, vectors // LANES, int(knobs["chunk"]), int(target.cpu["cores"]))
-    return emitter.kernel(str(knobs["order"]))
+    return _Emitter(workload, pixels, vectors // LANES, int(knobs["chunk"]), int(target.cpu["cores"])).kernel()
 
 
 def _name(tile: tuple[int, int]) -> str:
@@ -100,7 +95,7 @@ class _Emitter:
         self.blocks = _blocks(self.where.channel_groups, vectors)
         self.microkernels: dict[str, MicroKernel] = {self.pack.symbol: self.pack}
 
-    def kernel(self, order: str) -> Kernel:
+    def kernel(self) -> Kernel:
         arguments = self._arguments()
         with IRBuilder() as builder, T.prim_func():
             T.func_name("bconv2d")
@@ -110,9 +105,10 @@ class _Emitter:
             source = image.padded(self.where, data)
             unpooled = result.unpooled(self.where.workload, out)
             self.buffers = _Buffers(source, weights, patches, runs, results, unpooled)
-            (self._by_channels if order == "channels" else self._by_pixels)()
+            (self._by_pixels if self.chunk else self._by_channels)()
             result.pool(self.where.workload, unpooled, out)
-        notes = f"micro-kernel {self.tile} pixels x {self.blocks[0].vectors * LANES} channels, {order} outside"
+        order = f"{self.chunk} tiles at a time" if self.chunk else "channels outside"
+        notes = f"micro-kernel {self.tile} pixels x {self.blocks[0].vectors * LANES} channels, {order}"
         return Kernel(builder.get(), arguments, tuple(self.microkernels.values()), notes)
 
     def _arguments(self) -> tuple[Argument | Constant, ...]:

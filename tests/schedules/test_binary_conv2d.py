@@ -52,10 +52,10 @@ GROUPED = [
 #: Tiles of every shape, more of them than fill an image, fewer, and a rest.
 KNOBS = [
     {},
-    {"tile": "12x16", "order": "pixels", "chunk": 1},
-    {"tile": "8x24", "order": "channels", "chunk": 4},
-    {"tile": "4x32", "order": "pixels", "chunk": 4},
-    {"tile": "2x64", "order": "pixels", "chunk": 1},
+    {"tile": "12x16", "chunk": 1},
+    {"tile": "8x24", "chunk": 0},
+    {"tile": "4x32", "chunk": 4},
+    {"tile": "2x64", "chunk": 1},
 ]
 
 
