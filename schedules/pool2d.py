@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -22,6 +22,9 @@ LANES = 16
 
 #: Rows or columns of a window that are reduced in one expression.
 MOST_TAPS = 16
+
+#: Elements of a row that are reduced before the next ones: they stay in the cache.
+PIECE = 1024
 
 #: Emits the store of a value at (column, channel or byte); called inside a vectorised loop.
 Store = Callable[[Any, Any, Any], None]
@@ -82,7 +85,7 @@ def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:
     reduced = T.alloc_buffer((pitch,), data.dtype)
     rows = [row * pitch for row in _taps(window, 0, y, height)]
     combine = _combination(window, data.dtype)
-    loops.sweep(pitch, lambda i: T.buffer_store(reduced, reduce(combine, [source[row + i] for row in rows]), [i]))
+    each_block(pitch, PIECE, lambda first, size: _reduce_rows(reduced, source, rows, combine, first, size))
     scale = tirx.const(1 / (window.kernel[0] * window.kernel[1]), "float32")
     with T.serial(window.out_size(height, width)[1]) as x:
         columns = [column * channels for column in _taps(window, 1, x, width)]
@@ -92,6 +95,21 @@ def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:
             store(x, c, value if window.kind == "max" else value * scale)
 
         loops.sweep(channels, channel)
+
+
+def _reduce_rows(
+    reduced: Any, source: Any, rows: Sequence[Any], combine: Callable[[Any, Any], Any], first: Any, size: int
+) -> None:
+    """Emits reduced[i] = source[row + i] combined over all rows, a row at a time: the core fetches one stream best."""
+    begin, *others = rows
+    loops.sweep(size, lambda i: T.buffer_store(reduced, source[begin + first + i], [first + i]))
+    for row in others:
+        loops.sweep(
+            size,
+            lambda i, row=row: T.buffer_store(
+                reduced, combine(reduced[first + i], source[row + first + i]), [first + i]
+            ),
+        )
 
 
 def _taps(window: Pool, axis: int, at: Any, size: int) -> list[Any]:
