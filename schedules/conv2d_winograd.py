@@ -63,7 +63,7 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[
     """Small blocks, unless the weights come from memory."""
     positions, tiles = _counts(workload, outputs)
     weights = 4 * positions * workload.channels * workload.out_channels
-    stays = weights < target.cpu["l2_kib"] * 1024 * 4
+    stays = weights < target.cpu["l2_kib"] * 1024 * 5
     return {"tile": "8x8" if tiles > 4 else "4x16", "block": 1 if stays else 0}
 
 
@@ -315,13 +315,17 @@ class _Winograd:
         """Result ``within`` a tile, whose first output is ``pixel``: epilogue, and the maximum of its window."""
         work = self.workload
         window_y, window_x = self.window
+        # Of values that a monotone epilogue treats alike, the largest gives the largest result: it alone needs computing.
+        late = self.window != (1, 1) and epilogue.monotone(work.epilogue)
         largest = None
         for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
             for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
                 where = (pixel[0] + dy, pixel[1] + dx, _vector(channel))
-                value = T.bind(epilogue.apply(work.epilogue, outputs[dy][dx], self.operands, where))
+                value = outputs[dy][dx]
+                if not late:
+                    value = T.bind(epilogue.apply(work.epilogue, value, self.operands, where))
                 largest = value if largest is None else T.bind(tirx.max(largest, value))
-        return largest
+        return epilogue.apply(work.epilogue, largest, self.operands, where) if late else largest
 
     def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
         """Four channels of a tile's results."""

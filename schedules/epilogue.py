@@ -27,6 +27,20 @@ def apply(
     return value
 
 
+def monotone(steps: Sequence[Step]) -> bool:
+    """Whether greater values of a channel never come out smaller, whatever the operands hold and wherever they lie.
+
+    Then a maximum over pixels and ``steps`` may change places, without any change to the result.
+    """
+    always = {"relu", "clip"}
+    return all(
+        step.op in always
+        or (step.op == "add" and step.operand == "channel")
+        or (step.op == "leaky" and step.values[0] >= 0)
+        for step in steps
+    )
+
+
 def sign_bit(value: tirx.PrimExpr, sign_zero: int) -> tirx.PrimExpr:
     """Whether the bit of ``value`` is set: y > 0, or y >= 0 where ``sign_zero`` is +1. False for NaN."""
     zero = tirx.const(0, "float32")

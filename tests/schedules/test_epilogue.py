@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
+from tvm import te
+
 from bitkiln.schedules import epilogue
 from bitkiln.schedules.workload import OPERAND_STEPS, PLAIN_STEPS, Step, operand_shapes
-from tvm import te
 
 SIZE = (3, 5, 7)
 
@@ -73,3 +74,10 @@ def test_sign_of_zero_and_nan(sign_zero):
     library(tvm.runtime.tensor(values), result)
     zero = int(sign_zero > 0)
     assert result.numpy().tolist() == [zero, zero, 0, 0, 1]
+
+
+def test_only_steps_that_keep_the_order_are_monotone():
+    add, relu = Step("add", "channel"), Step("relu")
+    assert epilogue.monotone((add, relu, Step("clip", values=(0.0, 6.0)), Step("leaky", values=(0.1,))))
+    for step in (Step("mul", "channel"), Step("add", "tensor"), Step("leaky", values=(-0.1,)), Step("silu")):
+        assert not epilogue.monotone((add, step))
