@@ -89,7 +89,8 @@ class TaskState:
     def take(self, record: Record) -> bool:
         """Count a trial; whether it is the best so far. The default stays where nothing beats it."""
         self.trials += 1
-        self.failures += not record.ok
+        # One that was stopped early for being slow has not failed.
+        self.failures += not record.ok and record.status != "stopped"
         if record.ok and record.knobs == self.task.default:
             self.default = record
         if not record.ok or (self.best is not None and record.seconds >= self.best.seconds):
