@@ -1,7 +1,7 @@
 """Binary convolution on the Cortex-A53: patches packed into panels, multiplied by micro-kernels in tiles.
 
 The panel holds pairs of patches (see ``bpack_a53``), the weights stand in blocks of as many vectors of 8 channels as a tile
-has (see ``bgemm_a53``). Two orders of the loops:
+has (see ``bgemm_tile_a53``). Two orders of the loops:
 
 - pixels outside: a chunk of tiles is packed, then multiplied with all weights. The panel stays in L1; weights that do not
   fit there come from L2 once a chunk. Threads share the chunks.
@@ -27,6 +27,7 @@ from bitkiln.schedules.binary_conv2d_epilogue_a53 import Epilogue
 from bitkiln.schedules.binary_conv2d_geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
 from bitkiln.schedules.microkernels import bgemm_a53, bpack_a53
+from bitkiln.schedules.microkernels.bgemm_tile_a53 import OVERREAD
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
@@ -112,7 +113,7 @@ class _Emitter:
         return Kernel(builder.get(), arguments, tuple(self.microkernels.values()), notes)
 
     def _arguments(self) -> tuple[Argument | Constant, ...]:
-        where, spare = self.where, bgemm_a53.OVERREAD // 2
+        where, spare = self.where, OVERREAD // 2
         patches = where.patches if where.pixels % 2 == 0 else np.append(where.patches, where.patches[-1:])
         return (
             Argument((0,), *where.workload.shapes[0]),
@@ -130,7 +131,7 @@ class _Emitter:
             lanes = words[block.first : block.first + block.count * block.vectors]
             lanes = lanes.reshape(block.count, block.vectors, LANES, self.words)
             parts.append(lanes.transpose(0, 3, 1, 2).ravel())
-        return np.concatenate([*parts, np.zeros(bgemm_a53.OVERREAD // 2, "uint16")])
+        return np.concatenate([*parts, np.zeros(OVERREAD // 2, "uint16")])
 
     @cached_property
     def _tiles(self) -> int:
@@ -178,7 +179,7 @@ class _Emitter:
                 self._sweep(panel, 0, self._tiles, self._rest, block, i)
 
     def _panel(self, pixels: int) -> Any:
-        return T.alloc_buffer((-(-pixels // 2) * self.words * 2 + bgemm_a53.OVERREAD // 2,), "uint16")
+        return T.alloc_buffer((-(-pixels // 2) * self.words * 2 + OVERREAD // 2,), "uint16")
 
     def _fill(self, panel: Any, pair: Any, first: Any, pairs: Any) -> None:
         """Packs ``pairs`` pairs of patches from pixel ``first`` on into the panel, from its pair ``pair`` on."""

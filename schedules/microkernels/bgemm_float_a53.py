@@ -7,11 +7,12 @@ pixels' vectors, run side by side, as many as the latency of a float operation h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bitkiln.schedules.microkernels import asm
-from bitkiln.schedules.microkernels.bgemm_a53 import Tile, Touch
+from bitkiln.schedules.microkernels.bgemm_tile_a53 import Tile, Touch
 
 #: What a count of zero is as a float, and the upper half of its bits.
 ZERO_COUNT = 1 << 24
@@ -195,7 +196,7 @@ class _Finish:
     def _step(
         self, name: str, chains: Sequence[int], values: Sequence[int], helpers: Sequence[int], masks: Sequence[int]
     ) -> Iterator[str]:
-        each: Callable[..., zip] = lambda *lists: zip(*lists, strict=True)  # noqa: E731
+        each = partial(zip, strict=True)
         if name in _BINARY:
             yield from (f"{_BINARY[name]} v{x}.4s, v{x}.4s, v{value}.4s" for x, value in each(chains, values))
             return

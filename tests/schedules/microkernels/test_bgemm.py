@@ -7,12 +7,12 @@ import re
 import pytest
 
 from bitkiln.schedules.binary_conv2d_a53 import TILES
-from bitkiln.schedules.microkernels import bgemm_a53, bpack_a53
+from bitkiln.schedules.microkernels import bgemm_a53, bgemm_tile_a53, bpack_a53
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_tiles_fit_the_registers(tile):
-    assert bgemm_a53.fits(*tile)
+    assert bgemm_tile_a53.fits(*tile)
 
 
 def test_a_tile_that_does_not_fit_is_refused():
@@ -22,9 +22,9 @@ def test_a_tile_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("words", [1, 31, 32, 36, 72, 144, 288, 4095])
 def test_byte_accumulators_never_overflow(words):
-    body = bgemm_a53.Tile(6, 4, words)
+    body = bgemm_tile_a53.Tile(6, 4, words)
     assert sum(body.lengths) == words
-    assert max(body.lengths) <= bgemm_a53.MAX_SEGMENT
+    assert max(body.lengths) <= bgemm_tile_a53.MAX_SEGMENT
 
 
 def test_a_step_issues_three_operations_for_each_accumulator():
