@@ -241,19 +241,20 @@ class _Winograd:
     def _transform_patch(self, data: Any, to: Any, source: Any, start: Any, pitch: int) -> None:
         channels, (points_y, points_x) = self.workload.channels, self.points
         with T.serial(channels // _LANES) as vector:
-            columns = [
+            # Row by row: neighbours in a row are neighbours in memory, which the core's prefetcher follows.
+            rows = [
                 _through(
-                    self.along[0].data,
+                    self.along[1].data,
                     [
                         T.bind(source[_vector(start + dy * pitch + dx * channels + vector * _LANES)])
-                        for dy in range(points_y)
+                        for dx in range(points_x)
                     ],
                 )
-                for dx in range(points_x)
+                for dy in range(points_y)
             ]
-            for py in range(points_y):
-                row = _through(self.along[1].data, [column[py] for column in columns])
-                for px, value in enumerate(row):
+            for px in range(points_x):
+                column = _through(self.along[0].data, [row[px] for row in rows])
+                for py, value in enumerate(column):
                     at = to + (py * points_x + px) * channels + vector * _LANES
                     T.buffer_store(data, value, [_vector(at)])
 
