@@ -3,6 +3,10 @@
 Both are written as ELL archives into the cache on first use and read back through the ELL importer. The weights are random
 but behave like trained ones: each batch normalisation is calibrated on synthetic images, so that about half of the bits of
 every binary layer are set, and the logits are spread enough for a decided top 5.
+
+Binary layers of independent random weights would be chaotic: a single flipped bit would spread to a different answer. The
+binary network's filters therefore share a few patterns, which agree about whole groups of channels. Their sums are spread
+widely compared with what one bit adds, so that rounding in the float layers does not change the answer.
 """
 
 from __future__ import annotations
@@ -17,14 +21,31 @@ from bitkiln.pipeline.files import cache_directory
 from bitkiln.pipeline.importers.ell_writer import MIN, ZEROS, LayerRecord, numbers, write_archive
 
 #: Raise it when the synthetic weights change: it is part of the cached file's name.
-REVISION = 2
+REVISION = 3
 
-_SEED = 20171130
+_SEED = 21
 _CLASSES = 1000
-_CALIBRATION_IMAGES = 4
+_CALIBRATION_IMAGES = 12
 
-#: Standard deviation of the logits over the classes.
+#: Standard deviation of the logits over the classes of the float network, and of the typical class of the binary one.
 _LOGIT_SPREAD = 3.0
+_CLASS_SPREAD = 1.0
+
+#: Standard deviation of the logarithm of a class's scale: some classes speak up more than others, which parts the top 5.
+_CLASS_UNEVENNESS = 0.6
+
+#: How many patterns the filters of a layer share: the fewer, the wider the sums are spread.
+_PATTERNS = 4
+
+#: How much a pattern changes from the centre of the filter to its border, relative to its centre.
+_TILT = 0.25
+
+#: Share of a binary filter's weights that differ from its pattern, and scale of a float filter's difference.
+_BINARY_DEVIATION = 0.02
+_FLOAT_DEVIATION = 0.3
+
+#: Standard deviation of the thresholds of channels with the same pattern, relative to that of their values.
+_THRESHOLD_SPREAD = 0.8
 
 
 def archive_path(name: str) -> Path:
@@ -56,22 +77,22 @@ def labels() -> tuple[str, ...]:
 def _card_binary(net: _Network) -> None:
     """Float stem of two convolutions, five binary ones, a 1x1 classifier."""
     net.bias(np.full(3, -114.0))
-    for filters in (16, 64):
-        net.convolution(filters, 3)
+    for filters, patterns in ((16, 16), (64, _PATTERNS)):
+        net.patterned_convolution(filters, 3, patterns)
         net.small_bias()
         net.relu()
-        net.batch_normalization()
+        net.batch_normalization(_THRESHOLD_SPREAD)
         net.max_pooling(2, 0)
     for filters in (64, 128, 256, 512, 1024):
         net.binary_convolution(filters)
         net.small_bias()
         net.parametric_relu()
         net.max_pooling(3, 1)
-        net.batch_normalization()
-    net.convolution(_CLASSES, 1)
-    net.small_bias()
+        net.batch_normalization(_THRESHOLD_SPREAD)
+    net.classifier(_CLASSES, _PATTERNS)
+    net.bias(-net.x.mean(axis=(0, 1, 2)))
     net.average_pooling()
-    net.scaling(_LOGIT_SPREAD / net.x.std() * net.rng.uniform(0.9, 1.1, _CLASSES))
+    net.scaling(_CLASS_SPREAD / net.x.std() * np.exp(net.rng.normal(0, _CLASS_UNEVENNESS, _CLASSES)))
     net.softmax()
 
 
@@ -99,13 +120,15 @@ NAMES = tuple(_NETWORKS)
 class _Network:
     """A chain of layers under construction; ``x`` float64 [images, rows, columns, channels] flows along for calibration.
 
-    Every weight is rounded before it is used, and rounded to few enough digits to keep the archive small.
+    ``groups`` int [channels] says which channels of ``x`` stem from one pattern. Every weight is rounded before it is used,
+    and rounded to few enough digits to keep the archive small.
     """
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self.layers: list[LayerRecord] = []
         self.rng = rng
         self.x = _photographs(_CALIBRATION_IMAGES, size, rng)
+        self.groups = np.arange(3)
 
     def bias(self, values: np.ndarray) -> None:
         values = values.round(4)
@@ -120,8 +143,8 @@ class _Network:
         self.x = self.x * values
         self._add("ScalingLayer<float>", scales=numbers(values))
 
-    def batch_normalization(self) -> None:
-        """One trained batch normalisation is three ELL layers: statistics, gamma, beta.
+    def batch_normalization(self, beta: float = 0.1) -> None:
+        """One trained batch normalisation is three ELL layers: statistics, gamma, beta (of standard deviation ``beta``).
 
         The centre is the median, which a sign splits into halves whatever the distribution's shape.
         """
@@ -137,16 +160,34 @@ class _Network:
             epsilonSummand=0,
         )
         self.scaling(self.rng.uniform(0.7, 1.4, self.x.shape[3]))
-        self.bias(self.rng.normal(0, 0.1, self.x.shape[3]))
+        self.bias(self.rng.normal(0, beta, self.x.shape[3]))
 
     def convolution(self, filters: int, kernel: int, spread: float = 0.0) -> None:
         """Weights of variance 2/fan-in; with ``spread``, scaled so that the outputs have that standard deviation."""
         shape = (filters, kernel, kernel, self.x.shape[3])
         weights = self.rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-        padding = (kernel - 1) // 2
         if spread:
-            weights *= spread / _convolve(self.x, weights, padding).std()
-        weights = weights.round(4)
+            weights *= spread / _convolve(self.x, weights, (kernel - 1) // 2).std()
+        self._convolution(weights.round(4))
+
+    def patterned_convolution(self, filters: int, kernel: int, patterns: int) -> None:
+        """Filters that are one of so many patterns, and a little more."""
+        weights = self._patterns(filters, kernel, patterns)
+        weights += self.rng.normal(0, _FLOAT_DEVIATION, weights.shape)
+        self._convolution((weights * np.sqrt(2 / weights[0].size)).round(4))
+
+    def classifier(self, classes: int, directions: int) -> None:
+        """A 1x1 convolution: each class a random mixture of the features' principal ones, all of equal weight."""
+        features = self.x.reshape(-1, self.x.shape[3])
+        _, lengths, axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+        deviations = lengths[:directions] / np.sqrt(len(features))
+        weights = self.rng.normal(size=(classes, directions)) / deviations @ axes[:directions]
+        self._convolution(weights.round(5)[:, None, None, :])
+
+    def _convolution(self, weights: np.ndarray) -> None:
+        """``weights`` [filters, kernel, kernel, channels]."""
+        filters, kernel, _, channels = weights.shape
+        padding = (kernel - 1) // 2
         self.x = _convolve(self.x, weights, padding)
         self._add(
             "ConvolutionalLayer<float>",
@@ -157,14 +198,28 @@ class _Network:
             numFiltersAtATime=filters,
             weights_rows=filters * kernel,
             weights_columns=kernel,
-            weights_channels=shape[3],
+            weights_channels=channels,
             weights_values=numbers(weights),
         )
+
+    def _patterns(self, filters: int, kernel: int, patterns: int) -> np.ndarray:
+        """Filters [filters, kernel, kernel, channels] of ``patterns`` kinds, alike in all channels of a group.
+
+        Within the kernel a pattern is a plane, whose values at the centre have standard deviation 1.
+        """
+        groups = np.arange(filters) % patterns
+        centre, down, right = self.rng.normal(size=(3, patterns, 1, 1, self.groups.max() + 1))
+        offset = _TILT * np.linspace(-1, 1, kernel)
+        planes = centre + down * offset[:, None, None] + right * offset[:, None]
+        weights = planes[groups][..., self.groups]
+        self.groups = groups
+        return weights
 
     def binary_convolution(self, filters: int, kernel: int = 3) -> None:
         """3x3 at stride 1 on signs; what is padded contributes nothing."""
         shape = (filters, kernel, kernel, self.x.shape[3])
-        bits = self.rng.integers(0, 2, shape, np.uint8)
+        deviates = self.rng.random(shape) < _BINARY_DEVIATION
+        bits = ((self._patterns(filters, kernel, _PATTERNS) > 0) ^ deviates).astype(np.uint8)
         self.x = _convolve(np.where(self.x > 0, 1.0, -1.0), 2.0 * bits - 1, (kernel - 1) // 2)
         stream = bits.reshape(filters, -1)
         stream = np.pad(stream, ((0, 0), (0, -stream.shape[1] % 64)))
@@ -229,7 +284,7 @@ def _photographs(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
     noise = noise + 2 * noise.mean(axis=3, keepdims=True)
     image = np.fft.ifft2(np.fft.fft2(noise, axes=(1, 2)) * falloff[None, :, :, None], axes=(1, 2)).real
     image /= image.std(axis=(1, 2, 3), keepdims=True)
-    contrast, brightness = rng.uniform(35, 70, (count, 1, 1, 1)), rng.uniform(90, 140, (count, 1, 1, 1))
+    contrast, brightness = rng.uniform(25, 80, (count, 1, 1, 1)), rng.uniform(60, 190, (count, 1, 1, 1))
     return np.clip(image * contrast + brightness, 0, 255).round()
 
 

@@ -12,6 +12,7 @@ from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers import BUILTIN_NAMES, builtin, load_model
 from bitkiln.pipeline.importers.ell_writer import LayerRecord
 from bitkiln.pipeline.inspect import layer_table
+from bitkiln.pipeline.passes.graph import bindings
 
 BIAS = LayerRecord("BiasLayer<float>", (1, 1, 3), {"bias": [0, 0, 0]})
 
@@ -69,8 +70,25 @@ def test_half_of_the_bits_are_set_and_the_answer_is_decided(models):
     assert len(answers) > 1
 
 
+def test_a_few_flipped_bits_leave_the_top_five_in_order(models):
+    module = models["card-binary"].module
+    first = next(name for name, _ in bindings(module["main"]) if name.endswith("_bits"))
+    rng = np.random.Generator(np.random.PCG64(6))
+    for image in builtin._photographs(4, 224, rng):
+        values = reference.evaluate(module, {"input": image[None].astype(np.float32)}, [first, "softmax_54"])
+        bits = values[first].copy()
+        for index in rng.choice(8 * bits.size, 5, replace=False):
+            bits.flat[index // 8] ^= 1 << (index % 8)
+        flipped = reference.evaluate(module, {first: bits}, ["softmax_54"])
+        assert np.array_equal(_top_five(flipped), _top_five(values))
+
+
+def _top_five(values):
+    return np.argsort(-values["softmax_54"].ravel(), kind="stable")[:5]
+
+
 def test_archives_are_reproducible(tmp_path, monkeypatch):
-    monkeypatch.setattr(builtin, "_CALIBRATION_IMAGES", 1)
+    monkeypatch.setattr(builtin, "_CALIBRATION_IMAGES", 2)
     for name in "ab":
         builtin.write("card-binary", tmp_path / name / "card-binary.ell.zip")
     first, second = ((tmp_path / name / "card-binary.ell.zip").read_bytes() for name in "ab")
