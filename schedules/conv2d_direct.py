@@ -42,10 +42,17 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
-    """A square tile; weights that do not stay in the cache are read once."""
+    """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do."""
+    pixels = workload.conv_size[0] * workload.conv_size[1]
+    tile = TILES[target.bits][0]
+    if target.bits == 64 and pixels <= 4:
+        tile = "4x16"
+    elif target.bits == 64 and pixels < 100 and pixels % 8 and pixels % 7 == 0:
+        tile = "7x12"
+    cache = target.cpu["l2_kib"] * 1024
     weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
-    stays = weights < target.cpu["l2_kib"] * 1024 * 3 // 4
-    return {"tile": TILES[target.bits][0], "block": 1 if stays else 0}
+    images = 4 * (geometry(workload).size + pixels * workload.out_channels)
+    return {"tile": tile, "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
 
 
 def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
