@@ -24,10 +24,18 @@ def legalize(module: tvm.IRModule, target: Target) -> tvm.IRModule:
         legal = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(module)
         _check(legal)
         legal = relax.transform.AnnotateTIROpPattern()(legal)
-        fused = relax.transform.FuseOps()(legal)
-        names = _names_of_groups(legal, fused)
-        fused = _renamed(relax.transform.FuseTIR()(fused), names)
+        params = [param.name for param in legal["main"].params]
+        marked = _renamed(
+            legal, [name + _MARK for name, _ in bindings(legal["main"])], [name + _MARK for name in params]
+        )
+        fused = relax.transform.FuseOps()(marked)
+        names = _names_of_groups(marked, fused)
+        fused = _renamed(relax.transform.FuseTIR()(fused), names, params)
         return relax.transform.DeadCodeElimination()(fused)
+
+
+#: Ends every name while FuseOps makes up names of its own ("lv", "gv1"), which the network's may equal.
+_MARK = "_"
 
 
 def _check(module: tvm.IRModule) -> None:
@@ -56,7 +64,9 @@ def _names_of_groups(legal: tvm.IRModule, fused: tvm.IRModule) -> list[str]:
             originals[name] = _follow(fused[value.op], inside, known)
         else:
             originals[name] = _original(value, originals, known)
-        names.append(_unique(originals[name], name, names))
+        original = originals[name]
+        plain = original.removesuffix(_MARK) if isinstance(original, str) else ""
+        names.append(_unique(plain or f"{name}.group", names))
     return names
 
 
@@ -99,9 +109,8 @@ def _leaf(expr: relax.Expr, originals: _Originals) -> str | tuple[str, ...]:
     return str(expr)
 
 
-def _unique(original: str | tuple[str, ...], name: str, taken: list[str]) -> str:
-    """The original name, or one like it where there is none or it is taken."""
-    base = original if isinstance(original, str) and original else f"{name}.group"
+def _unique(base: str, taken: list[str]) -> str:
+    """``base``, or a name like it where it is taken."""
     number, unique = 0, base
     while unique in taken:
         number += 1
@@ -109,14 +118,16 @@ def _unique(original: str | tuple[str, ...], name: str, taken: list[str]) -> str
     return unique
 
 
-def _renamed(module: tvm.IRModule, names: list[str]) -> tvm.IRModule:
+def _renamed(module: tvm.IRModule, names: list[str], param_names: list[str]) -> tvm.IRModule:
+    """``module`` with other names for the bindings and parameters of ``main``."""
     function = module["main"]
     builder = relax.BlockBuilder()
-    replaced: dict[str, relax.Expr] = {}
+    params = [relax.Var(name, param.ty) for name, param in zip(param_names, function.params, strict=True)]
+    replaced: dict[str, relax.Expr] = {old.name: new for old, new in zip(function.params, params, strict=True)}
     values = []
     for (old, value), name in zip(bindings(function), names, strict=True):
         value = builder.normalize(substitute(value, replaced))
         values.append((name, value))
         replaced[old] = relax.DataflowVar(name, value.ty)
     result = substitute(result_of(function), replaced)
-    return with_main(module, make_function(list(function.params), values, result, function.attrs))
+    return with_main(module, make_function(params, values, result, function.attrs))

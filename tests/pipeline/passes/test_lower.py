@@ -107,6 +107,15 @@ def test_binary_trunk_never_writes_a_float(network):
     assert len(float_tensors) == 2  # The result in both layouts: the first layer reads the image as it comes.
 
 
+def test_tensors_named_like_those_that_fusing_makes(network):
+    """FuseOps calls its results lv, lv1, ...: a tensor of that name must not be taken for one of them."""
+    net = network((1, 4, 6, 6))
+    first = net.add(op.exp(net.add(op.abs(net.x))))
+    later = net.add(nn.softmax(first, 1), "lv")
+    found = check(net.module(net.add(op.add(net.add(op.multiply(later, relax.const(0.5))), first))))
+    assert "lv" in {name for name, _ in bindings(found.module["main"])}
+
+
 def test_names_are_those_of_the_graph(network):
     net = network((1, 3, 8, 8))
     x = net.add(op.add(net.add(nn.conv2d(net.x, net.normal(8, 3, 3, 3)), "conv"), net.normal(8, 1, 1)), "bias")
