@@ -167,6 +167,25 @@ def _where(node: Operands) -> relax.Expr:
     return relax.op.where(node.value(0), node.value(1), node.value(2))
 
 
+def _split(node: Operands) -> relax.Expr:
+    """One slice for each output, so that every step makes one tensor. Sizes are given, or equal but for the last."""
+    shape, count = node.shape(), len(node.node.output)
+    axis = node.attributes.get("axis", 0) % len(shape)
+    if node.has(1):
+        sizes = [int(size) for size in node.array(1, "split")]
+    else:
+        equal = -(-shape[axis] // count)
+        sizes = node.attributes.get("split", [equal] * (count - 1) + [shape[axis] - equal * (count - 1)])
+    if len(sizes) != count or sum(sizes) != shape[axis] or min(sizes) < 1:
+        raise node.unsupported(f"splits {shape[axis]} into {count} parts of {list(sizes)}")
+    ends = np.cumsum(sizes).tolist()
+    pieces = [
+        relax.op.strided_slice(node.value(0), [axis], [end - size], [end])
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+    return pieces[0] if count == 1 else relax.Tuple(pieces)
+
+
 def _softmax(node: Operands) -> relax.Expr:
     """Before opset 13 all axes from ``axis`` on are one."""
     shape = node.shape()
@@ -275,6 +294,7 @@ CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "Reshape": _reshape,
     "Resize": _resize,
     "Softmax": _softmax,
+    "Split": _split,
     "Sum": _variadic,
     "Upsample": _resize,
     "Where": _where,

@@ -154,6 +154,12 @@ def test_average_pooling_that_counts_its_padding(write_onnx):
         ([node("Transpose", ["x"], perm=[0, 2, 3, 1])], {}, 13),
         ([node("Concat", ["x", "x"], axis=1)], {}, 13),
         ([node("Split", ["x"], ["a", "b"], axis=1), node("Sub", ["a", "b"])], {}, 11),
+        ([node("Split", ["x", "s"], ["a", "b"], axis=-1), node("Mul", ["b", "a"])], {"s": np.int64([4, 1])}, 13),
+        (
+            [node("Split", ["x"], ["a", "b", "c"], axis=3, num_outputs=3), node("Concat", ["c", "a", "b"], axis=3)],
+            {},
+            18,
+        ),
         ([node("ReduceMean", ["x"], axes=[2, 3])], {}, 11),
         ([node("GlobalAveragePool", ["x"])], {}, 13),
         ([node("HardSigmoid", ["x"], alpha=0.2, beta=0.5)], {}, 13),
