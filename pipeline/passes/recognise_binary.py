@@ -236,7 +236,9 @@ def _signs(graph: Graph, expr: relax.Expr) -> Signs | None:
     operator = op_name(call)
     if operator == "sign":
         inner = _signs(graph, call.args[0])
-        return inner.mapped(np.sign) if inner is not None else Signs(call.args[0], -1.0, 0.0, 1.0)
+        # Of a ReLU, many values are exact zeros, which are then no rounding matter.
+        lowest = 0.0 if _never_negative(graph, call.args[0]) else -1.0
+        return inner.mapped(np.sign) if inner is not None else Signs(call.args[0], lowest, 0.0, 1.0)
     if operator in _COMPARISONS:
         return _comparison(graph, call)
     if operator == "where":
@@ -254,6 +256,13 @@ def _signs(graph: Graph, expr: relax.Expr) -> Signs | None:
         inner = _signs(graph, call.args[0])
         return inner.mapped(np.clip, *clip_bounds(call)) if inner is not None else None
     return None
+
+
+def _never_negative(graph: Graph, expr: relax.Expr) -> bool:
+    """Is ``expr`` a ReLU or the like, perhaps after a max pooling?"""
+    pooled = graph.call_of(expr, "nn.max_pool2d")
+    call = graph.call_of(pooled.args[0] if pooled is not None else expr, "nn.relu", "nn.relu6", "clip")
+    return call is not None and clip_bounds(call)[0] >= 0
 
 
 _UNARY = {

@@ -188,6 +188,10 @@ def relu_of(net, x):
     return net.add(nn.relu(x))
 
 
+def sign_of_relu(net, x):
+    return net.add(op.sign(net.add(nn.max_pool2d(net.add(nn.relu(x)), (3, 3), (1, 1), (1, 1)))))
+
+
 def zero_one(net, x):
     return net.add(op.astype(net.add(op.greater(x, C(0.0))), "float32"))
 
@@ -209,6 +213,7 @@ REFUSED = {
     "binary input, float weights": (sign, "normal", "float weights", True),
     "binary weights, float input": (relu_of, "signs", "not the sign of anything", True),
     "values 0 and 1": (zero_one, "signs", "takes the values 0, 1", True),
+    "sign of a ReLU, which is never -1": (sign_of_relu, "signs", "takes the values 0, 1", True),
     "odd padding": (padded_with_half, "signs", "padded with 0.5", True),
     "padded channels": (padded_channels, "signs", "padded by other", True),
     "zero weights": (sign, "zeros", "all its weights are zero", True),
