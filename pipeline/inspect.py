@@ -15,11 +15,9 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.pipeline.passes.canonicalize import canonicalize
-from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 from bitkiln.pipeline.passes.graph import bindings, op_name, shape_of
-from bitkiln.pipeline.passes.recognise_binary import Verdict, recognise
-from bitkiln.pipeline.passes.to_nhwc import to_nhwc
+from bitkiln.pipeline.passes.lower import binary_layers
+from bitkiln.pipeline.passes.recognise_binary import Verdict
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class Row:
 
 def layer_table(model: Model) -> list[Row]:
     """One row for each operation of ``model``, in execution order."""
-    module = dense_to_conv(to_nhwc(canonicalize(model.module)))
-    verdicts = {verdict.name: verdict for verdict in recognise(module)[1]}
+    found, floats = binary_layers(model.module)
+    verdicts = {verdict.name: verdict for verdict in found}
     return [
-        _row(name, value, verdicts.get(name))
+        _row(name, value, verdicts.get(name), floats.get(name))
         for name, value in bindings(model.module["main"])
         if isinstance(value, Call) and isinstance(value.ty, relax.TensorType)
     ]
@@ -70,12 +68,13 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     console.print(_totals(rows))
 
 
-def _row(name: str, call: Call, verdict: Verdict | None) -> Row:
+def _row(name: str, call: Call, verdict: Verdict | None, floats: str | None) -> Row:
     kind = op_name(call).removeprefix("nn.").removeprefix("bitkiln.")
     row = Row(name, kind, shape_of(call), _macs(call))
     if verdict is None:
         return row
-    return Row(row.name, kind, row.shape, row.macs, verdict.binary, verdict.reason, verdict.suspicious)
+    reason = f"{verdict.reason}; keeps floats: {floats}" if floats else verdict.reason
+    return Row(row.name, kind, row.shape, row.macs, verdict.binary, reason, verdict.suspicious)
 
 
 def _macs(call: Call) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import tvm
+from tvm import relax
 
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.absorb_image import absorb_image
@@ -13,6 +15,7 @@ from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 from bitkiln.pipeline.passes.fold_affine import fold_affine
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
+from bitkiln.pipeline.passes.graph import bindings, variables
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.recognise_binary import Verdict, recognise
 from bitkiln.pipeline.passes.to_nhwc import to_nhwc
@@ -44,6 +47,24 @@ class Lowered:
             for verdict in self.verdicts
             if verdict.suspicious
         ]
+
+
+def binary_layers(module: tvm.IRModule) -> tuple[list[Verdict], dict[str, str]]:
+    """A verdict for each convolution, and for each binary one that keeps floats before the next sign why it does."""
+    module, verdicts = recognise(dense_to_conv(to_nhwc(canonicalize(module))))
+    _, notes = fold_threshold(fuse_epilogue(to_operators(fold_affine(module))))
+    defined, convolutions = dict(bindings(module["main"])), {verdict.name for verdict in verdicts}
+    return verdicts, {_origin(note.name, defined, convolutions): note.reason for note in notes}
+
+
+def _origin(name: str, defined: Mapping[str, relax.Expr], convolutions: Collection[str]) -> str:
+    """The nearest of ``convolutions`` before the tensor ``name``."""
+    level = [name]
+    while not (found := [each for each in level if each in convolutions]):
+        level = [var.name for each in level if each in defined for var in variables(defined[each])]
+        if not level:
+            return name
+    return found[0]
 
 
 def lower(model: Model, target: Target) -> Lowered:

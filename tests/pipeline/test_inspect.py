@@ -55,6 +55,29 @@ def test_each_convolution_has_a_verdict():
     assert rows["good"] == Row("good", "conv2d", (1, 8, 6, 6), 8 * 36 * 72, True, rows["good"].reason)
 
 
+def test_a_binary_layer_that_keeps_floats_says_why():
+    def body(emit, x):
+        first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(8, 4, 3, 3, binary=True), padding=1), "first")
+        folded = emit(relax.op.nn.leakyrelu(first, -1.0), "folded")
+        moved = emit(relax.op.subtract(folded, relax.const(np.full((1, 8, 1, 1), 2.2, np.float32))), "moved")
+        return relax.op.nn.conv2d(relax.op.sign(moved), weight(8, 8, 3, 3, binary=True), padding=1)
+
+    rows = {row.name: row for row in layer_table(model_of(body))}
+    assert rows["first"].binary
+    assert "keeps floats: " in rows["first"].reason
+    assert "keeps floats" not in rows["y"].reason
+
+
+def test_a_sum_with_another_tensor_keeps_floats():
+    def body(emit, x):
+        first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(4, 4, 3, 3, binary=True), padding=1), "first")
+        both = emit(relax.op.add(x, first), "both")
+        return relax.op.nn.conv2d(relax.op.sign(both), weight(8, 4, 3, 3, binary=True), padding=1)
+
+    rows = {row.name: row for row in layer_table(model_of(body))}
+    assert "not known before the network runs" in rows["first"].reason
+
+
 def test_macs_of_other_layers():
     def body(emit, x):
         depthwise = emit(relax.op.nn.conv2d(x, weight(4, 1, 3, 3), groups=4), "depthwise")
