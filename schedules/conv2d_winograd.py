@@ -64,7 +64,8 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[
     positions, tiles = _counts(workload, outputs)
     weights = 4 * positions * workload.channels * workload.out_channels
     stays = weights < target.cpu["l2_kib"] * 1024 * 5
-    return {"tile": "8x8" if tiles > 4 else "4x16", "block": 1 if stays else 0}
+    wide = "4x16" if tiles <= 4 else "8x12"
+    return {"tile": "8x8" if stays and tiles > 4 else wide, "block": 1 if stays else 0}
 
 
 def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> Kernel:
