@@ -51,9 +51,9 @@ class Lowered:
 
 def binary_layers(module: tvm.IRModule) -> tuple[list[Verdict], dict[str, str]]:
     """A verdict for each convolution, and for each binary one that keeps floats before the next sign why it does."""
-    module, verdicts = recognise(dense_to_conv(to_nhwc(canonicalize(module))))
-    _, notes = fold_threshold(fuse_epilogue(to_operators(fold_affine(module))))
-    defined, convolutions = dict(bindings(module["main"])), {verdict.name for verdict in verdicts}
+    verdicts, phases = _until_fused(module)
+    _, notes = fold_threshold(phases["fused"])
+    defined, convolutions = dict(bindings(phases["recognised"]["main"])), {verdict.name for verdict in verdicts}
     return verdicts, {_origin(note.name, defined, convolutions): note.reason for note in notes}
 
 
@@ -69,23 +69,21 @@ def _origin(name: str, defined: Mapping[str, relax.Expr], convolutions: Collecti
 
 def lower(model: Model, target: Target) -> Lowered:
     """Lower ``model`` for ``target``. Raises ModelError."""
-    phases: dict[str, tvm.IRModule] = {"imported": model.module}
-    module = model.module
+    verdicts, phases = _until_fused(model.module)
+    phases["first layer"] = absorb_image(phases["fused"], target)
+    phases["thresholds"], notes = fold_threshold(phases["first layer"])
+    phases["legal"] = legalize(phases["thresholds"], target)
+    return Lowered(phases["legal"], phases["graph"], tuple(verdicts), tuple(notes), phases)
 
-    def phase(name: str, rewritten: tvm.IRModule) -> tvm.IRModule:
-        phases[name] = rewritten
-        return rewritten
 
-    module = phase("canonical", canonicalize(module))
-    module = phase("nhwc", to_nhwc(module))
-    module = phase("convolutions", dense_to_conv(module))
-    module, verdicts = recognise(module)
-    module = phase("recognised", module)
-    graph = phase("graph", fold_affine(module))
-    module = phase("operators", to_operators(graph))
-    module = phase("fused", fuse_epilogue(module))
-    module = phase("first layer", absorb_image(module, target))
-    module, notes = fold_threshold(module)
-    module = phase("thresholds", module)
-    module = phase("legal", legalize(module, target))
-    return Lowered(module, graph, tuple(verdicts), tuple(notes), phases)
+def _until_fused(module: tvm.IRModule) -> tuple[list[Verdict], dict[str, tvm.IRModule]]:
+    """The passes that no target decides: a verdict for each convolution, and the module after each phase."""
+    phases = {"imported": module}
+    phases["canonical"] = canonicalize(module)
+    phases["nhwc"] = to_nhwc(phases["canonical"])
+    phases["convolutions"] = dense_to_conv(phases["nhwc"])
+    phases["recognised"], verdicts = recognise(phases["convolutions"])
+    phases["graph"] = fold_affine(phases["recognised"])
+    phases["operators"] = to_operators(phases["graph"])
+    phases["fused"] = fuse_epilogue(phases["operators"])
+    return verdicts, phases
