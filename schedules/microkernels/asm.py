@@ -157,9 +157,11 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Draft:
-    """``cycles``: when each arithmetic instruction issues; ``lows``: when each load's low half does (negative: in the
+    """A place for every low half.
 
-    iteration before); ``late``: cycles by which loads miss their first readers."""
+    ``cycles``: when each arithmetic instruction issues; ``lows``: when each load's low half does (negative: in the iteration
+    before); ``late``: cycles by which loads miss their first readers.
+    """
 
     period: int
     cycles: tuple[int, ...]
