@@ -128,7 +128,10 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, default=str))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_SETTINGS)
 @click.version_option(package_name="bitkiln")
 def bitkiln() -> None:
     """Make trained CNNs, float or binarised, run as fast as a Cortex-A53 board can.
@@ -158,7 +161,7 @@ def inspect(model: str, as_json: bool, **settings: Any) -> None:
         stage.print_table(rows, _console())
 
 
-@bitkiln.command()
+@bitkiln.command(context_settings=_SETTINGS)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @TARGET_OPTION
 @BOARD_OPTIONS
@@ -424,9 +427,14 @@ def _invoke(command: click.Command) -> None:
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error, debug, error.format_message())
-    except (BitkilnError, OSError) as error:
+    except OSError as error:
+        _fail(error, debug, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except BitkilnError as error:
         _fail(error, debug, str(error))
 
 

@@ -40,7 +40,7 @@ def test_every_command_has_help_with_an_example(path, invoke):
 
 
 def test_tune_is_a_command_of_its_own(invoke):
-    status, out, _ = invoke("--help", entry=cli.tune_main)
+    status, out, _ = invoke("-h", entry=cli.tune_main)
     assert status == 0
     assert "--tracker" in out
 
@@ -67,6 +67,22 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, invoke):
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("path", [(), ("boards",), ("logs",)], ids=" ".join)
+def test_without_a_command_the_help_is_shown(path, invoke):
+    status, _, err = invoke(*path)
+    assert status == 2
+    assert err.startswith("Usage: ")
+    assert "\nCommands:\n" in err
+
+
+def test_errors_of_the_system_name_the_file(monkeypatch, invoke):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "logs.jsonl")
+
+    monkeypatch.setattr("bitkiln.pipeline.records.merge", refuse)
+    assert invoke("logs", "merge", "a", "-o", "b") == (2, "", "bitkiln: logs.jsonl: Permission denied\n")
 
 
 def test_debug_shows_the_traceback(invoke):
