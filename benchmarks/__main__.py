@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import networks, peers, report
+from benchmarks import networks, peers, picture, report
 from benchmarks.bounds import bound_ms
 from benchmarks.measurements import Bench
 from benchmarks.networks import Work
@@ -49,6 +49,7 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
     type=click.Path(path_type=Path),
     help=f"Write the table here; in a file with the lines {report.BEGIN} and {report.END}, between them.",
 )
+@click.option("--svg", "svg_file", type=click.Path(path_type=Path), help="Write a picture of the whole networks here.")
 def main(
     target_name: str,
     only: str | None,
@@ -58,6 +59,7 @@ def main(
     threads: int,
     json_file: Path | None,
     markdown_file: Path | None,
+    svg_file: Path | None,
 ) -> None:
     """Measure networks and layers on a simulated Cortex-A53, with bitkiln and with other engines' PyPI wheels.
 
@@ -89,6 +91,8 @@ def main(
     if markdown_file:
         document = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
         _write(markdown_file, report.into_document(document, report.to_markdown(rows, title)))
+    if svg_file:
+        _write(svg_file, picture.to_svg(rows, title))
     raise SystemExit(0 if any(row.cycles is not None for row in rows) else 1)
 
 

@@ -13,7 +13,7 @@ import tflite
 from click.testing import CliRunner, Result
 
 from benchmarks import __main__ as bench
-from benchmarks import guest, networks, onnx_to_tflite, peers, report
+from benchmarks import guest, networks, onnx_to_tflite, peers, picture, report
 from benchmarks.bounds import bound_ms, layers
 from benchmarks.report import Row
 from bitkiln import targets
@@ -266,3 +266,11 @@ def test_the_guest_runs_and_knows_when_no_simulator_answers(tmp_path, monkeypatc
         guest.main("onnxruntime", str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), "1", str(tmp_path / "n.onnx"))
     assert capsys.readouterr().out == "report: null\n"
     peers.check(np.load(tmp_path / "y.npy"), peers.reference(model, data))
+
+
+def test_the_picture_has_a_bar_for_each_measured_network():
+    single = Row("float conv 3x3 3->16@224", "bitkiln", 1, 1.0, 1.0, "rasp3b", "simulated")
+    svg = picture.to_svg([*rows(), single], "a < b")
+    assert svg.count("<rect") == 3
+    assert "a &lt; b" in svg and "165.0 ms" in svg
+    assert "3-&gt;16" not in svg
