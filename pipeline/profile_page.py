@@ -42,7 +42,8 @@ def render(profile: Profile, target: Target) -> str:
 </table>
 <h2>Roofline</h2>
 <p class="note">Each dot is a layer; its area grows with its share of the time. The lines are the bounds of one core: peak
-MACs a cycle, and DRAM bandwidth for the weights that have to be read once a frame.</p>
+MACs a cycle, and DRAM bandwidth for the weights that have to be read once a frame. MACs are those of a direct convolution:
+Winograd's method needs fewer multiplications, so a layer computed by it may stand above its roof.</p>
 {_roofline(profile, target)}
 </html>
 """
