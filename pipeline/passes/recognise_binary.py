@@ -118,9 +118,8 @@ def _binary(
     )
     scales = scales * magnitude
     plain = bool(np.all(scales == 1))
-    verdicts.append(
-        Verdict(name, True, f"signs x {'+-1' if plain else 'scaled +-1'}, {_padding_text(pad_value, padding)}")
-    )
+    reason = f"signs x {'+-1' if plain else 'scaled +-1'}, {_padding_text(pad_value, padding)}"
+    verdicts.append(Verdict(name, True, reason if found.signs.zero else f"{reason}, zeros count as +1"))
     if plain:
         return conv
     return relax.op.multiply(graph.emit(conv, f"{name}.sums"), constant(scales))
