@@ -407,6 +407,8 @@ def logs_best(target: targets.Target, logs: Path | None, as_json: bool) -> None:
     rows = _records(logs).best_of_each(target)
     if as_json:
         _print_json([row.as_json() for row in rows])
+    elif not rows:
+        click.echo(f"no records for {target.name}; bitkiln tune makes some", err=True)
     else:
         for row in rows:
             click.echo(row.describe())

@@ -65,9 +65,8 @@ class Display:
         known = sum(row.trials for row in self.rows)
         already = f", {known} trials known from earlier runs" if known else ""
         boards = "1 board" if self.boards == 1 else f"{self.boards} boards"
-        self._print(
-            f"tuning {len(self.rows)} tasks on {boards} ({self.measured_by}), at most {self.budget} trials{already}"
-        )
+        tasks = "1 task" if len(self.rows) == 1 else f"{len(self.rows)} tasks"
+        self._print(f"tuning {tasks} on {boards} ({self.measured_by}), at most {self.budget} trials{already}")
         if self._live:
             self._live.start()
         return self

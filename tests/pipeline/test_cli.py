@@ -85,6 +85,11 @@ def test_errors_of_the_system_name_the_file(monkeypatch, invoke):
     assert invoke("logs", "merge", "a", "-o", "b") == (2, "", "bitkiln: logs.jsonl: Permission denied\n")
 
 
+def test_no_records_are_said_to_be_none(monkeypatch, invoke):
+    monkeypatch.setattr("bitkiln.pipeline.records.Records.best_of_each", lambda *_: [])
+    assert invoke("logs", "best", "--target", "rasp3b") == (0, "", "no records for rasp3b; bitkiln tune makes some\n")
+
+
 def test_debug_shows_the_traceback(invoke):
     status, _, err = invoke("inspect", "missing.onnx", "--debug")
     assert status == 2

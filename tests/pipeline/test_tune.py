@@ -180,7 +180,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_goes_on(small_disk, t
 def test_plain_lines_tell_what_goes_on(tmp_path, capsys):
     Tuning([a_task(8)], FakeTrials(), tmp_path, 2).run(Budget(3), SIMULATED, 2, Console(width=250))
     text = capsys.readouterr().out
-    assert "tuning 1 tasks on 2 boards (simulated, v1), at most 3 trials" in text
+    assert "tuning 1 task on 2 boards (simulated, v1), at most 3 trials" in text
     assert "trial 1/3, task 1/1 conv2d 8x8x8" in text
     assert "default; best" in text
     assert "MAC/cycle" in text
