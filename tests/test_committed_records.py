@@ -1,0 +1,59 @@
+"""The committed tuning records: they cover the built-in networks on every target, and their kernels keep their cycles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitkiln import targets
+from bitkiln.pipeline.boards import LocalBoard, Request
+from bitkiln.pipeline.compile import build_kernel_library
+from bitkiln.pipeline.importers import load_model
+from bitkiln.pipeline.records import COMMITTED, Records
+from bitkiln.pipeline.tuning.tasks import Task, extract_tasks
+
+NETWORKS = ("card-binary", "card-float")
+#: Kernels above this are left to the benchmark: they take long to simulate.
+MOST_CYCLES = 9e6
+
+
+@pytest.fixture(scope="module")
+def models():
+    return [load_model(name) for name in NETWORKS]
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return Records([COMMITTED])
+
+
+def test_no_line_is_damaged(records, capsys):
+    assert records.records
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in targets.known() if targets.load(name).bits == 64])
+def test_every_layer_of_the_built_in_networks_is_covered(name, models, records):
+    target = targets.load(name)
+    for task in extract_tasks(models, target):
+        best = records.best(task.key, target)
+        assert best is not None, f"{task.key} has no record for {name}"
+        assert all(best.knobs[knob] in values for knob, values in task.operator.space(task.workload, target).items())
+
+
+def test_kernels_keep_the_cycles_of_their_records(models, records, tmp_path: Path):
+    target = targets.load("rasp3b")
+    changed = []
+    for task in extract_tasks(models, target):
+        expected = records.best(task.key, target).value
+        if expected <= MOST_CYCLES:
+            cycles = _cycles(task, records, tmp_path / "model.so")
+            if abs(cycles / expected - 1) > 0.02:
+                changed.append(f"{task.key}: {cycles:,.0f} cycles, {expected:,.0f} recorded")
+    assert not changed, "\n".join(changed)
+
+
+def _cycles(task: Task, records: Records, library: Path) -> float:
+    build_kernel_library(task.workload, records.best(task.key, task.target).knobs, task.target, library)
+    return LocalBoard(task.target).measure(library, Request()).value
