@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +18,11 @@ from bitkiln.pipeline.tracker import Address
 from tests.ssh_board import device, sshd  # noqa: F401  Fixtures for every test.
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A shell ignores Ctrl-C for what it runs in the background, and programs hand that on: without this, tests that interrupt a
+# program would fail there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
