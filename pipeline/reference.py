@@ -8,7 +8,7 @@ only convolutions and means sum in an order of numpy's choosing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,20 +27,45 @@ Tensors = Mapping[str, np.ndarray]
 Value = np.ndarray | tuple[np.ndarray, ...]
 
 
-def evaluate(module: tvm.IRModule, known: Tensors, wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+#: Stands in for the evaluation of single bindings: the name, the operation, what is known -> its value, or None.
+Instead = Callable[[str, relax.Expr, Mapping[str, Value]], Value | None]
+
+
+def evaluate(
+    module: tvm.IRModule,
+    known: Tensors,
+    wanted: Iterable[str] | None = None,
+    wide: bool = False,
+    instead: Instead = lambda _name, _expr, _values: None,
+) -> dict[str, np.ndarray]:
     """The tensors called ``wanted`` (all, where None) of ``main``, given ``known`` ones: inputs or anything between.
 
     Only what ``wanted`` needs beyond ``known`` is computed, so a part of the network can be run from its own inputs.
+    With ``wide`` every float32 between is float64: the difference to float32 is what rounding makes of it. ``instead``
+    may evaluate a binding in another way.
     """
     defined = dict(bindings(module["main"]))
     targets = list(defined) if wanted is None else list(wanted)
-    values: dict[str, Value] = dict(known)
+    widen = _widened if wide else lambda value: value
+    values: dict[str, Value] = {name: widen(value) for name, value in known.items()}
     for name in _order(defined, values, targets):
         try:
-            values[name] = evaluate_call(module, defined[name], values)
+            value = instead(name, defined[name], values)
+            values[name] = widen(evaluate_call(module, defined[name], values) if value is None else value)
         except NotImplementedError as error:
             raise ModelError(f"{name}: no reference for operator {error}") from None
     return {name: values[name] for name in targets if isinstance(values[name], np.ndarray)}
+
+
+def needed(module: tvm.IRModule, known: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """The bindings of ``main`` that compute ``wanted`` from ``known`` tensors, in order."""
+    return _order(dict(bindings(module["main"])), dict.fromkeys(known), wanted)
+
+
+def _widened(value: Value) -> Value:
+    if isinstance(value, tuple):
+        return tuple(map(_widened, value))
+    return value.astype(np.float64) if value.dtype == np.float32 else value
 
 
 def run(module: tvm.IRModule, inputs: Tensors) -> list[np.ndarray]:
@@ -81,9 +106,9 @@ def pool(value: np.ndarray, window: Pool) -> np.ndarray:
     if window.kind == "max":
         return taps.max(axis=(3, 4))
     if window.count_include_pad:
-        return taps.sum(axis=(3, 4), dtype=np.float32) / np.float32(window.kernel[0] * window.kernel[1])
+        return taps.sum(axis=(3, 4)) / value.dtype.type(window.kernel[0] * window.kernel[1])
     inside = _windows(_pad(np.ones_like(value), window.padding, 0), window.kernel, window.strides, (1, 1))
-    return taps.sum(axis=(3, 4), dtype=np.float32) / inside.sum(axis=(3, 4), dtype=np.float32)
+    return taps.sum(axis=(3, 4)) / inside.sum(axis=(3, 4))
 
 
 def convolve(
@@ -95,13 +120,14 @@ def convolve(
     groups: int,
     pad_value: float = 0,
 ) -> np.ndarray:
-    """Cross-correlation of float32 [N, H, W, C] with OHWI weights -> [N, H', W', O]; exact for small integers."""
+    """Cross-correlation of float32 (or float64) [N, H, W, C] with OHWI weights -> [N, H', W', O]; exact for small integers."""
     out_channels, height, width, per_group = weight.shape
+    dtype = np.result_type(value, weight)
     taps = _windows(_pad(value, padding, pad_value), (height, width), strides, dilation)
     batch, out_height, out_width = taps.shape[:3]
     if per_group == 1 and groups == value.shape[3] == out_channels:
-        return np.einsum("nhwyxc,cyx->nhwc", taps, weight[..., 0], optimize=True).astype(np.float32)
-    result = np.empty((batch, out_height, out_width, out_channels), np.float32)
+        return np.einsum("nhwyxc,cyx->nhwc", taps, weight[..., 0], optimize=True).astype(dtype)
+    result = np.empty((batch, out_height, out_width, out_channels), dtype)
     outs = out_channels // groups
     for group in range(groups):
         part = taps[..., group * per_group : (group + 1) * per_group].reshape(batch * out_height * out_width, -1)
@@ -205,7 +231,7 @@ def _windows(value: np.ndarray, kernel: Sequence[int], strides: Sequence[int], d
     return taps.transpose(0, 1, 2, 4, 5, 3)
 
 
-def _order(defined: Mapping[str, relax.Expr], known: Tensors, wanted: Iterable[str]) -> list[str]:
+def _order(defined: Mapping[str, relax.Expr], known: Collection[str], wanted: Iterable[str]) -> list[str]:
     """The bindings to compute for ``wanted``, in the order they stand in."""
     needed: set[str] = set()
     pending = list(wanted)
@@ -336,8 +362,8 @@ def _pool2d(kind: str) -> Callable[[Call, np.ndarray], np.ndarray]:
             inside = _pad(inside, (0, 0, *extra), 0)
         else:
             inside = _pad(inside, padding, 0)
-        counts = _windows(inside, kernel, strides, dilation).sum(axis=(3, 4), dtype=np.float32)
-        return _to(taps.sum(axis=(3, 4), dtype=np.float32) / counts, "NHWC", layout)
+        counts = _windows(inside, kernel, strides, dilation).sum(axis=(3, 4))
+        return _to(taps.sum(axis=(3, 4)) / counts, "NHWC", layout)
 
     return compute_pool
 
@@ -347,7 +373,7 @@ def _adaptive_average(call: Call, x: np.ndarray) -> np.ndarray:
     height, width = layout.index("H"), layout.index("W")
     if call.attrs["output_size"] is not None and ints(call.attrs["output_size"]) != (1, 1):
         raise NotImplementedError("adaptive_avg_pool2d to more than one pixel")
-    return x.mean(axis=(height, width), keepdims=True, dtype=np.float32)
+    return x.mean(axis=(height, width), keepdims=True)
 
 
 def _batch_norm(call: Call, x: np.ndarray, *params: np.ndarray) -> tuple[np.ndarray, ...]:
