@@ -187,7 +187,7 @@ def _drop_or_add_operands(random: Random, proto: onnx.ModelProto) -> str:
 
 def _other_operator(random: Random, proto: onnx.ModelProto) -> str:
     target = random.choice(_nodes(proto))
-    old, target.op_type = target.op_type, random.choice(onnx_seeds._OPERATORS)
+    old, target.op_type = target.op_type, random.choice(onnx_seeds.OPERATORS)
     return f"{old} -> {target.op_type}"
 
 
