@@ -1,7 +1,8 @@
-"""Building the one function of a module."""
+"""Building the one function of a module, and what importers of graphs share in doing so."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import tvm
@@ -23,3 +24,41 @@ def build_main(
         builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(list(outputs)))
     passes = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
     return tvm.transform.Sequential(passes)(builder.get())
+
+
+class VariableNames:
+    """Unique names of variables, made of tensors' names."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def unique(self, name: str) -> str:
+        """A name nobody has yet."""
+        plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
+        plain = f"t{plain}" if plain[0].isdigit() else plain
+        unique, count = plain, 1
+        while unique in self._taken:
+            count += 1
+            unique = f"{plain}_{count}"
+        self._taken.add(unique)
+        return unique
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception of TVM's says, on one line and without its dumps of IR."""
+    if isinstance(error, KeyError):
+        return f"attribute {error} is missing"
+    text = " ".join(str(error).split()) or type(error).__name__
+    for pattern, instead in _IR_DUMPS:
+        text = re.sub(pattern, instead, text)
+    return text[:200]
+
+
+#: Parts of TVM's messages that say nothing to a user, and what stands for them.
+_IR_DUMPS = (
+    (r"In ir\.Op\(.*?support_level=\d+\), ", ""),
+    (r"T\.int64\((-?\d+)\)", r"\1"),
+    (r"R\.shape\((\[.*?\])\)", r"\1"),
+    (r'metadata\["ir\.GenericConst"\]\[\d+\]', "constant"),
+    (r"# Metadata omitted\. .*? to show it\. ", ""),
+)

@@ -7,7 +7,6 @@ everything else goes through TVM's ONNX frontend.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -17,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.building import build_main
+from bitkiln.pipeline.importers.building import build_main, reason_of
 from bitkiln.pipeline.importers.onnx_graph import BIPOLAR, Graph, node_label
 from bitkiln.pipeline.importers.onnx_layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx_operands import Operands, Tensors, static_shape
@@ -63,31 +62,11 @@ def _add(tensors: Tensors, node: onnx.NodeProto) -> None:
     except ModelError:
         raise
     except Exception as error:  # the frontend and TVM's type inference raise whatever they meet
-        raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {_reason(error)}") from error
+        raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {reason_of(error)}") from error
     shape = static_shape(result)
     if shape is not None and any(size < 1 for size in shape):
         raise UnsupportedLayer(f"{tensors.path}: {node_label(node)}: gives an empty tensor of shape {list(shape)}")
     _bind(tensors, node, result)
-
-
-def _reason(error: Exception) -> str:
-    """What an exception of TVM's says, on one line and without its dumps of IR."""
-    if isinstance(error, KeyError):
-        return f"attribute {error} is missing"
-    text = " ".join(str(error).split()) or type(error).__name__
-    for pattern, instead in _IR_DUMPS:
-        text = re.sub(pattern, instead, text)
-    return text[:200]
-
-
-#: Parts of TVM's messages that say nothing to a user, and what stands for them.
-_IR_DUMPS = (
-    (r"In ir\.Op\(.*?support_level=\d+\), ", ""),
-    (r"T\.int64\((-?\d+)\)", r"\1"),
-    (r"R\.shape\((\[.*?\])\)", r"\1"),
-    (r'metadata\["ir\.GenericConst"\]\[\d+\]', "constant"),
-    (r"# Metadata omitted\. .*? to show it\. ", ""),
-)
 
 
 def _bind(tensors: Tensors, node: onnx.NodeProto, result: relax.Expr) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import onnx
 import tvm
@@ -11,6 +9,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map, onnx_input
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
+from bitkiln.pipeline.importers.building import VariableNames
 from bitkiln.pipeline.importers.onnx_graph import Graph, node_label
 
 
@@ -25,20 +24,9 @@ class Tensors:
         self.frontend = ONNXGraphImporter({}, None)
         self.frontend.opset = graph.opset
         self.builder: relax.BlockBuilder = self.frontend.bb
-        self._variables: set[str] = set()
+        self.variable = VariableNames().unique
         self._outputs = frozenset(graph.outputs.values())
         self._bound_outputs: set[str] = set()
-
-    def variable(self, name: str) -> str:
-        """A unique variable name made of a tensor's name."""
-        plain = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
-        plain = f"t{plain}" if plain[0].isdigit() else plain
-        unique, count = plain, 1
-        while unique in self._variables:
-            count += 1
-            unique = f"{plain}_{count}"
-        self._variables.add(unique)
-        return unique
 
     def expression(self, name: str) -> relax.Expr:
         """The Relax expression of a tensor; constants become Relax constants."""
