@@ -144,21 +144,37 @@ def bitkiln() -> None:
 
 @bitkiln.command()
 @click.argument("model")
+@click.option("--target", type=TargetName(), help="The board to give the bound for; all known ones unless given.")
+@click.option("--summary", is_flag=True, help="Totals, bounds, warnings and notes without the table of layers.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with the network's graph and all of this.")
 @MODEL_OPTIONS
 @JSON_OPTION
-def inspect(model: str, as_json: bool, **settings: Any) -> None:
-    """Show each layer of MODEL, its MACs, and for each convolution whether it is binary, or why not.
+def inspect(
+    model: str, target: targets.Target | None, summary: bool, html: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """Show each layer of MODEL, its MACs and weights, and for each convolution whether it is binary, or why not.
+
+    --json prints a list with an object for each layer; with --summary one object without the layers.
 
     \b
-    Example: bitkiln inspect model.onnx --shape data=1,3,224,224
+    Example: bitkiln inspect model.onnx --shape data=1,3,224,224 --html model.html
     """
     from bitkiln.pipeline import inspect as stage
+    from bitkiln.pipeline import inspect_page, inspect_table
+    from bitkiln.pipeline.files import atomic_write
 
-    rows = stage.layer_table(_load(model, settings))
+    boards = [target] if target else [targets.load(name) for name in targets.known()]
+    found = stage.inspect_model(_load(model, settings), boards)
+    if html:
+        with atomic_write(html) as temporary:
+            temporary.write_text(inspect_page.render(found), encoding="utf-8")
     if as_json:
-        _print_json([row.as_json() for row in rows])
-    else:
-        stage.print_table(rows, _console())
+        _print_json(found.as_json() if summary else [row.as_json() for row in found.rows])
+        return
+    console = _console()
+    if not summary:
+        inspect_table.print_table(found.rows, console)
+    inspect_table.print_summary(found, console)
 
 
 @bitkiln.command(context_settings=_SETTINGS)

@@ -172,6 +172,12 @@ def make_plan(calls: Sequence[PlannedCall], inputs: Sequence[View], outputs: Seq
     )
 
 
+def activation_bytes(network: Network) -> int:
+    """Bytes of the arena that the activations of ``network`` share, each as its PrimFunc writes it."""
+    calls, _ = _settle_outputs(list(network.calls), network.outputs)
+    return place_by_lifetime(_lifetimes(calls))[1]
+
+
 def place_by_lifetime(lifetimes: Sequence[tuple[Storage, int, int]]) -> tuple[dict[int, int], int]:
     """Offsets of storages by ``id``, and the bytes needed; (storage, first step, last step) each, both inclusive.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.canonicalize import canonicalize
@@ -15,7 +16,7 @@ from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 from bitkiln.pipeline.passes.fold_affine import fold_affine
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.graph import bindings, variables
+from bitkiln.pipeline.passes.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.recognise_binary import Verdict, recognise
 from bitkiln.pipeline.passes.to_nhwc import to_nhwc
@@ -49,41 +50,77 @@ class Lowered:
         ]
 
 
-def binary_layers(module: tvm.IRModule) -> tuple[list[Verdict], dict[str, str]]:
-    """A verdict for each convolution, and for each binary one that keeps floats before the next sign why it does."""
-    verdicts, phases = _until_fused(module)
-    _, notes = fold_threshold(phases["fused"])
-    defined, convolutions = dict(bindings(phases["recognised"]["main"])), {verdict.name for verdict in verdicts}
-    return verdicts, {_origin(note.name, defined, convolutions): note.reason for note in notes}
+@dataclass(frozen=True)
+class Survey:
+    """What the passes that need no target find in a network, as far as they get.
+
+    ``phases`` ends with "thresholds", or earlier where a pass refused the network: ``problem`` is what it said.
+    """
+
+    phases: dict[str, tvm.IRModule]
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[Note, ...] = ()
+    problem: str = ""
+
+    def defined(self, phase: str) -> dict[str, relax.Expr]:
+        """The operations of the network after ``phase``, by name."""
+        return dict(bindings(self.phases[phase]["main"]))
+
+    def binary_operators(self) -> dict[str, str]:
+        """For each binary convolution the name, in the recognised network, of the operator that sums its bits."""
+        if "recognised" not in self.phases:
+            return {}
+        defined = self.defined("recognised")
+        ours = {name for name, value in defined.items() if op_name(value) == "bitkiln.bconv2d"}
+        binary = [verdict.name for verdict in self.verdicts if verdict.binary and verdict.name in defined]
+        found = {name: origin(name, defined, ours) for name in binary}
+        return {name: operator for name, operator in found.items() if operator in ours}
 
 
-def _origin(name: str, defined: Mapping[str, relax.Expr], convolutions: Collection[str]) -> str:
-    """The nearest of ``convolutions`` before the tensor ``name``."""
-    level = [name]
-    while not (found := [each for each in level if each in convolutions]):
-        level = [var.name for each in level if each in defined for var in variables(defined[each])]
-        if not level:
-            return name
-    return found[0]
+def survey(module: tvm.IRModule) -> Survey:
+    """Look at a network without compiling it; what compiling would refuse is no error here."""
+    verdicts: list[Verdict] = []
+    phases: dict[str, tvm.IRModule] = {}
+    try:
+        _until_fused(module, verdicts, phases)
+        phases["thresholds"], notes = fold_threshold(phases["fused"])
+    except BitkilnError as error:
+        return Survey(phases, tuple(verdicts), problem=str(error))
+    return Survey(phases, tuple(verdicts), tuple(notes))
+
+
+def origin(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> str:
+    """The nearest of ``wanted`` before the tensor ``name``, or ``name`` where there is none."""
+    seen, level = {name}, [name]
+    while level:
+        found = next((each for each in level if each in wanted), None)
+        if found is not None:
+            return found
+        before = [var.name for each in level if each in defined for var in variables(defined[each])]
+        level = [each for each in dict.fromkeys(before) if each not in seen]
+        seen.update(level)
+    return name
 
 
 def lower(model: Model, target: Target) -> Lowered:
     """Lower ``model`` for ``target``. Raises ModelError."""
-    verdicts, phases = _until_fused(model.module)
+    verdicts: list[Verdict] = []
+    phases: dict[str, tvm.IRModule] = {}
+    _until_fused(model.module, verdicts, phases)
     phases["first layer"] = absorb_image(phases["fused"], target)
     phases["thresholds"], notes = fold_threshold(phases["first layer"])
     phases["legal"] = legalize(phases["thresholds"], target)
     return Lowered(phases["legal"], phases["graph"], tuple(verdicts), tuple(notes), phases)
 
 
-def _until_fused(module: tvm.IRModule) -> tuple[list[Verdict], dict[str, tvm.IRModule]]:
-    """The passes that no target decides: a verdict for each convolution, and the module after each phase."""
-    phases = {"imported": module}
+def _until_fused(module: tvm.IRModule, verdicts: list[Verdict], phases: dict[str, tvm.IRModule]) -> None:
+    """The passes that no target decides: adds a verdict for each convolution, and the module after each phase."""
+    phases["imported"] = module
     phases["canonical"] = canonicalize(module)
     phases["nhwc"] = to_nhwc(phases["canonical"])
     phases["convolutions"] = dense_to_conv(phases["nhwc"])
-    phases["recognised"], verdicts = recognise(phases["convolutions"])
+    phases["recognised"], found = recognise(phases["convolutions"])
+    verdicts.extend(found)
     phases["graph"] = fold_affine(phases["recognised"])
     phases["operators"] = to_operators(phases["graph"])
     phases["fused"] = fuse_epilogue(phases["operators"])
-    return verdicts, phases
