@@ -21,7 +21,7 @@ from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.ops import has_workload, pack_bits, unpack_bits, workload_of
 from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.passes.graph import bindings, op_name, variables
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Pool, Pool2d, Step
 
 Tensors = Mapping[str, np.ndarray]
 Value = np.ndarray | tuple[np.ndarray, ...]
@@ -152,12 +152,15 @@ def accumulate(workload: Conv2d, data: np.ndarray, weight: np.ndarray) -> np.nda
     )
 
 
-def compute(workload: Conv2d | Binarize | Pool2d, args: Sequence[np.ndarray]) -> np.ndarray:
+def compute(workload: Conv2d | Binarize | Pool2d | Concat, args: Sequence[np.ndarray]) -> np.ndarray:
     """One of our operators on its arguments, in the order of ``workload.shapes``."""
     if isinstance(workload, Binarize):
         return sign_bits(apply_epilogue(workload.epilogue, args[0], args[1:]), workload.sign_zero)
     if isinstance(workload, Pool2d):
         return _compute_pool(workload, args)
+    if isinstance(workload, Concat):
+        parts = len(workload.parts)
+        return apply_epilogue(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
     if workload.shift or workload.layout != "NHWC":
         return _compute_on_image(workload, args)
     value = accumulate(workload, args[0], args[1])

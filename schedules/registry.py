@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bitkiln.schedules import binarize, binary_conv2d, conv2d, pool2d
+from bitkiln.schedules import binarize, binary_conv2d, concat, conv2d, pool2d
 from bitkiln.schedules.kernel import Operator
-from bitkiln.schedules.workload import Binarize, Conv2d, Workload
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Workload
 
 #: Part of a tuning record's identity: records of another version are kept but not used.
 SCHEDULE_VERSION = 1
@@ -14,4 +14,6 @@ def operator_for(workload: Workload) -> Operator:
     """The operator module that computes ``workload``."""
     if isinstance(workload, Conv2d):
         return binary_conv2d if workload.binary else conv2d
+    if isinstance(workload, Concat):
+        return concat
     return binarize if isinstance(workload, Binarize) else pool2d

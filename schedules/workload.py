@@ -261,7 +261,49 @@ class Pool2d:
         return " ".join(words)
 
 
-Workload = Conv2d | Binarize | Pool2d
+@dataclass(frozen=True)
+class Concat:
+    """Images side by side along the channels: ``parts`` are the channels of each.
+
+    Floats, then the epilogue with its operands. ``bits``: bits, no epilogue; only the last part may end inside a byte.
+    """
+
+    tag: ClassVar[str] = "concat"
+    height: int
+    width: int
+    parts: tuple[int, ...]
+    bits: bool = False
+    epilogue: tuple[Step, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the result."""
+        return sum(self.parts)
+
+    @property
+    def out(self) -> str:
+        """Type of the result: "float32" or "bits"."""
+        return "bits" if self.bits else "float32"
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        size = (self.height, self.width, self.channels)
+        parts = (result_shape((*size[:2], channels), self.out) for channels in self.parts)
+        return (*parts, *operand_shapes(self.epilogue, size), result_shape(size, self.out))
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        size = f"{self.height}x{self.width}x{'+'.join(map(str, self.parts))}"
+        return " ".join(["bconcat" if self.bits else "concat", size, *map(str, self.epilogue)])
+
+
+Workload = Conv2d | Binarize | Pool2d | Concat
 
 
 def packed(channels: int) -> int:
@@ -290,7 +332,7 @@ def to_json(workload: Workload) -> str:
 def from_json(text: str) -> Workload:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kind = {cls.tag: cls for cls in (Conv2d, Binarize, Pool2d)}[table.pop("tag")]
+    kind = {cls.tag: cls for cls in (Conv2d, Binarize, Pool2d, Concat)}[table.pop("tag")]
     return kind(**{name: _revive(name, value) for name, value in table.items()})
 
 

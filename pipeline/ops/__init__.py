@@ -3,6 +3,7 @@
 from bitkiln.pipeline.ops.activations import hardswish, prelu
 from bitkiln.pipeline.ops.binarize import binarize
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
+from bitkiln.pipeline.ops.concat import concat
 from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
 from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, has_workload, workload_of
@@ -13,6 +14,7 @@ __all__ = [
     "bdense",
     "binarize",
     "bmaxpool2d",
+    "concat",
     "conv2d",
     "hardswish",
     "has_workload",

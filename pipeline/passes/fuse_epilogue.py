@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import tvm
@@ -16,16 +17,17 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ops.register import attributes, ints, workload_of
+from bitkiln.pipeline.passes import concats
 from bitkiln.pipeline.passes.canonicalize import clip_bounds
 from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.passes.operands import operand
-from bitkiln.schedules.workload import Conv2d, Pool, Pool2d, Step, Workload
+from bitkiln.schedules.workload import Concat, Conv2d, Pool, Pool2d, Step, Workload
 
-_OURS = ("bitkiln.conv2d", "bitkiln.bconv2d", "bitkiln.pool2d")
+_OURS = ("bitkiln.conv2d", "bitkiln.bconv2d", "bitkiln.pool2d", "bitkiln.concat")
 
 
 def to_operators(module: tvm.IRModule) -> tvm.IRModule:
-    """Every NHWC convolution and pooling of batch 1 as one of our operators."""
+    """Every NHWC convolution, pooling and concatenation of batch 1 as one of our operators."""
     return rewrite(module, lambda graph, _name, value: _as_ours(graph, value))
 
 
@@ -42,6 +44,10 @@ def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
         return _pool2d(value, operator[3:6])
     if operator in ("mean", "nn.adaptive_avg_pool2d"):
         return _global_average(graph, value)
+    if operator == "concat":
+        return concats.joined(graph, value)
+    if operator == "strided_slice":
+        return concats.sliced(graph, value)
     return None
 
 
@@ -103,7 +109,9 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
     if op_name(value) == "bitkiln.pool2d":
         return _fuse_pool(graph, value)
     if op_name(value) == "bitkiln.binarize":
-        return _fuse_sign(graph, value)
+        fused = _fuse_sign(graph, value)
+        split = concats.signs(graph, name, value if fused is None else fused, partial(_fuse_sign, graph))
+        return fused if split is None else split
     return _fuse_step(graph, value)
 
 
@@ -120,12 +128,12 @@ def _fuse_pool(graph: Graph, call: Call) -> Call | None:
 def _fuse_sign(graph: Graph, call: Call) -> Call | None:
     """Signs of what a float operator of ours computes are written as bits at once; steps before others join the signs.
 
-    A binary convolution gives bits by thresholds only, which the next pass finds.
+    A binary convolution gives bits by thresholds only, which the next pass finds; a concatenation gives those of its parts.
     """
     x = call.args[0]
     workload = workload_of(call)
     host = _host(graph, x)
-    if host is not None and not workload.epilogue and op_name(host) != "bitkiln.bconv2d":
+    if host is not None and not workload.epilogue and op_name(host) not in ("bitkiln.bconv2d", "bitkiln.concat"):
         return _again(host, out="bits", sign_zero=workload.sign_zero)
     steps: list[tuple[Step, list[relax.Expr]]] = []
     while graph.used_once(x) and graph.definition(x) is not None and _host(graph, x) is None:
@@ -183,7 +191,10 @@ def _host(graph: Graph, x: relax.Expr) -> Call | None:
 
 def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: object) -> Call:
     """``host`` with further operands and other attributes."""
-    workload: Conv2d | Pool2d = replace(workload_of(host), **changed)
+    workload: Conv2d | Pool2d | Concat = replace(workload_of(host), **changed)
+    if isinstance(workload, Concat):
+        attrs = attributes(channels=workload.parts, epilogue=workload.epilogue)
+        return Call(host.op, [*host.args, *(operands or [])], attrs)
     names = {"epilogue": workload.epilogue, "pool": workload.pool, "out": workload.out, "sign_zero": workload.sign_zero}
     if isinstance(workload, Conv2d):
         names |= {

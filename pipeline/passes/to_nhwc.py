@@ -360,6 +360,16 @@ def _pad(converter: _Converter, name: str, call: Call) -> bool:
     return converter.bind(name, value, Order(shape_of(call), order.axes))
 
 
+def _strided_slice(converter: _Converter, name: str, call: Call) -> bool:
+    order = converter.order(call.args[0])
+    if order.flat or order.plain:
+        return False
+    axes, *bounds = ([int(getattr(item, "value", item)) for item in arg] for arg in call.args[1:])
+    stored = [order.axes.index(axis % len(order.axes)) for axis in axes]
+    value = relax.op.strided_slice(converter.graph.remap(call.args[0]), stored, *bounds)
+    return converter.bind(name, value, Order(shape_of(call), order.axes))
+
+
 def _permute_dims(converter: _Converter, name: str, call: Call) -> bool:
     order = converter.order(call.args[0])
     if order.flat:
@@ -416,6 +426,7 @@ _RULES: dict[str, Callable[[_Converter, str, Call], bool]] = {
     "min": _reduce(relax.op.min),
     "nn.pad": _pad,
     "permute_dims": _permute_dims,
+    "strided_slice": _strided_slice,
     "reshape": _reshape,
     "matmul": _matmul,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Workload, packed
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Pool2d, Workload, packed
 
 #: Largest difference of float results, relative to the largest of them.
 FLOAT_TOLERANCE = 1e-3
@@ -20,7 +20,8 @@ def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
     """An array for each argument of ``workload``, in order, fixed by ``seed``."""
     source = np.random.default_rng(seed)
     shapes = list(workload.shapes[:-1])
-    arrays = [_activation(source, shapes.pop(0), workload.channels)]
+    images = workload.parts if isinstance(workload, Concat) else (workload.channels,)
+    arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
     if isinstance(workload, Conv2d):
         arrays.append(_weight(source, shapes.pop(0), workload.channels // workload.groups))
     if isinstance(workload, Pool2d) and workload.invert:
@@ -56,7 +57,7 @@ def _exact(workload: Workload) -> bool:
     """Whether result bits come of integers or of comparisons alone."""
     if isinstance(workload, Conv2d):
         return workload.binary
-    return isinstance(workload, Pool2d | Binarize)
+    return isinstance(workload, Pool2d | Binarize | Concat)
 
 
 def _activation(source: np.random.Generator, spec: tuple[tuple[int, ...], str], channels: int) -> np.ndarray:

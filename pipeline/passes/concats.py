@@ -1,0 +1,92 @@
+"""Concatenations along the channels: as our operator, without copies of copies, and signs taken of the parts instead.
+
+A densely connected network joins all it has so far again and again, and takes signs of it. Here each concatenation joins the
+tensors themselves, a slice of one along its seams is those parts, and the signs of one are its parts' signs side by side:
+then nobody needs the floats side by side any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call
+
+from bitkiln.pipeline import ops
+from bitkiln.pipeline.ops.concat import parts_of
+from bitkiln.pipeline.ops.register import workload_of
+from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, shape_of
+
+
+def joined(graph: Graph, call: Call) -> relax.Expr | None:
+    """``relax.concat`` of float images along their channels as ``bitkiln.concat``, of parts that are no concats themselves."""
+    images = call.args[0]
+    if not isinstance(images, relax.Tuple) or call.attrs["axis"] is None:
+        return None
+    fields = list(images.fields)
+    if int(call.attrs["axis"]) % len(shape_of(fields[0])) != 3 or not all(map(_is_image, fields)):
+        return None
+    return _concat([part for field in fields for part in _parts(graph, field)])
+
+
+def sliced(graph: Graph, call: Call) -> relax.Expr | None:
+    """A slice of whole parts of a concatenation, without the concatenation."""
+    x = call.args[0]
+    if graph.call_of(x, "bitkiln.concat") is None:
+        return None
+    axes, begins, ends, *steps = ([int(getattr(item, "value", item)) for item in arg] for arg in call.args[1:])
+    size = shape_of(x)[3]
+    if [axis % 4 for axis in axes] != [3] or (steps and steps[0] != [1]):
+        return None
+    begin, end, _ = slice(begins[0], ends[0]).indices(size)
+    taken, at = [], 0
+    for part in _parts(graph, x):
+        until = at + shape_of(part)[3]
+        if begin <= at and until <= end:
+            taken.append(part)
+        elif at < end and begin < until:
+            return None
+        at = until
+    return _concat(taken) if taken else None
+
+
+def signs(graph: Graph, name: str, call: Call, fuse: Callable[[Call], Call | None]) -> Call | None:
+    """The signs of a concatenation as those of its parts, joined, where each fills whole bytes.
+
+    ``fuse`` draws a sign into what makes its floats; it is asked where nobody else needs them.
+    """
+    x = call.args[0]
+    host = graph.call_of(x, "bitkiln.concat") if op_name(call) == "bitkiln.binarize" else None
+    if host is None:
+        return None
+    whole, sign, parts = workload_of(host), workload_of(call), parts_of(host)
+    steps = (*whole.epilogue, *sign.epilogue)
+    operands = [array_of(expr) for expr in (*host.args[len(parts) :], *call.args[1:])]
+    if any(channels % 8 for channels in whole.parts[:-1]) or any(values is None for values in operands):
+        return None
+    bits, at = [], 0
+    for i, part in enumerate(parts):
+        until = at + whole.parts[i]
+        own = [constant(np.ascontiguousarray(values[..., at:until])) for values in operands]
+        taken = ops.binarize(part, *own, sign_zero=sign.sign_zero, epilogue=steps)
+        fused = fuse(taken) if graph.used_once(x) and graph.used_once(part) else None
+        bits.append(graph.emit(taken if fused is None else fused, f"{name}.part{i}"))
+        at = until
+    return ops.concat(bits, channels=whole.parts)
+
+
+def _parts(graph: Graph, x: relax.Expr) -> list[relax.Expr]:
+    host = graph.call_of(x, "bitkiln.concat")
+    return [x] if host is None or workload_of(host).epilogue else parts_of(host)
+
+
+def _concat(parts: list[relax.Expr]) -> relax.Expr:
+    if len(parts) == 1:
+        return parts[0]
+    return ops.concat(parts, channels=tuple(shape_of(part)[3] for part in parts))
+
+
+def _is_image(x: relax.Expr) -> bool:
+    shape = shape_of(x)
+    return isinstance(x, relax.Var) and len(shape) == 4 and shape[0] == 1 and str(x.ty.dtype) == "float32"
