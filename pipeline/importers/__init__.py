@@ -9,6 +9,7 @@ import difflib
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers import builtin
@@ -25,6 +26,9 @@ FORMATS = {
     ".onnx.xz": "onnx",
     ".ell": "ell",
     ".ell.zip": "ell",
+    ".tflite": "tflite",
+    ".cfg": "darknet",
+    ".weights": "darknet",
 }
 
 BUILTIN_NAMES = builtin.NAMES
@@ -38,13 +42,16 @@ def load_model(source: str | Path, options: ImportOptions | None = None) -> Mode
     options = options or ImportOptions()
     builtin_name = str(source) if str(source) in BUILTIN_NAMES else None
     path = builtin.archive_path(builtin_name) if builtin_name else Path(source)
-    model = _importer(path).load(path, options)
+    importer = _importer(path)
+    if options.weights is not None and not importer.__name__.endswith(".darknet"):
+        raise ModelError(f"{path}: --weights is for darknet's .cfg files; leave it out")
+    model = importer.load(path, options)
     if builtin_name:
         model = replace(model, name=builtin_name)
     return with_options(replace(model, labels=_labels(model, path, builtin_name, options)), path, options)
 
 
-def _importer(path: Path) -> object:
+def _importer(path: Path) -> ModuleType:
     for suffix in sorted(FORMATS, key=len, reverse=True):
         if path.name.lower().endswith(suffix):
             return import_module(f"{__name__}.{FORMATS[suffix]}")
@@ -58,4 +65,4 @@ def _importer(path: Path) -> object:
 def _labels(model: Model, path: Path, builtin_name: str | None, options: ImportOptions) -> tuple[str, ...]:
     if options.labels:
         return read_labels(options.labels, model.outputs)
-    return builtin.labels() if builtin_name else find_labels(path, model.outputs)
+    return builtin.labels() if builtin_name else model.labels or find_labels(path, model.outputs)
