@@ -94,8 +94,21 @@ MODEL_OPTIONS = options(
     ),
     click.option("--resize-to", type=int, help="Length of the short side before the centre crop."),
     click.option("--leaky-factor", type=float, help="Slope of ELL's leaky ReLUs, where the file is silent or wrong."),
+    click.option(
+        "--weights", type=click.Path(path_type=Path), help="Weights of a darknet .cfg; those beside it unless given."
+    ),
 )
-MODEL_OPTION_NAMES = ("shapes", "labels", "channel_order", "mean", "scale", "resize", "resize_to", "leaky_factor")
+MODEL_OPTION_NAMES = (
+    "shapes",
+    "labels",
+    "channel_order",
+    "mean",
+    "scale",
+    "resize",
+    "resize_to",
+    "leaky_factor",
+    "weights",
+)
 TARGET_OPTION = click.option("--target", type=TargetName(), default="rasp3b", show_default=True, help="Kind of board.")
 LOGS_OPTION = click.option(
     "--logs",

@@ -82,7 +82,7 @@ def compile_model(
 
     bundle.refuse_foreign(out)
     lowered = lower(model, target)
-    for warning in lowered.warnings() if console else ():
+    for warning in (*model.warnings, *lowered.warnings()) if console else ():
         console.print(f"warning: {warning}", highlight=False)
     return compile_lowered(model, lowered.module, target, records, out, console)
 

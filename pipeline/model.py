@@ -40,7 +40,8 @@ class Model:
     """A network as the passes take it.
 
     ``module`` has one Relax function ``main``: inputs are its parameters, weights are constants, the result is a tensor
-    or a tuple of tensors. ``source_digest`` is the SHA-256 of the file the network came from.
+    or a tuple of tensors. ``source_digest`` is the SHA-256 of the file the network came from. ``warnings`` are what the user
+    should know about that file, a line each.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Model:
     source_digest: str
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()

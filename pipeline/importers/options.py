@@ -14,7 +14,8 @@ class ImportOptions:
     ``shapes``: input name -> shape, for dynamic dimensions. ``labels``: a text file, one class a line.
     ``channel_order``: "RGB" or "BGR". ``mean``, ``scale``: one value, or one per channel in the network's channel order;
     a pixel value v (0..255) becomes ``(v - mean) * scale``. ``resize``: "stretch" or "short-side"; ``resize_to``: length
-    of the short side before the centre crop. ``leaky_factor`` replaces the slope of ELL's leaky ReLUs.
+    of the short side before the centre crop. ``leaky_factor`` replaces the slope of ELL's leaky ReLUs. ``weights``: the weights
+    of a darknet cfg, where they do not lie beside it.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -25,3 +26,4 @@ class ImportOptions:
     resize: str | None = None
     resize_to: int | None = None
     leaky_factor: float | None = None
+    weights: Path | None = None
