@@ -102,6 +102,16 @@ def test_comparison_with_other_than_zero(network, same):
     same(before, after)
 
 
+def test_padding_of_turned_signs(network, same):
+    net = network((1, 8, 6, 6))
+    turned = net.add(op.where(net.add(op.greater(net.x, C(0.0))), C(-2.0), C(2.0)))
+    padded = net.add(nn.pad(turned, [0, 0, 0, 0, 1, 2, 0, 3], "constant", 2.0))
+    before = net.module(net.add(nn.conv2d(padded, net.signs(4, 8, 3, 3))))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    same(before, after)
+
+
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.0])
 def test_padding_before_the_convolution(network, same, value):
     net = network((1, 8, 6, 6))
@@ -181,6 +191,153 @@ def test_dense_behind_a_flattened_image_shares_its_bytes(network, same, operator
     same(before, after)
 
 
+#: Activations of two levels: the operations, and a level between the two.
+LEVELS = {
+    "0 and 1": lambda n, x: n.add(op.astype(n.add(op.greater(x, C(0.0))), "float32")),
+    "0 and 1 by ReLU": lambda n, x: chain(n, x, nn.relu, op.sign),
+    "rounded": lambda n, x: chain(n, x, lambda v: op.clip(v, 0.0, 1.0), op.round),
+    "rounded, odd": lambda n, x: chain(n, x, lambda v: op.clip(v, 1.0, 2.0), op.round, lambda v: op.add(v, C(-1.0))),
+    "rounded, then clipped": lambda n, x: chain(n, x, op.round, lambda v: op.clip(v, 0.0, 1.0)),
+    "floor": lambda n, x: chain(n, x, lambda v: op.clip(v, 0.0, 1.0), lambda v: op.add(v, C(0.5)), op.floor),
+    "ceil": lambda n, x: chain(n, x, lambda v: op.clip(v, -1.0, 1.0), op.ceil, lambda v: op.add(v, C(1.0)), nn.relu),
+    "0 and 3": lambda n, x: chain(n, x, lambda v: op.clip(v, 0.0, 1.0), op.round, lambda v: op.multiply(v, C(3.0))),
+    "1 and 0": lambda n, x: n.add(op.where(n.add(op.less(x, C(0.25))), C(1.0), C(0.0))),
+}
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("name", set(LEVELS) - {"ceil"})
+def test_other_levels_than_signs(network, same, name, groups, padding):
+    """Halves in the input meet the rounding of halves; zero padding is the lower level."""
+    net = network((1, 12, 6, 5))
+    halves = net.add(op.multiply(net.add(op.round(net.add(op.multiply(net.x, C(4.0))))), C(0.25)))
+    signs = net.signs(8, 12 // groups, 3, 3)
+    before = net.module(net.add(nn.conv2d(LEVELS[name](net, halves), signs, padding=padding, groups=groups)))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    assert "levels 0 and" in verdict.reason
+    assert workloads(after)[1].pad_value == (0 if not padding else 1 if name == "1 and 0" else -1)
+    same(before, after)
+
+
+def test_three_levels_are_none(network, same):
+    net = network((1, 8, 6, 5))
+    before = net.module(net.add(nn.conv2d(LEVELS["ceil"](net, net.x), net.signs(8, 8, 3, 3))))
+    after, (verdict,) = lowered(before)
+    assert not verdict.binary
+    same(before, after)
+
+
+def zero_is_one(net, x):
+    return net.add(op.where(net.add(op.equal(x, C(0.0))), C(1.0), net.add(op.sign(x))))
+
+
+def zero_is_one_by_adding(net, x):
+    return net.add(op.add(net.add(op.sign(x)), net.add(op.astype(net.add(op.equal(x, C(0.0))), "float32"))))
+
+
+def difference_of_masks(net, x):
+    above, below = (net.add(op.astype(net.add(make(x, C(0.0))), "float32")) for make in (op.greater, op.less_equal))
+    return net.add(op.subtract(above, below))
+
+
+def twice_computed(net, x):
+    """clip(x) - clip(x) + sign(x), the two clips being two tensors."""
+    first, second = net.add(op.clip(x, -1.0, 1.0)), net.add(op.clip(x, -1.0, 1.0))
+    return net.add(op.add(net.add(op.subtract(first, second)), zero_is_one(net, x)))
+
+
+@pytest.mark.parametrize("make", [zero_is_one, zero_is_one_by_adding, difference_of_masks, twice_computed])
+def test_what_is_made_of_several_comparisons(network, same, make):
+    net = network((1, 8, 6, 5))
+    before = net.module(net.add(nn.conv2d(make(net, net.add(op.round(net.x))), net.signs(8, 8, 3, 3), padding=1)))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    assert "zeros count" not in verdict.reason
+    same(before, after)
+
+
+def shuffled(net, sign):
+    split = net.add(op.reshape(sign, (1, 2, 4, 6, 5)))
+    return net.add(op.reshape(net.add(op.permute_dims(split, [0, 2, 1, 3, 4])), (1, 8, 6, 5)))
+
+
+def joined(net, sign):
+    other = net.add(op.sign(net.add(op.add(net.x, net.normal(8, 1, 1)))))
+    return net.add(op.concat([sign, other], 1))
+
+
+MOVES = {
+    "shuffled": (shuffled, 8),
+    "joined": (joined, 16),
+    "sliced": (lambda net, sign: net.add(op.strided_slice(sign, [1], [3], [7])), 4),
+    "gathered": (lambda net, sign: net.add(op.take(sign, C(np.array([5, 1, 1, 0])), axis=1)), 4),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_signs_that_are_moved(network, same, name):
+    make, channels = MOVES[name]
+    net = network((1, 8, 6, 5))
+    moved = make(net, net.add(op.sign(net.x)))
+    before = net.module(net.add(nn.conv2d(moved, net.signs(8, channels, 3, 3), padding=1)))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    same(before, after)
+
+
+def test_a_factor_of_each_channel_joins_the_weights_of_a_depthwise_convolution(network, same):
+    net = network((1, 8, 6, 5))
+    factor = C(np.linspace(0.5, 2, 8, dtype="float32").reshape(8, 1, 1))
+    scaled = net.add(op.multiply(net.add(op.sign(net.x)), factor))
+    before = net.module(net.add(nn.conv2d(scaled, net.signs(8, 1, 3, 3), padding=1, groups=8)))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    same(before, after, 1e-6)
+
+
+def test_a_factor_that_the_network_computes_follows_the_convolution(network, same):
+    net = network((1, 8, 6, 5))
+    mean = net.add(op.mean(net.add(op.abs(net.x)), [0, 1, 2, 3], True))
+    scaled = net.add(op.multiply(net.add(op.sign(net.x)), mean))
+    before = net.module(net.add(nn.conv2d(scaled, net.signs(8, 8, 3, 3), padding=1)))
+    after, (verdict,) = lowered(before)
+    assert verdict.binary
+    same(before, after, 1e-6)
+
+
+def test_signs_of_zero_padding_are_true_zeros(network, same):
+    """As the file says: Sign(0) is 0."""
+    net = network((1, 8, 6, 6))
+    padded = net.add(nn.pad(net.x, [0, 0, 0, 0, 1, 1, 1, 1], "constant", 0.0))
+    before = net.module(net.add(nn.conv2d(net.add(op.sign(padded)), net.signs(4, 8, 3, 3))))
+    after, _ = lowered(before)
+    assert workloads(after)[1].pad_value == 0
+    same(before, after)
+
+
+def test_zeros_that_are_common_are_told(network):
+    net = network((1, 8, 6, 6))
+    sums = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(8, 8, 3, 3)))
+    _, verdicts = lowered(net.module(net.add(nn.conv2d(net.add(op.sign(sums)), net.signs(4, 8, 3, 3)))))
+    assert ["often 0" in verdict.reason for verdict in verdicts] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["transposed", "rows"])
+def test_other_layers_say_why_they_are_floats(network, same, kind):
+    net = network((1, 8, 6, 6))
+    sign = net.add(op.sign(net.x))
+    if kind == "transposed":
+        before = net.module(net.add(nn.conv2d_transpose(sign, net.signs(8, 4, 3, 3))))
+    else:
+        before = net.module(net.add(op.matmul(sign, net.add(op.abs(net.x)))))
+    after, (verdict,) = lowered(before)
+    assert not verdict.binary
+    assert "run in floats; its input and weights" in verdict.reason or "done in floats" in verdict.reason
+    same(before, after)
+
+
 def test_bits_are_made_once(network, operators):
     net = network((1, 8, 6, 6))
     first = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(4, 8, 1, 1)))
@@ -197,8 +354,29 @@ def sign_of_relu(net, x):
     return net.add(op.sign(net.add(nn.max_pool2d(net.add(nn.relu(x)), (3, 3), (1, 1), (1, 1)))))
 
 
-def zero_one(net, x):
-    return net.add(op.astype(net.add(op.greater(x, C(0.0))), "float32"))
+def equal_to_zero(net, x):
+    return net.add(op.astype(net.add(op.equal(net.add(op.sign(x)), C(0.0))), "float32"))
+
+
+def masked(net, x):
+    small = net.add(op.less(net.add(op.abs(x)), C(1.0)))
+    return net.add(op.multiply(net.add(op.sign(x), "sign"), net.add(op.astype(small, "float32"), "mask")))
+
+
+def soft(net, x):
+    return net.add(op.divide(x, net.add(op.add(net.add(op.abs(x)), C(1e-6)))))
+
+
+def two_bits(net, x):
+    return chain(net, x, lambda v: op.clip(v, 0.0, 1.0), lambda v: op.multiply(v, C(3.0)), op.round)
+
+
+def scaled_by_pixel(net, x):
+    return net.add(op.multiply(net.add(op.sign(x)), net.add(op.mean(net.add(op.abs(x)), 1, True), "mean")))
+
+
+def scaled_by_channel(net, x):
+    return net.add(op.multiply(net.add(op.sign(x)), C(np.linspace(0.5, 2, 8, dtype="float32").reshape(8, 1, 1))))
 
 
 def sign(net, x):
@@ -213,12 +391,31 @@ def padded_channels(net, x):
     return net.add(nn.pad(net.add(op.sign(x)), [0, 0, 0, 4, 0, 0, 0, 0], "constant", 1.0))
 
 
+#: Weights made of random signs.
+WEIGHTS = {
+    "normal": lambda signs: signs * np.linspace(0.5, 1.5, signs.size).reshape(signs.shape),
+    "signs": lambda signs: signs,
+    "zeros": np.zeros_like,
+    "zero_one": lambda signs: signs > 0,
+    "ternary": lambda signs: signs * (np.arange(signs.size).reshape(signs.shape) % 3 > 0),
+    "by_input": lambda signs: signs * np.linspace(0.5, 1.5, signs.shape[1]).reshape(-1, 1, 1),
+    "two_values": lambda signs: 1.5 * signs + 0.5,
+}
+
 REFUSED = {
     "float weights": (relu_of, "normal", "float weights", False),
     "binary input, float weights": (sign, "normal", "float weights", True),
     "binary weights, float input": (relu_of, "signs", "not the sign of anything", True),
-    "values 0 and 1": (zero_one, "signs", "takes the values 0, 1", True),
-    "sign of a ReLU, which is never -1": (sign_of_relu, "signs", "takes the values 0, 1", True),
+    "a mask of one value": (equal_to_zero, "signs", "takes the values 0, 1, not two", True),
+    "signs of two tensors": (masked, "signs", "combines the signs of two tensors ('sign' times 'mask')", True),
+    "a soft sign": (soft, "signs", "comes near +-1 but is no sign", True),
+    "two bits": (two_bits, "signs", "rounded to more than two levels", True),
+    "a factor of each pixel": (scaled_by_pixel, "signs", "times 'mean', another number for each pixel", True),
+    "a factor of each channel": (scaled_by_channel, "signs", "times another factor for each channel", True),
+    "weights 0 and 1": (sign, "zero_one", "its weights take the values 0 and 1, not +-s", True),
+    "ternary weights": (sign, "ternary", "ternary weights", True),
+    "weights scaled by input channel": (sign, "by_input", "differs between input channels", True),
+    "weights of two values": (sign, "two_values", "take the values -1 and 2 in output channel", True),
     "odd padding": (padded_with_half, "signs", "padded with 0.5", True),
     "padded channels": (padded_channels, "signs", "padded by other", True),
     "zero weights": (sign, "zeros", "all its weights are zero", True),
@@ -231,7 +428,7 @@ def test_what_is_not_binary_says_why(network, same, name):
     net = network((1, 8, 6, 6))
     x = make(net, net.x)
     shape = (4, 12 if name == "padded channels" else 8, 3, 3)
-    weight = C(np.zeros(shape, "float32")) if weights == "zeros" else getattr(net, weights)(*shape)
+    weight = C((WEIGHTS[weights](net.rng.choice([-1, 1], shape))).astype("float32"))
     before = net.module(net.add(nn.conv2d(x, weight)))
     after, (verdict,) = lowered(before)
     assert not verdict.binary
