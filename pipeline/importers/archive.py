@@ -1,12 +1,13 @@
-"""Opening a model archive safely: a plain file, or the one model inside a zip, read without extracting anything.
+"""Opening a model archive safely: a plain file, the one model inside a zip, or an xz file, read without extracting anything.
 
 A zip is refused when it holds absolute or ``..`` paths, symbolic links, more than one model, encrypted members, or members
-whose size or compression ratio only an attack explains.
+whose size or compression ratio only an attack explains; an xz file likewise.
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import stat
 import zipfile
@@ -25,6 +26,12 @@ MAX_BYTES = 1 << 30
 MAX_RATIO = 200
 
 _MEMBERS_LIMIT = 1000
+
+#: What an xz file may unpack to whatever its size. Binarised weights kept as floats shrink to a thirtieth and less.
+_XZ_FREE = 64 << 20
+
+#: Memory for unpacking xz; its strongest preset takes 65 MiB.
+_XZ_MEMORY = 128 << 20
 
 
 def check_file(path: Path) -> None:
@@ -58,6 +65,26 @@ def read_model_text(path: Path, suffix: str) -> bytes:
         member = _model_member(path, archive, suffix)
         with archive.open(member) as stream:
             return _read_capped(path, stream, member)
+
+
+def read_xz(path: Path) -> bytes:
+    """The content of the xz file ``path``, all of its streams; the caller has checked that it is a file."""
+    limit = min(MAX_BYTES, max(_XZ_FREE, MAX_RATIO * path.stat().st_size))
+    content = bytearray()
+    with path.open("rb") as file:
+        try:
+            packed = file.read()
+            while packed.strip(b"\0"):  # streams may be followed by padding
+                unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+                content += unpacker.decompress(packed, max_length=limit + 1 - len(content))
+                if len(content) > limit:
+                    raise ModelError(f"{path}: unpacks to more than {limit >> 20} MiB; refused")
+                if not unpacker.eof:
+                    raise ModelError(f"{path}: the xz file is cut off; download it again")
+                packed = unpacker.unused_data
+        except lzma.LZMAError as error:
+            raise ModelError(f"{path}: is not a readable xz file ({error}); download it again") from None
+    return bytes(content)
 
 
 def _model_member(path: Path, archive: zipfile.ZipFile, suffix: str) -> zipfile.ZipInfo:

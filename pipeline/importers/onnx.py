@@ -18,20 +18,20 @@ passes rely:
 
 from __future__ import annotations
 
-import lzma
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import MAX_BYTES, check_file, digest
+from bitkiln.pipeline.importers.archive import MAX_BYTES, check_file, digest, read_xz
+from bitkiln.pipeline.importers.limits import check_steps
 from bitkiln.pipeline.importers.onnx_convert import convert
+from bitkiln.pipeline.importers.onnx_functions import inline
 from bitkiln.pipeline.importers.onnx_graph import DEFAULT_DOMAINS, Graph, clean, node_label
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
@@ -64,7 +64,7 @@ def _read(path: Path) -> onnx.ModelProto:
     """Parse the file, load its external data and inline its functions."""
     check_file(path)
     try:
-        proto = onnx.load_model_from_string(_unpacked(path))
+        proto = onnx.load_model_from_string(read_xz(path) if path.name.endswith(".xz") else path.read_bytes())
     except DecodeError:
         raise ModelError(f"{path}: is not an ONNX model, or is truncated") from None
     if not proto.graph.node:
@@ -72,20 +72,9 @@ def _read(path: Path) -> onnx.ModelProto:
     for tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _load_external(path, tensor)
-    return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
-
-
-def _unpacked(path: Path) -> bytes:
-    if not path.name.endswith(".xz"):
-        return path.read_bytes()
-    try:
-        with lzma.open(path) as file:
-            content = file.read(MAX_BYTES + 1)
-    except (lzma.LZMAError, EOFError) as error:
-        raise ModelError(f"{path}: is not a readable xz file ({error}); download it again") from None
-    if len(content) > MAX_BYTES:
-        raise ModelError(f"{path}: unpacks to more than {MAX_BYTES >> 20} MiB; refused")
-    return content
+    proto = inline(path, proto)
+    check_steps(path, len(proto.graph.node))
+    return proto
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
@@ -171,6 +160,9 @@ def _check_names(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.
         missing = [name for name in node.input if name not in made]
         if missing:
             raise ModelError(f"{path}: {node_label(node)} uses {missing[0]!r}, which nothing before it makes")
+        again = made.intersection(node.output) - {""}
+        if again:
+            raise ModelError(f"{path}: {node_label(node)} makes {min(again)!r}, which is there already")
         made.update(node.output)
     lost = [output.name for output in graph.output if output.name not in made]
     if lost or not graph.output:

@@ -1,35 +1,31 @@
 """Cleaned ONNX nodes as Relax, one after the other.
 
-What depends on constants and static shapes alone is evaluated here with ONNX's own reference implementation, so that the
-shape arithmetic of exporters vanishes. Layers the passes look for have converters of their own (``onnx_layers``);
-everything else goes through TVM's ONNX frontend.
+What depends on constants and static shapes alone is evaluated (``onnx_fold``). Layers the passes look for
+have converters of their own (``onnx_layers``); everything else goes through TVM's ONNX frontend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 import tvm
-from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.building import build_main, reason_of
+from bitkiln.pipeline.importers.limits import check_result
+from bitkiln.pipeline.importers.onnx_fold import Folder
 from bitkiln.pipeline.importers.onnx_graph import BIPOLAR, Graph, node_label
 from bitkiln.pipeline.importers.onnx_layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx_operands import Operands, Tensors, static_shape
 from bitkiln.pipeline.model import TensorSpec
 
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
-
-
 def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     """The graph as a module with one function ``main``, and the specs of its outputs."""
     tensors = Tensors(graph)
+    folder = Folder(str(graph.path), graph.opset, graph.constants.values())
     params = {
         name: relax.Var(tensors.variable(name), relax.TensorType(shape, "float32")) for name, shape in shapes.items()
     }
@@ -38,7 +34,7 @@ def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IR
 
     def emit() -> list[relax.Var]:
         for node in graph.nodes:
-            _add(tensors, node)
+            _add(tensors, folder, node)
         outputs.extend(tensors.output(name) for name in graph.outputs.values())
         return outputs
 
@@ -52,9 +48,9 @@ def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IR
     return module, tuple(specs)
 
 
-def _add(tensors: Tensors, node: onnx.NodeProto) -> None:
+def _add(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> None:
     """Fold or convert one node."""
-    if _fold(tensors, node):
+    if _fold(tensors, folder, node):
         return
     converter = CONVERTERS.get(node.op_type, Operands.by_frontend)
     try:
@@ -64,8 +60,8 @@ def _add(tensors: Tensors, node: onnx.NodeProto) -> None:
     except Exception as error:  # the frontend and TVM's type inference raise whatever they meet
         raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {reason_of(error)}") from error
     shape = static_shape(result)
-    if shape is not None and any(size < 1 for size in shape):
-        raise UnsupportedLayer(f"{tensors.path}: {node_label(node)}: gives an empty tensor of shape {list(shape)}")
+    if shape is not None:
+        check_result(f"{tensors.path}: {node_label(node)}", shape, str(result.ty.dtype))
     _bind(tensors, node, result)
 
 
@@ -83,21 +79,20 @@ def _bind(tensors: Tensors, node: onnx.NodeProto, result: relax.Expr) -> None:
             tensors.values[name] = tensors.named(name, item)
 
 
-def _fold(tensors: Tensors, node: onnx.NodeProto) -> bool:
+def _fold(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> bool:
     """Evaluate a node that depends on constants alone, or asks for a static shape."""
-    if node.op_type in ("Shape", "Size") and node.input[0] in tensors.values:
+    if node.op_type in ("Shape", "Size") and node.input and node.input[0] in tensors.values:
         return _fold_shape(tensors, node)
     inputs = {name: tensors.constants[name] for name in node.input if name in tensors.constants}
     nested = any(attribute.HasField("g") for attribute in node.attribute)
-    if len(inputs) != len({*node.input} - {""}) or nested or node.op_type in _RANDOM:
+    if len(inputs) != len({*node.input} - {""}) or nested:
         return False
     if node.op_type == BIPOLAR:
         x, scale = (inputs[name] for name in node.input[:2])
         results = [np.where(x >= 0, np.float32(1), np.float32(-1)) * scale]
     else:
-        try:
-            results = _evaluate(node, inputs, tensors.opset)
-        except Exception:  # the reference implementation lacks it: the converters may know it
+        results = folder.results(node, node_label(node), inputs)
+        if results is None:
             return False
     outputs = [name for name in node.output if name]
     tensors.constants.update(zip(outputs, map(np.asarray, results), strict=True))
@@ -113,13 +108,3 @@ def _fold_shape(tensors: Tensors, node: onnx.NodeProto) -> bool:
     array = sizes[bounds.get("start", 0) : bounds.get("end")] if node.op_type == "Shape" else sizes.prod()
     tensors.constants[node.output[0]] = np.asarray(array, np.int64)
     return True
-
-
-def _evaluate(node: onnx.NodeProto, inputs: Mapping[str, np.ndarray], opset: int) -> Iterable[np.ndarray]:
-    """Run one node of the default domain by ONNX's reference implementation."""
-    unknown = onnx.TypeProto()
-    values = [onnx.helper.make_value_info(name, unknown) for name in inputs]
-    outputs = [onnx.helper.make_value_info(name, unknown) for name in node.output if name]
-    graph = onnx.helper.make_graph([node], "fold", values, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return ReferenceEvaluator(model).run(None, dict(inputs))

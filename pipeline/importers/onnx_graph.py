@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bitkiln.pipeline.errors import UnsupportedLayer
+from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -48,6 +48,7 @@ def clean(graph: Graph) -> Graph:
     """Refuse foreign operators and remove what a compiled network does not need."""
     for node in graph.nodes:
         _check_domain(graph, node)
+        _check_operands(graph, node)
     skip_identities(graph)
     drop_dead_nodes(graph)
     return graph
@@ -67,6 +68,20 @@ def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:
         )
 
 
+def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
+    """As many operands and results as ONNX gives the operator; converters take it for granted."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, graph.opset, "")
+    except onnx.defs.SchemaError:
+        return  # one we know by another domain, or do not know at all
+    for what, names, low, high in (
+        ("operands", node.input, schema.min_input, schema.max_input),
+        ("results", node.output, max(schema.min_output, 1), schema.max_output),
+    ):
+        if not low <= len(names) <= high:
+            raise ModelError(f"{graph.path}: {node_label(node)}: has {len(names)} {what}, which its operator does not take")
+
+
 def skip_identities(graph: Graph) -> None:
     """Identity, and Dropout, which does nothing at inference."""
     idle = [node for node in graph.nodes if node.op_type in ("Identity", "Dropout")]
@@ -78,7 +93,7 @@ def drop_dead_nodes(graph: Graph) -> None:
     wanted = set(graph.outputs.values())
     kept = []
     for node in reversed(graph.nodes):
-        if wanted.intersection(node.output):
+        if wanted.intersection(node.output) - {""}:
             kept.append(node)
             wanted.update(node.input)
             wanted.update(_captured(node))
