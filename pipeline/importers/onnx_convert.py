@@ -22,6 +22,7 @@ from bitkiln.pipeline.importers.onnx_layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx_operands import Operands, Tensors, static_shape
 from bitkiln.pipeline.model import TensorSpec
 
+
 def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     """The graph as a module with one function ``main``, and the specs of its outputs."""
     tensors = Tensors(graph)

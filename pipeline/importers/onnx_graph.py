@@ -79,7 +79,9 @@ def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
         ("results", node.output, max(schema.min_output, 1), schema.max_output),
     ):
         if not low <= len(names) <= high:
-            raise ModelError(f"{graph.path}: {node_label(node)}: has {len(names)} {what}, which its operator does not take")
+            raise ModelError(
+                f"{graph.path}: {node_label(node)}: has {len(names)} {what}, which its operator does not take"
+            )
 
 
 def skip_identities(graph: Graph) -> None:
