@@ -109,7 +109,10 @@ MODEL_OPTION_NAMES = (
     "leaky_factor",
     "weights",
 )
-TARGET_OPTION = click.option("--target", type=TargetName(), default="rasp3b", show_default=True, help="Kind of board.")
+DEFAULT_TARGET = "rasp3b"
+TARGET_OPTION = click.option(
+    "--target", type=TargetName(), default=DEFAULT_TARGET, show_default=True, help="Kind of board."
+)
 LOGS_OPTION = click.option(
     "--logs",
     type=click.Path(path_type=Path, file_okay=False),
@@ -176,7 +179,8 @@ def inspect(
     from bitkiln.pipeline import inspect_page, inspect_table
     from bitkiln.pipeline.files import atomic_write
 
-    boards = [target] if target else [targets.load(name) for name in targets.known()]
+    names = sorted(targets.known(), key=lambda name: name != DEFAULT_TARGET)
+    boards = [target] if target else [targets.load(name) for name in names]
     found = stage.inspect_model(_load(model, settings), boards)
     if html:
         with atomic_write(html) as temporary:
@@ -290,21 +294,45 @@ def profile(bundle: Path, html: Path | None, layer: str | None, as_json: bool, c
 @bitkiln.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("model")
+@click.option("--image", type=click.Path(path_type=Path), help="Verify on this photo instead of random numbers.")
+@click.option("--input", "tensor", type=click.Path(path_type=Path), help="Verify on this tensor, .npy or .npz.")
+@click.option(
+    "--expected",
+    type=click.Path(path_type=Path),
+    help="What another engine gave for the input, .npy or .npz: outputs by name, or one called y.",
+)
+@click.option("--board", default="sim", show_default=True, help="sim, an ssh HOST, or TRACKER_HOST:PORT/KEY.")
+@click.option("--threads", type=click.IntRange(1, 4), default=1, show_default=True, help="Threads on the board.")
+@click.option("--all", "every", is_flag=True, help="Show all steps, not only those that differ.")
 @MODEL_OPTIONS
 @JSON_OPTION
-def verify(bundle: Path, model: str, as_json: bool, **settings: Any) -> None:
-    """Hold BUNDLE against MODEL: every layer on identical inputs against a reference, then the decision.
+def verify(bundle: Path, model: str, as_json: bool, every: bool, board: str, threads: int, **settings: Any) -> None:
+    """Hold BUNDLE against MODEL: every layer on identical inputs, then the outputs; and say why they differ.
+
+    Exit status 0: they agree. 1: they do not. 2: the bundle, the model or an input cannot be used.
 
     \b
     Example: bitkiln verify bundle model.onnx
+    Example: bitkiln verify bundle model.tflite --input x.npy --expected y.npy
     """
+    from bitkiln.pipeline import run
     from bitkiln.pipeline import verify as stage
+    from bitkiln.pipeline.bundle import open_bundle
+    from bitkiln.pipeline.verification.samples import read_samples
 
-    report = stage.verify_bundle(bundle, _load(model, settings), source=Path(model))
+    opened, loaded = open_bundle(bundle), _load(model, settings)
+    report = stage.verify_bundle(
+        bundle,
+        loaded,
+        read_samples(opened, loaded, *(settings[name] for name in ("image", "tensor", "expected"))),
+        source=Path(model),
+        tracer=lambda made, inputs: run.trace_on(board, made, inputs, threads),
+        stated=[name for name in MODEL_OPTION_NAMES if settings[name]],
+    )
     if as_json:
         _print_json(report.as_json())
     else:
-        stage.print_report(report, _console())
+        stage.print_report(report, _console(), every)
     if not report.passed:
         raise SystemExit(1)
 

@@ -47,7 +47,8 @@ class Row:
     ``packed_bytes`` as compiled, ``constant_bytes`` those of what else the compiled layer reads: thresholds, biases, slopes.
     ``sign_zero`` is the sign (+1, -1) that an exact zero of its input gets, ``pad_value`` what padded taps hold (+1, -1, or 0,
     a true zero); None where nothing is signed or padded. ``result`` is "bits" or "float32": what a compiled convolution
-    writes. ``warnings`` are what the user may want to change, ``notes`` what is good to know.
+    writes. ``absorbed``: the layer is no operation of the compiled network, but part of how the file spells signs, or known
+    beforehand. ``warnings`` are what the user may want to change, ``notes`` what is good to know.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Row:
     sign_zero: int | None = None
     pad_value: int | None = None
     result: str = ""
+    absorbed: bool = False
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -262,6 +264,7 @@ class _Reader:
             macs=_macs(call),
             input_shape=shape_of_type(read[0].ty) if read else (),
             inputs=tuple(dict.fromkeys(source for var in read for source in names.get(var.name, ()))),
+            absorbed=bool(self.recognised) and name not in self.recognised,
             warnings=tuple(self.advice.warnings.get(name, ())),
             notes=tuple(self.advice.notes.get(name, ())),
             **_window(call),

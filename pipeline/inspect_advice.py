@@ -64,7 +64,9 @@ def _nearly_binary(advice: Advice, found: Survey, defined: Mapping[str, relax.Ex
     for verdict in found.verdicts:
         if verdict.suspicious:
             weight = array_of(defined[verdict.name].args[1]) if verdict.name in defined else None
-            advice.warn(verdict.name, f"runs in floats: {verdict.reason}; {_remedy(weight)}")
+            advice.warn(
+                verdict.name, f"not binary, though half of the pattern is there: {verdict.reason}; {_remedy(weight)}"
+            )
 
 
 def _remedy(weight: np.ndarray | None) -> str:
@@ -187,7 +189,8 @@ def _kept_floats(advice: Advice, found: Survey, defined: Mapping[str, relax.Expr
     for note in found.notes:
         advice.note(
             origin(note.name, defined, names),
-            f"writes floats, though only their signs are read next: no threshold stands for them, since {note.reason}",
+            f"the result is written as floats, though only its signs are read next: no threshold can stand for it, since "
+            f"{note.reason}",
         )
 
 

@@ -1,10 +1,234 @@
-"""The inspection of a network as a self-contained HTML page."""
+"""The inspection of a network as a self-contained HTML page: totals, warnings, its graph with a panel of details, its layers.
+
+Layers are shown in blocks (inspect_graph). All of their details stand in the page as HTML; the script only shows those of the
+block that is pointed at.
+"""
 
 from __future__ import annotations
 
-from bitkiln.pipeline.inspect import Inspection
+from collections.abc import Iterable, Sequence
+
+from bitkiln.pipeline.inspect import Bound, Inspection, Row, gathered
+from bitkiln.pipeline.inspect_drawing import count, graph, image, times
+from bitkiln.pipeline.inspect_graph import Block, blocks_of
+from bitkiln.pipeline.inspect_style import SCRIPT, STYLE
+from bitkiln.pipeline.inspect_table import operation, size
+from bitkiln.pipeline.page import BINARY, FLOAT, OTHER, page, shown
+from bitkiln.targets import Target
 
 
 def render(found: Inspection) -> str:
     """The page as text."""
-    return found.name
+    blocks = blocks_of(found)
+    of_row = {row.name: at for at, block in enumerate(blocks) for row in block.rows}
+    inputs = ", ".join(f"{spec.name} {times(spec.shape)} {spec.layout}".strip() for spec in found.inputs)
+    body = f"""<h1>{shown(found.name)}</h1>
+<p class="note">{len(found.rows)} operations in {len(blocks) - len(found.inputs) - len(found.outputs)} blocks.
+Input: {shown(inputs)}.</p>
+{_tiles(found)}
+{_said(found, of_row)}
+<h2>The network</h2>
+<p class="key"><span><i style="background:{BINARY}"></i>binary</span><span><i style="background:{FLOAT}"></i>float</span>
+<span><i style="background:{OTHER}"></i>other</span><span><i class="l"></i>floats</span>
+<span><i class="l d"></i>bits</span><span><i class="l c"></i>share of the bound</span>
+<span class="note">Point at a block or click it for its details.</span></p>
+<div class="view"><div class="graph">{graph(blocks, found.bounds[0].target if found.bounds else None)}</div>
+<div class="panel idle"><button aria-label="close">✕</button>{_overview(found)}{_details(blocks, found)}</div></div>
+<h2>Layers</h2>
+<p><label><input type="checkbox" id="every"> show every operation, not only convolutions and dense layers</label></p>
+{_table(found, of_row)}
+<h2>Bounds</h2>
+<p class="note">The least time of a frame on one core, if MACs ran at the peak rate and weights were read from memory
+once, whichever takes longer in each layer. Not a measurement. MACs are those of direct convolutions: Winograd's
+method needs fewer.</p>
+{_bounds(found.bounds)}"""
+    return page(f"{found.name}: layers", body, STYLE, SCRIPT)
+
+
+def _tiles(found: Inspection) -> str:
+    totals = found.totals
+    macs = totals.binary_macs + totals.float_macs
+    tiles = [
+        _tile(
+            f"{totals.binary} of {totals.convolutions}",
+            "convolutions and dense layers are binary",
+            _bar(totals.binary, totals.convolutions - totals.binary),
+        ),
+        _tile(
+            f"{count(macs)} MACs",
+            f"{count(totals.binary_macs)} binary, {count(totals.float_macs)} float",
+            _bar(totals.binary_macs, totals.float_macs),
+        ),
+        _tile(
+            size(totals.packed_bytes),
+            f"of packed weights, {size(totals.weight_bytes)} as float32; and {size(totals.constant_bytes)} of thresholds "
+            "and other constants",
+        ),
+    ]
+    if totals.activation_bytes is not None:
+        tiles.append(_tile(size(totals.activation_bytes), "for all activations at their peak"))
+    if found.bounds and macs:
+        bound = found.bounds[0]
+        tiles.append(
+            _tile(
+                f"{bound.ms:.2f} ms",
+                f"is the bound on {bound.target.name}, one core, not a measurement: {bound.binary_ms:.2f} binary, "
+                f"{bound.float_ms:.2f} float",
+                _bar(bound.binary_ms, bound.float_ms),
+            )
+        )
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _tile(figure: str, text: str, bar: str = "") -> str:
+    return f'<div class="tile"><b>{shown(figure)}</b>{bar}<span>{shown(text)}</span></div>'
+
+
+def _bar(binary: float, floats: float) -> str:
+    whole = binary + floats
+    if not whole:
+        return ""
+    parts = ((BINARY, binary), (FLOAT, floats))
+    return f'<div class="bar">{"".join(_segment(colour, part / whole) for colour, part in parts)}</div>'
+
+
+def _segment(colour: str, share: float) -> str:
+    return f'<i style="width:{100 * share:.2f}%;background:{colour}"></i>'
+
+
+def _said(found: Inspection, of_row: dict[str, int]) -> str:
+    items = [f'<li class="problem"><b>Cannot be compiled:</b> {shown(text)}</li>' for text in found.problems]
+    for kind in ("warning", "note"):
+        for text, names in gathered(found.rows, f"{kind}s"):
+            links = ", ".join(
+                f'<a data-go="{of_row[name]}" href="#b{of_row[name]}">{shown(name, 60)}</a>' for name in names[:12]
+            )
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            items.append(f'<li class="{kind}-">{links}{more}: {shown(text)}</li>')
+    return f'<ul class="said">{"".join(items)}</ul>' if items else ""
+
+
+def _overview(found: Inspection) -> str:
+    """What the panel shows while nothing is pointed at: the layers that take most of the bound."""
+    if not found.bounds or not found.bounds[0].ms:
+        return '<section id="d"><p class="note">Point at a block for its details.</p></section>'
+    bound = found.bounds[0]
+    largest = sorted(found.rows, key=lambda row: -row.roof_ms(bound.target))[:8]
+    rows = "".join(
+        f'<tr><td class="t">{shown(row.name, 40)}</td><td>{row.roof_ms(bound.target):.2f} ms</td>'
+        f"<td>{row.roof_ms(bound.target) / bound.ms:.0%}</td></tr>"
+        for row in largest
+        if row.macs
+    )
+    return (
+        f'<section id="d"><h3>Most of the bound on {shown(bound.target.name)}</h3><table>{rows}</table>'
+        '<p class="note">Point at a block for its details.</p></section>'
+    )
+
+
+def _details(blocks: Sequence[Block], found: Inspection) -> str:
+    bound = found.bounds[0] if found.bounds else None
+    return "".join(
+        f'<section id="d{at}" hidden>{_detail(block, block.main, bound)}</section>'
+        for at, block in enumerate(blocks)
+        if block.main is not None
+    )
+
+
+def _detail(block: Block, main: Row, bound: Bound | None) -> str:
+    facts = "".join(
+        f'<tr><th class="t">{name}</th><td class="t">{shown(text)}</td></tr>'
+        for name, text in _facts(main, bound)
+        if text
+    )
+    said = "".join(
+        f'<li class="{kind}-"><b>{shown(row.name, 60)}</b>: {shown(text)}</li>'
+        for kind in ("warning", "note")
+        for row in block.rows
+        for text in getattr(row, f"{kind}s")
+    )
+    operations = "".join(
+        f'<tr><td class="t">{shown(row.name, 60)}</td><td class="t">{shown(operation(row))}</td>'
+        f"<td>{image(row.shape)}</td></tr>"
+        for row in block.rows
+    )
+    inside = (
+        f'<h3 style="margin-top:1rem">Its operations</h3><table class="ops">{operations}</table>'
+        if len(block.rows) > 1
+        else ""
+    )
+    return f"<h3>{shown(block.name)}</h3>{_answer(main)}<table>{facts}</table>{_list(said)}{inside}"
+
+
+def _list(items: str) -> str:
+    return f'<ul class="said">{items}</ul>' if items else ""
+
+
+def _answer(row: Row) -> str:
+    if row.binary is None:
+        return ""
+    kind, word = ("yes", "binary") if row.binary else ("no", "float")
+    return f'<p><span class="tag {kind}">{word}</span> {_reason(row.reason)}</p>'
+
+
+def _facts(row: Row, bound: Bound | None) -> Iterable[tuple[str, str]]:
+    """What there is to say of a layer; without a text where it does not apply."""
+    yield "operation", operation(row)
+    yield "reads", times(row.input_shape)
+    yield "result", f"{times(row.shape)}{', written as bits' if row.result == 'bits' else ''}"
+    yield "padding", f"{', '.join(map(str, row.padding))} (top, left, bottom, right)" if any(row.padding) else ""
+    yield "padded with", "" if row.pad_value is None else f"{row.pad_value:+d}" if row.pad_value else "a true zero"
+    yield "dilation", times(row.dilation) if row.dilation and max(row.dilation) > 1 else ""
+    yield "sign(0)", "" if row.sign_zero is None else f"{row.sign_zero:+d}"
+    yield "MACs", f"{row.macs:,}" if row.macs else ""
+    yield "weights", f"{size(row.weight_bytes)} as float32, {size(row.packed_bytes)} packed" if row.weight_bytes else ""
+    yield "constants", f"{size(row.constant_bytes)} of thresholds, biases and the like" if row.constant_bytes else ""
+    if bound is not None and row.macs and bound.ms:
+        ms = row.roof_ms(bound.target)
+        yield "bound", f"{ms:.3f} ms on {bound.target.name}, {ms / bound.ms:.1%} of the network's"
+
+
+def _table(found: Inspection, of_row: dict[str, int]) -> str:
+    target = found.bounds[0].target if found.bounds else None
+    rows = "\n".join(_line(row, of_row[row.name], target) for row in found.rows)
+    heads = "".join(f"<th>{name}</th>" for name in ("MACs", "weights", "packed", "bound ms"))
+    return (
+        '<div class="scroll"><table class="lay"><tr><th class="t">layer</th><th class="t">operation</th>'
+        f'<th class="t">shape</th>{heads}<th class="t">binary</th></tr>\n{rows}\n</table></div>'
+    )
+
+
+def _line(row: Row, block: int, target: Target | None) -> str:
+    weights = (size(row.weight_bytes), size(row.packed_bytes)) if row.weight_bytes else ("", "")
+    ms = f"{row.roof_ms(target):.3f}" if target is not None and row.macs else ""
+    cells = "".join(f"<td>{cell}</td>" for cell in (f"{row.macs:,}" if row.macs else "", *weights, ms))
+    read = f"{times(row.input_shape)} → " if row.input_shape and row.input_shape != row.shape else ""
+    minor = "" if row.binary is not None or row.warnings else ' class="minor"'
+    return (
+        f'<tr{minor} data-b="{block}"><td class="t"><a data-go="{block}" href="#b{block}">{shown(row.name, 60)}</a></td>'
+        f'<td class="t">{shown(operation(row))}</td><td class="t">{read}{times(row.shape)}</td>{cells}'
+        f'<td class="why">{_verdict(row)}</td></tr>'
+    )
+
+
+def _verdict(row: Row) -> str:
+    if row.binary is None:
+        return ""
+    kind, word = ("yes", "binary") if row.binary else ("no", "float")
+    return f'<span class="tag {kind}">{word}</span> {_reason(row.reason)}'
+
+
+def _bounds(bounds: Sequence[Bound]) -> str:
+    rows = "".join(
+        f'<tr><td class="t">{shown(bound.target.name)}</td><td class="t">{shown(bound.target.description)}</td>'
+        f"<td>{bound.binary_ms:.2f}</td><td>{bound.float_ms:.2f}</td><td><b>{bound.ms:.2f}</b></td></tr>"
+        for bound in bounds
+    )
+    return (
+        '<div class="scroll"><table class="lay all"><tr><th class="t">target</th><th class="t">what it is</th>'
+        f"<th>binary ms</th><th>float ms</th><th>bound ms</th></tr>{rows}</table></div>"
+    )
+
+
+def _reason(text: str) -> str:
+    return shown(text.replace("+-", "±"))

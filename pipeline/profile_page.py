@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from html import escape
 
+from bitkiln.pipeline.page import BINARY, FLOAT, page, shown
 from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes
 from bitkiln.targets import Target
 
 COLOURS = dict(zip(CAUSES, ("#3b6ea8", "#7fa7d1", "#9bbf85", "#e0c15a", "#d9822b", "#b05a7a", "#8d8d8d"), strict=True))
-OTHER = "#c9d3de"
+#: Cycles of which the board does not say what they were spent on.
+UNKNOWN = "#c9d3de"
 
 #: Turns a value into a position along one axis of the plot.
 Axis = Callable[[float], float]
-
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;color:#1d2733;background:#fff}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%;font-size:.9rem}
-td,th{padding:.25rem .5rem;border-bottom:1px solid #e3e8ee;text-align:right}td.t,th.t{text-align:left}
-.bar{display:flex;height:1rem;background:#f2f4f7}.bar i{display:block;height:100%}
-.key span{margin-right:1rem;white-space:nowrap}.key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
-svg text{font:12px system-ui,sans-serif;fill:#1d2733}.note{color:#5a6775}
-"""
 
 
 def render(profile: Profile, target: Target) -> str:
@@ -30,11 +22,8 @@ def render(profile: Profile, target: Target) -> str:
     longest = max((layer.cycles for layer in profile.layers), default=1.0)
     rows = "\n".join(_row(layer, longest) for layer in profile.layers)
     key = "".join(f'<span><i style="background:{colour}"></i>{cause}</span>' for cause, colour in COLOURS.items())
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(profile.bundle)} on {escape(profile.target)}</title><style>{STYLE}</style>
-<h1>{escape(profile.bundle)}: {profile.ms:.2f} ms a frame on one core</h1>
-<p class="note">Target {escape(profile.target)}, {escape(target.description)}. Measured by: {escape(profile.measured_by)}.</p>
+    body = f"""<h1>{shown(profile.bundle)}: {profile.ms:.2f} ms a frame on one core</h1>
+<p class="note">Target {shown(profile.target)}, {shown(target.description)}. Measured by: {shown(profile.measured_by)}.</p>
 <h2>Where the cycles go, layer by layer</h2><p class="key">{key}</p>
 <table><tr><th class="t">layer</th><th class="t">kind</th><th>ms</th><th>share</th><th>MAC/cycle</th><th>% of roof</th>
 <th class="t" style="width:40%">cycles</th></tr>
@@ -44,24 +33,23 @@ def render(profile: Profile, target: Target) -> str:
 <p class="note">Each dot is a layer; its area grows with its share of the time. The lines are the bounds of one core: peak
 MACs a cycle, and DRAM bandwidth for the weights that have to be read once a frame. MACs are those of a direct convolution:
 Winograd's method needs fewer multiplications, so a layer computed by it may stand above its roof.</p>
-{_roofline(profile, target)}
-</html>
-"""
+{_roofline(profile, target)}"""
+    return page(f"{profile.bundle} on {profile.target}", body)
 
 
 def _row(layer: LayerProfile, longest: float) -> str:
     roof = "" if layer.roof_percent is None else f"{layer.roof_percent:.0f}"
     rate = f"{layer.mac_per_cycle:.2f}" if layer.macs else ""
     return (
-        f'<tr><td class="t">{escape(layer.name)}</td><td class="t">{escape(layer.kind)}</td><td>{layer.ms:.3f}</td>'
+        f'<tr><td class="t">{shown(layer.name)}</td><td class="t">{shown(layer.kind)}</td><td>{layer.ms:.3f}</td>'
         f"<td>{layer.share:.1%}</td><td>{rate}</td><td>{roof}</td>"
-        f'<td title="{escape(describe_causes(layer))}"><div class="bar">{_segments(layer, longest)}</div></td></tr>'
+        f'<td title="{shown(describe_causes(layer))}"><div class="bar">{_segments(layer, longest)}</div></td></tr>'
     )
 
 
 def _segments(layer: LayerProfile, longest: float) -> str:
     if not layer.causes:
-        return f'<i style="width:{100 * layer.cycles / longest:.2f}%;background:{OTHER}"></i>'
+        return f'<i style="width:{100 * layer.cycles / longest:.2f}%;background:{UNKNOWN}"></i>'
     widths = [(COLOURS[cause], 100 * layer.causes.get(cause, 0.0) / longest) for cause in CAUSES]
     return "".join(f'<i style="width:{width:.2f}%;background:{colour}"></i>' for colour, width in widths if width > 0)
 
@@ -79,7 +67,7 @@ def _roofline(profile: Profile, target: Target) -> str:
 
     parts = [_grid(px, py, (low_x, high_x), (low_y, high_y))]
     bandwidth = target.dram["bandwidth_mb_s"] / target.mhz
-    for kind, colour in (("f32", "#3b6ea8"), ("binary", "#d9822b")):
+    for kind, colour in (("f32", FLOAT), ("binary", BINARY)):
         peak = target.cpu[f"peak_{kind}_mac_per_cycle"]
         corner = peak / bandwidth
         start, end = 10**low_x, 10**high_x
@@ -115,8 +103,8 @@ def _grid(px: Axis, py: Axis, x_range: tuple[float, float], y_range: tuple[float
 
 
 def _dot(layer: LayerProfile, px: Axis, py: Axis) -> str:
-    colour = "#d9822b" if layer.binary else "#3b6ea8"
+    colour = BINARY if layer.binary else FLOAT
     radius = 4 + 22 * math.sqrt(layer.share)
     place = f'cx="{px(layer.intensity):.1f}" cy="{py(layer.mac_per_cycle):.1f}" r="{radius:.1f}"'
-    title = f"{escape(layer.name)}: {layer.mac_per_cycle:.2f} MAC/cycle, {layer.ms:.3f} ms"
+    title = f"{shown(layer.name)}: {layer.mac_per_cycle:.2f} MAC/cycle, {layer.ms:.3f} ms"
     return f'<circle {place} fill="{colour}" fill-opacity="0.45" stroke="{colour}"><title>{title}</title></circle>'
