@@ -193,6 +193,8 @@ def _step(step: Step, x: np.ndarray, operand: np.ndarray | None) -> np.ndarray:
         match step.op:
             case "mul":
                 return x * operand
+            case "div":
+                return x / operand
             case "add":
                 return x + operand
             case "prelu":

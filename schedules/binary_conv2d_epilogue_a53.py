@@ -89,7 +89,7 @@ class Epilogue:
 
 def _operations(step: Step) -> tuple[str, ...] | None:
     """The micro-kernel's operations for a step, one for each row of the table where it needs any; None where it has none."""
-    if step.operand:
+    if step.op in ("mul", "add", "prelu"):
         return (step.op if step.operand == "channel" else f"{step.op}_t",)
     if step.op == "leaky":
         return ("leaky",) if 0 <= step.values[0] <= 1 else None

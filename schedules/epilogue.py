@@ -58,6 +58,8 @@ def _apply_one(step: Step, x: tirx.PrimExpr, operand: tirx.PrimExpr | None) -> t
     match step.op:
         case "mul":
             return x * operand
+        case "div":
+            return x / operand
         case "add":
             return x + operand
         case "prelu":

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 #: Steps that take an operand tensor, and those that do not (their parameters stand in ``Step.values``).
-OPERAND_STEPS = frozenset({"mul", "add", "prelu"})
+OPERAND_STEPS = frozenset({"mul", "div", "add", "prelu"})
 PLAIN_STEPS = frozenset({"relu", "clip", "leaky", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"})
 
 
@@ -23,7 +23,7 @@ PLAIN_STEPS = frozenset({"relu", "clip", "leaky", "sigmoid", "tanh", "silu", "ha
 class Step:
     """One step of an epilogue, applied to the value ``x`` of an output element (float32).
 
-    ``mul``/``add``: x*v, x+v. ``prelu``: x > 0 ? x : v*x. ``relu``: max(x, 0). ``clip``: values (low, high).
+    ``mul``/``div``/``add``: x*v, x/v, x+v. ``prelu``: x > 0 ? x : v*x. ``relu``: max(x, 0). ``clip``: values (low, high).
     ``leaky``: values (slope,). ``hardsigmoid``: values (alpha, beta), clip(alpha*x + beta, 0, 1).
     ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x).
 

@@ -7,7 +7,7 @@ argument types. The result's type and the function it is legalized to follow fro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import tvm
 from tvm import relax
@@ -66,12 +66,16 @@ def attributes(**values: int | str | tuple[int, ...] | tuple[Step, ...] | Pool |
         for key, value in values.items()
         if key not in ("epilogue", "pool")
     }
-    plain["epilogue"] = json.dumps([[s.op, s.operand, list(s.values)] for s in values.get("epilogue") or ()])
+    plain["epilogue"] = _steps_as_text(values.get("epilogue") or ())
     pool = values.get("pool")
     plain["pool"] = (
         json.dumps([pool.kernel, pool.strides, pool.padding, pool.kind, pool.count_include_pad]) if pool else ""
     )
     return tvm.ir.make_node("ir.DictAttrs", **plain)
+
+
+def _steps_as_text(steps: Iterable[Step]) -> str:
+    return json.dumps([[step.op, step.operand, list(step.values)] for step in steps])
 
 
 def ints(value: object) -> tuple[int, ...]:
@@ -82,6 +86,28 @@ def ints(value: object) -> tuple[int, ...]:
 def epilogue_of(call: Call) -> tuple[Step, ...]:
     """The epilogue of a call."""
     return tuple(Step(op, operand, tuple(values)) for op, operand, values in json.loads(call.attrs["epilogue"]))
+
+
+def operands_of(call: Call) -> list[relax.Expr]:
+    """The operands of a call's epilogue."""
+    begin, end = _operand_range(call)
+    return list(call.args)[begin:end]
+
+
+def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Expr]) -> Call:
+    """``call`` with another epilogue."""
+    begin, end = _operand_range(call)
+    args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
+    attrs = {name: call.attrs[name] for name in call.attrs.keys()}  # noqa: SIM118  It is no mapping.
+    return Call(call.op, args, tvm.ir.make_node("ir.DictAttrs", **attrs | {"epilogue": _steps_as_text(steps)}))
+
+
+def _operand_range(call: Call) -> tuple[int, int]:
+    """Where the operands of the epilogue stand among the arguments: behind the tensors, before thresholds and shift."""
+    count = sum(step.operand != "" for step in epilogue_of(call))
+    workload = workload_of(call)
+    behind = sum(bool(getattr(workload, name, False)) for name in ("threshold", "shift"))
+    return len(call.args) - behind - count, len(call.args) - behind
 
 
 def pool_of(call: Call) -> Pool | None:

@@ -1,7 +1,10 @@
 """Few operators for many: what importers write in several ways becomes one way, and constants are computed.
 
-Inference batch norm becomes a multiplication and an addition, subtractions and divisions by constants likewise, shape
-changes become reshape, and clamps become relu or clip. Operations on constants alone become constants.
+Inference batch norm becomes an addition, a multiplication and an addition, subtractions of constants and divisions by powers
+of two likewise, shape changes become reshape, and clamps become relu or clip. Operations on constants alone become constants.
+
+All of it is exact: no float32 comes out other than the file's operators give it, one after another. What batch norm gives is
+(x - mean) * s + beta with s = gamma / sqrt(variance + epsilon), rounded once. (Swishes alone are told by numbers near theirs.)
 """
 
 from __future__ import annotations
@@ -89,12 +92,15 @@ def _batch_norm(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     gamma, beta, mean, variance = (param.astype(np.float64) for param in params)
     scale = 1 / np.sqrt(variance + float(call.attrs["epsilon"]))
     scale = scale * gamma if call.attrs["scale"] else scale
-    shift = -mean * scale + (beta if call.attrs["center"] else 0)
     x = call.args[0]
     rank = len(shape_of(x))
     shape = [-1 if axis == int(call.attrs["axis"]) % rank else 1 for axis in range(rank)]
-    scaled = graph.emit(relax.op.multiply(x, constant(scale.reshape(shape))), f"{name}.scaled")
-    return relax.op.add(scaled, constant(shift.reshape(shape)))
+    if np.any(mean):
+        x = graph.emit(relax.op.add(x, constant(-mean.reshape(shape))), f"{name}.centred")
+    scaled = relax.op.multiply(x, constant(scale.reshape(shape)))
+    if not (call.attrs["center"] and np.any(beta)):
+        return scaled
+    return relax.op.add(graph.emit(scaled, f"{name}.scaled"), constant(beta.reshape(shape)))
 
 
 def _subtract(graph: Graph, name: str, call: Call) -> relax.Expr | None:
@@ -107,12 +113,21 @@ def _subtract(graph: Graph, name: str, call: Call) -> relax.Expr | None:
 
 
 def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+    """Into a product where the reciprocal is exact, or where it is part of a swish."""
     first, second = call.args
     if not _float(second) or not np.all(array_of(second)):
         return None
     product = relax.op.multiply(first, constant(1 / array_of(second).astype(np.float64)))
     better = _multiply(graph, name, product)
-    return product if better is None else better
+    if better is None and _powers_of_two(array_of(second)):
+        return product
+    return better
+
+
+def _powers_of_two(array: np.ndarray) -> bool:
+    """Are all numbers of ``array`` powers of two whose reciprocals are normal numbers as well?"""
+    share, exponent = np.frexp(array)
+    return bool(np.all(np.abs(share) == 0.5) and np.all(np.abs(exponent) < 126))
 
 
 def _constant_last(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
@@ -177,7 +192,7 @@ def _where(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     if product is None or not product.args[0].same_as(x) or not compared.args[0].same_as(x):
         return None
     slope = array_of(product.args[1])
-    if slope is None or np.broadcast_shapes(shape_of(x), slope.shape) != shape_of(x):
+    if slope is None or np.broadcast_shapes(shape_of(x), slope.shape) != shape_of(x) or not np.all(np.isfinite(slope)):
         return None
     return ops.prelu(x, product.args[1])
 
@@ -189,22 +204,27 @@ def _is_zero(expr: relax.Expr) -> bool:
 
 def _hardswish(graph: Graph, x: relax.Expr, other: relax.Expr) -> relax.Expr | None:
     """x * clip(x/6 + 0.5, 0, 1), or x * clip(x + 3, 0, 6) / 6."""
-    factor = 1.0
-    scaled = graph.call_of(other, "multiply")
-    if scaled is not None and _scalar(scaled.args[1]) is not None:
-        factor, other = _scalar(scaled.args[1]), scaled.args[0]
+    factor, other = _scaled(graph, other)
     clip = graph.call_of(other, "clip", "nn.relu6")
     shifted = graph.call_of(clip.args[0], "add") if clip is not None else None
     shift = _scalar(shifted.args[1]) if shifted is not None else None
     if shift is None:
         return None
     inner, slope = shifted.args[0], 1.0
-    scaled = graph.call_of(inner, "multiply")
-    if scaled is not None and _scalar(scaled.args[1]) is not None and not inner.same_as(x):
-        slope, inner = _scalar(scaled.args[1]), scaled.args[0]
+    if not inner.same_as(x):
+        slope, inner = _scaled(graph, inner)
     low, high = clip_bounds(clip)
     numbers = [slope * factor, shift * factor, low * factor, high * factor]
     return ops.hardswish(x) if inner.same_as(x) and np.allclose(numbers, [1 / 6, 0.5, 0, 1], atol=1e-6) else None
+
+
+def _scaled(graph: Graph, expr: relax.Expr) -> tuple[float, relax.Expr]:
+    """(factor, y) with ``expr`` = factor * y."""
+    call = graph.call_of(expr, "multiply", "divide")
+    value = _scalar(call.args[1]) if call is not None else None
+    if value is None or (op_name(call) == "divide" and value == 0):
+        return 1.0, expr
+    return (value if op_name(call) == "multiply" else 1 / value), call.args[0]
 
 
 def _scaled_hardswish(graph: Graph, call: Call) -> relax.Expr | None:

@@ -103,8 +103,10 @@ def _fold(graph: Graph, name: str, chain: _Chain) -> relax.Expr:
     """The chain on bits, or NotMonotone."""
     workload, pool = chain.workload, chain.workload.pool
     for step, values in (*chain.before, *chain.after):
-        if step.operand and (values is None or not np.all(np.isfinite(values))):
+        if step.operand == "tensor" or (step.operand and values is None):
             raise NotMonotone(f"{step} adds a tensor that is not known before the network runs")
+        if step.operand and not np.all(np.isfinite(values)):
+            raise NotMonotone(f"{step} has infinities or NaN among its constants")
     invert = np.zeros(workload.out_channels, bool)
     if pool is not None:
         if pool.kind != "max":
@@ -150,7 +152,7 @@ def _reverses(steps: Sequence[tuple[Step, np.ndarray | None]], channels: int) ->
     for step, values in steps:
         if step.operand == "element":
             raise NotMonotone(f"{step} stands between the pooling and the sign")
-        if step.op == "mul":
+        if step.op in ("mul", "div"):
             reverses ^= values < 0
         elif not _rises(step, values):
             raise NotMonotone(f"{step} between the pooling and the sign does not keep the order of numbers")
@@ -177,13 +179,16 @@ def find_thresholds(
     """The thresholds that stand for the sign of ``steps``, over all whole numbers from -reach to reach.
 
     ``size`` is (OH, OW, O), the shape of the sums; ``invert`` bool [O] asks for thresholds of the inverted bit. Raises
-    NotMonotone if a bit goes up and down again, or if pixels of one channel need different directions.
+    NotMonotone if a bit goes up and down again, if pixels of one channel need different directions, or if the steps make
+    something that is no number of any sum: where steps are monotone, they do so of the least or greatest sum first.
     """
     by_element = any(step.operand == "element" for step, _ in steps)
     shape = size if by_element else (1, 1, size[2])
     search = _Search(steps, sign_zero, np.broadcast_to(invert, shape).reshape(-1), shape)
     every = np.arange(np.prod(shape))
-    lowest, highest = search.bits(every, -reach), search.bits(every, reach)
+    ends = search.values(every, np.array([[-reach], [reach]]))
+    _check_numbers(ends)
+    lowest, highest = search.bits_of(ends, every)
     constant = lowest == highest
     falls = lowest & ~highest
     safe = search.monotone()
@@ -212,10 +217,13 @@ class _Search:
         self.sign_zero = sign_zero
         self.invert = invert
 
-    def bits(self, elements: np.ndarray, sums: np.ndarray | int) -> np.ndarray:
-        """The bits of ``elements`` [n] for ``sums``: [n], [m, n] or one number."""
-        values = np.broadcast_to(np.asarray(sums, np.float32), np.broadcast_shapes(np.shape(sums), elements.shape))
-        values = apply_epilogue(self.steps, values, [operand[elements] for operand in self.operands])
+    def values(self, elements: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        """What the steps make of ``sums``, [n] or [m, 1], at ``elements`` [n]: float32 [n] or [m, n]."""
+        values = np.broadcast_to(sums.astype(np.float32), np.broadcast_shapes(sums.shape, elements.shape))
+        return apply_epilogue(self.steps, values, [operand[elements] for operand in self.operands])
+
+    def bits_of(self, values: np.ndarray, elements: np.ndarray) -> np.ndarray:
+        """The bits of ``values`` [..., n] at ``elements`` [n]."""
         return (values >= 0 if self.sign_zero > 0 else values > 0) ^ self.invert[elements]
 
     def monotone(self) -> np.ndarray:
@@ -228,9 +236,14 @@ class _Search:
                 safe &= values >= 0
             elif step.op == "leaky" or step.op == "hardsigmoid":
                 safe &= step.values[0] >= 0
-            elif step.op not in ("mul", "add", "relu", "clip"):
+            elif step.op not in ("mul", "div", "add", "relu", "clip"):
                 safe[:] = False
         return safe
+
+
+def _check_numbers(values: np.ndarray) -> None:
+    if np.isnan(values).any():
+        raise NotMonotone("an infinity meets a zero or another infinity: some sums give NaN")
 
 
 def _check_all(search: _Search, elements: np.ndarray, reach: int) -> None:
@@ -239,7 +252,10 @@ def _check_all(search: _Search, elements: np.ndarray, reach: int) -> None:
     many = max(1, CHUNK // len(sums))
     wrong = 0
     for start in range(0, len(elements), many):
-        bits = search.bits(elements[start : start + many], sums)
+        chosen = elements[start : start + many]
+        values = search.values(chosen, sums)
+        _check_numbers(values)
+        bits = search.bits_of(values, chosen)
         wrong += int(((bits[1:] != bits[:-1]).sum(axis=0) > 1).sum())
     if wrong:
         raise NotMonotone(f"the bits of {wrong} of {len(search.invert)} elements go up and down as the sum grows")
@@ -251,7 +267,7 @@ def _bisect(search: _Search, elements: np.ndarray, falls: np.ndarray, reach: int
     clear, set_ = np.full(len(elements), -reach), np.full(len(elements), reach)
     while np.any(set_ - clear > 1):
         middle = (clear + set_) // 2
-        bits = search.bits(elements, direction * middle)
+        bits = search.bits_of(search.values(elements, direction * middle), elements)
         set_, clear = np.where(bits, middle, set_), np.where(bits, clear, middle)
     return set_
 

@@ -171,13 +171,12 @@ def _accepts(workload: Workload, step: Step, operands: list[relax.Expr]) -> bool
 def keeps_order(step: Step, operands: list[relax.Expr]) -> bool:
     """Does ``step`` never turn a greater number into a smaller one, in float32?"""
     match step.op:
-        case "mul" | "prelu":
+        case "mul" | "div" | "prelu":
+            # Not zeros: infinity times zero is no number, and a maximum may be infinite where others are not.
             values = array_of(operands[0])
-            return values is not None and bool(np.all(values >= 0))
-        case "leaky":
-            return step.values[0] >= 0
-        case "hardsigmoid":
-            return step.values[0] >= 0
+            return values is not None and bool(np.all((values > 0) & np.isfinite(values)))
+        case "leaky" | "hardsigmoid":
+            return step.values[0] > 0
         case "add" | "relu" | "clip":
             return True
     return False
@@ -232,10 +231,12 @@ def _is_image(x: relax.Expr) -> bool:
 
 
 def _arithmetic(graph: Graph, call: Call) -> list[Taken]:
-    op = {"multiply": "mul", "add": "add"}[op_name(call)]
+    op = {"multiply": "mul", "divide": "div", "add": "add"}[op_name(call)]
     first, second = call.args
     shape = shape_of(first)
     array = array_of(second)
+    if op == "div" and (array is None or not np.all(array)):
+        return []
     if array is not None:
         found = operand(array, shape[1:]) if len(shape) == 4 and array.dtype == np.float32 else None
         return [(first, Step(op, found[0]), [constant(found[1])])] if found else []
@@ -270,6 +271,7 @@ def _leaky(_graph: Graph, call: Call) -> list[Taken]:
 _STEPS: dict[str, Callable[[Graph, Call], list[Taken]]] = {
     "add": _arithmetic,
     "multiply": _arithmetic,
+    "divide": _arithmetic,
     "bitkiln.prelu": _prelu,
     "nn.relu": _clip,
     "nn.relu6": _clip,

@@ -13,7 +13,7 @@ from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
-from bitkiln.pipeline.passes.fold_affine import fold_affine
+from bitkiln.pipeline.passes.fold_affine import fold_affine, fold_steps
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
 from bitkiln.pipeline.passes.graph import bindings, op_name, variables
@@ -109,7 +109,8 @@ def lower(model: Model, target: Target) -> Lowered:
     _until_fused(model.module, verdicts, phases)
     phases["first layer"] = absorb_image(phases["fused"], target)
     phases["thresholds"], notes = fold_threshold(phases["first layer"])
-    phases["legal"] = legalize(phases["thresholds"], target)
+    phases["merged"] = fold_steps(phases["thresholds"])
+    phases["legal"] = legalize(phases["merged"], target)
     return Lowered(phases["legal"], phases["graph"], tuple(verdicts), tuple(notes), phases)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bitkiln.pipeline import compile as compiling
-from bitkiln.pipeline import link
-from bitkiln.schedules.kernel import Argument, Kernel
+from bitkiln.pipeline import link, plan
+from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
 from bitkiln.targets.sim import build as simulator
@@ -21,6 +21,11 @@ from tests.schedules.kernels import bound
 
 #: Runs a kernel on arguments of its workload, for a target, with a number of threads.
 RunKernel = Callable[[Workload, Kernel, Sequence[np.ndarray], Target, int], np.ndarray]
+#: Runs kernels of workloads on their arguments; the results for each number of threads.
+RunKernels = Callable[
+    [Sequence[Workload], Sequence[Kernel], Sequence[Sequence[np.ndarray]], Target, Sequence[int]],
+    list[list[np.ndarray]],
+]
 #: Cycles of a kernel on the simulated core, caches warm.
 KernelCycles = Callable[[Kernel, Sequence[np.ndarray], Target], int]
 
@@ -38,15 +43,38 @@ class _Bench:
 
     def command(self, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> list[str]:
         """The program's command line for ``kernel`` on ``args``; it writes ``output``."""
-        tools = target.userland["qemu"], target.cc["compiler"]
-        if not all(map(shutil.which, tools)):
-            pytest.skip(f"needs {' and '.join(tools)}")
+        _need_tools(target)
         library, inputs = self.folder / "kernel.so", self.folder / "inputs"
         compiling.link_kernel(kernel, target, library)
         # Tables are embedded in the library; the rest are its inputs.
         arrays = zip(bound(kernel, args), kernel.arguments, strict=True)
         inputs.write_bytes(b"".join(array.tobytes() for array, kind in arrays if isinstance(kind, Argument)))
         return list(map(str, [self._program(target), library, inputs, self.output, threads]))
+
+    def command_of_many(
+        self, kernels: Sequence[Kernel], args: Sequence[Sequence[np.ndarray]], target: Target, threads: int
+    ) -> list[str]:
+        """As ``command`` for several kernels in one library, each with its own arguments and output."""
+        _need_tools(target)
+        calls, functions, inputs, outputs = [], {}, [], []
+        for index, (kernel, arrays) in enumerate(zip(kernels, args, strict=True)):
+            views = []
+            for at, (argument, array) in enumerate(zip(kernel.arguments, bound(kernel, arrays), strict=True)):
+                if isinstance(argument, Constant) or argument.pack:
+                    views.append(plan.constant_view(f"table{index}.{at}", array))
+                else:
+                    views.append(plan.new_view(f"arg{index}.{at}", argument.shape, argument.dtype, boundary=True))
+                    inputs.append((views[-1], array))
+            written = kernel.func.params[-1]
+            outputs.append(plan.new_view(f"out{index}", list(map(int, written.shape)), str(written.dtype)))
+            functions[f"kernel{index}"] = kernel.func
+            calls.append(plan.PlannedCall(f"out{index}", "kernel", f"kernel{index}", tuple(views), (outputs[-1],)))
+        steps = plan.make_plan(calls, [view for view, _ in inputs], outputs)
+        micro = [each for kernel in kernels for each in kernel.microkernels]
+        link.link_library(functions, micro, steps, target, self.folder / "many.so")
+        (self.folder / "inputs").write_bytes(b"".join(array.tobytes() for _, array in inputs))
+        names = self._program(target), self.folder / "many.so", self.folder / "inputs", self.output, threads
+        return list(map(str, names))
 
     def _program(self, target: Target) -> Path:
         compiler = target.cc["compiler"]
@@ -56,6 +84,17 @@ class _Bench:
             command = [compiler, f"-I{link.DEVICE}", "-O1", source, "-ldl", "-o", self._programs[compiler]]
             subprocess.run(command, check=True, timeout=60)
         return self._programs[compiler]
+
+
+def _need_tools(target: Target) -> None:
+    tools = target.userland["qemu"], target.cc["compiler"]
+    if not all(map(shutil.which, tools)):
+        pytest.skip(f"needs {' and '.join(tools)}")
+
+
+def _emulated(command: Sequence[str], target: Target) -> list[str]:
+    qemu = [target.userland["qemu"], "-cpu", target.userland["qemu_cpu"], "-L", str(_SYSROOTS[target.bits])]
+    return [*qemu, *command]
 
 
 def _run(command: Sequence[str], seconds: float = 60) -> None:
@@ -74,10 +113,36 @@ def run_kernel(bench: _Bench) -> RunKernel:
     """Runs kernels under qemu."""
 
     def run(workload: Workload, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> np.ndarray:
-        emulator = [target.userland["qemu"], "-cpu", target.userland["qemu_cpu"], "-L", str(_SYSROOTS[target.bits])]
-        _run([*emulator, *bench.command(kernel, args, target, threads)])
+        _run(_emulated(bench.command(kernel, args, target, threads), target))
         shape, dtype = workload.shapes[-1]
         return np.fromfile(bench.output, dtype).reshape(shape)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_kernels(bench: _Bench) -> RunKernels:
+    """Runs many kernels of one library under qemu, with each of several numbers of threads."""
+
+    def run(
+        workloads: Sequence[Workload],
+        kernels: Sequence[Kernel],
+        args: Sequence[Sequence[np.ndarray]],
+        target: Target,
+        threads: Sequence[int],
+    ) -> list[list[np.ndarray]]:
+        command = _emulated(bench.command_of_many(kernels, args, target, threads[0]), target)
+        results = []
+        for number in threads:
+            _run([*command[:-1], str(number)], 300)
+            answer, results_of_all = bench.output.read_bytes(), []
+            for workload in workloads:
+                shape, dtype = workload.shapes[-1]
+                size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+                results_of_all.append(np.frombuffer(answer[:size], dtype).reshape(shape))
+                answer = answer[size:]
+            results.append(results_of_all)
+        return results
 
     return run
 

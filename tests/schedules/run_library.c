@@ -1,5 +1,5 @@
 /* Runs a compiled network: run_library LIBRARY INPUTS OUTPUT THREADS [marked].
- * INPUTS holds the bytes of all inputs one after the other, OUTPUT receives those of the first output. "marked" runs it
+ * INPUTS holds the bytes of all inputs one after the other, OUTPUT receives those of all outputs. "marked" runs it
  * twice more, as regions for the simulator: the second is warm. */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -27,6 +27,7 @@ int main(int argc, char **argv)
     FIND(bk_input_data);
     FIND(bk_run);
     FIND(bk_run_marked);
+    FIND(bk_output_count);
     FIND(bk_output_info);
     FIND(bk_output_data);
     bk_model *model = p_bk_create(atoi(argv[4]));
@@ -42,8 +43,11 @@ int main(int argc, char **argv)
     if (p_bk_run(model) != 0) die(p_bk_last_error(model));
     for (int i = 0; argc == 6 && i < 2; i++)
         if (p_bk_run_marked(model, 0) != 0) die(p_bk_last_error(model));
-    p_bk_output_info(model, 0, &info);
     file = fopen(argv[3], "wb");
-    if (!file || fwrite(p_bk_output_data(model, 0), 1, info.nbytes, file) != info.nbytes || fclose(file) != 0) die("no output");
+    for (int i = 0; file && i < p_bk_output_count(model); i++) {
+        p_bk_output_info(model, i, &info);
+        if (fwrite(p_bk_output_data(model, i), 1, info.nbytes, file) != info.nbytes) die("no output");
+    }
+    if (!file || fclose(file) != 0) die("no output");
     return 0;
 }

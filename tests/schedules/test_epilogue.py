@@ -19,6 +19,7 @@ def sigmoid(x):
 
 EXPECTED = {
     "mul": lambda x, v: x * v,
+    "div": lambda x, v: x / v,
     "add": lambda x, v: x + v,
     "prelu": lambda x, v: np.where(x > 0, x, x * v),
     "relu": lambda x: np.maximum(x, 0),
@@ -54,7 +55,7 @@ def test_plain_step(op):
 @pytest.mark.parametrize("operand", ["channel", "element", "tensor"])
 def test_operand_steps_in_order(operand):
     rng = np.random.default_rng(1)
-    steps = tuple(Step(op, operand) for op in ("mul", "add", "prelu"))
+    steps = tuple(Step(op, operand) for op in ("mul", "add", "div", "prelu"))
     assert {step.op for step in steps} == OPERAND_STEPS
     x = rng.normal(0, 3, (1, *SIZE)).astype("float32")
     operands = [rng.normal(0, 1, shape).astype("float32") for shape, _ in operand_shapes(steps, SIZE)]
