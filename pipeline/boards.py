@@ -42,7 +42,7 @@ class Request:
 
     A simulated board runs once warm, or once with empty caches if ``cold``; a real one ``repeats`` times or more.
     ``limit_cycles`` stops a run on a simulated board, ``limit_seconds`` ends the trial anywhere. Inputs that are not
-    given are random, fixed by ``seed``. With ``outputs`` the raw output tensors come back.
+    given are random, fixed by ``seed``. With ``outputs`` the raw output tensors come back, with ``trace`` those of every step.
     """
 
     threads: int = 1
@@ -55,6 +55,7 @@ class Request:
     limit_seconds: float = 60.0
     blocks: int = 0
     outputs: bool = False
+    trace: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Measurement:
     steady: bool = True
     health: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
+    trace: tuple[Output, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -210,11 +212,11 @@ def _measurement(answer: Mapping[str, Any], fetch: Callable[[str], bytes], known
         data = fetch(row["file"]) if wanted else None
         return Output(row["name"], tuple(row["shape"]), row["dtype"], row["sha256"], data)
 
-    outputs = tuple(map(output, answer["outputs"]))
+    outputs, trace = (tuple(map(output, answer.get(rows, ()))) for rows in ("outputs", "trace"))
     names = ("unit", "value", "kind", "measured_by", "clock_mhz", "report", "complete", "steady", "health")
     plain = {name: answer[name] for name in names if name in answer}
     rows = {name: tuple(answer.get(name, ())) for name in ("samples", "steps")}
-    return Measurement(**plain, **rows, outputs=outputs)
+    return Measurement(**plain, **rows, outputs=outputs, trace=trace)
 
 
 @contextmanager

@@ -98,13 +98,21 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
     return on_emulator(bundle.folder, bundle.target, inputs, threads)
 
 
-def trace(bundle: Path, inputs: Tensors) -> dict[str, np.ndarray]:
-    """The outputs of every step on the emulated board, by step name; step outputs beyond the first are ``name.1`` ...
+def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
+    """As ``answer_on``, and the outputs of every step by its name; those beyond a step's first are ``name.1`` ...
 
-    Views (reshapes) are no steps and do not appear.
+    Views (reshapes) are no steps and do not appear. "sim" is emulated: only its times would differ from a simulated board.
     """
-    opened = open_bundle(bundle)
-    answer = on_emulator(opened.folder, opened.target, inputs, with_trace=True)
+    if "/" in board:
+        return on_tracker(board, bundle, inputs, threads, with_trace=True)
+    if board != "sim":
+        return over_ssh(Remote(board), bundle, inputs, threads, with_trace=True)
+    return on_emulator(bundle.folder, bundle.target, inputs, threads, with_trace=True)
+
+
+def trace(bundle: Path, inputs: Tensors) -> dict[str, np.ndarray]:
+    """The outputs of every step on the emulated board, as ``trace_on`` gives them."""
+    answer = trace_on("sim", open_bundle(bundle), inputs)
     assert answer.trace is not None
     return answer.trace
 
@@ -166,27 +174,32 @@ def on_simulator(bundle: Bundle, inputs: Tensors) -> Answer:
     return _measured(LocalBoard(bundle.target), bundle, inputs, 1)
 
 
-def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int) -> Answer:
+def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
     """Run on a board with the key of ``board``, "HOST:PORT/KEY"."""
     from bitkiln.pipeline.boards import TrackerBoard
     from bitkiln.pipeline.tracker import Address, TrackerClient
 
     tracker, _, key = board.partition("/")
-    return _measured(TrackerBoard(TrackerClient(Address.parse(tracker)), key), bundle, inputs, threads)
+    return _measured(TrackerBoard(TrackerClient(Address.parse(tracker)), key), bundle, inputs, threads, with_trace)
 
 
-def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int) -> Answer:
+def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
     from bitkiln.pipeline.boards import Request
 
     raw = {name: np.ascontiguousarray(values).tobytes() for name, values in inputs.items()}
-    request = Request(threads=threads, per_step=True, outputs=True, limit_seconds=RUN_SECONDS)
+    request = Request(threads=threads, per_step=True, outputs=True, trace=with_trace, limit_seconds=RUN_SECONDS)
     result = board.measure(bundle.folder / "model.so", request, raw)
-    outputs = {row.name: np.frombuffer(row.data or b"", row.dtype).reshape(row.shape) for row in result.outputs}
+    outputs, traced = (
+        {row.name: np.frombuffer(row.data or b"", row.dtype).reshape(row.shape) for row in rows}
+        for rows in (result.outputs, result.trace)
+    )
+    if with_trace and not traced:
+        raise BoardError(f"the board gives no traces ({result.measured_by}); put this version's board_server.py on it")
     kinds = [row["kind"] for row in bundle.manifest["steps"]]
     steps = tuple(
         StepTime(row["name"], kind, _seconds(row, result)) for row, kind in zip(result.steps, kinds, strict=True)
     )
-    return Answer(outputs, result.seconds, result.measured_by, threads, steps)
+    return Answer(outputs, result.seconds, result.measured_by, threads, steps, traced if with_trace else None)
 
 
 def _seconds(row: Mapping[str, Any], result: Any) -> float:
@@ -194,7 +207,7 @@ def _seconds(row: Mapping[str, Any], result: Any) -> float:
     return float(row["seconds"]) if "seconds" in row else float(row["cycles"]) / (float(result.clock_mhz) * 1e6)
 
 
-def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int) -> Answer:
+def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
     """Copy the bundle to a temporary folder on the board, run it there, and fetch the answer."""
     folder = remote.run("mktemp -d").strip()
     where = shlex.quote(folder)
@@ -204,10 +217,13 @@ def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int) -> A
             runner.write_tensors(str(sent), dict(inputs))
             remote.copy([*bundle.files(), sent], folder)
             command = f"cd {where} && python3 runner.py . --input in.npz --output out.npz --json --threads {threads}"
+            command += " --trace trace.npz" if with_trace else ""
             report = json.loads(remote.run(command, RUN_SECONDS))
-            fetched = Path(name) / "out.npz"
-            fetched.write_bytes(remote.read(f"{folder}/out.npz"))
-            return _answer(report, _read(fetched), f"measured on {remote.host}", None)
+            fetched = {}
+            for file in ("out.npz", "trace.npz") if with_trace else ("out.npz",):
+                (Path(name) / file).write_bytes(remote.read(f"{folder}/{file}"))
+                fetched[file] = _read(Path(name) / file)
+            return _answer(report, fetched["out.npz"], f"measured on {remote.host}", fetched.get("trace.npz"))
     finally:
         remote.run(f"rm -rf {where}")
 

@@ -295,7 +295,8 @@ class Trial:
 
     ``request`` may hold: threads (1), repeats (3; simulated: 1), warmup (1), per_step (false), seed (0), cold (false),
     limit_cycles (0 = none), blocks (0), inputs (name -> file with the raw tensor; the rest is filled from the seed),
-    outputs (false: only their digests; true: also files with the raw tensors).
+    outputs (false: only their digests; true: also files with the raw tensors), trace (false; true: files with the raw
+    outputs of every step, named as runner.py names them).
     """
 
     def __init__(self, board: Board, path: str, request: Answer) -> None:
@@ -383,16 +384,26 @@ class Trial:
         return samples, steps
 
     def _outputs(self) -> Answer:
-        rows = []
-        for index, info in enumerate(self.model.outputs):
-            data = self.model.output(index).tobytes()
-            row = {"name": info.name, "shape": info.shape, "dtype": info.dtype}
-            row["sha256"] = hashlib.sha256(data).hexdigest()
-            if self.request.get("outputs"):
-                row["file"] = f"output-{len(rows)}"
-                Path(row["file"]).write_bytes(data)
-            rows.append(row)
-        return {"outputs": rows}
+        keep = bool(self.request.get("outputs"))
+        outputs = [(info.name, self.model.output(i)) for i, info in enumerate(self.model.outputs)]
+        answer = {"outputs": [_described(f"output-{i}", *pair, keep) for i, pair in enumerate(outputs)]}
+        if self.request.get("trace"):
+            from runner import trace_tensors
+
+            traced = trace_tensors(self.model).items()
+            answer["trace"] = [_described(f"trace-{i}", *pair, True) for i, pair in enumerate(traced)]
+        return answer
+
+
+def _described(file: str, name: str, values: Any, keep: bool) -> Answer:
+    """A tensor's name, shape, type and digest; ``keep`` writes its bytes to ``file``."""
+    data = values.tobytes()
+    row = {"name": name, "shape": list(values.shape), "dtype": str(values.dtype)}
+    row["sha256"] = hashlib.sha256(data).hexdigest()
+    if keep:
+        row["file"] = file
+        Path(file).write_bytes(data)
+    return row
 
 
 def _agree(samples: list[float]) -> bool:

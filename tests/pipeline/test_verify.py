@@ -1,183 +1,167 @@
-"""Verification finds what differs, names the step, and is not misled by rounding."""
+"""``bitkiln verify`` on compiled bundles: whole, damaged in one bit, of other options and of other models."""
 
 from __future__ import annotations
 
 import io
+import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
-from tvm import relax
 
 from bitkiln import targets
-from bitkiln.pipeline import ops, reference
-from bitkiln.pipeline import verify as verifying
-from bitkiln.pipeline.bundle import Bundle
-from bitkiln.pipeline.errors import VerifyError
-from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
-from bitkiln.pipeline.passes.graph import bindings, op_name
-from bitkiln.pipeline.passes.lower import lower
-from bitkiln.pipeline.verify import Report, compare_outputs, compare_steps, make_inputs, print_report
-
-op, nn = relax.op, relax.op.nn
-RNG = np.random.default_rng(2)
-
-
-def normal(*shape):
-    return relax.const(RNG.standard_normal(shape).astype("float32"))
+from bitkiln.pipeline import cli, run
+from bitkiln.pipeline.boards import simulated_farm
+from bitkiln.pipeline.bundle import describe_file, open_bundle
+from bitkiln.pipeline.compile import compile_model
+from bitkiln.pipeline.passes.graph import array_of, bindings
+from bitkiln.pipeline.ssh import Remote
+from bitkiln.pipeline.verification.explain import Cause
+from bitkiln.pipeline.verification.samples import make_inputs
+from bitkiln.pipeline.verify import Report, print_report, verify_bundle
+from tests.pipeline.verification.fakes import Case, small_model
 
 
 @pytest.fixture(scope="module")
-def model():
-    """A float stem, two binary layers (one with a pooling), a dense layer and softmax, NHWC."""
-    x = relax.Var("x", relax.TensorType((1, 8, 8, 3), "float32"))
-    builder = relax.BlockBuilder()
-
-    def conv(x, channels, outs, name):
-        weight = normal(outs, 3, 3, channels)
-        call = nn.conv2d(x, weight, padding=1, data_layout="NHWC", kernel_layout="OHWI", out_layout="NHWC")
-        return builder.emit(op.add(builder.emit(call), normal(outs)), name)
-
-    def binary(x, channels, outs, name):
-        weight = relax.const(ops.pack_bits(RNG.choice([-1, 1], (outs, 3, 3, channels))), "uint8")
-        bits = builder.emit(ops.binarize(x), f"{name}_bits")
-        return builder.emit(ops.bconv2d(bits, weight, channels=channels, padding=(1, 1, 1, 1)), name)
-
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            stem = conv(x, 3, 16, "stem")
-            first = binary(stem, 16, 24, "first")
-            pooled = builder.emit(nn.max_pool2d(first, (2, 2), (2, 2), layout="NHWC", out_layout="NHWC"), "pooled")
-            second = binary(builder.emit(op.add(pooled, normal(24)), "norm"), 24, 16, "second")
-            row = builder.emit(op.reshape(builder.emit(nn.relu(second), "relu"), (1, 256)), "row")
-            logits = builder.emit(op.matmul(row, normal(256, 10)), "logits")
-            result = builder.emit_output(builder.emit(nn.softmax(logits, 1), "softmax"))
-        builder.emit_func_output(result)
-    specs = (TensorSpec("x", (1, 8, 8, 3), layout="NHWC"),), (TensorSpec("y", (1, 10)),)
-    return Model("test", relax.transform.Normalize()(builder.finalize()), *specs, "0" * 64)
-
-
-@pytest.fixture(scope="module")
-def lowered(model):
-    return lower(model, targets.load("rasp3b"))
+def compiled(tmp_path_factory, no_records) -> Path:
+    """The small network's bundle; not to be altered."""
+    return compile_model(small_model(), targets.load("rasp3b"), no_records, tmp_path_factory.mktemp("verify") / "small")
 
 
 @pytest.fixture
-def trace(model, lowered):
-    """What a faithful board would give: every step's result."""
-    inputs = make_inputs(model)
-    steps = [name for name, _ in steps_of(lowered)]
-    thresholds = lowered.phases["thresholds"]
-    return {**inputs, **reference.evaluate(thresholds, inputs, steps)}
+def bundle(compiled, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(compiled, tmp_path / "small"))
 
 
-def steps_of(lowered):
-    names = [(name, op_name(value)) for name, value in bindings(lowered.module["main"])]
-    return [(name, "kernel") for name, operator in names if operator == "call_tir"]
+def text_of(report: Report, every: bool = False) -> str:
+    file = io.StringIO()
+    print_report(report, Console(file=file, width=200), every)
+    return file.getvalue()
 
 
-def test_faithful_network_passes(lowered, trace):
-    rows = compare_steps(lowered, steps_of(lowered), trace)
-    assert all(row.passed for row in rows)
-    assert {row.name for row in rows} >= {"first_bits", "second_bits", "logits", "softmax"} - {"softmax"}
-    assert [row.exact for row in rows][:1] == [True]
+def replace_bytes(bundle: Path, old: bytes, new: bytes) -> None:
+    """Alter model.so where it holds ``old``, and let the manifest say that this is as it was compiled."""
+    library = bundle / "model.so"
+    data = library.read_bytes()
+    assert data.count(old) == 1
+    library.write_bytes(data.replace(old, new))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["model.so"] = describe_file(library)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_bits_before_a_pooling_are_checked_with_it(lowered, trace):
-    unpooled = next(name for name, _ in steps_of(lowered) if name.endswith(".unpooled"))
-    rows = {row.name: row for row in compare_steps(lowered, steps_of(lowered), trace)}
-    assert unpooled not in rows
-    trace["second_bits"] = trace["second_bits"] ^ np.uint8(1)
-    rows = {row.name: row for row in compare_steps(lowered, steps_of(lowered), trace)}
-    assert rows["second_bits"].wrong == trace["second_bits"].size
-    assert not rows["second_bits"].passed
+def weights_of(layer: str) -> np.ndarray:
+    """The packed weights of a binary layer, uint8 [O, 3, 3, bytes]."""
+    return array_of(dict(bindings(small_model().module["main"]))[layer].args[1])
 
 
-def test_only_the_wrong_step_is_blamed(lowered, trace):
-    """What follows is computed from what the wrong step gave, and is right about it."""
-    trace["relu"] = trace["relu"] + np.float32(1)
-    failed = [row.name for row in compare_steps(lowered, steps_of(lowered), trace) if not row.passed]
-    assert failed == ["relu", "logits"]  # logits was traced from the right one.
+def test_a_whole_bundle_agrees(compiled):
+    report = verify_bundle(compiled, small_model())
+    assert report.passed and report.as_json()["first_wrong"] is None
+    lines = text_of(report).splitlines()
+    assert lines[0] == "agrees: the bundle computes what the model says"
+    assert len(lines) <= 5 and "6 steps, each on the inputs it had" in lines[-1]
+    assert "first_bits" in text_of(report, every=True)
+    json.dumps(report.as_json())
 
 
-def test_rounding_of_floats_passes_and_more_does_not(lowered, trace):
-    size = np.abs(trace["logits"]).max()
-    trace["logits"] = trace["logits"] + np.float32(5e-5) * size
-    rows = {row.name: row for row in compare_steps(lowered, steps_of(lowered), trace)}
-    assert rows["logits"].passed
-    trace["logits"] = trace["logits"] + np.float32(5e-4) * size
-    rows = {row.name: row for row in compare_steps(lowered, steps_of(lowered), trace)}
-    assert not rows["logits"].passed
+def test_an_altered_weight_is_found_where_it_is(bundle):
+    """One bit of the kernel's packed weights, wherever the packing put them."""
+    data = (bundle / "model.so").read_bytes()
+    found = None
+    for size in (16, 8):
+        row = weights_of("third").reshape(16, -1)
+        pieces = [bytes(row[:, at : at + 2].reshape(-1)[:size]) for at in range(0, 18, 2)]
+        found = next((piece for piece in pieces if data.count(piece) == 1), found)
+    if found is None:
+        pytest.skip("the kernel packs these weights otherwise")
+    replace_bytes(bundle, found, bytes([found[0] ^ 1]) + found[1:])
+    report = verify_bundle(bundle, small_model())
+    assert [row.name for row in report.wrong] == ["relu"]
+    assert report.wrong[0].cause == Cause.CHANNELS and "third" in report.wrong[0].layers
+    assert "no longer gives the golden answer" in report.advice
 
 
-def test_nan_fails(lowered, trace):
-    trace["logits"] = np.full_like(trace["logits"], np.nan)
-    rows = {row.name: row for row in compare_steps(lowered, steps_of(lowered), trace)}
-    assert not rows["logits"].passed
+def test_a_damaged_file_is_refused(bundle, invoke):
+    data = bytearray((bundle / "model.so").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "model.so").write_bytes(data)
+    status, out, err = invoke("verify", bundle, "card-binary")
+    assert status == 2 and out == "" and "model.so: altered since it was compiled" in err and err.count("\n") == 1
 
 
-def test_signs_of_floats_near_zero_are_undecided(model, lowered, trace):
-    """The stem's bits may differ where the float is next to zero, and nowhere else."""
-    stem = reference.evaluate(lowered.graph, make_inputs(model), ["stem"])["stem"]
-    order = np.argsort(np.abs(stem).reshape(-1))
-    flipped = np.unpackbits(trace["first_bits"].reshape(-1), bitorder="little")
-    far = flipped.copy()
-    far[order[-1]] ^= 1
-    trace["first_bits"] = np.packbits(far, bitorder="little").reshape(trace["first_bits"].shape)
-    row = compare_steps(lowered, steps_of(lowered), trace)[0]
-    assert (row.wrong, row.undecided, row.passed) == (1, 0, False)
-    nearest = np.abs(stem).min()
-    if nearest <= 1e-4 * np.abs(stem).max():
-        flipped[order[0]] ^= 1
-        trace["first_bits"] = np.packbits(flipped, bitorder="little").reshape(trace["first_bits"].shape)
-        row = compare_steps(lowered, steps_of(lowered), trace)[0]
-        assert (row.wrong, row.undecided, row.passed) == (1, 1, True)
+def test_a_bundle_compiled_with_another_padding(tmp_path, no_records):
+    folder = compile_model(small_model(Case(pad_value=1)), targets.load("rasp3b"), no_records, tmp_path / "padded")
+    report = verify_bundle(folder, small_model())
+    assert report.wrong[0].cause == Cause.PADDING and "pad+1" in report.wrong[0].compiled_as
+    text = text_of(report)
+    assert text.splitlines()[0].startswith("disagrees:") and "first in second_bits" in text
+    assert "pads first with +1, the model with true zeros" in text and "it still gives the golden answer" in text
+    assert "second_bits" in [line.split(" ")[0] for line in text.splitlines()]
 
 
-def test_decisions_and_report(model, lowered, trace):
-    inputs = make_inputs(model)
-    (expected,) = reference.run(lowered.graph, inputs)
-    rows = tuple(compare_steps(lowered, steps_of(lowered), trace))
-    good = Report(rows, tuple(compare_outputs(lowered, inputs, [("y", expected)])))
-    assert good.passed
-    assert good.as_json()["decisions"][0]["top"][0] == int(expected.argmax())
-    bad = Report(
-        rows, tuple(compare_outputs(lowered, inputs, [("y", np.eye(10, dtype="float32")[[expected.argmin()]])]))
-    )
-    assert not bad.passed
-    text = io.StringIO()
-    print_report(bad, Console(file=text, width=200))
-    assert "disagrees" in text.getvalue()
-    text = io.StringIO()
-    print_report(good, Console(file=text, width=200))
-    assert "computes what the model says" in text.getvalue()
+def test_boards_of_every_kind_give_the_same(compiled, device):
+    bundle, inputs = open_bundle(compiled), make_inputs(small_model())
+    emulated = run.trace_on("sim", bundle, inputs)
+    with simulated_farm(bundle.target, count=1) as (tracker, key):
+        simulated = run.trace_on(f"{tracker}/{key}", bundle, inputs)
+    reached = run.over_ssh(Remote(device.address, device.port), bundle, inputs, 1, with_trace=True)
+    for other in (simulated, reached):
+        assert list(other.trace) == list(emulated.trace)
+        for name, values in emulated.trace.items():
+            np.testing.assert_array_equal(other.trace[name], values)
 
 
-def test_inputs_look_like_preprocessed_pixels(model):
-    how = Preprocessing(8, 8, mean=(100.0, 110.0, 120.0), scale=(0.5, 1.0, 2.0))
-    pixels = make_inputs(Model("m", model.module, model.inputs, model.outputs, "0" * 64, how))["x"]
-    assert pixels.shape == (1, 8, 8, 3)
-    np.testing.assert_array_equal(pixels / np.float32([0.5, 1, 2]) + np.float32([100, 110, 120]) >= 0, True)
-    np.testing.assert_array_equal(make_inputs(model)["x"], make_inputs(model)["x"])
+@pytest.fixture
+def invoke(monkeypatch, capsys):
+    """Run ``bitkiln ARGUMENTS`` in this process: status, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bitkiln", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
 
 
-def test_bundle_of_another_model_or_version_is_refused(model, lowered, trace, tmp_path, monkeypatch):
-    names = [{"name": name, "kind": kind} for name, kind in steps_of(lowered)]
-    made_from = {"name": "test", "sha256": model.source_digest}
+@pytest.fixture
+def as_file(monkeypatch):
+    """Let the command line load the small network whatever file it is asked for."""
+    monkeypatch.setattr("bitkiln.pipeline.cli._load", lambda _name, _settings: small_model())
 
-    def bundle(**changed):
-        manifest = {"model": made_from, "target": "rasp3b", "steps": names} | changed
-        return Bundle(tmp_path, manifest)
 
-    def verify(**changed):
-        monkeypatch.setattr(verifying, "open_bundle", lambda _folder: bundle(**changed))
-        return verifying.verify_bundle(tmp_path, model, tracer=lambda _folder, _inputs: trace)
+def test_the_command_compares_with_what_another_engine_gave(compiled, as_file, invoke, tmp_path):
+    x = make_inputs(small_model())["x"]
+    answer = run.answer_on("sim", open_bundle(compiled), {"x": x})
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", answer.outputs["y"])
+    arguments = ["verify", compiled, "small.onnx", "--input", tmp_path / "x.npy", "--expected", tmp_path / "y.npy"]
+    status, out, err = invoke(*arguments)
+    assert (status, err) == (0, "") and "y against expected" in out
+    np.save(tmp_path / "y.npy", answer.outputs["y"][:, ::-1])
+    status, out, _ = invoke(*arguments, "--json")
+    found = json.loads(out)
+    assert status == 1 and not found["passed"] and "output y is not that of expected" in found["verdict"]
+    assert [each["passed"] for each in found["decisions"]] == [True, True, False]
+    assert "each of the 6 steps is right" in " ".join(found["reasons"])
 
-    report = verify()
-    assert report.passed
-    assert [decision.against for decision in report.decisions] == ["reference"]
-    assert [row.name for row in report.rows] == [row["name"] for row in names if ".unpooled" not in row["name"]]
-    with pytest.raises(VerifyError, match="another file than test"):
-        verify(model={"name": "other", "sha256": "1" * 64})
-    with pytest.raises(VerifyError, match="compile it again"):
-        verify(steps=[{"name": "something", "kind": "conv2d"}, *names])
+
+def test_bad_inputs_have_status_2(compiled, as_file, invoke, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 8, 8), "float32"))
+    for options, message in (
+        (["--input", tmp_path / "x.npy"], "the model's 1x8x8x3"),
+        (["--input", tmp_path / "absent.npy"], "absent.npy"),
+        (["--expected", tmp_path / "x.npy"], "give the --input"),
+        (["--board", "127.0.0.1:1/rasp3b"], "127.0.0.1:1"),
+    ):
+        status, out, err = invoke("verify", compiled, "small.onnx", *options)
+        assert status == 2 and out == "" and message in err and err.count("\n") == 1

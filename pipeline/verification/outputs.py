@@ -1,0 +1,155 @@
+"""The outputs of the whole network against the reference and against other engines that ran the model on the same input.
+
+Right engines differ where a float next to zero decides a sign, and then in all that follows. So a difference beyond the
+tolerance is accepted where such signs were met, and only as far as drawing them at random moves the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bitkiln.pipeline import reference
+from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.passes.lower import Lowered
+from bitkiln.pipeline.verification import zeros
+from bitkiln.pipeline.verification.compare import TOLERANCE, Tensors, relative_error
+from bitkiln.pipeline.verification.sensitivity import Sensitivity
+from bitkiln.pipeline.verification.zeros import ExactZeros
+
+#: Outputs may differ this many times more than the widest draw of signs next to zero moved them.
+SPREAD = 2.0
+
+#: What float rounding alone may add up to over a whole network, relative to the largest output.
+DRIFT = 1e-3
+
+#: Name and values of an output; None where no step computes it, as when the network hands an input through.
+Output = tuple[str, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another engine's outputs for the same input; ``by_file`` if it gives zeros the sign 0 where the file says so."""
+
+    name: str
+    outputs: Sequence[np.ndarray | None]
+    by_file: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An output of the whole network against another engine that ran the model on the same input.
+
+    ``error`` is the largest difference relative to the largest value, ``allowed`` how much is accepted and ``why``.
+    ``top`` and ``expected_top`` are the best classes, empty for outputs that are no row of scores; ``margin`` is how far
+    the other engine's first choice is ahead of its second.
+    """
+
+    output: str
+    against: str
+    error: float
+    passed: bool
+    top: tuple[int, ...] = ()
+    expected_top: tuple[int, ...] = ()
+    margin: float = 0.0
+    allowed: float = TOLERANCE
+    why: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Is the first choice another?"""
+        return bool(self.top) and self.top[0] != self.expected_top[0]
+
+
+class Judge:
+    """Decides on one input's outputs. ``flips`` is how many bits of the bundle rounding turned, ``faithful`` whether every
+    step was right about its own inputs.
+    """
+
+    def __init__(
+        self, lowered: Lowered, inputs: Tensors, met: Sequence[ExactZeros], flips: int, faithful: bool
+    ) -> None:
+        self.lowered, self.inputs, self.met = lowered, inputs, met
+        self.flips, self.faithful = flips, faithful
+        self.sensitivity = Sensitivity(lowered, inputs)
+
+    @cached_property
+    def letter(self) -> list[np.ndarray] | None:
+        """The outputs of the network as the file has it, where exact zeros have the sign 0."""
+        return as_imported(self.lowered, self.inputs, zeros_positive=False)
+
+    def decide(self, outputs: Sequence[Output], rival: Rival) -> list[Decision]:
+        """A decision for each output that both engines have."""
+        return [
+            self._decide(at, name, actual, expected, rival)
+            for at, ((name, actual), expected) in enumerate(zip(outputs, rival.outputs, strict=True))
+            if actual is not None and expected is not None
+        ]
+
+    def _decide(self, at: int, name: str, actual: np.ndarray, expected: np.ndarray, rival: Rival) -> Decision:
+        error = relative_error(actual, expected)
+        allowed, why = (TOLERANCE, "") if error <= TOLERANCE else self._allowance(at, actual, expected, rival)
+        passed = error <= allowed and (rival.name != REFERENCE or self.faithful or error <= TOLERANCE)
+        top, expected_top, margin = _choices(actual, expected)
+        return Decision(name, rival.name, error, passed, top, expected_top, margin, allowed, why)
+
+    def _allowance(self, at: int, actual: np.ndarray, expected: np.ndarray, rival: Rival) -> tuple[float, str]:
+        """How much the outputs may differ beyond the tolerance, and why."""
+        if rival.name == REFERENCE and self.faithful and self.flips:
+            # Each step was right about what it got, so nothing but these signs can have begun it.
+            return relative_error(actual, expected), f"rounding next to a sign: {self.flips:,} fell otherwise"
+        if self.met and rival.by_file and self._follows_file(at, expected):
+            count = sum(each.count for each in self.met)
+            return relative_error(actual, expected), f"{count:,} exact zeros before signs count as +1 here, as 0 there"
+        spread = self._spread(at)
+        if spread:
+            flips = f"{self.flips:,} signs fell otherwise" if self.flips else "signs may fall otherwise"
+            return max(
+                DRIFT, SPREAD * spread
+            ), f"rounding next to a sign: {flips}, {self.sensitivity.near:,} values near"
+        return DRIFT, "float rounding through the whole network"
+
+    def _spread(self, at: int) -> float:
+        """How far drawing the signs next to zero moves output ``at``."""
+        draws = [outputs[at] for outputs in self.sensitivity.outputs]
+        pairs = [(a, b) for i, a in enumerate(draws) for b in draws[:i]]
+        return max((relative_error(a, b) for a, b in pairs), default=0.0)
+
+    def _follows_file(self, at: int, expected: np.ndarray) -> bool:
+        """Does the other engine give what the file says to the letter, where exact zeros have the sign 0?"""
+        if self.letter is None or self.letter[at].size != expected.size:
+            return False
+        return relative_error(self.letter[at], expected) <= max(DRIFT, SPREAD * self._spread(at))
+
+
+#: The name under which our own reference appears.
+REFERENCE = "reference"
+
+#: The network before any rewriting, evaluated in numpy.
+IMPORTED = "model as imported"
+
+
+def as_imported(lowered: Lowered, inputs: Tensors, zeros_positive: bool) -> list[np.ndarray] | None:
+    """The outputs of the network as imported; None where it has operators that the reference does not know."""
+    module = lowered.phases["imported"]
+    names = reference.output_names(module)
+    extra = {"instead": zeros.count_as_positive(lowered)} if zeros_positive else {}
+    try:
+        values = reference.evaluate(module, inputs, names, **extra)
+    except BitkilnError:
+        return None
+    return [values[name] for name in names]
+
+
+def _choices(actual: np.ndarray, expected: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+    """The best classes of both and the second's margin; nothing for outputs that are no row of scores."""
+    if expected.size < 2 or max(expected.shape, default=0) != expected.size:
+        return (), (), 0.0
+    count = min(5, max(1, expected.size // 4))
+    rows = actual.reshape(-1), expected.reshape(-1)
+    first, second = (tuple(int(i) for i in np.argsort(-row, kind="stable")[:count]) for row in rows)
+    best = np.sort(rows[1].astype(np.float64))
+    return first, second, float(best[-1] - best[-2])

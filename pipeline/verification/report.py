@@ -1,0 +1,239 @@
+"""What verification found, as values, as JSON and as text: the verdict first, then the reason, then the steps that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bitkiln.pipeline.verification.compare import TOLERANCE
+from bitkiln.pipeline.verification.explain import Cause, Spot
+from bitkiln.pipeline.verification.outputs import Decision
+from bitkiln.pipeline.verification.zeros import ExactZeros
+
+#: Layers of the model's file that a line of the report names; the JSON has all.
+NAMED = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step on the inputs it had. ``layers`` of the model's file went into it.
+
+    ``differing`` of its ``elements`` (bits, or floats) differ, floats by more than the tolerance; ``undecided`` of them are
+    bits that rounding excuses. ``error`` is the largest difference of floats relative to the largest magnitude. ``drift`` is
+    the share of bits, or the relative error of floats, by which it differs from the reference run from the network's inputs:
+    what differences in earlier steps made of it. ``compiled_as`` is its workload where the model asks for another.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    exact: bool
+    passed: bool
+    bits: bool
+    elements: int
+    differing: int = 0
+    undecided: int = 0
+    error: float = 0.0
+    drift: float = 0.0
+    cause: Cause = Cause.EQUAL
+    reason: str = ""
+    worst: Spot | None = None
+    compiled_as: str = ""
+    model_asks: str = ""
+
+    @property
+    def count(self) -> str:
+        """How much differs, in words."""
+        what = "bits" if self.bits else "values"
+        share = f"{100 * self.differing / max(1, self.elements):.2g} %"
+        beyond = "differ" if self.bits or self.exact else f"differ by more than {TOLERANCE:g} of the largest"
+        text = f"{self.differing:,} of {self.elements:,} {what} {beyond} ({share})"
+        far = self.differing - self.undecided
+        if self.bits and self.undecided and far:
+            text += f", {far:,} of them beyond what rounding may turn"
+        return text if self.bits or not self.error else f"{text}, the worst by {self.error:.1e}"
+
+    @property
+    def difference(self) -> str:
+        """How much differs, in a cell of a table."""
+        if not self.differing:
+            return f"{self.error:.1e}" if self.error else "none"
+        if not self.bits:
+            return f"{self.differing:,} of {self.elements:,} ({self.error:.1e})"
+        excused = f" ({self.undecided:,} by rounding)" if self.undecided else ""
+        return f"{self.differing:,} of {self.elements:,} bits{excused}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compared. ``mismatch`` says why nothing was: the bundle is of another model. ``advice`` is what to do."""
+
+    model: str
+    rows: tuple[Row, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    zeros: tuple[ExactZeros, ...] = ()
+    inputs: str = ""
+    measured_by: str = ""
+    mismatch: str = ""
+    same_file: bool = True
+    notes: tuple[str, ...] = ()
+    disagreements: tuple[str, ...] = ()
+    advice: str = ""
+
+    @property
+    def wrong(self) -> tuple[Row, ...]:
+        """The steps that do not compute what the model says, whatever came before them."""
+        return tuple(row for row in self.rows if not row.passed)
+
+    @property
+    def passed(self) -> bool:
+        """Did everything agree?"""
+        return not (self.mismatch or self.wrong or self.disagreements) and all(each.passed for each in self.decisions)
+
+    @property
+    def flips(self) -> int:
+        """Bits that rounding turned, each on the inputs its step had."""
+        return sum(row.undecided for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        """One line: does the bundle agree with the model, and where not first?"""
+        if self.passed:
+            return "agrees: the bundle computes what the model says" + self._but()
+        if self.mismatch:
+            return f"disagrees: this is no bundle of {self.model}"
+        if self.wrong:
+            return f"disagrees: the bundle computes something else than the model, first in {self.wrong[0].name}"
+        failed = next((each for each in self.decisions if not each.passed), None)
+        if failed is not None:
+            return f"disagrees: output {failed.output} is not that of {failed.against}"
+        return "disagrees: the bundle prepares images or names classes otherwise"
+
+    def reasons(self) -> list[str]:
+        """What is behind the verdict, most important first."""
+        lines = [self.mismatch] if self.mismatch else []
+        lines += self.disagreements
+        if self.wrong:
+            lines += _first_wrong(self.wrong[0])
+            lines += _others_wrong(self.rows, self.wrong)
+        elif not self.passed and self.rows and not self.disagreements:
+            lines.append(f"each of the {len(self.rows)} steps is right about the inputs it had; see the outputs below")
+        if not self.same_file:
+            other = "another model or other weights" if self.wrong else "a file that computes the same"
+            lines.append(f"it was compiled from {other}")
+        lines += [self._rounding()] if self.flips else []
+        lines += [self._zeros()] if self.zeros else []
+        return [*lines, *self.notes, *([self.advice] if self.advice else [])]
+
+    def _but(self) -> str:
+        changed = [each for each in self.decisions if each.changed]
+        return f", though the first choice is not that of {changed[0].against}" if changed else ""
+
+    def _rounding(self) -> str:
+        first = next(row for row in self.rows if row.undecided)
+        text = f"{self.flips:,} bits fell otherwise by rounding next to a sign, first in {first.name}"
+        return f"{text}; that began what differs at the outputs" if any(each.why for each in self.decisions) else text
+
+    def _zeros(self) -> str:
+        count, first = sum(each.count for each in self.zeros), self.zeros[0]
+        where = f"{first.layer} ({first.count:,} of {first.elements:,})"
+        where += f" and {len(self.zeros) - 1} more layers" if len(self.zeros) > 1 else ""
+        return f"{count:,} exact zeros stand before the signs of {where}: Sign gives 0 there, in bits they count as +1"
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        own = ("model", "passed", "verdict", "mismatch", "same_file", "inputs", "measured_by", "flips", "advice")
+        return {
+            **{name: getattr(self, name) for name in own},
+            "reasons": self.reasons(),
+            "first_wrong": self.wrong[0].name if self.wrong else None,
+            "cause": self.wrong[0].cause if self.wrong else None,
+            "notes": list(self.notes),
+            "disagreements": list(self.disagreements),
+            "exact_zeros": [asdict(each) for each in self.zeros],
+            "steps": [asdict(row) for row in self.rows],
+            "decisions": [asdict(each) | {"changed": each.changed} for each in self.decisions],
+        }
+
+
+def print_report(report: Report, console: Console, every: bool = False) -> None:
+    """Print the verdict, the reasons, the outputs and the steps that differ (``every``: all)."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    line(report.verdict)
+    for reason in report.reasons():
+        line(f"  {reason}")
+    for decision in report.decisions:
+        line(f"  {_decision(decision)}")
+    if report.rows:
+        line(f"  {_summary(report)}")
+    rows = [row for row in report.rows if every or not row.passed or row.differing]
+    if rows:
+        console.print(_table(rows))
+
+
+def _summary(report: Report) -> str:
+    exact = sum(row.exact for row in report.rows)
+    floats = [row.error for row in report.rows if not row.bits and row.passed and not row.exact]
+    worst = f" (largest difference {max(floats):.1e})" if floats else ""
+    steps = (
+        f"{len(report.rows)} steps, each on the inputs it had: {exact} compared exactly, {len(report.rows) - exact} to "
+    )
+    return f"{steps}{TOLERANCE:g}{worst}; input: {report.inputs}; {report.measured_by}"
+
+
+def _first_wrong(row: Row) -> list[str]:
+    lines = [f"{row.name} ({row.kind}) is made of {_names(row.layers)}"] if row.layers else []
+    if row.compiled_as:
+        lines.append(f"it was compiled as {row.compiled_as!r}, the model asks for {row.model_asks!r}")
+    lines += [f"{row.count}: {row.reason}", f"worst at {row.worst}" if row.worst else ""]
+    return [text for text in lines if text]
+
+
+def _others_wrong(rows: Sequence[Row], wrong: Sequence[Row]) -> list[str]:
+    lines = []
+    if len(wrong) > 1:
+        names = ", ".join(row.name for row in wrong[1 : 1 + NAMED])
+        lines.append(f"{len(wrong) - 1} more steps are wrong by themselves: {names}{' ...' if len(wrong) > 5 else ''}")
+    after = rows[rows.index(wrong[0]) + 1 :]
+    led = sum(row.passed and row.drift > TOLERANCE for row in after)
+    if led:
+        lines.append(f"{led} later steps differ only because of what they were given: they are right about that")
+    return lines
+
+
+def _names(layers: Sequence[str]) -> str:
+    if len(layers) <= NAMED:
+        return ", ".join(layers)
+    return f"{', '.join(layers[: NAMED - 1])} ... {layers[-1]} ({len(layers)} layers)"
+
+
+def _decision(decision: Decision) -> str:
+    text = f"{decision.output} against {decision.against}: "
+    if decision.top:
+        order = "as there" if not decision.changed else f"there {decision.expected_top[0]}"
+        text += f"first choice {decision.top[0]}, {order} (ahead by {decision.margin:.2g}); "
+    text += f"largest difference {decision.error:.1e}"
+    text += f" ({decision.why})" if decision.why and decision.passed else ""
+    if decision.passed:
+        return f"{text}: ok"
+    return f"{text}, allowed {decision.allowed:.1e}" + (f" for {decision.why}" if decision.why else "") + ": WRONG"
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("step", "kind", "layers", "difference", "from the start", ""):
+        table.add_column(column)
+    for row in rows:
+        drift = (
+            f"{100 * row.drift:.2g} % of bits" if row.bits and row.drift else f"{row.drift:.1e}" if row.drift else ""
+        )
+        state = "WRONG" if not row.passed else "rounding" if row.undecided else "ok"
+        table.add_row(row.name, row.kind, _names(row.layers), row.difference, drift or "none", state)
+    return table
