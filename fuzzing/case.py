@@ -12,7 +12,7 @@ from typing import Literal
 Verdict = Literal["imported", "refused", "DEFECT"]
 
 #: What the command line says where it met an exception nobody foresaw: one line for the user, a defect for us.
-UNFORESEEN = re.compile(r"bitkiln: internal error|bitkiln: out of memory")
+UNFORESEEN = re.compile(r"bitkiln: (.*: )?(internal error|out of memory)")
 
 _LONGEST_LINE = 1000
 
@@ -90,6 +90,6 @@ def _judge_refusal(outcome: Outcome, model: str) -> tuple[Verdict, str]:
         return "DEFECT", line
     if not line.isprintable() or len(line) > _LONGEST_LINE:
         return "DEFECT", f"a line of {len(line)} characters, or with control characters: {line[:200]!r}"
-    if Path(model).name not in line:
-        return "DEFECT", f"does not name the file: {line[:300]}"
+    if Path(model).name not in line and not re.match(r"bitkiln: \S+: ", line):
+        return "DEFECT", f"names neither file nor node: {line[:300]}"
     return "refused", line

@@ -495,12 +495,21 @@ def _invoke(command: click.Command) -> None:
         _fail(error, debug, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except BitkilnError as error:
         _fail(error, debug, str(error))
+    except MemoryError as error:
+        _fail(error, debug, "out of memory")
+    except Exception as error:
+        _fail(error, debug, f"internal error, {type(error).__name__}: {error}"[:400] + "; --debug shows where")
+
+
+#: Characters of the longest message; models may have names of any length.
+_LONGEST = 900
 
 
 def _fail(error: Exception, debug: bool, text: str) -> None:
     if debug:
         traceback.print_exception(error)
-    click.echo(f"bitkiln: {' '.join(text.split())}", err=True)
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    click.echo(f"bitkiln: {line if len(line) <= _LONGEST else line[: _LONGEST - 3] + '...'}", err=True)
     sys.exit(2)
 
 

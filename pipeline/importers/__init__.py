@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.errors import BitkilnError, ModelError
 from bitkiln.pipeline.importers import builtin
+from bitkiln.pipeline.importers.building import reason_of
 from bitkiln.pipeline.importers.labels import find_labels, read_labels
+from bitkiln.pipeline.importers.limits import check_module
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.importers.preprocessing import with_options
 from bitkiln.pipeline.model import Model
@@ -45,10 +47,27 @@ def load_model(source: str | Path, options: ImportOptions | None = None) -> Mode
     importer = _importer(path)
     if options.weights is not None and not importer.__name__.endswith(".darknet"):
         raise ModelError(f"{path}: --weights is for darknet's .cfg files; leave it out")
-    model = importer.load(path, options)
+    model = _imported(importer, path, options)
     if builtin_name:
         model = replace(model, name=builtin_name)
     return with_options(replace(model, labels=_labels(model, path, builtin_name, options)), path, options)
+
+
+def _imported(importer: ModuleType, path: Path, options: ImportOptions) -> Model:
+    """What the importer makes of ``path``. Damaged files meet exceptions that nobody foresaw: they name the file too."""
+    try:
+        model = importer.load(path, options)
+    except (BitkilnError, OSError):
+        raise
+    except MemoryError as error:
+        raise ModelError(f"{path}: out of memory while importing it") from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise ModelError(
+            f"{path}: internal error while importing it, {kind}: {reason_of(error)}; --debug shows where"
+        ) from error
+    check_module(path, model.module)
+    return model
 
 
 def _importer(path: Path) -> ModuleType:
