@@ -9,6 +9,7 @@ Weights are packed [panel][ky][kx][c][8].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +51,8 @@ def _stem(workload: Conv2d) -> Stem:
     inside = all(_in_registers(step) for step in workload.epilogue)
     steps = tuple(step.op for step in workload.epilogue) if inside else ()
     pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
-    return Stem(workload.channels, workload.kernel, workload.strides, steps, pool)
+    stem = Stem(workload.channels, workload.kernel, workload.strides, steps, pool)
+    return replace(stem, pool=pool and not stem.looped)
 
 
 def _in_registers(step: Step) -> bool:
@@ -68,7 +70,9 @@ class _Strips:
         self.workload = workload
         self.stem = _stem(workload)
         _, left, _, right = workload.padding
-        self.pitch = (left + workload.width + right) * workload.channels
+        row = (left + workload.width + right) * workload.channels
+        #: Floats from row to row of a strip: an even number, since loads of 64 bits that straddle their bounds take longer.
+        self.pitch = row + row % 2
         self.panels = workload.out_channels // CHANNELS
         self.panel_floats = workload.kernel[0] * workload.kernel[1] * workload.channels * CHANNELS
         #: Rows of tiles, and how many of them a strip has.
@@ -144,12 +148,13 @@ class _Strips:
     def _image_row(self, image: Any, to: Any, data: Any, y: Any) -> None:
         """Row ``y`` of the data, or zeros where it has no such row, with its border left and right."""
         work = self.workload
-        left, right = (side * work.channels for side in (work.padding[1], work.padding[3]))
+        left = work.padding[1] * work.channels
+        end = left + work.width * work.channels
         with T.If(tirx.all(y >= 0, y < work.height)):
             with T.Then():
                 loops.fill(image, to, left)
                 self._copy_row(image, to + left, data, y)
-                loops.fill(image, to + self.pitch - right, right)
+                loops.fill(image, to + end, self.pitch - end)
             with T.Else():
                 loops.fill(image, to, self.pitch)
 

@@ -51,6 +51,15 @@ def _pairs(first: int, last: int, vectors: bool) -> list[tuple[str, str]]:
     return pairs + ([(f"d{i}", f"d{i + 1}") for i in range(8, 16, 2)] if vectors else [])
 
 
+def add(target: str, source: str, value: int) -> list[str]:
+    """``target = source + value`` for a value of up to 24 bits."""
+    high, low = value >> 12, value & 0xFFF
+    lines = [f"add {target}, {source}, #{high}, lsl #12"] if high else []
+    if low or not high:
+        lines.append(f"add {target}, {target if high else source}, #{low}")
+    return lines
+
+
 @dataclass(frozen=True)
 class Load:
     """A vector load inside a loop.

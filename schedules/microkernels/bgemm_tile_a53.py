@@ -108,7 +108,7 @@ class Tile:
         stride = self.words * 4
         yield f"mov {_PAIRS[0]}, {_PANEL}"
         for i in range(1, self.pairs):
-            yield from _add(_PAIRS[i], _PAIRS[i - 1], stride)
+            yield from asm.add(_PAIRS[i], _PAIRS[i - 1], stride)
         yield from (f"ldr q{register}, [{_WEIGHTS}, #{16 * i}]" for i, register in enumerate(self.weights))
         yield f"add {_WEIGHTS}, {_WEIGHTS}, #{16 * self.vectors}"
         yield f"ld2r {{v{self.pair[0]}.8h, v{self.pair[1]}.8h}}, [{_PAIRS[0]}], #4"
@@ -223,12 +223,3 @@ def _plain(steps: int) -> list[_Loop]:
 def _by_touch(jobs: Sequence[tuple[Touch, int]]) -> tuple[tuple[Touch, tuple[int, ...]], ...]:
     touches = dict.fromkeys(touch for touch, _ in jobs)
     return tuple((touch, tuple(line for other, line in jobs if other == touch)) for touch in touches)
-
-
-def _add(target: str, source: str, value: int) -> list[str]:
-    """``target = source + value`` for a value of up to 24 bits."""
-    high, low = value >> 12, value & 0xFFF
-    lines = [f"add {target}, {source}, #{high}, lsl #12"] if high else []
-    if low or not high:
-        lines.append(f"add {target}, {target if high else source}, #{low}")
-    return lines

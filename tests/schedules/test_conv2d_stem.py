@@ -31,6 +31,8 @@ WORKLOADS = [
     Conv2d(16, 20, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU), pool=HALF, shift=True),
     Conv2d(9, 17, 3, 8, (3, 3), (2, 2), SAME, epilogue=(Step("silu"), ADD), shift=True, layout="NCHW"),
     Conv2d(11, 18, 4, 8, (3, 3), padding=SAME, epilogue=(Step("silu"), Step("mul", "element"))),
+    Conv2d(31, 51, 3, 16, (11, 11), (4, 4), (0, 0, 1, 2), epilogue=(ADD, RELU), pool=HALF, out="bits"),
+    Conv2d(24, 40, 3, 8, (9, 9), (1, 3), padding=(4, 4, 4, 4), epilogue=(ADD,), layout="NCHW"),
 ]
 
 
@@ -49,7 +51,7 @@ def test_strips_give_what_the_definition_gives(workload, run_kernel):
         Conv2d(16, 16, 3, 12, (3, 3)),
         Conv2d(16, 16, 3, 16, (3, 3), dilation=(2, 2)),
         Conv2d(16, 6, 3, 16, (3, 3)),
-        Conv2d(64, 64, 3, 64, (11, 11), (4, 4)),
+        Conv2d(64, 99, 3, 64, (2, 61), (4, 4)),
     ],
     ids=Conv2d.key,
 )
