@@ -36,6 +36,9 @@ _MAX_SIDE = 1 << 14
 _MAX_CHANNELS = 1 << 16
 _MAX_DATA_BYTES = 1 << 16
 
+#: Of all layers together: 1 GiB of floats.
+_MAX_TOTAL_ELEMENTS = 1 << 28
+
 #: What darknet adds to a cfg's name when it saves weights while training.
 _SAVED = ("_final", "_best", "_last")
 _SAVED_STEM = re.compile(r"(.+)_(?:final|best|last|\d+)")
@@ -141,11 +144,11 @@ def load(path: Path, options: ImportOptions) -> Model:
 
     ``options.shapes`` may resize the input "input". Raises ModelError with one line that names the file, layer and line.
     """
-    cfg, weights_path = _pair(path, options)
+    cfg = _cfg(path, options)
     net, sections = read_cfg(cfg)
     source = _input_size(net, options)
     layers = _plan(sections, source)
-    weights = Weights(weights_path)
+    weights = Weights(_weights(path, options))
     _check_length(cfg, weights, layers)
     module, outputs = _module(source, layers, weights)
     return Model(
@@ -153,31 +156,39 @@ def load(path: Path, options: ImportOptions) -> Model:
         module=module,
         inputs=(TensorSpec("input", (1, *source), "float32", "NCHW"),),
         outputs=outputs,
-        source_digest=_digest(cfg, weights_path),
+        source_digest=_digest(cfg, weights.path),
         preprocessing=_preprocessing(source, layers),
         labels=_names(cfg, outputs),
         warnings=tuple(_warnings(sections)),
     )
 
 
-def _pair(path: Path, options: ImportOptions) -> tuple[Path, Path]:
-    """The cfg and its weights."""
+def _cfg(path: Path, options: ImportOptions) -> Path:
+    """The cfg: ``path``, or what lies beside the weights ``path``."""
     check_file(path)
-    if path.suffix.lower() == ".weights":
-        if options.weights is not None:
-            raise ModelError(f"{path}: name the .cfg and give its weights with --weights, not two weights files")
-        saved = _SAVED_STEM.fullmatch(path.stem)
-        stems = [path.stem, saved[1]] if saved else [path.stem]
-        found = _beside(path, stems, ".cfg")
-        if found is None:
-            raise ModelError(f"{path}: needs {path.stem}.cfg beside it; or name the .cfg and give --weights {path}")
-        return found, path
+    if not _is_weights(path):
+        return path
     if options.weights is not None:
-        return path, options.weights
+        raise ModelError(f"{path}: name the .cfg and give its weights with --weights, not two weights files")
+    saved = _SAVED_STEM.fullmatch(path.stem)
+    found = _beside(path, [path.stem, saved[1]] if saved else [path.stem], ".cfg")
+    if found is None:
+        raise ModelError(f"{path}: needs {path.stem}.cfg beside it; or name the .cfg and give --weights {path}")
+    return found
+
+
+def _weights(path: Path, options: ImportOptions) -> Path:
+    """The weights: ``path``, those the user names, or what lies beside the cfg ``path``."""
+    if _is_weights(path) or options.weights is not None:
+        return options.weights or path
     found = _beside(path, [path.stem, *(path.stem + ending for ending in _SAVED)], ".weights")
     if found is None:
         raise ModelError(f"{path}: needs {path.stem}.weights beside it; say where it is with --weights FILE")
-    return path, found
+    return found
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix.lower() == ".weights"
 
 
 def _beside(path: Path, stems: Sequence[str], suffix: str) -> Path | None:
@@ -215,6 +226,9 @@ def _plan(sections: Sequence[Section], source: Size) -> list[Layer]:
                 raise section.unsupported(f"{key}={shown(section.text(key))} is not supported", key)
         layers.append(kind(section, tuple(sizes)))
         sizes.append(layers[-1].size)
+    elements = sum(size.count for size in sizes)
+    if elements > _MAX_TOTAL_ELEMENTS:
+        raise ModelError(f"{sections[0].path}: its layers make {elements} values, more than {_MAX_TOTAL_ELEMENTS}")
     return layers
 
 

@@ -7,6 +7,7 @@ Unlike darknet, which takes what is no number for 0, we refuse it by its line.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,11 @@ from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.archive import check_file
 
 #: The longest cfg of darknet's own collection has 50 KB and 300 sections.
-_MAX_BYTES = 4 << 20
+_MAX_BYTES = 1 << 20
 _MAX_SECTIONS = 4096
+_MAX_NUMBERS = 64
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass
@@ -66,27 +70,24 @@ class Section:
 
     def wholes(self, key: str, low: int, high: int) -> list[int]:
         """Whole numbers separated by commas; empty where the key is absent."""
-        value = self.text(key)
-        return [self._whole(key, part, low, high) for part in value.split(",")] if value else []
+        parts = self.text(key).split(",") if key in self.options else []
+        if len(parts) > _MAX_NUMBERS:
+            raise self.error(f"{key} has {len(parts)} numbers, more than {_MAX_NUMBERS}", key)
+        self.read.add(key)
+        return [self._whole(key, part, low, high) for part in parts]
 
     def number(self, key: str, default: float) -> float:
         """A finite number."""
         value = self.text(key)
         if not value:
             return default
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = _parsed(value)
         if not math.isfinite(number):
             raise self.error(f"{key}={shown(value)} is no number", key)
         return number
 
     def _whole(self, key: str, value: str, low: int, high: int) -> int:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = _parsed(value)
         if not number.is_integer():
             raise self.error(f"{key}={shown(value)} is no whole number", key)
         if not low <= number <= high:
@@ -116,6 +117,11 @@ def read_cfg(path: Path) -> tuple[Section, list[Section]]:
     for section in sections:
         section.kind = shown(section.kind) if not section.kind.isidentifier() else section.kind
     return sections[0], sections[1:]
+
+
+def _parsed(value: str) -> float:
+    """The number that is written in decimal digits, or NaN."""
+    return float(value) if _NUMBER.fullmatch(value) else math.nan
 
 
 def shown(value: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from tvm import relax
 
 from bitkiln.pipeline.importers.darknet_activations import scalar
-from bitkiln.pipeline.importers.darknet_layer import MAX_WINDOW, Layer, Size, Tensors, activate, constant
+from bitkiln.pipeline.importers.darknet_layer import MAX_WINDOW, Layer, Size, Tensors, activate, per_channel
 
 
 class Crop(Layer):
@@ -86,7 +86,10 @@ class Shortcut(Layer):
         if section.text("weights_type", "none") != "none":
             raise section.unsupported("learned weights (weights_type=) are not supported", "weights_type")
         for source in self.sources:
-            self._step(self.sizes[source])
+            other = self.sizes[source]
+            self._step(other)
+            if self.alpha != 1 and (other.height < self.source.height or other.width < self.source.width):
+                raise section.unsupported(f"alpha={self.alpha:g} with a smaller {other} is not supported", "alpha")
 
     def _step(self, other: Size) -> int:
         """Stride at which ``other`` is sampled."""
@@ -107,9 +110,8 @@ class Shortcut(Layer):
         step = self._step(size)
         shared = Size(*(min(own, theirs) for own, theirs in zip(self.source, size, strict=True)))
         if self.alpha != 1:
-            scale = np.ones((1, *self.source), np.float32) if shared != self.source else np.ones(1, np.float32)
-            scale[..., : shared.channels, : shared.height, : shared.width] *= self.alpha
-            x = tensors.emit(relax.op.multiply(x, constant(scale)), f"{part}alpha")
+            factor = np.where(np.arange(self.source.channels) < shared.channels, self.alpha, 1)
+            x = tensors.emit(relax.op.multiply(x, per_channel(factor)), f"{part}alpha")
         if shared != size or step > 1:
             end = [shared.channels, *((extent - 1) * step + 1 for extent in shared[1:])]
             sampled = relax.op.strided_slice(other, [1, 2, 3], [0] * 3, end, [1, step, step], assume_inbound=True)

@@ -22,6 +22,7 @@ from bitkiln.pipeline.importers.darknet_weights import Header
 #: The most elements of a tensor: 256 MiB of floats, several times what the largest networks need.
 MAX_ELEMENTS = 1 << 26
 MAX_WINDOW = 1 << 10
+_MAX_CHANNELS = 1 << 20
 
 
 class Size(NamedTuple):
@@ -89,8 +90,10 @@ class Layer:
         self.size = self.source
         self.parameters: dict[str, int] = {}
         self.plan()
-        if min(self.size) < 1 or self.size.count > MAX_ELEMENTS:
-            raise section.error(f"makes {self.size} of {self.source}; at least 1 and at most {MAX_ELEMENTS} elements")
+        if min(self.size) < 1 or self.size.count > MAX_ELEMENTS or self.size.channels > _MAX_CHANNELS:
+            raise section.error(
+                f"makes {self.size} of {self.source}: more than {_MAX_CHANNELS} channels or {MAX_ELEMENTS} elements"
+            )
 
     def plan(self) -> None:
         """Read the section: set ``size`` and ``parameters``. Raises ModelError."""

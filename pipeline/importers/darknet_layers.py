@@ -31,7 +31,8 @@ from bitkiln.pipeline.importers.darknet_layer import (
     shape_of,
 )
 
-_MAX_LOCAL_WINDOW = 16  # Each tap of a local layer is a step of its own.
+#: Largest window of ``[local]``, each tap of which is a step of its own, and of ``[normalization]``.
+_MAX_LOCAL_WINDOW = 16
 
 
 def normalized(layer: Layer, tensors: Tensors, x: relax.Var) -> relax.Var:
@@ -355,8 +356,8 @@ class Idle(Layer):
 class Normalization(Layer):
     """``[normalization]``: x / (kappa + alpha * sum of squares of neighbouring channels) ** beta.
 
-    darknet slides its sum along the channels and forgets one term at the start, which is then missing in every sum and
-    subtracted from those whose window has passed it.
+    darknet slides its sum along the channels and forgets one term, the square of channel size/2, which is therefore missing in
+    every sum, and subtracted from those whose window does not reach it.
     """
 
     name = "lrn"
@@ -367,28 +368,24 @@ class Normalization(Layer):
         self.alpha = section.number("alpha", 1e-4)
         self.beta = section.number("beta", 0.75)
         self.kappa = section.number("kappa", 1.0)
-        self.window = section.whole("size", 5, 1, MAX_WINDOW)
-        if self.window // 2 > self.source.channels or self.source.channels > 1 << 12:
+        self.window = section.whole("size", 5, 1, _MAX_LOCAL_WINDOW)
+        if self.window // 2 > self.source.channels:
             raise section.unsupported(f"size={self.window} on {self.source.channels} channels is not supported")
 
-    def _sums(self) -> np.ndarray:
-        """[C, C]: which channels' squares each sum has, as darknet slides it."""
-        channels, before, after = self.source.channels, (self.window - 1) // 2, self.window // 2
-        sums = np.zeros((channels, channels), np.float32)
-        sums[0, :after] = 1
-        for k in range(1, channels):
-            sums[k] = sums[k - 1]
-            if k - before - 1 >= 0:
-                sums[k, k - before - 1] -= 1
-            if k + after < channels:
-                sums[k, k + after] += 1
-        return sums
-
     def emit(self, tensors: Tensors) -> relax.Var:
-        """The sums as a 1x1 convolution of the squares."""
+        """The sums by an average pooling over the channels of the image seen as [1, 1, C, H*W]."""
+        channels, height, width = self.source
+        before, after = (self.window - 1) // 2, self.window // 2
         squares = tensors.emit(relax.op.multiply(tensors.source, tensors.source), "squares")
-        weights = constant(self.alpha * self._sums()[:, :, None, None])
-        sums = tensors.emit(relax.op.nn.conv2d(squares, weights), "sums")
+        squares = tensors.emit(relax.op.multiply(squares, scalar(self.alpha)), "weighted")
+        rows = tensors.emit(relax.op.reshape(squares, (1, 1, channels, height * width)), "rows")
+        window = (self.window, 1)
+        means = relax.op.nn.avg_pool2d(rows, window, padding=(before, 0, after, 0), count_include_pad=True)
+        sums = tensors.emit(relax.op.multiply(tensors.emit(means, "means"), scalar(self.window)), "windows")
+        sums = tensors.emit(relax.op.reshape(sums, (1, *self.source)), "sums")
+        if after < channels:
+            forgotten = relax.op.strided_slice(squares, [1], [after], [after + 1], assume_inbound=True)
+            sums = tensors.emit(relax.op.subtract(sums, tensors.emit(forgotten, "forgotten")), "slid")
         base = tensors.emit(relax.op.add(sums, scalar(self.kappa)), "base")
         power = tensors.emit(relax.op.power(base, scalar(-self.beta)), "power")
         return tensors.emit(relax.op.multiply(tensors.source, power), "")
