@@ -17,7 +17,7 @@ from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.ops import has_workload, workload_of
 from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.passes.graph import bindings, op_name, shape_of, variables
-from bitkiln.pipeline.passes.lower import Survey, lower, origin, survey
+from bitkiln.pipeline.passes.lower import Survey, finish, origin, survey
 from bitkiln.pipeline.passes.recognise_binary import Verdict
 from bitkiln.pipeline.plan import activation_bytes, read_network
 from bitkiln.pipeline.profile import LayerWork
@@ -165,7 +165,7 @@ def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
     """Look at ``model`` without compiling it: what compiling would refuse is a problem in the answer, not an error."""
     found = survey(model.module)
     rows = _Reader(model.module, found).rows()
-    memory, refused = _activations(model, targets) if targets and not found.problem else (None, found.problem)
+    memory, refused = _activations(found, targets) if targets and not found.problem else (None, found.problem)
     return Inspection(
         name=model.name,
         inputs=model.inputs,
@@ -183,10 +183,10 @@ def layer_table(model: Model) -> list[Row]:
     return _Reader(model.module, survey(model.module)).rows()
 
 
-def _activations(model: Model, targets: Sequence[Target]) -> tuple[int | None, str]:
+def _activations(found: Survey, targets: Sequence[Target]) -> tuple[int | None, str]:
     """The bytes that activations share, and why the network cannot be compiled."""
     try:
-        return activation_bytes(read_network(lower(model, targets[0]).module)), ""
+        return activation_bytes(read_network(finish(found, targets[0]).module)), ""
     except BitkilnError as error:
         return None, str(error)
 

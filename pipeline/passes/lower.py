@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -107,6 +107,16 @@ def lower(model: Model, target: Target) -> Lowered:
     verdicts: list[Verdict] = []
     phases: dict[str, tvm.IRModule] = {}
     _until_fused(model.module, verdicts, phases)
+    return _finished(verdicts, phases, target)
+
+
+def finish(found: Survey, target: Target) -> Lowered:
+    """What ``lower`` gives for the network that ``found`` is of. Raises ModelError."""
+    return _finished(found.verdicts, dict(found.phases), target)
+
+
+def _finished(verdicts: Sequence[Verdict], phases: dict[str, tvm.IRModule], target: Target) -> Lowered:
+    """The passes from "fused" on, as the target wants them."""
     phases["first layer"] = absorb_image(phases["fused"], target)
     phases["thresholds"], notes = fold_threshold(phases["first layer"])
     phases["merged"] = fold_steps(phases["thresholds"])
