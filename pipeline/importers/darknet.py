@@ -306,8 +306,11 @@ def _names(cfg: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     if data.is_file() and data.stat().st_size < _MAX_DATA_BYTES:
         for line in data.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = "".join(line.split()).partition("=")
-            if key in ("names", "labels") and value:
-                candidates += [cfg.parent / value, cfg.parent.parent / value, cfg.parent / Path(value).name]
+            relative = Path(value)
+            if key in ("names", "labels") and value and len(value) < 256:
+                candidates.append(cfg.parent / relative.name)
+                if not relative.is_absolute() and ".." not in relative.parts:
+                    candidates += [cfg.parent / relative, cfg.parent.parent / relative]
     for candidate in candidates:
         if candidate.is_file():
             try:
