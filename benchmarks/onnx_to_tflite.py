@@ -71,12 +71,13 @@ class _Converter:
         source = node.input[0]
         if self.readers.count(source) != 1 or not self.file.operators:
             return None
-        code, _, result, _, options = self.file.operators[-1]
+        last = self.file.operators[-1]
         fusing = {getattr(tflite.BuiltinOperator, name) for name in FUSING}
-        if code not in fusing or result != self.tensors[source] or options.get("FusedActivationFunction"):
+        of_source = last.code in fusing and last.results == (self.tensors[source],)
+        if not of_source or last.options.get("FusedActivationFunction"):
             return None
-        options["FusedActivationFunction"] = activation
-        return result
+        last.options["FusedActivationFunction"] = activation
+        return self.tensors[source]
 
     def padded(self, source: int, shape: list[int], pads: list[int], value: float = 0.0) -> int:
         """``pads`` is top, left, bottom, right."""

@@ -150,7 +150,10 @@ class Tensors:
             self.values[index] = result
 
     def output(self, index: int) -> relax.Var:
-        """The variable of an output; inputs, constants and bits get one of its own."""
+        """The variable of an output; inputs and bits get one of its own."""
+        if index not in self.values:
+            name = self.file.tensors[index].name
+            raise UnsupportedLayer(f"{self.file.path}: output {name!r} does not depend on the input")
         expr = self.expression(index)
         if index in self._bound_outputs:
             return expr
@@ -250,7 +253,7 @@ class Operands:
         if rank is not None and array.ndim != rank:
             raise self.error(f"its {what} has {array.ndim} dimensions, needs {rank}")
         if not np.isfinite(array).all():
-            raise ModelError(f"{self.tensors.file.path}: non-finite weight in {self.tensor(position).label}")
+            raise self.error(f"non-finite weight in {self.tensor(position).label}")
         return np.ascontiguousarray(array, "float32")
 
     def option(self, table: str, name: str, default: Any = None) -> Any:
