@@ -18,6 +18,7 @@ from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
 from bitkiln.pipeline.passes.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.legalize import legalize
+from bitkiln.pipeline.passes.merge_padding import merge_padding
 from bitkiln.pipeline.passes.recognise_binary import Verdict, recognise
 from bitkiln.pipeline.passes.to_nhwc import to_nhwc
 from bitkiln.targets import Target
@@ -130,7 +131,8 @@ def _until_fused(module: tvm.IRModule, verdicts: list[Verdict], phases: dict[str
     phases["canonical"] = canonicalize(module)
     phases["nhwc"] = to_nhwc(phases["canonical"])
     phases["convolutions"] = dense_to_conv(phases["nhwc"])
-    phases["recognised"], found = recognise(phases["convolutions"])
+    phases["padding"] = merge_padding(phases["convolutions"])
+    phases["recognised"], found = recognise(phases["padding"])
     verdicts.extend(found)
     phases["graph"] = fold_affine(phases["recognised"])
     phases["operators"] = to_operators(phases["graph"])
