@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -240,14 +240,14 @@ class _Reader:
         names = self._row_names()
         return [
             self._row(name, value, names)
-            for name, value in bindings(self.main)
+            for name, value in _operations(self.main)
             if isinstance(value, Call) and _tensor_type(value) is not None
         ]
 
     def _row_names(self) -> dict[str, tuple[str, ...]]:
         """For each variable of the file's network the rows and inputs it stands for."""
         names = {param.name: (param.name,) for param in self.main.params}
-        for name, value in bindings(self.main):
+        for name, value in _operations(self.main):
             if isinstance(value, Call):
                 names[name] = (name,)
             else:
@@ -275,7 +275,8 @@ class _Reader:
         return replace(row, sign_zero=workload.sign_zero) if isinstance(workload, Binarize) else row
 
     def _convolution(self, row: Row, call: Call) -> Row:
-        verdict = self.verdicts.get(row.name) or Verdict(row.name, False, _unseen(call))
+        unseen = "not looked at, since the network cannot be compiled" if self.found.problem else _unseen(call)
+        verdict = self.verdicts.get(row.name) or Verdict(row.name, False, unseen)
         count = _weight_count(call)
         row = replace(
             row,
@@ -347,6 +348,13 @@ class _Reader:
         return compiled
 
 
+def _operations(function: relax.Function) -> Iterator[tuple[str, relax.Expr]]:
+    """Name and value of each binding, those that check a shape while the network runs included."""
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            yield binding.var.name, binding.value
+
+
 def shape_of_type(ty: tvm.ir.Type) -> tuple[int, ...]:
     """The shape of a tensor, -1 where it is not known; of a tuple the first tensor's."""
     ty = ty.fields[0] if hasattr(ty, "fields") and len(ty.fields) else ty
@@ -413,18 +421,20 @@ def _weight_count(call: Call) -> int:
 
 
 def _macs(call: Call) -> int:
-    """Multiply-accumulates of a convolution or matrix product."""
+    """Multiply-accumulates of a convolution or matrix product; none where a shape is not known."""
     if has_workload(call):
         return workload_of(call).macs
     operator = op_name(call).removeprefix("nn.")
-    if operator == "matmul":
-        return math.prod(shape_of(call)) * shape_of(call.args[0])[-1]
     if operator not in CONVOLUTIONS:
         return 0
-    weights = shape_of(call.args[1])
+    result, read, weights = (shape_of_type(expr.ty) for expr in (call, *call.args[:2]))
+    if min((*result, *read, *weights), default=-1) < 0:
+        return 0
+    if operator == "matmul":
+        return math.prod(result) * read[-1]
     if operator.endswith("_transpose"):
         # Every input element meets the weights of its channel.
         channels = weights[str(call.attrs["kernel_layout"]).index("I")]
-        return math.prod(shape_of(call.args[0])) * (math.prod(weights) // max(channels, 1))
+        return math.prod(read) * (math.prod(weights) // max(channels, 1))
     channels = weights[str(call.attrs["kernel_layout"]).index("O")]
-    return math.prod(shape_of(call)) * (math.prod(weights) // max(channels, 1))
+    return math.prod(result) * (math.prod(weights) // max(channels, 1))

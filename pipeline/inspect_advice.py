@@ -25,6 +25,8 @@ WORD = 2
 
 #: Share of the arithmetic spent on channels that are there, below which a layer is said to waste the rest.
 WORTHWHILE = 0.75
+#: Share of the network's binary arithmetic below which what a layer wastes is no matter for a warning.
+MATTERS = 0.02
 
 
 @dataclass
@@ -48,7 +50,7 @@ def advise(found: Survey) -> Advice:
     advice = Advice()
     if "recognised" not in found.phases:
         return advice
-    before, after = found.defined("convolutions"), found.defined("recognised")
+    before, after = found.defined("padding"), found.defined("recognised")
     binary = {name: after[operator] for name, operator in found.binary_operators().items()}
     _nearly_binary(advice, found, before)
     _signs_as_floats(advice, found, before, after)
@@ -79,7 +81,7 @@ def _remedy(weight: np.ndarray | None) -> str:
         spread = np.abs(size - mean[:, None]).max(axis=1) / mean
     uneven = int((spread > TOLERANCE).sum())
     if not uneven:
-        return "its weights are +-s, so a sign right before it would make it binary"
+        return "a sign right before it would make it binary"
     worst = int(np.nanargmax(spread))
     return (
         f"{uneven} of {len(weight)} output channels are not +-s, channel {worst} is the furthest off "
@@ -131,8 +133,9 @@ def _readers(function: relax.Function) -> dict[str, list[str]]:
 
 def _wasted_channels(advice: Advice, binary: Mapping[str, Call]) -> None:
     """Binary convolutions whose channel counts leave much of each vector empty, or that no fast kernel takes."""
-    for name, call in binary.items():
-        work = workload_of(call)
+    works = {name: workload_of(call) for name, call in binary.items()}
+    whole = sum(work.macs / _used(work) for work in works.values())
+    for name, work in works.items():
         taps = work.kernel[0] * work.kernel[1]
         if work.groups > 1:
             advice.warn(
@@ -144,7 +147,8 @@ def _wasted_channels(advice: Advice, binary: Mapping[str, Call]) -> None:
             advice.warn(name, f"sums over {taps * work.channels} bits, more than the fast kernels' {MAX_BITS}")
         elif (used := _used(work)) < WORTHWHILE:
             channels, out = _rounded(work.channels, 8 * WORD), _rounded(work.out_channels, LANES)
-            advice.warn(
+            say = advice.warn if work.macs / used >= MATTERS * whole else advice.note
+            say(
                 name,
                 f"{work.channels} channels in and {work.out_channels} out take the time of {channels} and {out}: "
                 f"{1 - used:.0%} of its arithmetic is on channels that are not there; "

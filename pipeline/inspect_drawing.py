@@ -68,7 +68,7 @@ def _work(row: Row) -> str:
     """What a convolution does, on one line of its block."""
     kernel = "dense" if not row.kernel else "×".join(map(str, row.kernel))
     strides = f" /{max(row.strides)}" if row.strides and max(row.strides) > 1 else ""
-    groups = f" in {row.groups} groups" if row.groups > 1 else ""
+    groups = f" g{row.groups}" if row.groups > 1 else ""
     return f"{kernel}{strides}{groups} → {image(row.shape)} · {count(row.macs)} MACs"
 
 
@@ -103,8 +103,10 @@ def _edge(edge: tuple[int, int], blocks: Sequence[Block], path: Sequence[Point])
             else f"C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y:.1f}"
         )
         x, y = to_x, to_y
-    source = blocks[edge[0]].main
-    bits = ' class="bits"' if source is not None and source.result == "bits" else ""
+    source, reader = (blocks[at].main for at in edge)
+    # What follows a block may have been drawn into its convolution, so that only a binary one tells that it reads bits.
+    is_bits = source is not None and source.result == "bits" and reader is not None and reader.binary
+    bits = ' class="bits"' if is_bits else ""
     return f'<path{bits} data-e="{edge[0]} {edge[1]}" d="{"".join(parts)}"/>'
 
 

@@ -12,7 +12,7 @@ from bitkiln.pipeline.inspect import Bound, Inspection, Row, gathered
 from bitkiln.pipeline.inspect_drawing import count, graph, image, times
 from bitkiln.pipeline.inspect_graph import Block, blocks_of
 from bitkiln.pipeline.inspect_style import SCRIPT, STYLE
-from bitkiln.pipeline.inspect_table import operation, size
+from bitkiln.pipeline.inspect_table import milliseconds, operation, size
 from bitkiln.pipeline.page import BINARY, FLOAT, OTHER, page, shown
 from bitkiln.targets import Target
 
@@ -71,9 +71,9 @@ def _tiles(found: Inspection) -> str:
         bound = found.bounds[0]
         tiles.append(
             _tile(
-                f"{bound.ms:.2f} ms",
-                f"is the bound on {bound.target.name}, one core, not a measurement: {bound.binary_ms:.2f} binary, "
-                f"{bound.float_ms:.2f} float",
+                milliseconds(bound.ms),
+                f"is the bound on {bound.target.name}, one core, not a measurement: {bound.binary_ms:.4g} binary, "
+                f"{bound.float_ms:.4g} float",
                 _bar(bound.binary_ms, bound.float_ms),
             )
         )
@@ -115,13 +115,13 @@ def _overview(found: Inspection) -> str:
     bound = found.bounds[0]
     largest = sorted(found.rows, key=lambda row: -row.roof_ms(bound.target))[:8]
     rows = "".join(
-        f'<tr><td class="t">{shown(row.name, 40)}</td><td>{row.roof_ms(bound.target):.2f} ms</td>'
+        f'<tr><td class="t">{shown(row.name, 40)}</td><td>{milliseconds(row.roof_ms(bound.target))}</td>'
         f"<td>{row.roof_ms(bound.target) / bound.ms:.0%}</td></tr>"
         for row in largest
         if row.macs
     )
     return (
-        f'<section id="d"><h3>Most of the bound on {shown(bound.target.name)}</h3><table>{rows}</table>'
+        f'<section id="d"><h3>Most of the bound on {shown(bound.target.name)}</h3><table class="top">{rows}</table>'
         '<p class="note">Point at a block for its details.</p></section>'
     )
 
@@ -185,7 +185,7 @@ def _facts(row: Row, bound: Bound | None) -> Iterable[tuple[str, str]]:
     yield "constants", f"{size(row.constant_bytes)} of thresholds, biases and the like" if row.constant_bytes else ""
     if bound is not None and row.macs and bound.ms:
         ms = row.roof_ms(bound.target)
-        yield "bound", f"{ms:.3f} ms on {bound.target.name}, {ms / bound.ms:.1%} of the network's"
+        yield "bound", f"{milliseconds(ms)} on {bound.target.name}, {ms / bound.ms:.1%} of the network's"
 
 
 def _table(found: Inspection, of_row: dict[str, int]) -> str:
@@ -200,7 +200,7 @@ def _table(found: Inspection, of_row: dict[str, int]) -> str:
 
 def _line(row: Row, block: int, target: Target | None) -> str:
     weights = (size(row.weight_bytes), size(row.packed_bytes)) if row.weight_bytes else ("", "")
-    ms = f"{row.roof_ms(target):.3f}" if target is not None and row.macs else ""
+    ms = f"{row.roof_ms(target):.4g}" if target is not None and row.macs else ""
     cells = "".join(f"<td>{cell}</td>" for cell in (f"{row.macs:,}" if row.macs else "", *weights, ms))
     read = f"{times(row.input_shape)} → " if row.input_shape and row.input_shape != row.shape else ""
     minor = "" if row.binary is not None or row.warnings else ' class="minor"'
@@ -221,7 +221,7 @@ def _verdict(row: Row) -> str:
 def _bounds(bounds: Sequence[Bound]) -> str:
     rows = "".join(
         f'<tr><td class="t">{shown(bound.target.name)}</td><td class="t">{shown(bound.target.description)}</td>'
-        f"<td>{bound.binary_ms:.2f}</td><td>{bound.float_ms:.2f}</td><td><b>{bound.ms:.2f}</b></td></tr>"
+        f"<td>{bound.binary_ms:.4g}</td><td>{bound.float_ms:.4g}</td><td><b>{bound.ms:.4g}</b></td></tr>"
         for bound in bounds
     )
     return (

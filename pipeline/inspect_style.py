@@ -40,12 +40,14 @@ max-height:calc(100vh - 4rem);overflow:auto}}
 .panel h3{{margin:0 0 .3rem;font-size:1.05rem;overflow-wrap:anywhere}}.panel p{{margin:.3rem 0 .6rem}}
 .panel td,.panel th{{font-size:.85rem;vertical-align:top;overflow-wrap:anywhere;padding-left:0}}
 .panel th{{font-weight:400;color:var(--soft);width:5.5rem}}
+.panel .top td:not(.t){{white-space:nowrap}}
 .panel .ops td{{font-size:.8rem}}.panel .ops td:last-child{{white-space:nowrap;padding-right:0}}
 .panel .said li{{font-size:.85rem}}.panel button{{display:none}}
 .tag{{display:inline-block;border-radius:1rem;padding:.02rem .6rem;font-size:.8rem;color:#fff;background:var(--other)}}
 .tag.yes{{background:#b7661a}}.tag.no{{background:var(--float)}}
 .scroll{{overflow-x:auto}}.lay{{font-variant-numeric:tabular-nums}}.lay td,.lay th{{white-space:nowrap}}
-.lay td.why{{white-space:normal;min-width:17rem;text-align:left}}.lay tr.minor td{{color:var(--soft)}}
+.lay td:first-child{{white-space:normal;overflow-wrap:anywhere;min-width:8rem}}
+.lay td.why{{white-space:normal;min-width:15rem;text-align:left}}.lay tr.minor td{{color:var(--soft)}}
 .lay tr.minor a{{font-weight:400}}.lay:not(.all) tr.minor{{display:none}}.lay tr.on td{{background:#eef2f6}}
 .key i{{border-radius:.2rem;vertical-align:-.05rem}}
 .key i.l{{height:0;width:1.5rem;vertical-align:.25rem;border-top:2px solid #a9b6c4;border-radius:0}}
@@ -57,7 +59,8 @@ box-shadow:0 -4px 18px #1d273333}}
 .panel.idle{{display:none}}
 .panel button{{display:block;position:absolute;right:.6rem;top:.6rem;width:2rem;height:2rem;font-size:1rem;border:0;
 border-radius:1rem;background:#eef2f6}}
-.tiles{{grid-template-columns:repeat(2,minmax(0,1fr))}}.tile:last-child:nth-child(odd){{grid-column:1/-1}}.tile b{{font-size:1.15rem}}
+.tiles{{grid-template-columns:repeat(2,minmax(0,1fr))}}.tile:last-child:nth-child(odd){{grid-column:1/-1}}
+.tile b{{font-size:1.15rem}}
 }}
 """
 

@@ -56,7 +56,7 @@ def _print_bounds(found: Inspection, console: Console) -> None:
         return
     _wrapped(console, Text("bound on one core, from peak rates and memory bandwidth; not a measurement:"), 0)
     for bound in found.bounds:
-        parts = f"{bound.ms:8.2f} ms, of it {bound.binary_ms:.2f} binary and {bound.float_ms:.2f} float"
+        parts = f"{milliseconds(bound.ms):>12}, of it {bound.binary_ms:.4g} binary and {bound.float_ms:.4g} float"
         _wrapped(console, Text(f"  {bound.target.name:<16}{parts}  ({bound.target.description})"), 2 * INDENT)
     target = found.bounds[0].target
     slowest = max(found.rows, key=lambda row: row.roof_ms(target))
@@ -85,6 +85,11 @@ def size(count: int) -> str:
     if count < 1000:
         return f"{count} B"
     return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def milliseconds(value: float) -> str:
+    """A time for people, four digits of it."""
+    return f"{value:.4g} ms"
 
 
 def operation(row: Row) -> str:

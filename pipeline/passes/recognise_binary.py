@@ -67,7 +67,8 @@ class _Recogniser:
         self._finder = self._finder or SignFinder(graph)
         operator = op_name(value)
         if operator == "bitkiln.bconv2d":
-            text = _padding_text(workload_of(value).pad_value)
+            workload = workload_of(value)
+            text = _padding_text(workload.pad_value, workload.padding)
             self.verdicts.append(Verdict(name, True, f"stored as binary, {text}"))
         elif operator == "nn.conv2d":
             try:
@@ -253,7 +254,7 @@ def _levels_text(signs: Signs) -> str:
     return f"its levels are {signs.negative:g} and {signs.positive:g}"
 
 
-def _padding_text(value: int, padding: tuple[int, ...] = (1,)) -> str:
+def _padding_text(value: int, padding: tuple[int, ...]) -> str:
     if not any(padding):
         return "no padding"
     return "true zero padding" if value == 0 else f"padding {value:+d}"
