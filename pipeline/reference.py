@@ -20,6 +20,7 @@ from tvm.relax import TupleGetItem
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.ops import has_workload, pack_bits, unpack_bits, workload_of
 from bitkiln.pipeline.ops.register import ints
+from bitkiln.pipeline.ops.words import evaluate_words
 from bitkiln.pipeline.passes.graph import bindings, op_name, variables
 from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Pool, Pool2d, Step
 
@@ -577,6 +578,9 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "nn.leakyrelu": lambda call, x: np.where(x > 0, x, x * np.float32(call.attrs["alpha"])),
     "nn.prelu": _relax_prelu,
     "bitkiln.hardswish": lambda _, x: _step(Step("hardswish"), x, None),
+    "bitkiln.from_words": evaluate_words,
+    "bitkiln.to_words": evaluate_words,
+    "bitkiln.unpack": evaluate_words,
     "bitkiln.prelu": lambda _, x, slope: np.where(x > 0, x, x * slope),
     "nn.softmax": _softmax,
     "nn.log_softmax": _log_softmax,
