@@ -20,7 +20,7 @@ def path(ell):
     [
         ("card-binry", "did you mean 'card-binary'"),
         ("missing.ell", "No such file"),
-        ("missing.bin", r"no such file, and no built-in network .*\.onnx, .*\.ell\.zip, card-binary, card-float"),
+        ("missing.bin", r"no such file, and no built-in network .*\.onnx, .*\.ell\.zip, .*card-binary, card-float"),
     ],
 )
 def test_unknown_models(tmp_path, monkeypatch, name, message):
