@@ -19,14 +19,23 @@ from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BitkilnError, VerifyError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.lower import Lowered, lower
-from bitkiln.pipeline.verification import zeros
 from bitkiln.pipeline.verification.belonging import Belonging, Mismatch, check, check_steps
 from bitkiln.pipeline.verification.compare import Tensors, compare_step, relative_error, unpack
 from bitkiln.pipeline.verification.explain import explain, worst
-from bitkiln.pipeline.verification.outputs import IMPORTED, REFERENCE, Decision, Judge, Output, Rival, as_imported
+from bitkiln.pipeline.verification.outputs import (
+    EXPECTED,
+    IMPORTED,
+    REFERENCE,
+    Decision,
+    Judge,
+    Output,
+    Rival,
+    as_imported,
+)
 from bitkiln.pipeline.verification.report import Report, Row, print_report
 from bitkiln.pipeline.verification.samples import Sample, make_inputs
 from bitkiln.pipeline.verification.steps import Step, listed_steps, named_steps, output_steps
+from bitkiln.pipeline.verification.zeros import ZeroSigns
 
 __all__ = ["Report", "Tracer", "make_inputs", "print_report", "verify_bundle"]
 
@@ -93,9 +102,10 @@ class _Examination:
         trace = {**sample.inputs, **(answer.trace or {})}
         self.outputs: list[Output] = [(name, trace.get(step)) for name, step in output_steps(model, lowered)]
         self.notes = _whole_run(answer, self.outputs)
-        names = [*(step.name for step in steps), *zeros.sources(lowered), *reference.output_names(lowered.graph)]
-        ends = reference.evaluate(lowered.graph, sample.inputs, names)
-        self.zeros = zeros.exact_zeros(lowered, {**sample.inputs, **ends})
+        self.zero_signs = ZeroSigns(lowered)
+        names = [step.name for step in steps] + list(self.zero_signs.sources.values())
+        ends = reference.evaluate(lowered.graph, sample.inputs, [*names, *reference.output_names(lowered.graph)])
+        self.zeros = self.zero_signs.met(ends)
         self.reference = [ends[name] for name in reference.output_names(lowered.graph)]
         self.rows = tuple(compare_steps(lowered, steps, trace, ends))
 
@@ -103,13 +113,15 @@ class _Examination:
         """The outputs against all other engines."""
         flips = sum(row.undecided for row in self.rows)
         faithful = all(row.passed for row in self.rows)
-        judge = Judge(self.lowered, self.sample.inputs, self.zeros, flips, faithful)
+        judge = Judge(
+            self.lowered, self.sample.inputs, self.sample.source, self.zero_signs, self.zeros, flips, faithful
+        )
         rivals = [Rival(REFERENCE, self.reference, by_file=False)]
-        imported = as_imported(self.lowered, self.sample.inputs, zeros_positive=True)
-        rivals += [Rival(IMPORTED, imported, by_file=False)] if imported is not None else []
+        imported = as_imported(self.lowered, self.sample.inputs)
+        rivals += [Rival(IMPORTED, imported)] if imported is not None else []
         theirs = _onnxruntime(source, self.sample.inputs)
         rivals += [Rival("onnxruntime", theirs)] if theirs is not None else []
-        rivals += [Rival("expected", self.sample.expected)] if self.sample.expected else []
+        rivals += [Rival(EXPECTED, self.sample.expected)] if self.sample.expected else []
         return [decision for rival in rivals for decision in judge.decide(self.outputs, rival)]
 
 
@@ -184,6 +196,7 @@ def _report(
         tuple(shown.zeros),
         shown.sample.source if len(examined) == 1 else f"{len(examined)} inputs, shown for {shown.sample.source}",
         shown.measured_by,
+        labels=bundle.labels,
         same_file=belongs.same_file,
         notes=belongs.notes,
         disagreements=(*belongs.disagreements, *whole),

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitkiln.pipeline.bundle import Bundle
 from bitkiln.pipeline.errors import VerifyError
-from bitkiln.pipeline.model import Model, Preprocessing
+from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.graph import bindings, op_name
 from bitkiln.pipeline.passes.lower import Lowered
 
@@ -42,11 +42,12 @@ def check(bundle: Bundle, model: Model, stated: Collection[str] = ()) -> Belongi
         if theirs != ours:
             hint = "; the file is the same, so give the --shape it was compiled with" if same else ""
             raise Mismatch(f"{kind}s of the bundle are {_shapes(theirs)}, the model's {_shapes(ours)}{hint}")
+    differing = _presentation(bundle, model)
     notes = [] if same else [_other_file(made_from, model)]
-    disagreements: list[str] = []
-    for option, text in _presentation(bundle, model):
-        (disagreements if option in stated else notes).append(text)
-    return Belonging(same, tuple(notes), tuple(disagreements))
+    silent = [flag for option, flag, _ in differing if option not in stated]
+    if silent:
+        notes.append(f"the bundle was compiled with {', '.join(silent)}, and is checked as it is")
+    return Belonging(same, tuple(notes), tuple(text for option, _, text in differing if option in stated))
 
 
 def check_steps(bundle: Bundle, lowered: Lowered, listed: Sequence[tuple[str, str]], same_file: bool) -> None:
@@ -72,17 +73,21 @@ def _other_file(made_from: Mapping[str, Any], model: Model) -> str:
     )
 
 
-def _presentation(bundle: Bundle, model: Model) -> list[tuple[str, str]]:
-    """(option, sentence) for whatever the bundle says otherwise of images and classes."""
+def _presentation(bundle: Bundle, model: Model) -> list[tuple[str, str, str]]:
+    """Whatever the bundle says otherwise of images and classes: option, how it was given for the bundle, a sentence."""
     found = []
-    theirs, ours = bundle.manifest.get("preprocessing") or {}, _plain(model.preprocessing)
+    theirs, ours = (
+        bundle.manifest.get("preprocessing") or {},
+        asdict(model.preprocessing) if model.preprocessing else {},
+    )
     for option in ("channel_order", "mean", "scale", "resize", "resize_to"):
-        if theirs and ours and _flat(theirs.get(option)) != _flat(ours[option]):
+        values = _plain(theirs.get(option)), _plain(ours.get(option))
+        if theirs and ours and values[0] != values[1]:
             flag = "--" + option.replace("_", "-")
-            text = f"the bundle prepares images with {flag} {_flat(theirs.get(option))}, the model as given here with "
-            found.append((option, text + str(_flat(ours[option]))))
+            text = f"the bundle prepares images with {flag} {values[0]}, the model as given here with {values[1]}"
+            found.append((option, f"{flag} {values[0]}", text))
     if bundle.labels != model.labels and model.labels:
-        found.append(("labels", _labels(bundle.labels, model.labels)))
+        found.append(("labels", "other --labels", _labels(bundle.labels, model.labels)))
     return found
 
 
@@ -93,11 +98,7 @@ def _labels(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return f"class {at} is {theirs[at]!r} in the bundle, {ours[at]!r} in the labels given here"
 
 
-def _plain(how: Preprocessing | None) -> dict[str, Any]:
-    return asdict(how) if how else {}
-
-
-def _flat(value: Any) -> str:
+def _plain(value: Any) -> str:
     """As on the command line: one number where all channels have the same."""
     if not isinstance(value, (list, tuple)):
         return str(value)

@@ -15,10 +15,9 @@ import numpy as np
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.passes.lower import Lowered
-from bitkiln.pipeline.verification import zeros
 from bitkiln.pipeline.verification.compare import TOLERANCE, Tensors, relative_error
 from bitkiln.pipeline.verification.sensitivity import Sensitivity
-from bitkiln.pipeline.verification.zeros import ExactZeros
+from bitkiln.pipeline.verification.zeros import ExactZeros, ZeroSigns
 
 #: Outputs may differ this many times more than the widest draw of signs next to zero moved them.
 SPREAD = 2.0
@@ -32,7 +31,7 @@ Output = tuple[str, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Rival:
-    """Another engine's outputs for the same input; ``by_file`` if it gives zeros the sign 0 where the file says so."""
+    """Another engine's outputs for the same input; ``by_file`` if it may give zeros the sign 0 where the file says so."""
 
     name: str
     outputs: Sequence[np.ndarray | None]
@@ -41,7 +40,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Decision:
-    """An output of the whole network against another engine that ran the model on the same input.
+    """An output of the whole network against another engine that ran the model on the same input, called ``sample``.
 
     ``error`` is the largest difference relative to the largest value, ``allowed`` how much is accepted and ``why``.
     ``top`` and ``expected_top`` are the best classes, empty for outputs that are no row of scores; ``margin`` is how far
@@ -57,6 +56,7 @@ class Decision:
     margin: float = 0.0
     allowed: float = TOLERANCE
     why: str = ""
+    sample: str = ""
 
     @property
     def changed(self) -> bool:
@@ -70,16 +70,23 @@ class Judge:
     """
 
     def __init__(
-        self, lowered: Lowered, inputs: Tensors, met: Sequence[ExactZeros], flips: int, faithful: bool
+        self,
+        lowered: Lowered,
+        inputs: Tensors,
+        sample: str,
+        zero_signs: ZeroSigns,
+        met: Sequence[ExactZeros],
+        flips: int,
+        faithful: bool,
     ) -> None:
-        self.lowered, self.inputs, self.met = lowered, inputs, met
+        self.inputs, self.sample, self.zero_signs, self.met = inputs, sample, zero_signs, met
         self.flips, self.faithful = flips, faithful
         self.sensitivity = Sensitivity(lowered, inputs)
 
     @cached_property
-    def letter(self) -> list[np.ndarray] | None:
-        """The outputs of the network as the file has it, where exact zeros have the sign 0."""
-        return as_imported(self.lowered, self.inputs, zeros_positive=False)
+    def letter(self) -> list[np.ndarray]:
+        """The outputs where exact zeros have the sign 0, as in the file."""
+        return self.zero_signs.to_the_letter(self.inputs)
 
     def decide(self, outputs: Sequence[Output], rival: Rival) -> list[Decision]:
         """A decision for each output that both engines have."""
@@ -94,7 +101,7 @@ class Judge:
         allowed, why = (TOLERANCE, "") if error <= TOLERANCE else self._allowance(at, actual, expected, rival)
         passed = error <= allowed and (rival.name != REFERENCE or self.faithful or error <= TOLERANCE)
         top, expected_top, margin = _choices(actual, expected)
-        return Decision(name, rival.name, error, passed, top, expected_top, margin, allowed, why)
+        return Decision(name, rival.name, error, passed, top, expected_top, margin, allowed, why, self.sample)
 
     def _allowance(self, at: int, actual: np.ndarray, expected: np.ndarray, rival: Rival) -> tuple[float, str]:
         """How much the outputs may differ beyond the tolerance, and why."""
@@ -119,9 +126,7 @@ class Judge:
         return max((relative_error(a, b) for a, b in pairs), default=0.0)
 
     def _follows_file(self, at: int, expected: np.ndarray) -> bool:
-        """Does the other engine give what the file says to the letter, where exact zeros have the sign 0?"""
-        if self.letter is None or self.letter[at].size != expected.size:
-            return False
+        """Does the other engine give what the reference does where exact zeros have the sign 0?"""
         return relative_error(self.letter[at], expected) <= max(DRIFT, SPREAD * self._spread(at))
 
 
@@ -131,17 +136,16 @@ REFERENCE = "reference"
 #: The network before any rewriting, evaluated in numpy.
 IMPORTED = "model as imported"
 
+#: What the user says that another engine gave.
+EXPECTED = "expected"
 
-def as_imported(lowered: Lowered, inputs: Tensors, zeros_positive: bool) -> list[np.ndarray] | None:
+
+def as_imported(lowered: Lowered, inputs: Tensors) -> list[np.ndarray] | None:
     """The outputs of the network as imported; None where it has operators that the reference does not know."""
-    module = lowered.phases["imported"]
-    names = reference.output_names(module)
-    extra = {"instead": zeros.count_as_positive(lowered)} if zeros_positive else {}
     try:
-        values = reference.evaluate(module, inputs, names, **extra)
+        return reference.run(lowered.phases["imported"], inputs)
     except BitkilnError:
         return None
-    return [values[name] for name in names]
 
 
 def _choices(actual: np.ndarray, expected: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +11,14 @@ from rich.table import Table
 
 from bitkiln.pipeline.verification.compare import TOLERANCE
 from bitkiln.pipeline.verification.explain import Cause, Spot
-from bitkiln.pipeline.verification.outputs import Decision
+from bitkiln.pipeline.verification.outputs import EXPECTED, IMPORTED, REFERENCE, Decision
 from bitkiln.pipeline.verification.zeros import ExactZeros
 
 #: Layers of the model's file that a line of the report names; the JSON has all.
 NAMED = 4
+
+#: How the text calls those that the outputs are compared with.
+_CALLED = {REFERENCE: "the reference", IMPORTED: "the model as imported", EXPECTED: "the expected outputs"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Report:
     zeros: tuple[ExactZeros, ...] = ()
     inputs: str = ""
     measured_by: str = ""
+    labels: tuple[str, ...] = field(default=(), repr=False)
     mismatch: str = ""
     same_file: bool = True
     notes: tuple[str, ...] = ()
@@ -110,7 +114,7 @@ class Report:
             return f"disagrees: the bundle computes something else than the model, first in {self.wrong[0].name}"
         failed = next((each for each in self.decisions if not each.passed), None)
         if failed is not None:
-            return f"disagrees: output {failed.output} is not that of {failed.against}"
+            return f"disagrees: output {failed.output} is not that of {_CALLED.get(failed.against, failed.against)}"
         return "disagrees: the bundle prepares images or names classes otherwise"
 
     def reasons(self) -> list[str]:
@@ -127,11 +131,16 @@ class Report:
             lines.append(f"it was compiled from {other}")
         lines += [self._rounding()] if self.flips else []
         lines += [self._zeros()] if self.zeros else []
-        return [*lines, *self.notes, *([self.advice] if self.advice else [])]
+        lines += [f"note: {text}" for text in self.notes]
+        return [*lines, *([self.advice] if self.advice else [])]
 
     def _but(self) -> str:
         changed = [each for each in self.decisions if each.changed]
-        return f", though the first choice is not that of {changed[0].against}" if changed else ""
+        return (
+            f", though the first choice is not that of {_CALLED.get(changed[0].against, changed[0].against)}"
+            if changed
+            else ""
+        )
 
     def _rounding(self) -> str:
         first = next(row for row in self.rows if row.undecided)
@@ -169,8 +178,8 @@ def print_report(report: Report, console: Console, every: bool = False) -> None:
     line(report.verdict)
     for reason in report.reasons():
         line(f"  {reason}")
-    for decision in report.decisions:
-        line(f"  {_decision(decision)}")
+    for text in _outputs(report):
+        line(f"  {text}")
     if report.rows:
         line(f"  {_summary(report)}")
     rows = [row for row in report.rows if every or not row.passed or row.differing]
@@ -185,7 +194,7 @@ def _summary(report: Report) -> str:
     steps = (
         f"{len(report.rows)} steps, each on the inputs it had: {exact} compared exactly, {len(report.rows) - exact} to "
     )
-    return f"{steps}{TOLERANCE:g}{worst}; input: {report.inputs}; {report.measured_by}"
+    return f"{steps}{TOLERANCE:g}{worst}; input: {report.inputs}; {report.measured_by.partition(':')[0]}"
 
 
 def _first_wrong(row: Row) -> list[str]:
@@ -214,16 +223,45 @@ def _names(layers: Sequence[str]) -> str:
     return f"{', '.join(layers[: NAMED - 1])} ... {layers[-1]} ({len(layers)} layers)"
 
 
-def _decision(decision: Decision) -> str:
-    text = f"{decision.output} against {decision.against}: "
+def _outputs(report: Report) -> list[str]:
+    """A line for each output on which all agree, and one for each decision that takes some explaining."""
+    several = len({each.sample for each in report.decisions}) > 1
+    plain: dict[str, list[Decision]] = {}
+    for each in report.decisions:
+        if each.passed and not each.why and not each.changed:
+            plain.setdefault(each.output, []).append(each)
+    lines = [_agreement(output, found, report.labels) for output, found in plain.items()]
+    others = [each for each in report.decisions if not (each.passed and not each.why and not each.changed)]
+    return lines + [_decision(each, report.labels, several) for each in others]
+
+
+def _agreement(output: str, found: Sequence[Decision], labels: Sequence[str]) -> str:
+    names = list(dict.fromkeys(_CALLED.get(each.against, each.against) for each in found))
+    others = " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+    samples = len({each.sample for each in found})
+    text = f"{output}: as {others} {'have' if names[1:] else 'has'} it" + (
+        f" for {samples} inputs" if samples > 1 else ""
+    )
+    if found[0].top and samples == 1:
+        text += f", first choice {_class(found[0].top[0], labels)} (ahead by {found[0].margin:.2g})"
+    return f"{text}; largest difference {max(each.error for each in found):.1e}"
+
+
+def _decision(decision: Decision, labels: Sequence[str], named: bool) -> str:
+    text = f"{decision.output} against {_CALLED.get(decision.against, decision.against)}" + (
+        f" for {decision.sample}: " if named else ": "
+    )
     if decision.top:
-        order = "as there" if not decision.changed else f"there {decision.expected_top[0]}"
-        text += f"first choice {decision.top[0]}, {order} (ahead by {decision.margin:.2g}); "
+        order = "as there" if not decision.changed else f"there {_class(decision.expected_top[0], labels)}"
+        text += f"first choice {_class(decision.top[0], labels)}, {order} (ahead by {decision.margin:.2g}); "
     text += f"largest difference {decision.error:.1e}"
-    text += f" ({decision.why})" if decision.why and decision.passed else ""
     if decision.passed:
-        return f"{text}: ok"
+        return f"{text} ({decision.why}): ok" if decision.why else f"{text}: ok"
     return f"{text}, allowed {decision.allowed:.1e}" + (f" for {decision.why}" if decision.why else "") + ": WRONG"
+
+
+def _class(index: int, labels: Sequence[str]) -> str:
+    return f"{index} ({labels[index]})" if index < len(labels) else str(index)
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -1,18 +1,21 @@
-"""Exact zeros before a sign: the file's Sign gives 0 for them, a bit has no such value and stands for +1."""
+"""Exact zeros before a sign: the file's Sign gives 0 for them, a bit has no such value and stands for +1 or -1."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from bitkiln.pipeline import reference
-from bitkiln.pipeline.passes.graph import bindings, op_name, variables
+from bitkiln.pipeline.ops import unpack_bits, workload_of
+from bitkiln.pipeline.passes.graph import bindings, op_name
 from bitkiln.pipeline.passes.lower import Lowered
 from bitkiln.pipeline.verification.compare import Tensors
+from bitkiln.schedules.workload import Conv2d
 
 #: How a verdict says that zeros take another value in the bundle than in the file.
 _MARK = "zeros count as"
@@ -27,69 +30,50 @@ class ExactZeros:
     elements: int
 
 
-def exact_zeros(lowered: Lowered, values: Tensors) -> list[ExactZeros]:
-    """The layers that meet zeros to which the file gives the sign 0; ``values`` holds the tensors before the signs."""
-    layers = _layers(lowered)
-    found = []
-    for source, layer in _sources(lowered.graph, layers).items():
-        count = int((values[source] == 0).sum())
-        if count:
-            found.append(ExactZeros(layer, count, values[source].size))
-    return found
+class ZeroSigns:
+    """The binary convolutions of a network that read signs of which the file says that of zero is 0."""
 
+    def __init__(self, lowered: Lowered) -> None:
+        self._graph: tvm.IRModule = lowered.graph
+        self._layers = {verdict.name for verdict in lowered.verdicts if verdict.binary and _MARK in verdict.reason}
 
-def sources(lowered: Lowered) -> list[str]:
-    """The tensors that ``exact_zeros`` looks at."""
-    return list(_sources(lowered.graph, _layers(lowered)))
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """For each such convolution of the graph the tensor whose signs it reads."""
+        defined = dict(bindings(self._graph["main"]))
+        found = {}
+        for name, value in defined.items():
+            if op_name(value) != "bitkiln.bconv2d" or name.removesuffix(".sums") not in self._layers:
+                continue
+            call = defined.get(value.args[0].name)
+            if op_name(call) == "reshape":
+                call = defined.get(call.args[0].name)
+            if op_name(call) == "bitkiln.binarize":
+                found[name] = call.args[0].name
+        return found
 
+    def met(self, values: Tensors) -> list[ExactZeros]:
+        """Where there are exact zeros; ``values`` holds the tensors named by ``sources``. Each tensor counts once."""
+        first = {source: name for name, source in reversed(self.sources.items())}
+        found = [
+            ExactZeros(name.removesuffix(".sums"), int((values[source] == 0).sum()), values[source].size)
+            for source, name in first.items()
+        ]
+        return [each for each in reversed(found) if each.count]
 
-def count_as_positive(lowered: Lowered) -> reference.Instead:
-    """Evaluates the signs that binary convolutions of the imported network read with zeros as +1, as the bundle does."""
-    signs = _signs_before(lowered.phases["imported"], _layers(lowered))
+    def to_the_letter(self, inputs: Tensors) -> list[np.ndarray]:
+        """The network's outputs where the sign of zero is 0, as the file says."""
+        names = reference.output_names(self._graph)
+        values = reference.evaluate(self._graph, inputs, [*names, *self.sources.values()], instead=self._convolve)
+        return [values[name] for name in names]
 
-    def instead(name: str, expr: relax.Expr, values: Mapping[str, reference.Value]) -> reference.Value | None:
-        if name not in signs:
+    def _convolve(self, name: str, expr: relax.Expr, values: Mapping[str, reference.Value]) -> reference.Value | None:
+        """A convolution of signs that may be 0; None for anything else."""
+        source = values.get(self.sources.get(name, ""))
+        if not isinstance(source, np.ndarray):
             return None
-        value = reference.evaluate_call(lowered.phases["imported"], expr.args[0], values)
-        assert isinstance(value, np.ndarray)
-        return np.where(value >= 0, value.dtype.type(1), value.dtype.type(-1))
-
-    return instead
-
-
-def _layers(lowered: Lowered) -> set[str]:
-    return {verdict.name for verdict in lowered.verdicts if verdict.binary and _MARK in verdict.reason}
-
-
-def _sources(graph: tvm.IRModule, layers: Collection[str]) -> dict[str, str]:
-    """Each tensor whose signs one of ``layers`` reads, and the first layer that does."""
-    defined = dict(bindings(graph["main"]))
-    found: dict[str, str] = {}
-    for name, value in defined.items():
-        layer = name.removesuffix(".sums")
-        if op_name(value) != "bitkiln.bconv2d" or layer not in layers:
-            continue
-        call = defined.get(value.args[0].name)
-        if op_name(call) == "reshape":
-            call = defined.get(call.args[0].name)
-        if op_name(call) == "bitkiln.binarize":
-            found.setdefault(call.args[0].name, layer)
-    return found
-
-
-def _signs_before(imported: tvm.IRModule, layers: Collection[str]) -> set[str]:
-    """The nearest operators "sign" before the convolutions called ``layers``."""
-    defined = dict(bindings(imported["main"]))
-    pending = [var.name for layer in layers if layer in defined for var in variables(defined[layer])]
-    seen: set[str] = set()
-    signs = set()
-    while pending:
-        name = pending.pop()
-        if name in seen or name not in defined:
-            continue
-        seen.add(name)
-        if op_name(defined[name]) == "sign":
-            signs.add(name)
-        else:
-            pending.extend(var.name for var in variables(defined[name]))
-    return signs
+        work, weight = workload_of(expr), reference.evaluate_call(self._graph, expr.args[1], values)
+        assert isinstance(work, Conv2d) and isinstance(weight, np.ndarray)
+        signs = np.sign(np.nan_to_num(source, nan=-1.0)).reshape(1, work.height, work.width, work.channels)
+        weight = unpack_bits(weight, work.channels // work.groups).astype(np.float32)
+        return reference.convolve(signs, weight, work.strides, work.padding, work.dilation, work.groups, work.pad_value)

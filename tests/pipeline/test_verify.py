@@ -146,11 +146,11 @@ def test_the_command_compares_with_what_another_engine_gave(compiled, as_file, i
     np.save(tmp_path / "y.npy", answer.outputs["y"])
     arguments = ["verify", compiled, "small.onnx", "--input", tmp_path / "x.npy", "--expected", tmp_path / "y.npy"]
     status, out, err = invoke(*arguments)
-    assert (status, err) == (0, "") and "y against expected" in out
+    assert (status, err) == (0, "") and "and the expected outputs have it" in out
     np.save(tmp_path / "y.npy", answer.outputs["y"][:, ::-1])
     status, out, _ = invoke(*arguments, "--json")
     found = json.loads(out)
-    assert status == 1 and not found["passed"] and "output y is not that of expected" in found["verdict"]
+    assert status == 1 and not found["passed"] and "output y is not that of the expected outputs" in found["verdict"]
     assert [each["passed"] for each in found["decisions"]] == [True, True, False]
     assert "each of the 6 steps is right" in " ".join(found["reasons"])
 

@@ -13,9 +13,9 @@ from bitkiln.pipeline import reference
 from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.passes.lower import lower
 from bitkiln.pipeline.verification import outputs as judging
-from bitkiln.pipeline.verification.outputs import IMPORTED, REFERENCE, Judge, Rival, as_imported
+from bitkiln.pipeline.verification.outputs import REFERENCE, Judge, Rival, as_imported
 from bitkiln.pipeline.verification.samples import make_inputs
-from bitkiln.pipeline.verification.zeros import exact_zeros, sources
+from bitkiln.pipeline.verification.zeros import ZeroSigns
 
 op, nn = relax.op, relax.op.nn
 
@@ -42,10 +42,10 @@ def signs():
 
 
 def judge(lowered, inputs, flips=0, faithful=True) -> tuple[Judge, list]:
-    values = reference.evaluate(lowered.graph, inputs, [*sources(lowered), *reference.output_names(lowered.graph)])
-    met = exact_zeros(lowered, {**inputs, **values})
-    ours = [("scores", values[name]) for name in reference.output_names(lowered.graph)]
-    return Judge(lowered, inputs, met, flips, faithful), ours
+    signs, names = ZeroSigns(lowered), reference.output_names(lowered.graph)
+    values = reference.evaluate(lowered.graph, inputs, [*signs.sources.values(), *names])
+    ours = [("scores", values[name]) for name in names]
+    return Judge(lowered, inputs, "numbers", signs, signs.met(values), flips, faithful), ours
 
 
 def with_zeros(share: float) -> dict[str, np.ndarray]:
@@ -65,7 +65,7 @@ def test_exact_zeros_before_signs_are_counted(signs):
 def test_an_engine_that_follows_the_file_differs_by_the_zeros_alone(signs):
     inputs = with_zeros(0.25)
     judged, ours = judge(signs, inputs)
-    letter = as_imported(signs, inputs, zeros_positive=False)
+    letter = as_imported(signs, inputs)
     (decision,) = judged.decide(ours, Rival("onnxruntime", letter))
     assert decision.error > 1e-2 and decision.passed and "exact zeros" in decision.why
 
@@ -74,18 +74,17 @@ def test_exact_zeros_excuse_nothing_else(signs):
     """Though the first choice is right: the whole output is looked at, not only where it is largest."""
     inputs = with_zeros(0.25)
     judged, ours = judge(signs, inputs)
-    letter = as_imported(signs, inputs, zeros_positive=False)[0].copy()
+    letter = as_imported(signs, inputs)[0].copy()
     letter[0, int(ours[0][1].argmin())] -= 1
     (decision,) = judged.decide(ours, Rival("onnxruntime", [letter]))
     assert not decision.passed
 
 
-def test_the_model_as_imported_agrees_when_its_zeros_count_as_positive(signs):
+def test_zeros_taken_to_the_letter_are_what_the_model_as_imported_gives(signs):
     inputs = with_zeros(0.25)
-    judged, ours = judge(signs, inputs)
-    wanted = as_imported(signs, inputs, zeros_positive=True)
-    (decision,) = judged.decide(ours, Rival(IMPORTED, wanted, by_file=False))
-    assert decision.passed and decision.error < 1e-6
+    (letter,) = ZeroSigns(signs).to_the_letter(inputs)
+    np.testing.assert_allclose(letter, as_imported(signs, inputs)[0], rtol=0, atol=1e-6)
+    assert np.abs(letter - reference.run(signs.graph, inputs)[0]).max() > 1e-2
 
 
 def test_without_signs_next_to_zero_a_difference_is_one(signs):
