@@ -9,8 +9,9 @@ passes rely:
 - Convolution: ``relax.nn.conv2d`` (NCHW, OIHW) with explicit padding [top, left, bottom, right] and a constant weight, then
   ``relax.add`` of a constant [1, O, 1, 1] where it has a bias. Explicit ``Pad`` nodes stay ``relax.nn.pad``.
 - Batch normalisation: ``relax.multiply`` by a constant [1, C, 1, 1], then ``relax.add`` of one.
-- Signs stay as the file spells them: ``relax.sign``, comparisons, ``relax.where``. QONNX's ``BipolarQuant``, which takes 0 to
-  +1, is ``relax.where(x >= 0, 1, -1)`` and, where its scale is not 1, a ``relax.multiply`` behind it.
+- Signs stay as the file spells them: ``relax.sign``, comparisons, ``relax.where``. QONNX's quantisers are written out:
+  ``BipolarQuant``, which takes 0 to +1, is ``relax.where(x >= 0, 1, -1)`` and, where its scale is not 1, a ``relax.multiply``.
+- Quantised tensors are float32 that hold whole numbers: ``QuantizeLinear`` divides, rounds, adds and clips.
 - PReLU: ``relax.nn.prelu`` with one slope per channel; other slopes ``relax.where(x < 0, x * slope, x)``.
 - Clip: ``relax.clip``. Dense: ``relax.matmul(x, constant [K, N])``, then ``relax.add`` of a constant.
 - Pooling without ``ceil_mode``: windows that overrun the input have explicit padding.
@@ -33,6 +34,7 @@ from bitkiln.pipeline.importers.limits import check_steps
 from bitkiln.pipeline.importers.onnx_convert import convert
 from bitkiln.pipeline.importers.onnx_functions import inline
 from bitkiln.pipeline.importers.onnx_graph import DEFAULT_DOMAINS, Graph, clean, node_label
+from bitkiln.pipeline.importers.onnx_quantizers import expand
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
@@ -46,7 +48,7 @@ def load(path: Path, options: ImportOptions) -> Model:
     """Import the model at ``path``; ``options.shapes`` fixes dynamic dimensions, by input name."""
     proto = _read(path)
     opset = _opset(path, proto)
-    graph = clean(_graph(path, proto, opset))
+    graph = clean(expand(_graph(path, proto, opset)))
     shapes = _input_shapes(path, proto.graph, options.shapes)
     module, outputs = convert(graph, shapes)
     inputs = tuple(TensorSpec(name, shape, "float32", _layout(shape)) for name, shape in shapes.items())

@@ -17,7 +17,7 @@ from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.building import build_main, reason_of
 from bitkiln.pipeline.importers.limits import check_result
 from bitkiln.pipeline.importers.onnx_fold import Folder
-from bitkiln.pipeline.importers.onnx_graph import BIPOLAR, Graph, node_label
+from bitkiln.pipeline.importers.onnx_graph import Graph, node_label
 from bitkiln.pipeline.importers.onnx_layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx_operands import Operands, Tensors, static_shape
 from bitkiln.pipeline.model import TensorSpec
@@ -88,13 +88,9 @@ def _fold(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> bool:
     nested = any(attribute.HasField("g") for attribute in node.attribute)
     if len(inputs) != len({*node.input} - {""}) or nested:
         return False
-    if node.op_type == BIPOLAR:
-        x, scale = (inputs[name] for name in node.input[:2])
-        results = [np.where(x >= 0, np.float32(1), np.float32(-1)) * scale]
-    else:
-        results = folder.results(node, node_label(node), inputs)
-        if results is None:
-            return False
+    results = folder.results(node, node_label(node), inputs)
+    if results is None:
+        return False
     outputs = [name for name in node.output if name]
     tensors.constants.update(zip(outputs, map(np.asarray, results), strict=True))
     return True

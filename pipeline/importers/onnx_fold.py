@@ -34,6 +34,10 @@ _NOT_FOLDED = frozenset(
 )
 
 
+#: The oldest opset of what quantisers are written out in, in files of any opset, and of what ONNX's evaluator has.
+_SINCE = {"GreaterOrEqual": 12, "Round": 11, "DequantizeLinear": 19}
+
+
 class Folder:
     """Computes constants of one model; ``where`` names the file in errors."""
 
@@ -66,10 +70,11 @@ class Folder:
     def _inferred_bytes(self, node: onnx.NodeProto, inputs: Mapping[str, np.ndarray]) -> list[int] | None:
         """Upper bounds of the results' sizes in bytes; None where ONNX cannot tell."""
         try:
-            schema = defs.get_schema(node.op_type, self._opset, "")
+            opset = self._opset_for(node)
+            schema = defs.get_schema(node.op_type, opset, "")
             tensors = {name: _tensor(array) for name, array in inputs.items() if array.size <= _SHAPE_LIKE}
             types = {name: _type(array) for name, array in inputs.items()}
-            imports = [helper.make_opsetid("", self._opset)]
+            imports = [helper.make_opsetid("", opset)]
             inferred = shape_inference.infer_node_outputs(schema, node, types, tensors, opset_imports=imports)
         except Exception:  # unknown operators, operands that do not fit, element types numpy lacks
             return None
@@ -82,8 +87,11 @@ class Folder:
         values = [helper.make_value_info(name, unknown) for name in inputs]
         outputs = [helper.make_value_info(name, unknown) for name in node.output if name]
         graph = helper.make_graph([node], "fold", values, outputs)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset_for(node))])
         return ReferenceEvaluator(model).run(None, dict(inputs))
+
+    def _opset_for(self, node: onnx.NodeProto) -> int:
+        return max(self._opset, _SINCE.get(node.op_type, 0))
 
 
 def _tensor(array: np.ndarray) -> onnx.TensorProto:

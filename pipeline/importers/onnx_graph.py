@@ -13,9 +13,11 @@ from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
-#: The sign that takes 0 to +1, times a scale: ``scale * (x >= 0 ? 1 : -1)``. Its second operand is the scale.
-BIPOLAR = "BipolarQuant"
-_BIPOLAR_DOMAINS = ("onnx.brevitas", "qonnx.custom_op.general")
+#: Where QONNX, Brevitas and FINN keep their quantisers.
+QUANTIZER_DOMAINS = ("onnx.brevitas", "qonnx.custom_op.general", "finn.custom_op.general", "finn")
+
+#: FINN's quantiser: how many thresholds its input reaches.
+MULTI_THRESHOLD = "MultiThreshold"
 
 
 @dataclass
@@ -61,11 +63,15 @@ def node_label(node: onnx.NodeProto) -> str:
 
 
 def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:
-    bipolar = node.op_type == BIPOLAR and node.domain in _BIPOLAR_DOMAINS
-    if node.domain not in DEFAULT_DOMAINS and not bipolar:
-        raise UnsupportedLayer(
-            f"{graph.path}: {node_label(node)} is of the domain {node.domain!r}, which is not supported"
-        )
+    """Quantisers have been written out by now."""
+    if node.domain in DEFAULT_DOMAINS or (node.op_type == MULTI_THRESHOLD and node.domain in QUANTIZER_DOMAINS):
+        return
+    known = ""
+    if node.domain in QUANTIZER_DOMAINS or node.domain.startswith(("qonnx.", "finn.")):
+        known = ": of QONNX, BipolarQuant, Quant, IntQuant and Trunc are; export the network before FINN changes it"
+    raise UnsupportedLayer(
+        f"{graph.path}: {node_label(node)} is of the domain {node.domain!r}, which is not supported{known}"
+    )
 
 
 def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx_graph import BIPOLAR
-from bitkiln.pipeline.importers.onnx_operands import Operands
-from bitkiln.pipeline.importers.onnx_windows import Windows
+from bitkiln.pipeline.importers.onnx_graph import MULTI_THRESHOLD
+from bitkiln.pipeline.importers.onnx_operands import Operands, static_shape
+from bitkiln.pipeline.importers.onnx_pads import cut, pad
+from bitkiln.pipeline.importers.onnx_thresholds import dequantize, multi_threshold, quantize
+from bitkiln.pipeline.importers.onnx_windows import Windows, of_lines
 
 
 def _convolution(node: Operands) -> relax.Expr:
+    """Of images, and of rows as images of one line."""
     shape = node.shape()
     weight = node.weight(1, "weight")
-    if len(shape) != 4:
+    if len(shape) not in (3, 4):
         return node.by_frontend()
     groups = node.attributes.get("group", 1)
-    if weight.ndim != 4 or shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    if weight.ndim != len(shape) or shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise node.unsupported(f"weight {weight.shape} does not fit its input {shape} in {groups} groups")
-    windows = Windows.of(node.attributes, shape[2:], weight.shape[2:])
+    if len(shape) == 4:
+        return _convolution_of_images(node, node.value(0), shape[2:], weight, node.attributes)
+    image = node.step(relax.op.reshape(node.value(0), (*shape[:2], 1, shape[2])), "image")
+    lines = _convolution_of_images(node, image, (1, shape[2]), weight[:, :, None], of_lines(node.attributes))
+    lines = node.step(lines, "lines")
+    return relax.op.reshape(lines, (shape[0], len(weight), static_shape(lines)[3]))
+
+
+def _convolution_of_images(
+    node: Operands, x: relax.Expr, size: tuple[int, int], weight: np.ndarray, attributes: Mapping[str, Any]
+) -> relax.Expr:
+    windows = Windows.of(attributes, size, weight.shape[2:])
     result = relax.op.nn.conv2d(
-        node.value(0),
+        x,
         relax.const(weight),
         strides=windows.strides,
         padding=windows.padding,
         dilation=windows.dilations,
-        groups=groups,
+        groups=attributes.get("group", 1),
     )
     if not node.has(2):
         return result
@@ -57,31 +72,8 @@ def _per_channel(values: np.ndarray, rank: int) -> relax.Expr:
     return relax.const(values.astype(np.float32).reshape(shape))
 
 
-def _bipolar(node: Operands) -> relax.Expr:
-    scale = node.weight(1, "scale")
-    x = node.value(0)
-    sign = relax.op.where(relax.op.greater_equal(x, _scalar(0)), _scalar(1), _scalar(-1))
-    return sign if (scale == 1).all() else relax.op.multiply(node.step(sign, "sign"), relax.const(scale))
-
-
 def _scalar(value: float) -> relax.Expr:
     return relax.const(value, "float32")
-
-
-def _pad(node: Operands) -> relax.Expr:
-    mode = node.attributes.get("mode", b"constant").decode()
-    if mode != "constant":
-        return node.by_frontend()
-    pads = node.array(1, "pads").tolist() if "pads" not in node.attributes else list(node.attributes["pads"])
-    value = float(node.array(2, "pad value").item()) if node.has(2) else float(node.attributes.get("value", 0))
-    rank = len(node.shape())
-    axes = node.array(3, "axes").tolist() if node.has(3) else list(range(rank))
-    widths = [0] * (2 * rank)
-    for index, axis in enumerate(axes):
-        widths[2 * (axis % rank)], widths[2 * (axis % rank) + 1] = pads[index], pads[len(axes) + index]
-    if min(widths) < 0:
-        raise node.unsupported("negative pads are not supported")
-    return relax.op.nn.pad(node.value(0), widths, "constant", value) if any(widths) else node.value(0)
 
 
 def _clip(node: Operands) -> relax.Expr:
@@ -165,6 +157,15 @@ def _reshape(node: Operands) -> relax.Expr:
 
 def _where(node: Operands) -> relax.Expr:
     return relax.op.where(node.value(0), node.value(1), node.value(2))
+
+
+def _greater_or_equal(node: Operands) -> relax.Expr:
+    return relax.op.greater_equal(node.value(0), node.value(1))
+
+
+def _round(node: Operands) -> relax.Expr:
+    """Halves to even."""
+    return relax.op.round(node.value(0))
 
 
 def _split(node: Operands) -> relax.Expr:
@@ -278,21 +279,26 @@ _RESIZE_DEFAULTS = {
 CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "AveragePool": _pooling,
     "BatchNormalization": _batch_normalization,
-    BIPOLAR: _bipolar,
     "Clip": _clip,
     "Conv": _convolution,
+    "DequantizeLinear": dequantize,
     "Flatten": _flatten,
     "Gemm": _dense,
+    "GreaterOrEqual": _greater_or_equal,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_sigmoid,
     "LRN": _local_response,
     "Max": _variadic,
     "MaxPool": _pooling,
     "Min": _variadic,
+    MULTI_THRESHOLD: multi_threshold,
     "PRelu": _prelu,
-    "Pad": _pad,
+    "Pad": pad,
+    "QuantizeLinear": quantize,
     "Reshape": _reshape,
     "Resize": _resize,
+    "Round": _round,
+    "Slice": cut,
     "Softmax": _softmax,
     "Split": _split,
     "Sum": _variadic,

@@ -45,6 +45,13 @@ class Windows:
         return cls(tuple(kernel), strides, dilations, padding, any(extra))
 
 
+def of_lines(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a 1-d operator as those of the same on images of one line."""
+    pads = list(attributes.get("pads", (0, 0)))
+    twice = {name: [1, *attributes[name]] for name in ("strides", "dilations", "kernel_shape") if name in attributes}
+    return {**attributes, **twice, "pads": [0, *pads[:1], 0, *pads[1:]]}
+
+
 def _same_pads(size: _Pair, reach: _Pair, strides: _Pair, *, lower: bool) -> list[int]:
     """Padding with which ceil(size / stride) windows fit; an odd one goes to the end, or with ``lower`` to the start."""
     totals = [max((-(-n // s) - 1) * s + r - n, 0) for n, r, s in zip(size, reach, strides, strict=True)]

@@ -370,6 +370,15 @@ def _strided_slice(converter: _Converter, name: str, call: Call) -> bool:
     return converter.bind(name, value, Order(shape_of(call), order.axes))
 
 
+def _take(converter: _Converter, name: str, call: Call) -> bool:
+    order, indices = converter.order(call.args[0]), array_of(call.args[1])
+    if order.flat or order.plain or indices is None or indices.ndim != 1 or call.attrs["axis"] is None:
+        return False
+    axis = order.axes.index(int(call.attrs["axis"]) % len(order.axes))
+    value = relax.op.take(converter.graph.remap(call.args[0]), call.args[1], axis, str(call.attrs["mode"]))
+    return converter.bind(name, value, Order(shape_of(call), order.axes))
+
+
 def _permute_dims(converter: _Converter, name: str, call: Call) -> bool:
     order = converter.order(call.args[0])
     if order.flat:
@@ -391,9 +400,20 @@ def _reshape(converter: _Converter, name: str, call: Call) -> bool:
     moved = [axis for axis in order.axes if order.shape[axis] != 1]
     if moved == sorted(moved):
         return converter.bind(name, relax.op.reshape(x, shape), Order(shape, tuple(range(len(shape)))))
+    if [size for size in order.shape if size != 1] == [size for size in shape if size != 1]:
+        axes = _without_ones(order, shape)
+        return converter.bind(name, relax.op.reshape(x, [shape[axis] for axis in axes]), Order(shape, axes))
     if shape != (1, prod(order.shape)) or order.axes[0] != 0:
         return False
     return converter.bind(name, relax.op.reshape(x, shape), Order(order.shape, order.axes, flat=True))
+
+
+def _without_ones(order: Order, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of ``shape``, which has more or fewer axes of one than ``order.shape``, in the order that is stored; ones first."""
+    wide = [axis for axis, size in enumerate(shape) if size != 1]
+    before = [axis for axis, size in enumerate(order.shape) if size != 1]
+    stored = [wide[before.index(axis)] for axis in order.axes if axis in before]
+    return (*(axis for axis, size in enumerate(shape) if size == 1), *stored)
 
 
 def _matmul(converter: _Converter, name: str, call: Call) -> bool:
@@ -427,6 +447,7 @@ _RULES: dict[str, Callable[[_Converter, str, Call], bool]] = {
     "nn.pad": _pad,
     "permute_dims": _permute_dims,
     "strided_slice": _strided_slice,
+    "take": _take,
     "reshape": _reshape,
     "matmul": _matmul,
 }
