@@ -123,7 +123,7 @@ def new_view(name: str, shape: Sequence[int], dtype: str, boundary: bool = False
 
 def constant_view(name: str, array: np.ndarray) -> View:
     """A view of a constant."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")  # ascontiguousarray would make a vector of a scalar
     return View(name, array.shape, str(array.dtype), Storage(array.nbytes, constant=array))
 
 

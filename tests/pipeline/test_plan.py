@@ -133,3 +133,10 @@ def test_a_view_of_an_unwritten_result_is_never_in_the_arena_of_its_reader() -> 
     plan = make_plan([PlannedCall("y", "k", "k", (x,), (y,)), PlannedCall("z", "k", "k", (again,), (z,))], [x], [z])
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     assert tensors["again"].offset == tensors["y"].offset and tensors["again"].place == "arena"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+def test_constants_keep_their_dimensions(shape: tuple[int, ...]) -> None:
+    """A scalar stays one: kernels check the number of dimensions of what they are given."""
+    view = constant_view("c", np.ones(shape, np.float32).T)
+    assert view.shape == shape[::-1] and view.storage.constant.flags.c_contiguous
