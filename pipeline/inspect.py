@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import tvm
 from tvm import relax
@@ -28,6 +28,8 @@ from bitkiln.targets import Target
 CONVOLUTIONS = frozenset(
     {"conv1d", "conv2d", "conv3d", "bconv2d", "matmul"} | {f"conv{n}d_transpose" for n in (1, 2, 3)}
 )
+
+_Known = TypeVar("_Known")
 
 #: Bytes of a weight as engines without binary layers hold it.
 FLOAT_BYTES = 4
@@ -135,7 +137,7 @@ class Inspection:
     totals: Totals
     bounds: tuple[Bound, ...] = ()
     problems: tuple[str, ...] = ()
-    #: Rows that the network's results are, by name.
+    #: The rows or inputs that the network's results are, in the order of ``outputs``.
     results: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -164,7 +166,8 @@ def gathered(rows: Sequence[Row], kind: str) -> list[tuple[str, list[str]]]:
 def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
     """Look at ``model`` without compiling it: what compiling would refuse is a problem in the answer, not an error."""
     found = survey(model.module)
-    rows = _Reader(model.module, found).rows()
+    reader = _Reader(model, found)
+    rows = reader.rows()
     memory, refused = _activations(found, targets) if targets and not found.problem else (None, found.problem)
     return Inspection(
         name=model.name,
@@ -174,13 +177,13 @@ def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
         totals=_totals(rows, memory, _constants(found)),
         bounds=tuple(_bound(rows, target) for target in targets),
         problems=(refused,) if refused else (),
-        results=tuple(dict.fromkeys(var.name for var in variables(model.module["main"].body.body))),
+        results=reader.results(),
     )
 
 
 def layer_table(model: Model) -> list[Row]:
     """One row for each operation of ``model``, in execution order."""
-    return _Reader(model.module, survey(model.module)).rows()
+    return _Reader(model, survey(model.module)).rows()
 
 
 def _activations(found: Survey, targets: Sequence[Target]) -> tuple[int | None, str]:
@@ -223,10 +226,12 @@ def _constants(found: Survey) -> int:
 
 
 class _Reader:
-    """Makes the rows of ``module`` with what a survey found out about it."""
+    """Makes the rows of ``model`` with what a survey found out about it."""
 
-    def __init__(self, module: tvm.IRModule, found: Survey) -> None:
-        self.main = module["main"]
+    def __init__(self, model: Model, found: Survey) -> None:
+        self.main = model.module["main"]
+        #: What the file calls the network's inputs, by their variables' names.
+        self.inputs = {param.name: spec.name for param, spec in zip(self.main.params, model.inputs, strict=False)}
         self.found = found
         self.verdicts = {verdict.name: verdict for verdict in found.verdicts}
         self.advice = advise(found)
@@ -235,6 +240,8 @@ class _Reader:
         #: For each binary convolution that keeps floats before the next sign, why it does.
         self.floats = {origin(note.name, self.recognised, self.verdicts): note.reason for note in found.notes}
         self.compiled = self._compiled()
+        #: Other names by which passes may know an operation: those that the file's network only gives its result.
+        self.aliases = {value.name: name for name, value in _operations(self.main) if isinstance(value, relax.Var)}
 
     def rows(self) -> list[Row]:
         names = self._row_names()
@@ -244,9 +251,20 @@ class _Reader:
             if isinstance(value, Call) and _tensor_type(value) is not None
         ]
 
+    def results(self) -> tuple[str, ...]:
+        """The names of the rows and inputs that the network's results are."""
+        names = self._row_names()
+        return tuple(name for var in variables(self.main.body.body) for name in names.get(var.name, ()))
+
+    def _of(self, known: Mapping[str, _Known], name: str) -> _Known | None:
+        """What is known of the file's operation ``name``."""
+        while name not in known and name in self.aliases:
+            name = self.aliases[name]
+        return known.get(name)
+
     def _row_names(self) -> dict[str, tuple[str, ...]]:
         """For each variable of the file's network the rows and inputs it stands for."""
-        names = {param.name: (param.name,) for param in self.main.params}
+        names = {param.name: (self.inputs.get(param.name, param.name),) for param in self.main.params}
         for name, value in _operations(self.main):
             if isinstance(value, Call):
                 names[name] = (name,)
@@ -264,9 +282,9 @@ class _Reader:
             macs=_macs(call),
             input_shape=shape_of_type(read[0].ty) if read else (),
             inputs=tuple(dict.fromkeys(source for var in read for source in names.get(var.name, ()))),
-            absorbed=bool(self.recognised) and name not in self.recognised,
-            warnings=tuple(self.advice.warnings.get(name, ())),
-            notes=tuple(self.advice.notes.get(name, ())),
+            absorbed="recognised" in self.found.phases and self._of(self.recognised, name) is None,
+            warnings=tuple(self._of(self.advice.warnings, name) or ()),
+            notes=tuple(self._of(self.advice.notes, name) or ()),
             **_window(call),
         )
         if kind in CONVOLUTIONS:
@@ -276,7 +294,7 @@ class _Reader:
 
     def _convolution(self, row: Row, call: Call) -> Row:
         unseen = "not looked at, since the network cannot be compiled" if self.found.problem else _unseen(call)
-        verdict = self.verdicts.get(row.name) or Verdict(row.name, False, unseen)
+        verdict = self._of(self.verdicts, row.name) or Verdict(row.name, False, unseen)
         count = _weight_count(call)
         row = replace(
             row,
@@ -286,7 +304,7 @@ class _Reader:
             weight_bytes=count * FLOAT_BYTES,
             packed_bytes=count * FLOAT_BYTES,
         )
-        final = self.compiled.get(row.name)
+        final = self._of(self.compiled, row.name)
         if final is not None:
             others = dict.fromkeys(_constant_args(Call(final.op, final.args[2:], final.attrs)))
             row = replace(row, result=workload_of(final).out, constant_bytes=sum(map(_nbytes, others)))
@@ -294,7 +312,7 @@ class _Reader:
 
     def _conventions(self, row: Row) -> Row:
         """What a binary convolution takes the signs of zeros and of padding to be, and whether its result stays bits."""
-        name = self.operators.get(row.name)
+        name = self._of(self.operators, row.name)
         if name is None:
             return row
         call = self.recognised[name]
@@ -305,7 +323,7 @@ class _Reader:
         reason = row.reason
         if sign_zero is not None and "zeros count" not in reason:
             reason = f"{reason}, sign(0) = {sign_zero:+d}"
-        floats = self.floats.get(row.name)
+        floats = self._of(self.floats, row.name)
         return replace(
             row,
             reason=f"{reason}; keeps floats: {floats}" if floats else reason,
@@ -358,7 +376,7 @@ def _operations(function: relax.Function) -> Iterator[tuple[str, relax.Expr]]:
 def shape_of_type(ty: tvm.ir.Type) -> tuple[int, ...]:
     """The shape of a tensor, -1 where it is not known; of a tuple the first tensor's."""
     ty = ty.fields[0] if hasattr(ty, "fields") and len(ty.fields) else ty
-    sizes = getattr(getattr(ty, "shape", None), "values", ())
+    sizes = getattr(getattr(ty, "shape", None), "values", [None] * max(int(getattr(ty, "ndim", 0)), 0))
     return tuple(int(getattr(size, "value", -1)) for size in sizes)
 
 

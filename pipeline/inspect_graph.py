@@ -72,8 +72,8 @@ def _parts(rows: Sequence[Row], results: Sequence[str]) -> list[list[Row]]:
     for at, sources in enumerate(before):
         for source in sources:
             users[source].add(at)
-    for name in results:
-        users[inside.get(name, name)].add("result")
+    for at, name in enumerate(results):
+        users[inside.get(name, name)].add(f"result {at}")
     parts: list[list[Row]] = []
     follower = {min(sources): at for at, sources in enumerate(before) if _only(sources, users)}
     followers = set(follower.values())

@@ -23,8 +23,8 @@ def render(found: Inspection) -> str:
     of_row = {row.name: at for at, block in enumerate(blocks) for row in block.rows}
     inputs = ", ".join(f"{spec.name} {times(spec.shape)} {spec.layout}".strip() for spec in found.inputs)
     body = f"""<h1>{shown(found.name)}</h1>
-<p class="note">{len(found.rows)} operations in {len(blocks) - len(found.inputs) - len(found.outputs)} blocks.
-Input: {shown(inputs)}.</p>
+<p class="note">Input {shown(inputs)}. Operations: {len(found.rows)}, in blocks of a convolution or dense layer with what
+leads to it and what follows it.</p>
 {_tiles(found)}
 {_said(found, of_row)}
 <h2>The network</h2>

@@ -26,7 +26,8 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     lines = _lines(rows, console)
     head, *body = lines
     width = max(line.cell_len for line in lines) + 2
-    _print(console, _beside(head, Text("binary", "bold"), width))
+    beside = not console.is_terminal or console.width - width >= BESIDE
+    _print(console, _beside(head, Text("binary", "bold"), width) if beside else head)
     for row, line in zip(rows, body, strict=True):
         for text in _with_reason(line, row, width, console):
             _print(console, text)

@@ -1,7 +1,8 @@
 """A directed graph drawn from top to bottom in layers, after Sugiyama: which layer, in what order, where across.
 
-Edges that pass layers go through a lane in each. Nodes and lanes of a layer are ordered so that edges cross little, then
-moved sideways to where their neighbours are, as near as their order and widths allow.
+Edges that pass layers go through a lane in each, those from one node through the same. Nodes and lanes of a layer are
+ordered so that edges cross little, then moved sideways to where their neighbours are, as near as their order and widths
+allow.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-#: Pixels between neighbours of a layer, between layers, and the width of an edge's lane.
-GAP, ROW_GAP, LANE = 26.0, 30.0, 12.0
+#: Pixels between neighbours of a layer, between lanes, and between layers.
+GAP, LANE_GAP, ROW_GAP = 26.0, 12.0, 30.0
 #: Rounds of ordering and of moving; both settle well before.
 ORDER_ROUNDS, MOVE_ROUNDS = 6, 10
 #: How much nodes on a longest path, other nodes and lanes resist being moved: the longest path is drawn straight.
@@ -54,7 +55,11 @@ class _Graph:
         self.weight = _weights(self.layer, edges)
         self.above: dict[int, list[int]] = defaultdict(list)
         self.below: dict[int, list[int]] = defaultdict(list)
-        passed = sum(self.layer[b] - self.layer[a] - 1 for a, b in edges)
+        self.lanes: dict[tuple[int, int], int] = {}
+        last = list(self.layer)
+        for start, end in edges:
+            last[start] = max(last[start], self.layer[end])
+        passed = sum(max(end - begin - 1, 0) for begin, end in zip(self.layer, last, strict=True))
         self.chains = [self._chain(a, b, lanes=passed <= MOST_LANES) for a, b in edges]
         self.rows: list[list[int]] = [[] for _ in range(max(self.layer) + 1)]
         for item, layer in enumerate(self.layer):
@@ -65,17 +70,23 @@ class _Graph:
         """The items an edge goes through."""
         passed = range(self.layer[start] + 1, self.layer[end])
         chain = [start]
-        for layer in passed if lanes else ():
-            self.sizes.append((LANE, 0.0))
-            self.layer.append(layer)
-            self.weight.append(EDGE)
-            chain.append(len(self.layer) - 1)
+        chain += [self._lane(start, layer) for layer in (passed if lanes else ())]
         chain.append(end)
         if lanes or not passed:
             for upper, lower in pairwise(chain):
-                self.below[upper].append(lower)
-                self.above[lower].append(upper)
+                if lower not in self.below[upper]:
+                    self.below[upper].append(lower)
+                    self.above[lower].append(upper)
         return chain
+
+    def _lane(self, start: int, layer: int) -> int:
+        """The lane through ``layer`` of the edges from ``start``."""
+        if (start, layer) not in self.lanes:
+            self.lanes[start, layer] = len(self.layer)
+            self.sizes.append((0.0, 0.0))
+            self.layer.append(layer)
+            self.weight.append(EDGE)
+        return self.lanes[start, layer]
 
     def order(self) -> None:
         """Sort each layer by the mean place of its neighbours, downwards and upwards in turn."""
@@ -106,7 +117,8 @@ class _Graph:
         """Give ``row`` the positions nearest to ``wanted`` (least squares) that keep its order and gaps."""
         offsets = [0.0]
         for left, right in pairwise(row):
-            offsets.append(offsets[-1] + (self.sizes[left][0] + self.sizes[right][0]) / 2 + GAP)
+            gap = GAP if min(left, right) < self.nodes else LANE_GAP
+            offsets.append(offsets[-1] + (self.sizes[left][0] + self.sizes[right][0]) / 2 + gap)
         weights = [self.weight[item] for item in row]
         fitted = _rising([want - offset for want, offset in zip(wanted, offsets, strict=True)], weights)
         for item, at, offset in zip(row, fitted, offsets, strict=True):

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
 import pytest
-import tvm
-from rich.console import Console
 from tvm import relax
 
+from bitkiln import targets
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.importers import load_model
-from bitkiln.pipeline.inspect import Row, layer_table
-from bitkiln.pipeline.inspect_table import print_table
-from bitkiln.pipeline.model import Model, TensorSpec
-
-RNG = np.random.default_rng(3)
-
-
-def model_of(body, shape=(1, 4, 6, 6)) -> Model:
-    """A model whose ``main`` is ``body(emit, x)``."""
-    builder = relax.BlockBuilder()
-    x = relax.Var("x", relax.TensorType(shape, "float32"))
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            result = builder.emit_output(body(lambda expr, name: builder.emit(expr, name_hint=name), x), name_hint="y")
-        builder.emit_func_output(result)
-    module: tvm.IRModule = builder.get()
-    return Model("test", module, (TensorSpec("x", shape),), (TensorSpec("y", shape),), "")
-
-
-def weight(*shape, binary=False):
-    values = RNG.choice([-1, 1], shape) * 0.5 if binary else RNG.normal(size=shape)
-    return relax.const(values.astype(np.float32))
+from bitkiln.pipeline.inspect import inspect_model, layer_table
+from bitkiln.pipeline.profile import LayerWork
+from tests.pipeline.inspected import RNG, model_of, weight
 
 
 def test_each_convolution_has_a_verdict():
@@ -105,24 +84,6 @@ def test_operators_that_are_binary_already():
     assert (rows[1].binary, rows[1].macs) == (True, 9 * 8 * 144)
 
 
-def test_the_printed_table_and_json():
-    rows = [
-        Row("a", "conv2d", (1, 2, 3, 4), 1_500_000, True, "signs x +-1"),
-        Row("b", "conv2d", (1, 2, 3, 4), 500_000, False, "float weights"),
-        Row("c", "conv2d", (1, 2, 3, 4), 500_000, False, "its input is no sign", suspicious=True),
-        Row("d[0]", "relu", (1, 2, 3, 4)),
-    ]
-    text = io.StringIO()
-    print_table(rows, Console(file=text, width=120))
-    lines = text.getvalue().splitlines()
-    assert lines[0].split() == ["layer", "kind", "shape", "MMACs", "weights", "packed", "binary"]
-    assert lines[1].split() == ["a", "conv2d", "1x2x3x4", "1.50", "yes:", "signs", "x", "+-1"]
-    assert "no: float weights" in lines[2]
-    assert "NO: its input is no sign" in lines[3]
-    assert lines[4].split() == ["d[0]", "relu", "1x2x3x4"]
-    assert json.loads(json.dumps(rows[0].as_json()))["macs"] == 1_500_000
-
-
 @pytest.mark.parametrize(
     ("name", "binary", "convolutions"),
     [
@@ -135,3 +96,129 @@ def test_trained_networks(shared, name, binary, convolutions):
     rows = [row for row in layer_table(load_model(shared / "models" / name)) if row.binary is not None]
     assert (sum(row.binary for row in rows), len(rows)) == (binary, convolutions)
     assert not any(row.suspicious for row in rows)
+
+
+def binary_chain(emit, x):
+    """Two binary convolutions with a threshold between them, and a dense layer behind them."""
+    first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(8, 4, 3, 3, binary=True), padding=1), "first")
+    moved = emit(relax.op.add(first, relax.const(np.full((1, 8, 1, 1), 0.3, np.float32))), "moved")
+    sign = emit(relax.op.where(relax.op.greater(moved, zero()), one(), relax.const(np.float32(-1))), "sign")
+    padded = emit(relax.op.nn.pad(sign, [0, 0, 0, 0, 1, 1, 1, 1], "constant", -1.0), "padded")
+    second = emit(relax.op.nn.conv2d(padded, weight(8, 8, 3, 3, binary=True), strides=2), "second")
+    flat = emit(relax.op.reshape(second, (1, 72)), "flat")
+    return relax.op.matmul(flat, weight(72, 10))
+
+
+def zero():
+    return relax.const(np.float32(0))
+
+
+def one():
+    return relax.const(np.float32(1))
+
+
+def test_what_a_binary_layer_is_found_to_be():
+    rows = {row.name: row for row in layer_table(model_of(binary_chain))}
+    first, second, dense = rows["first"], rows["second"], rows["y"]
+    assert (first.sign_zero, first.pad_value, first.padding, first.result) == (1, 0, (1, 1, 1, 1), "bits")
+    assert (second.sign_zero, second.pad_value, second.padding) == (-1, -1, (1, 1, 1, 1))
+    assert (second.kernel, second.strides, second.dilation, second.groups) == ((3, 3), (2, 2), (1, 1), 1)
+    assert (second.weight_bytes, second.packed_bytes) == (8 * 8 * 9 * 4, 8 * 9)
+    assert first.packed_bytes == 8 * 9  # Four channels fill half of a byte.
+    assert first.constant_bytes == 8 * 4  # A threshold for each channel instead of the scale and the addition.
+    assert (dense.binary, dense.weight_bytes, dense.packed_bytes) == (False, 2880, 2880)
+    assert (dense.sign_zero, dense.pad_value) == (None, None)
+    assert "sign(0) = -1" in second.reason
+
+
+def test_rows_know_what_they_read():
+    rows = {row.name: row for row in layer_table(model_of(binary_chain))}
+    assert rows["second"].inputs == ("padded",)
+    assert rows["second"].input_shape == (1, 8, 8, 8)
+    assert rows["flat"].inputs == ("second",)
+    assert rows["sign"].absorbed and rows["padded"].absorbed and not rows["moved"].absorbed
+
+
+def test_the_keys_of_a_row():
+    row = json.loads(json.dumps(layer_table(model_of(binary_chain))[1].as_json()))
+    contract = {"name", "kind", "shape", "macs", "binary", "reason"}
+    added = {"input_shape", "weight_bytes", "packed_bytes", "sign_zero", "pad_value", "warnings", "notes", "inputs"}
+    assert contract | added <= row.keys()
+
+
+def test_several_results_of_one_operation():
+    def body(emit, x):
+        parts = emit(relax.op.split(x, 2, axis=1), "parts")
+        return relax.op.add(emit(parts[0], "left"), emit(relax.op.nn.relu(parts[1]), "right"))
+
+    rows = {row.name: row for row in layer_table(model_of(body))}
+    assert (rows["parts"].kind, rows["parts"].shape) == ("split", (1, 2, 6, 6))
+    assert rows["y"].inputs == ("parts", "right")
+
+
+def test_totals_and_bounds():
+    target = targets.load("rasp3b")
+    found = inspect_model(model_of(binary_chain), [target])
+    rows = {row.name: row for row in found.rows}
+    totals = found.totals
+    assert (totals.convolutions, totals.binary) == (3, 2)
+    assert totals.binary_macs == rows["first"].macs + rows["second"].macs
+    assert totals.float_macs == 720
+    assert totals.weight_bytes == sum(row.weight_bytes for row in found.rows)
+    assert totals.packed_bytes == 8 * 9 + 8 * 9 + 2880
+    assert totals.activation_bytes > 0
+    works = [LayerWork(r.name, "", r.macs, bool(r.binary), r.packed_bytes + r.constant_bytes) for r in rows.values()]
+    (bound,) = found.bounds
+    assert bound.ms == pytest.approx(sum(work.roof_cycles(target) for work in works) / (target.mhz * 1e3))
+    assert bound.ms == pytest.approx(bound.binary_ms + bound.float_ms)
+
+
+def test_the_summary_as_json():
+    found = inspect_model(model_of(binary_chain), [targets.load(name) for name in targets.known()])
+    summary = json.loads(json.dumps(found.as_json()))
+    assert [bound["target"] for bound in summary["bounds"]] == list(targets.known())
+    assert summary["totals"]["binary"] == 2
+    assert summary["problems"] == []
+
+
+def test_what_compiling_refuses_is_no_error():
+    def body(emit, x):
+        conv = emit(relax.op.nn.conv2d(x, weight(4, 4, 1, 1)), "conv")
+        return emit(relax.op.nonzero(conv), "found")
+
+    found = inspect_model(model_of(body), [targets.load("rasp3b")])
+    assert [row.name for row in found.rows] == ["conv", "found"]
+    assert found.rows[1].shape[1] == -1
+    assert (found.rows[0].binary, found.totals.activation_bytes) == (False, None)
+    assert "cannot be compiled" in found.rows[0].reason
+    assert len(found.problems) == 1 and "depends on the input" in found.problems[0]
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv3d", "conv1d_transpose"])
+def test_convolutions_of_other_dimensions(name):
+    sizes = {"conv1d": ((1, 4, 9), (6, 4, 3)), "conv3d": ((1, 4, 5, 5, 5), (6, 4, 3, 3, 3))}
+    shape, kernel = sizes.get(name, ((1, 4, 9), (4, 6, 3)))
+
+    def body(_emit, x):
+        return getattr(relax.op.nn, name)(x, weight(*kernel))
+
+    (row,) = layer_table(model_of(body, shape))
+    result = np.prod(row.shape)
+    taps = np.prod(kernel[2:])
+    assert row.macs == (result * 4 * taps if "transpose" not in name else 9 * 4 * 6 * taps)
+    assert row.binary is False and row.reason
+    assert row.kernel == kernel[2:]
+
+
+def test_nothing_but_constants():
+    found = inspect_model(model_of(lambda emit, x: emit(relax.op.abs(one()), "known")), [targets.load("rasp3b")])
+    assert [row.absorbed for row in found.rows] == [True]
+    assert found.totals.convolutions == 0
+    assert found.bounds[0].ms == 0
+
+
+def test_weights_that_come_as_an_input():
+    rows = layer_table(model_of(lambda emit, x: relax.op.matmul(x, emit(relax.op.abs(x), "other")), (1, 1, 6, 6)))
+    assert rows[-1].binary is False
+    assert "computed while the network runs" in rows[-1].reason
+    assert rows[-1].weight_bytes == 0
