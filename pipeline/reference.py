@@ -88,7 +88,10 @@ def apply_epilogue(steps: Sequence[Step], value: np.ndarray, operands: Sequence[
     """``value`` float32 [..., H, W, C] after the steps of an epilogue."""
     remaining = iter(operands)
     for step in steps:
-        value = _step(step, value, next(remaining) if step.operand else None)
+        operand = next(remaining) if step.operand else None
+        if step.operand == "half":
+            operand = np.concatenate([operand, operand], axis=-1)
+        value = _step(step, value, operand)
     return value
 
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -50,6 +51,7 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     where, threads = Geometry(workload, alignment=2), int(target.cpu["cores"])
     short = where.taps * where.pixel_bytes // 2 <= TILES[0][0]
     tile = WIDE if short and workload.out == "float32" and where.channel_groups >= WIDE[1] else TILES[0]
+    tile = next((each for each in (tile, *TILES) if _unbroken(workload, each[1])), tile)
     tiles = where.pixels // tile[0]
     if tiles < 2 * threads:
         return {"tile": _name(tile), "chunk": 0}
@@ -60,6 +62,13 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
     pixels, vectors = (int(size) for size in str(knobs["tile"]).split("x"))
     return _Emitter(workload, pixels, vectors // LANES, int(knobs["chunk"]), int(target.cpu["cores"])).kernel()
+
+
+def _unbroken(workload: Conv2d, vectors: int) -> bool:
+    """Whether the micro-kernel's epilogue, if it has it, can serve blocks of so many vectors."""
+    where = Geometry(workload, alignment=2)
+    blocks = _blocks(where.channel_groups, vectors)
+    return not Epilogue.applies(where) or all(Epilogue(where).fits(block.vectors) for block in blocks)
 
 
 def _name(tile: tuple[int, int]) -> str:
@@ -94,6 +103,8 @@ class _Emitter:
         self.tile, self.chunk, self.threads = pixels, chunk, threads
         self.pack = bpack_a53.PackPairs(len(self.where.runs), self.where.run_bytes)
         self.blocks = _blocks(self.where.channel_groups, vectors)
+        if self.epilogue and not all(self.epilogue.fits(block.vectors) for block in self.blocks):
+            self.epilogue = None
         self.microkernels: dict[str, MicroKernel] = {self.pack.symbol: self.pack}
 
     def kernel(self) -> Kernel:
@@ -225,7 +236,7 @@ class _Emitter:
                 self.epilogue.microkernel(pixels, vectors, self.words),
                 *sources,
                 T.address_of(buffers.target[0, y, x, group * LANES]),
-                self.where.workload.out_channels * 4,
+                self._strides(first, pixels),
                 *self.epilogue.addresses(buffers.results, first, group),
             )
         else:
@@ -234,6 +245,11 @@ class _Emitter:
             writer = result.Writer(self.spec, buffers.results, buffers.target)
             with T.serial(pixels) as pixel, T.serial(vectors) as vector:
                 writer.store(first + pixel, group + vector, counts, (pixel * vectors + vector) * LANES)
+
+    def _strides(self, first: Any, pixels: int) -> Any:
+        """Bytes between pixels of the result and, in the upper half, pixels from a tile to the next, if it lies inside."""
+        ahead = tirx.Select(first + 2 * pixels <= self.where.pixels, T.int64(pixels << 32), T.int64(0))
+        return ahead + T.int64(self.where.workload.out_channels * 4)
 
     def _call(self, microkernel: MicroKernel, *arguments: Any) -> None:
         self.microkernels[microkernel.symbol] = microkernel

@@ -28,9 +28,11 @@ class Epilogue:
         work = where.workload
         if work.out != "float32" or work.out_channels % LANES or work.channels % 2:
             return False
+        if where.channel_groups % 2 and any(step.operand == "half" for step in work.epilogue):
+            return False
         if any(_operations(step) is None for step in work.epilogue):
             return False
-        tensors = sum(step.operand in ("tensor", "element") for step in work.epilogue)
+        tensors = sum(step.operand in ("tensor", "element", "half") for step in work.epilogue)
         return tensors <= (floats.MAX_TENSORS if where.uniform_base is not None else floats.MAX_TENSORS_WITH_BASES)
 
     @cached_property
@@ -38,9 +40,19 @@ class Epilogue:
         """The operations of all steps."""
         return tuple(name for step in self.where.workload.epilogue for name in _operations(step) or ())
 
+    def fits(self, vectors: int) -> bool:
+        """Whether tiles of so many vectors lie inside a half of the channels, or hold both, where the epilogue has halves."""
+        half = self.where.channel_groups // 2
+        return not self._halves or vectors == 2 * half or half % vectors == 0
+
     def microkernel(self, pixels: int, vectors: int, words: int) -> floats.Floats:
         """That of a tile."""
-        return floats.Floats(pixels, vectors, words, self.where.uniform_base, self.operations)
+        both = self._halves and vectors == self.where.channel_groups
+        return floats.Floats(pixels, vectors, words, self.where.uniform_base, self.operations, both)
+
+    @property
+    def _halves(self) -> bool:
+        return any(name in floats.HALF_OPERATIONS for name in self.operations)
 
     @property
     def arguments(self) -> list[Argument | Constant]:
@@ -67,7 +79,7 @@ class Epilogue:
         y, x = first // self.where.workload.conv_size[1], first % self.where.workload.conv_size[1]
         for tensor in rest:
             leading = (0,) if len(tensor.shape) == 4 else ()
-            addresses.append(T.address_of(tensor[(*leading, y, x, group * LANES)]))
+            addresses.append(T.address_of(tensor[(*leading, y, x, group * LANES % int(tensor.shape[-1]))]))
         return addresses
 
     def _table(self, operands: Sequence[np.ndarray]) -> np.ndarray:
@@ -90,7 +102,7 @@ class Epilogue:
 def _operations(step: Step) -> tuple[str, ...] | None:
     """The micro-kernel's operations for a step, one for each row of the table where it needs any; None where it has none."""
     if step.op in ("mul", "add", "prelu"):
-        return (step.op if step.operand == "channel" else f"{step.op}_t",)
+        return (step.op + {"channel": "", "half": "_h"}.get(step.operand, "_t"),)
     if step.op == "leaky":
         return ("leaky",) if 0 <= step.values[0] <= 1 else None
     return {"relu": ("relu",), "clip": ("max", "min")}.get(step.op)

@@ -49,8 +49,10 @@ def sign_bit(value: tirx.PrimExpr, sign_zero: int) -> tirx.PrimExpr:
 
 def _read(step: Step, operand: Operand, index: Sequence[tirx.PrimExpr | int]) -> tirx.PrimExpr:
     y, x, channel = index
-    where = {"channel": (channel,), "element": (y, x, channel), "tensor": (0, y, x, channel)}[step.operand]
-    return operand[where]
+    where = {"channel": (channel,), "element": (y, x, channel), "tensor": (0, y, x, channel)}
+    if step.operand == "half":
+        return operand[0, y, x, channel % int(operand.shape[-1])]
+    return operand[where[step.operand]]
 
 
 def _apply_one(step: Step, x: tirx.PrimExpr, operand: tirx.PrimExpr | None) -> tirx.PrimExpr:

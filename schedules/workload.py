@@ -28,7 +28,8 @@ class Step:
     ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x).
 
     ``operand`` is the shape of v: "channel" float32[C], "element" float32[H, W, C] (a constant), "tensor" float32[1, H, W, C]
-    (another activation, e.g. a residual); "" for steps without one.
+    (another activation, e.g. a residual), "half" float32[1, H, W, C/2] (one that each half of the channels reads); "" for
+    steps without one.
     """
 
     op: str
@@ -38,7 +39,7 @@ class Step:
     def __post_init__(self) -> None:
         if self.op not in OPERAND_STEPS | PLAIN_STEPS:
             raise ValueError(f"unknown epilogue step {self.op!r}")
-        if (self.op in OPERAND_STEPS) != (self.operand in ("channel", "element", "tensor")):
+        if (self.op in OPERAND_STEPS) != (self.operand in ("channel", "element", "tensor", "half")):
             raise ValueError(f"epilogue step {self.op!r} with operand {self.operand!r}")
 
     def __str__(self) -> str:
@@ -313,7 +314,7 @@ def packed(channels: int) -> int:
 
 def operand_shapes(epilogue: tuple[Step, ...], size: tuple[int, int, int]) -> list[tuple[tuple[int, ...], str]]:
     """Shape and dtype of the operands of ``epilogue`` for a result of ``size`` (H, W, C)."""
-    shapes = {"channel": (size[2],), "element": size, "tensor": (1, *size)}
+    shapes = {"channel": (size[2],), "element": size, "tensor": (1, *size), "half": (1, *size[:2], size[2] // 2)}
     return [(shapes[step.operand], "float32") for step in epilogue if step.operand]
 
 

@@ -2,12 +2,13 @@
 
 A densely connected network joins all it has so far again and again, and takes signs of it. Here each concatenation joins the
 tensors themselves, a slice of one along its seams is those parts, and the signs of one are its parts' signs side by side:
-then nobody needs the floats side by side any more.
+then nobody needs the floats side by side any more. Binary convolutions of the same bits are one, as wide as all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from tvm import relax
@@ -74,6 +75,43 @@ def signs(graph: Graph, name: str, call: Call, fuse: Callable[[Call], Call | Non
         bits.append(graph.emit(taken if fused is None else fused, f"{name}.part{i}"))
         at = until
     return ops.concat(bits, channels=whole.parts)
+
+
+def siblings(graph: Graph, call: Call) -> Call | None:
+    """Binary convolutions of the same bits, side by side, as one with all their channels.
+
+    Residual networks double their channels so: two convolutions, and the same activation added to each.
+    """
+    hosts = [graph.call_of(part, "bitkiln.bconv2d") for part in parts_of(call)]
+    if len(hosts) < 2 or any(host is None for host in hosts) or not all(map(graph.used_once, parts_of(call))):
+        return None
+    works = [workload_of(host) for host in hosts]
+    whole = replace(works[0], out_channels=sum(work.out_channels for work in works))
+    alike = {replace(work, out_channels=whole.out_channels) for work in works} == {whole}
+    same_bits = all(host.args[0].same_as(hosts[0].args[0]) for host in hosts)
+    if not alike or not same_bits or whole.out != "float32" or whole.pool or workload_of(call).epilogue:
+        return None
+    operands = []
+    for step, *values in zip([s for s in whole.epilogue if s.operand], *(host.args[2:] for host in hosts), strict=True):
+        if step.operand == "tensor":
+            if len(works) != 2 or works[0].out_channels != works[1].out_channels or not values[0].same_as(values[1]):
+                return None
+            operands.append(values[0])
+        else:
+            operands.append(constant(np.concatenate([array_of(value) for value in values], axis=-1)))
+    epilogue = [replace(step, operand="half") if step.operand == "tensor" else step for step in whole.epilogue]
+    return ops.bconv2d(
+        hosts[0].args[0],
+        constant(np.concatenate([array_of(host.args[1]) for host in hosts]), "uint8"),
+        *operands,
+        channels=whole.channels,
+        strides=whole.strides,
+        padding=whole.padding,
+        dilation=whole.dilation,
+        groups=whole.groups,
+        pad_value=whole.pad_value,
+        epilogue=tuple(epilogue),
+    )
 
 
 def _parts(graph: Graph, x: relax.Expr) -> list[relax.Expr]:

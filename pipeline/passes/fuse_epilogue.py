@@ -108,6 +108,8 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         return None
     if op_name(value) == "bitkiln.pool2d":
         return _fuse_pool(graph, value)
+    if op_name(value) == "bitkiln.concat":
+        return concats.siblings(graph, value)
     if op_name(value) == "bitkiln.binarize":
         fused = _fuse_sign(graph, value)
         split = concats.signs(graph, name, value if fused is None else fused, partial(_fuse_sign, graph))

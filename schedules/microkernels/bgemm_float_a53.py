@@ -20,23 +20,28 @@ _UPPER_HALF = 0x4B80
 
 #: Operations with a value of each channel, and with a value of each element of a tensor like the result.
 CHANNEL_OPERATIONS = frozenset({"mul", "add", "max", "min", "leaky", "prelu"})
-TENSOR_OPERATIONS = frozenset({"mul_t", "add_t", "prelu_t"})
+HALF_OPERATIONS = frozenset({"mul_h", "add_h", "prelu_h"})
+TENSOR_OPERATIONS = frozenset({"mul_t", "add_t", "prelu_t"}) | HALF_OPERATIONS
 PLAIN_OPERATIONS = frozenset({"relu"})
 #: Tensors that a kernel has pointers for, and those beside a table of bases.
 MAX_TENSORS, MAX_TENSORS_WITH_BASES = 3, 1
 
-_OUT, _STRIDE, _TABLE = "x2", "x3", "x4"
+_OUT, _STRIDE, _TABLE, _HALF_STRIDE, _AHEAD = "x2", "x3", "x4", "x22", "x24"
+#: Cycles of a product that hides the fetching of what its own end needs; shorter ones fetch for the tile after them.
+_LONG = 1000
 _BINARY = {"mul": "fmul", "add": "fadd", "max": "fmax", "min": "fmin"}
 
 
 @dataclass(frozen=True)
 class Floats:
-    """``void symbol(panel, weights, float *out, int32 stride, table, [bases, const int32 *rows,] [tensors...])``.
+    """``void symbol(panel, weights, float *out, int64 strides, table, [bases, const int32 *rows,] [tensors...])``.
 
-    Panel and weights as for ``bgemm_a53.Counts``. Writes ``vectors`` * 8 floats for each pixel, ``stride`` bytes apart.
+    Panel and weights as for ``bgemm_a53.Counts``. Writes ``vectors`` * 8 floats for each pixel, the lower half of ``strides``
+    bytes apart; its upper half is how many pixels further on the tensors' next pixels lie, 0 where there are none.
     ``operations`` in order; those of channels read ``table`` float32 [vectors][operations of channels][8], those of
-    tensors each a pointer to elements that lie as those of ``out`` do. ``max``/``min`` are with the table's value, ``leaky``
-    is max(x, value * x), ``prelu`` x > 0 ? x : value * x.
+    tensors each a pointer to elements that lie as those of ``out`` do (``_t``), or to pixels of half as many channels (``_h``):
+    with ``both`` the tile's second half of vectors reads the same ones as its first. ``max``/``min`` are with the table's
+    value, ``leaky`` is max(x, value * x), ``prelu`` x > 0 ? x : value * x.
     The dot product of pixel i is base - 2 * count, with ``base`` or, where that is None, the row rows[i] of ``bases``
     float32 [..][stride / 4], which holds ``ZERO_COUNT`` + base. Bases are even.
     """
@@ -46,13 +51,15 @@ class Floats:
     words: int
     base: int | None
     operations: tuple[str, ...]
+    both: bool = False
 
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
         base = "rows" if self.base is None else f"b{self.base}"
         steps = "".join("_" + name for name in self.operations)
-        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_{base}_f32{steps}_a53"
+        both = "_both" if self.both else ""
+        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_{base}_f32{steps}{both}_a53"
 
     def assembly(self) -> str:
         """The routine."""
@@ -61,9 +68,34 @@ class Floats:
         enter, leave = tile.saved(first=19 if tensors else 23)
         finish = _Finish(self, tile)
         pointers = zip([_OUT, *finish.tensor_arguments], ["x17", "x19", "x20", "x21"], strict=False)
-        touches = [Touch(start, pointer, _STRIDE, -(-self.vectors // 2)) for start, pointer in pointers]
-        lines = ["mov w3, w3", *tile.segments("sp", touches), *finish.lines()]
+        touches = [
+            Touch(start, pointer, stride, -(-self.vectors // (4 if stride == _HALF_STRIDE and self.both else 2)))
+            for (start, pointer), stride in zip(pointers, finish.strides, strict=False)
+        ]
+        halves = [f"lsr {_HALF_STRIDE}, {_STRIDE}, #1"] if _HALF_STRIDE in finish.strides else []
+        end, start = list(finish.lines()), []
+        if tensors and tile.cycles < _LONG:
+            end, start = self._fetching(end, finish), [f"lsr {_AHEAD}, {_STRIDE}, #32"]
+        lines = [*start, "mov w3, w3", *halves, *tile.segments("sp", touches), *end]
         return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
+
+    def _fetching(self, lines: Sequence[str], finish: _Finish) -> list[str]:
+        """``lines`` with loads beside their arithmetic, of the cache lines that the tensors' next pixels will need."""
+        hints = []
+        for start, stride in zip(finish.tensor_arguments, finish.strides[1:], strict=True):
+            vectors = self.vectors // 2 if self.both and stride == _HALF_STRIDE else self.vectors
+            hints += [f"madd x17, {_AHEAD}, {stride}, {start}"]
+            for pixel in range(self.pixels):
+                hints += [f"add x17, x17, {stride}"] if pixel else []
+                hints += [f"ldr xzr, [x17, #{at}]" for at in range(0, 32 * vectors, 64)]
+        room, seen = sum(line.startswith("f") for line in lines), 0
+        result = []
+        for line in lines:
+            result.append(line)
+            if line.startswith("f"):
+                result += hints[-(len(hints) * -seen // room) : -(len(hints) * -(seen + 1) // room)]
+                seen += 1
+        return result
 
 
 class _Finish:
@@ -81,9 +113,11 @@ class _Finish:
         arguments = iter(["x5", "x6", "x7"])
         self.bases, self.base_rows = (next(arguments), next(arguments)) if kernel.base is None else ("", "")
         self.tensor_arguments = [next(arguments) for _ in self.tensors]
+        #: Bytes from pixel to pixel of the result and of each tensor.
+        self.strides = [_STRIDE, *(_HALF_STRIDE if name in HALF_OPERATIONS else _STRIDE for name in self.tensors)]
         self.needs_helpers = kernel.base is None or self.tensors or {"leaky", "prelu"} & set(self.rows)
-        self.needs_zero = bool({"relu", "prelu", "prelu_t"} & set(kernel.operations))
-        self.needs_masks = bool({"prelu", "prelu_t"} & set(kernel.operations))
+        self.needs_zero = bool({"relu", "prelu", "prelu_t", "prelu_h"} & set(kernel.operations))
+        self.needs_masks = bool({"prelu", "prelu_t", "prelu_h"} & set(kernel.operations))
 
     def lines(self) -> Iterator[str]:
         """The whole of it."""
@@ -158,9 +192,9 @@ class _Finish:
             if first == 0:
                 yield f"mov {_pointer(i, 0)}, {start}"
             else:
-                yield f"add {_pointer(i, 0)}, {_pointer(i, 1)}, {_STRIDE}"
+                yield f"add {_pointer(i, 0)}, {_pointer(i, 1)}, {self.strides[i]}"
             if count == 2:
-                yield f"add {_pointer(i, 1)}, {_pointer(i, 0)}, {_STRIDE}"
+                yield f"add {_pointer(i, 1)}, {_pointer(i, 0)}, {self.strides[i]}"
 
     def _load_bases(self, pixels: Sequence[int], vector: int, helpers: Sequence[int]) -> Iterator[str]:
         for i, pixel in enumerate(pixels):
@@ -184,14 +218,16 @@ class _Finish:
                 yield from (f"fmax v{x}.4s, v{x}.4s, v{self.zero}.4s" for x in chains)
                 continue
             if name in TENSOR_OPERATIONS:
+                half = self.kernel.both and name in HALF_OPERATIONS
+                own = vector % (self.kernel.vectors // 2) if half else vector
                 for i, helper in enumerate(helpers):
-                    yield f"ldr q{helper}, [{_pointer(1 + tensor, i // 2)}, #{32 * vector + 16 * (i % 2)}]"
+                    yield f"ldr q{helper}, [{_pointer(1 + tensor, i // 2)}, #{32 * own + 16 * (i % 2)}]"
                 values: Sequence[int] = helpers
                 tensor += 1
             else:
                 values = [loaded[row][i % 2] for i in range(len(chains))]
                 row += 1
-            yield from self._step(name.removesuffix("_t"), chains, values, helpers, masks)
+            yield from self._step(name.removesuffix("_t").removesuffix("_h"), chains, values, helpers, masks)
 
     def _step(
         self, name: str, chains: Sequence[int], values: Sequence[int], helpers: Sequence[int], masks: Sequence[int]

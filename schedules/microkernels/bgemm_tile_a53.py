@@ -127,6 +127,11 @@ class Tile:
             if again:
                 yield from (f"subs {_REPEATS}, {_REPEATS}, #1", f"b.ne {again}b")
 
+    @property
+    def cycles(self) -> int:
+        """Cycles of the arithmetic alone."""
+        return 3 * self.words * self.pixels * self.vectors
+
     def _groups(self, touches: Sequence[Touch]) -> list[tuple[int, list[_Loop], int]]:
         """Segments by number with their loops; like ones between the first and the last stand once, with their number."""
         groups: list[tuple[int, list[_Loop], int]] = []

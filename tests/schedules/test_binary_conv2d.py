@@ -12,7 +12,7 @@ from bitkiln.schedules.workload import Conv2d, Pool, Step
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
 SAME = (1, 1, 1, 1)
-MUL, ADD, TENSOR = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor")
+MUL, ADD, TENSOR, HALF = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor"), Step("add", "half")
 
 
 def conv(height: int, width: int, channels: int, out_channels: int, kernel: tuple[int, int] = (3, 3), **how) -> Conv2d:
@@ -40,6 +40,9 @@ WORKLOADS = [
     conv(3, 3, 64, 32, padding=SAME, pad_value=0, strides=(4, 4)),
     conv(1, 1, 8192, 100, (1, 1), **BITS),
     conv(9, 4, 32, 64, (1, 1), epilogue=(MUL, ADD, TENSOR)),
+    conv(9, 5, 32, 64, (1, 1), epilogue=(MUL, ADD, HALF, ADD, Step("prelu", "channel"), TENSOR)),
+    conv(6, 6, 64, 128, padding=SAME, pad_value=0, epilogue=(MUL, HALF, ADD)),
+    conv(5, 5, 16, 24, padding=SAME, pad_value=1, epilogue=(MUL, HALF)),
     conv(9, 4, 32, 120, (1, 1), **BITS),
     conv(5, 5, 3, 200, (5, 5), padding=(2, 2, 2, 2), pad_value=1, **BITS),
 ]

@@ -10,7 +10,8 @@ from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step, Wor
 from tests.schedules.kernels import example
 
 SAME = (1, 1, 1, 1)
-MUL, ADD, TENSOR = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor")
+MUL, ADD, TENSOR, HALF = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor"), Step("add", "half")
+PRELU = Step("prelu", "channel")
 
 
 def bits(channels: int, out_channels: int, size: int) -> Conv2d:
@@ -27,7 +28,8 @@ CYCLES: list[tuple[Workload, int]] = [
     (bits(512, 512, 7), 3_229_000),
     (bits(512, 1024, 4), 2_158_000),
     (Conv2d(56, 56, 64, 64, (3, 3), (1, 1), SAME, binary=True, pad_value=1, epilogue=(MUL, ADD, TENSOR)), 3_874_000),
-    (Conv2d(56, 56, 64, 64, (1, 1), binary=True, epilogue=(MUL, ADD, TENSOR)), 1_521_000),
+    (Conv2d(56, 56, 64, 64, (1, 1), binary=True, epilogue=(MUL, ADD, TENSOR)), 1_385_000),
+    (Conv2d(56, 56, 64, 128, (1, 1), binary=True, epilogue=(MUL, ADD, HALF, ADD, PRELU, ADD)), 3_117_000),
     (Binarize(28, 28, 128, (MUL, ADD)), 160_500),
     (Pool2d(56, 56, 64, Pool((3, 3), (2, 2), SAME), bits=True), 9_690),
 ]

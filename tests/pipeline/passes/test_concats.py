@@ -92,3 +92,34 @@ def test_parts_that_end_inside_a_byte_stay_together(network, same):
     after = fuse_epilogue(to_operators(before))
     assert concats(after) == [((4, 12), False)]
     same(before, after)
+
+
+@pytest.mark.parametrize(("outs", "same_residual"), [((16, 16), True), ((16, 8), True), ((16, 16), False)])
+def test_binary_convolutions_of_the_same_bits_become_one(network, same, operators, outs, same_residual):
+    net = network((1, 5, 6, 24))
+    bits = net.add(ops.binarize(net.x, sign_zero=1))
+    parts = []
+    for i, out in enumerate(outs):
+        weight = ops.pack_bits(net.rng.integers(0, 2, (out, 1, 1, 24)))
+        x = net.add(ops.bconv2d(bits, relax.const(weight, "uint8"), channels=24))
+        x = net.add(op.add(net.add(op.multiply(x, net.normal(out))), net.normal(out)))
+        residual = conv(net, net.x, 24, outs[0]) if i == 0 or not same_residual else conv(net, net.x, 24, out)
+        parts.append((x, residual))
+    alike = outs[0] == outs[1]
+    residuals = [parts[0][1], parts[0][1] if same_residual else parts[1][1]]
+    sums = [net.add(op.add(x, r)) if alike else x for (x, _), r in zip(parts, residuals, strict=True)]
+    joined = net.add(op.concat(sums, 3))
+    shifted = net.add(op.add(joined, net.normal(sum(outs))))
+    before = net.module(net.add(ops.prelu(shifted, net.normal(sum(outs)))))
+    after = fuse_epilogue(to_operators(before))
+    assert operators(after).count("bitkiln.bconv2d") == (1 if same_residual or not alike else 2)
+    if alike and same_residual:
+        kinds = [(step.op, step.operand) for step in workload_of(list(bindings(after["main"]))[-1][1]).epilogue]
+        assert kinds == [
+            ("mul", "channel"),
+            ("add", "channel"),
+            ("add", "half"),
+            ("add", "channel"),
+            ("prelu", "channel"),
+        ]
+    same(before, after, 1e-6)
