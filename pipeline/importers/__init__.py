@@ -13,12 +13,12 @@ from types import ModuleType
 
 from bitkiln.pipeline.errors import BitkilnError, ModelError
 from bitkiln.pipeline.importers import builtin
-from bitkiln.pipeline.importers.building import reason_of
 from bitkiln.pipeline.importers.labels import find_labels, read_labels
 from bitkiln.pipeline.importers.limits import check_module
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.importers.preprocessing import with_options
 from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.tvm_messages import reason_of, silenced
 
 __all__ = ["BUILTIN_NAMES", "FORMATS", "ImportOptions", "load_model"]
 
@@ -56,7 +56,8 @@ def load_model(source: str | Path, options: ImportOptions | None = None) -> Mode
 def _imported(importer: ModuleType, path: Path, options: ImportOptions) -> Model:
     """What the importer makes of ``path``. Damaged files meet exceptions that nobody foresaw: they name the file too."""
     try:
-        model = importer.load(path, options)
+        with silenced():
+            model = importer.load(path, options)
     except (BitkilnError, OSError):
         raise
     except MemoryError as error:

@@ -42,23 +42,3 @@ class VariableNames:
             unique = f"{plain}_{count}"
         self._taken.add(unique)
         return unique
-
-
-def reason_of(error: Exception) -> str:
-    """What an exception of TVM's says, on one line and without its dumps of IR."""
-    if isinstance(error, KeyError):
-        return f"attribute {error} is missing"
-    text = " ".join(str(error).split()) or type(error).__name__
-    for pattern, instead in _IR_DUMPS:
-        text = re.sub(pattern, instead, text)
-    return text[:200]
-
-
-#: Parts of TVM's messages that say nothing to a user, and what stands for them.
-_IR_DUMPS = (
-    (r"In ir\.Op\(.*?support_level=\d+\), ", ""),
-    (r"T\.int64\((-?\d+)\)", r"\1"),
-    (r"R\.shape\((\[.*?\])\)", r"\1"),
-    (r'metadata\["ir\.GenericConst"\]\[\d+\]', "constant"),
-    (r"# Metadata omitted\. .*? to show it\. ", ""),
-)

@@ -17,8 +17,8 @@ MAX_TENSOR_BYTES = 512 << 20
 #: Axes of the largest rank that numpy has had in all its versions.
 MAX_RANK = 32
 
-#: Steps of the longest network. The deepest in use have some thousands.
-MAX_STEPS = 20_000
+#: Steps of the longest network. The deepest in use have a thousand or two.
+MAX_STEPS = 4000
 
 
 def check_result(where: str, shape: Sequence[int], dtype: str) -> None:

@@ -121,6 +121,8 @@ def _opset(path: Path, proto: onnx.ModelProto) -> int:
         raise ModelError(
             f"{path}: is of opset {versions[0] if versions else 'unknown'}; export it again with opset {_OLDEST_OPSET} or later"
         )
+    if versions[0] > onnx.defs.onnx_opset_version():
+        raise ModelError(f"{path}: is of opset {versions[0]}; opsets up to {onnx.defs.onnx_opset_version()} are known")
     return versions[0]
 
 

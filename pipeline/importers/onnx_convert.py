@@ -14,13 +14,14 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.building import build_main, reason_of
+from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.limits import check_result
 from bitkiln.pipeline.importers.onnx_fold import Folder
 from bitkiln.pipeline.importers.onnx_graph import Graph, node_label
 from bitkiln.pipeline.importers.onnx_layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx_operands import Operands, Tensors, static_shape
 from bitkiln.pipeline.model import TensorSpec
+from bitkiln.pipeline.tvm_messages import reason_of
 
 
 def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
@@ -56,14 +57,14 @@ def _add(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> None:
     converter = CONVERTERS.get(node.op_type, Operands.by_frontend)
     try:
         result = tensors.builder.normalize(converter(Operands(tensors, node)))
+        shape = static_shape(result)
+        if shape is not None:
+            check_result(f"{tensors.path}: {node_label(node)}", shape, str(result.ty.dtype))
+        _bind(tensors, node, result)
     except ModelError:
         raise
     except Exception as error:  # the frontend and TVM's type inference raise whatever they meet
         raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {reason_of(error)}") from error
-    shape = static_shape(result)
-    if shape is not None:
-        check_result(f"{tensors.path}: {node_label(node)}", shape, str(result.ty.dtype))
-    _bind(tensors, node, result)
 
 
 def _bind(tensors: Tensors, node: onnx.NodeProto, result: relax.Expr) -> None:

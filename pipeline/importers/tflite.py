@@ -20,12 +20,13 @@ from tvm import relax
 from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
 from bitkiln.pipeline.importers import tflite_layers, tflite_lce, tflite_shapes
 from bitkiln.pipeline.importers.archive import digest
-from bitkiln.pipeline.importers.building import build_main, reason_of
+from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.importers.tflite_file import MAX_ELEMENTS, File, Operator, read
 from bitkiln.pipeline.importers.tflite_operands import Operands, Tensors
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 from bitkiln.pipeline.passes.graph import shape_of
+from bitkiln.pipeline.tvm_messages import reason_of
 
 _BUILTIN = tflite_layers.CONVERTERS | tflite_shapes.CONVERTERS
 

@@ -14,14 +14,15 @@ from tvm.ir import Call, GenericConst, GlobalVar
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import UnsupportedLayer
-from bitkiln.pipeline.passes.graph import bindings, make_function, op_name, result_of, substitute, with_main
+from bitkiln.pipeline.passes.graph import bindings, make_function, op_name, result_of, substitute, variables, with_main
+from bitkiln.pipeline.tvm_messages import reason_of, silenced
 from bitkiln.targets import Target
 
 
 def legalize(module: tvm.IRModule, target: Target) -> tvm.IRModule:
     """``main`` as a straight line of call_tir and reshapes."""
     with target.tvm_target():
-        legal = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(module)
+        legal = _with_functions(module)
         _check(legal)
         legal = relax.transform.AnnotateTIROpPattern()(legal)
         params = [param.name for param in legal["main"].params]
@@ -32,6 +33,36 @@ def legalize(module: tvm.IRModule, target: Target) -> tvm.IRModule:
         names = _names_of_groups(marked, fused)
         fused = _renamed(relax.transform.FuseTIR()(fused), names, params)
         return relax.transform.DeadCodeElimination()(fused)
+
+
+def _with_functions(module: tvm.IRModule) -> tvm.IRModule:
+    """A function for every operator. Raises UnsupportedLayer with the name of the first that TVM cannot make one for."""
+    legalize_ops = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])
+    try:
+        with silenced():
+            return legalize_ops(module)
+    except Exception as error:  # the operators' definitions raise whatever they meet
+        for name, value in bindings(module["main"]):
+            reason = _failure(legalize_ops, module, name, value)
+            if reason:
+                raise UnsupportedLayer(f"{name}: operator {op_name(value)} has no kernel: {reason}") from error
+        raise
+
+
+def _failure(
+    transform: tvm.ir.transform.Pass, module: tvm.IRModule, name: str, value: relax.Expr
+) -> str:
+    """Why ``transform`` fails on one binding; "" where it does not."""
+    params = {var.name: relax.Var(var.name, var.ty) for var in variables(value)}
+    function = make_function(
+        list(params.values()), [(name, value)], relax.Var(name, value.ty), module["main"].attrs
+    )
+    try:
+        with silenced():
+            transform(with_main(module, function))
+    except Exception as error:
+        return reason_of(error)
+    return ""
 
 
 #: Ends every name while FuseOps makes up names of its own ("lv", "gv1"), which the network's may equal.
