@@ -21,6 +21,7 @@ from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.lower import Lowered, lower
 from bitkiln.pipeline.verification.belonging import Belonging, Mismatch, check, check_steps
 from bitkiln.pipeline.verification.compare import Tensors, compare_step, relative_error, unpack
+from bitkiln.pipeline.verification.constants import Damage, find_damage
 from bitkiln.pipeline.verification.explain import explain, worst
 from bitkiln.pipeline.verification.outputs import (
     EXPECTED,
@@ -41,6 +42,9 @@ __all__ = ["Report", "Tracer", "make_inputs", "print_report", "verify_bundle"]
 
 #: Runs a bundle on inputs: its outputs, and what every step gave, by the step's name.
 Tracer = Callable[[Bundle, Tensors], run.Answer]
+
+#: What to do with a bundle whose constants were altered.
+DAMAGED = "its library was altered since it was compiled, or another version compiled it: copy or compile it again"
 
 #: How much the golden outputs may differ between processors, relative to the largest; as runner.py has it.
 GOLDEN = 1e-4
@@ -73,7 +77,8 @@ def verify_bundle(
         examined = [_Examination(bundle, model, lowered, steps, sample, tracer) for sample in samples]
     except Mismatch as reason:
         return Report(model.name, mismatch=str(reason), same_file=_made_from(bundle, model))
-    return _report(bundle, model, belongs, examined, source, tracer)
+    damage = find_damage(bundle, model, lowered) if belongs.same_file else []
+    return _report(bundle, belongs, examined, damage, source, tracer)
 
 
 def _emulated(bundle: Bundle, inputs: Tensors) -> run.Answer:
@@ -96,7 +101,7 @@ class _Examination:
         sample: Sample,
         tracer: Tracer,
     ) -> None:
-        self.lowered, self.sample = lowered, sample
+        self.model, self.lowered, self.sample = model, lowered, sample
         answer = tracer(bundle, sample.inputs)
         self.measured_by = answer.measured_by
         trace = {**sample.inputs, **(answer.trace or {})}
@@ -179,9 +184,9 @@ def _whole_run(answer: run.Answer, outputs: Sequence[Output]) -> list[str]:
 
 def _report(
     bundle: Bundle,
-    model: Model,
     belongs: Belonging,
     examined: Sequence[_Examination],
+    damage: Sequence[Damage],
     source: Path | None,
     tracer: Tracer,
 ) -> Report:
@@ -190,7 +195,7 @@ def _report(
     whole = tuple(dict.fromkeys(text for each in examined for text in each.notes))
     failed = not all(row.passed for row in shown.rows)
     return Report(
-        model.name,
+        examined[0].model.name,
         shown.rows,
         tuple(decisions),
         tuple(shown.zeros),
@@ -200,7 +205,8 @@ def _report(
         same_file=belongs.same_file,
         notes=belongs.notes,
         disagreements=(*belongs.disagreements, *whole),
-        advice=_advice(bundle, belongs, tracer) if failed else "",
+        damage=tuple(damage),
+        advice=DAMAGED if damage else _advice(bundle, belongs, tracer) if failed else "",
     )
 
 
@@ -217,10 +223,12 @@ def _advice(bundle: Bundle, belongs: Belonging, tracer: Tracer) -> str:
         return f"its golden answer cannot be checked: {error}"
     if kept:
         return (
-            "it still gives the golden answer it was compiled with: it was compiled like this, with other options, another "
-            "version, or by an error of bitkiln; compile it again, and report it if that does not help"
+            "it still gives its golden answer: it was compiled like this (with other options, by another version, or by an "
+            "error of bitkiln), or a damage shows on few inputs; compile it again, and report it if that does not help"
         )
-    return "it no longer gives the golden answer it was compiled with: it was altered since, or this board computes otherwise"
+    return (
+        "it no longer gives its golden answer: it was altered since it was compiled, or this board computes otherwise"
+    )
 
 
 def _golden_answer(bundle: Bundle, golden: Mapping[str, list[str]], tracer: Tracer) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bitkiln.pipeline.verification.compare import TOLERANCE
+from bitkiln.pipeline.verification.constants import Damage
 from bitkiln.pipeline.verification.explain import Cause, Spot
 from bitkiln.pipeline.verification.outputs import EXPECTED, IMPORTED, REFERENCE, Decision
 from bitkiln.pipeline.verification.zeros import ExactZeros
@@ -19,6 +20,11 @@ NAMED = 4
 
 #: How the text calls those that the outputs are compared with.
 _CALLED = {REFERENCE: "the reference", IMPORTED: "the model as imported", EXPECTED: "the expected outputs"}
+
+
+def called(against: str) -> str:
+    """What the outputs were compared with, in the text's words."""
+    return _CALLED.get(against, against)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared. ``mismatch`` says why nothing was: the bundle is of another model. ``advice`` is what to do."""
+    """What was compared. ``mismatch`` says why nothing was: the bundle is of another model. ``damage`` are constants that
+    are not as compiled. ``advice`` is what to do.
+    """
 
     model: str
     rows: tuple[Row, ...] = ()
@@ -86,6 +94,7 @@ class Report:
     same_file: bool = True
     notes: tuple[str, ...] = ()
     disagreements: tuple[str, ...] = ()
+    damage: tuple[Damage, ...] = ()
     advice: str = ""
 
     @property
@@ -96,7 +105,8 @@ class Report:
     @property
     def passed(self) -> bool:
         """Did everything agree?"""
-        return not (self.mismatch or self.wrong or self.disagreements) and all(each.passed for each in self.decisions)
+        found = self.mismatch or self.wrong or self.disagreements or self.damage
+        return not found and all(each.passed for each in self.decisions)
 
     @property
     def flips(self) -> int:
@@ -108,22 +118,27 @@ class Report:
         """One line: does the bundle agree with the model, and where not first?"""
         if self.passed:
             return "agrees: the bundle computes what the model says" + self._but()
+        if self.damage:
+            return "disagrees: weights or constants in the bundle's library are not the model's"
         if self.mismatch:
             return f"disagrees: this is no bundle of {self.model}"
         if self.wrong:
             return f"disagrees: the bundle computes something else than the model, first in {self.wrong[0].name}"
         failed = next((each for each in self.decisions if not each.passed), None)
         if failed is not None:
-            return f"disagrees: output {failed.output} is not that of {_CALLED.get(failed.against, failed.against)}"
+            return f"disagrees: output {failed.output} is not that of {called(failed.against)}"
         return "disagrees: the bundle prepares images or names classes otherwise"
 
     def reasons(self) -> list[str]:
         """What is behind the verdict, most important first."""
         lines = [self.mismatch] if self.mismatch else []
+        lines += map(str, self.damage)
         lines += self.disagreements
         if self.wrong:
             lines += _first_wrong(self.wrong[0])
             lines += _others_wrong(self.rows, self.wrong)
+        elif self.damage:
+            lines.append("no step shows it on this input")
         elif not self.passed and self.rows and not self.disagreements:
             lines.append(f"each of the {len(self.rows)} steps is right about the inputs it had; see the outputs below")
         if not self.same_file:
@@ -136,11 +151,7 @@ class Report:
 
     def _but(self) -> str:
         changed = [each for each in self.decisions if each.changed]
-        return (
-            f", though the first choice is not that of {_CALLED.get(changed[0].against, changed[0].against)}"
-            if changed
-            else ""
-        )
+        return f", though the first choice is not that of {called(changed[0].against)}" if changed else ""
 
     def _rounding(self) -> str:
         first = next(row for row in self.rows if row.undecided)
@@ -160,7 +171,8 @@ class Report:
             **{name: getattr(self, name) for name in own},
             "reasons": self.reasons(),
             "first_wrong": self.wrong[0].name if self.wrong else None,
-            "cause": self.wrong[0].cause if self.wrong else None,
+            "cause": "damage" if self.damage else self.wrong[0].cause if self.wrong else None,
+            "damage": [asdict(each) for each in self.damage],
             "notes": list(self.notes),
             "disagreements": list(self.disagreements),
             "exact_zeros": [asdict(each) for each in self.zeros],
@@ -236,7 +248,7 @@ def _outputs(report: Report) -> list[str]:
 
 
 def _agreement(output: str, found: Sequence[Decision], labels: Sequence[str]) -> str:
-    names = list(dict.fromkeys(_CALLED.get(each.against, each.against) for each in found))
+    names = list(dict.fromkeys(called(each.against) for each in found))
     others = " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
     samples = len({each.sample for each in found})
     text = f"{output}: as {others} {'have' if names[1:] else 'has'} it" + (
@@ -248,9 +260,7 @@ def _agreement(output: str, found: Sequence[Decision], labels: Sequence[str]) ->
 
 
 def _decision(decision: Decision, labels: Sequence[str], named: bool) -> str:
-    text = f"{decision.output} against {_CALLED.get(decision.against, decision.against)}" + (
-        f" for {decision.sample}: " if named else ": "
-    )
+    text = f"{decision.output} against {called(decision.against)}" + (f" for {decision.sample}: " if named else ": ")
     if decision.top:
         order = "as there" if not decision.changed else f"there {_class(decision.expected_top[0], labels)}"
         text += f"first choice {_class(decision.top[0], labels)}, {order} (ahead by {decision.margin:.2g}); "

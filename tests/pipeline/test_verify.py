@@ -16,13 +16,28 @@ from bitkiln import targets
 from bitkiln.pipeline import cli, run
 from bitkiln.pipeline.boards import simulated_farm
 from bitkiln.pipeline.bundle import describe_file, open_bundle
-from bitkiln.pipeline.compile import compile_model
+from bitkiln.pipeline.compile import choose_kernels, compile_model, plan_network
 from bitkiln.pipeline.passes.graph import array_of, bindings
+from bitkiln.pipeline.passes.lower import lower
+from bitkiln.pipeline.plan import read_network
 from bitkiln.pipeline.ssh import Remote
+from bitkiln.pipeline.verification.constants import find_damage
 from bitkiln.pipeline.verification.explain import Cause
 from bitkiln.pipeline.verification.samples import make_inputs
 from bitkiln.pipeline.verify import Report, print_report, verify_bundle
 from tests.pipeline.verification.fakes import Case, small_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The small network."""
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def lowered(model):
+    """The small network, lowered."""
+    return lower(model, targets.load("rasp3b"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +98,30 @@ def test_an_altered_weight_is_found_where_it_is(bundle):
     report = verify_bundle(bundle, small_model())
     assert [row.name for row in report.wrong] == ["relu"]
     assert report.wrong[0].cause == Cause.CHANNELS and "third" in report.wrong[0].layers
-    assert "no longer gives the golden answer" in report.advice
+    assert [(each.step, each.bits) for each in report.damage] == [("relu", 1)]
+    assert "1 bit of the weights and constants of relu" in text_of(report) and "altered since" in report.advice
+
+
+def test_damaged_constants_are_found_though_no_step_shows_them(bundle, lowered, model, no_records):
+    """One bit of a constant of each step in turn, in weights, thresholds and tables alike."""
+    network, target = read_network(lowered.module), targets.load("rasp3b")
+    plan = plan_network(model, network, choose_kernels(lowered.module, network, target, no_records))
+    whole = (bundle / "model.so").read_bytes()
+    start = whole.index(plan.constants)
+    opened = open_bundle(bundle)
+    assert find_damage(opened, model, lowered) == []
+    for step in plan.steps:
+        for tensor in (plan.tensors[i] for i in step.arguments if plan.tensors[i].place == "constant"):
+            data = bytearray(whole)
+            data[start + tensor.offset + tensor.nbytes - 1] ^= 0x40
+            (bundle / "model.so").write_bytes(data)
+            found = find_damage(opened, model, lowered)
+            assert step.name in [each.step for each in found] and all(each.bits == 1 for each in found)
+    changed = bytes(byte ^ 0xFF for byte in plan.constants)
+    (bundle / "model.so").write_bytes(whole.replace(plan.constants, changed))
+    assert (
+        find_damage(opened, model, lowered) == []
+    )  # Packed otherwise as a whole: not to be told from another version.
 
 
 def test_a_damaged_file_is_refused(bundle, invoke):
@@ -100,7 +138,7 @@ def test_a_bundle_compiled_with_another_padding(tmp_path, no_records):
     assert report.wrong[0].cause == Cause.PADDING and "pad+1" in report.wrong[0].compiled_as
     text = text_of(report)
     assert text.splitlines()[0].startswith("disagrees:") and "first in second_bits" in text
-    assert "pads first with +1, the model with true zeros" in text and "it still gives the golden answer" in text
+    assert "pads first with +1, the model with true zeros" in text and "it still gives its golden answer" in text
     assert "second_bits" in [line.split(" ")[0] for line in text.splitlines()]
 
 
