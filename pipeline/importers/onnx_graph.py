@@ -92,7 +92,9 @@ def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
 
 def skip_identities(graph: Graph) -> None:
     """Identity, and Dropout, which does nothing at inference."""
-    idle = [node for node in graph.nodes if node.op_type in ("Identity", "Dropout") and node.input[0] and node.output[0]]
+    idle = [
+        node for node in graph.nodes if node.op_type in ("Identity", "Dropout") and node.input[0] and node.output[0]
+    ]
     graph.rename({node.output[0]: node.input[0] for node in idle})
 
 

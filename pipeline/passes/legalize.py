@@ -49,14 +49,10 @@ def _with_functions(module: tvm.IRModule) -> tvm.IRModule:
         raise
 
 
-def _failure(
-    transform: tvm.ir.transform.Pass, module: tvm.IRModule, name: str, value: relax.Expr
-) -> str:
+def _failure(transform: tvm.ir.transform.Pass, module: tvm.IRModule, name: str, value: relax.Expr) -> str:
     """Why ``transform`` fails on one binding; "" where it does not."""
     params = {var.name: relax.Var(var.name, var.ty) for var in variables(value)}
-    function = make_function(
-        list(params.values()), [(name, value)], relax.Var(name, value.ty), module["main"].attrs
-    )
+    function = make_function(list(params.values()), [(name, value)], relax.Var(name, value.ty), module["main"].attrs)
     try:
         with silenced():
             transform(with_main(module, function))
