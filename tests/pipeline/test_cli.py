@@ -1,10 +1,12 @@
 """The command line: help with an example everywhere, one-line errors with status 2, tracebacks only on demand."""
 
+import json
 import sys
 
 import click
 import pytest
 
+from bitkiln import targets
 from bitkiln.pipeline import cli
 
 
@@ -95,3 +97,27 @@ def test_debug_shows_the_traceback(invoke):
     assert status == 2
     assert "Traceback" in err
     assert err.strip().splitlines()[-1].startswith("bitkiln: missing.onnx")
+
+
+def test_inspect_prints_rows_for_programs(invoke):
+    status, out, _ = invoke("inspect", "card-float", "--json")
+    rows = json.loads(out)
+    assert status == 0 and isinstance(rows, list)
+    assert {"name", "kind", "shape", "macs", "binary", "reason"} <= rows[0].keys()
+
+
+def test_inspect_summarises(invoke, tmp_path):
+    page = tmp_path / "deep" / "card.html"
+    status, out, _ = invoke("inspect", "card-float", "--summary", "--json", "--target", "db410c", "--html", page)
+    summary = json.loads(out)
+    assert status == 0
+    assert [bound["target"] for bound in summary["bounds"]] == ["dragonboard410c"]
+    assert summary["totals"]["binary"] == 0
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_inspect_gives_the_bound_of_every_target(invoke):
+    status, out, _ = invoke("inspect", "card-float", "--summary")
+    assert status == 0
+    assert all(f"\n  {name} " in out for name in targets.known())
+    assert "conv_" not in out.split("largest share")[0]
