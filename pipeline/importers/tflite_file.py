@@ -34,9 +34,9 @@ _ELEMENTS_PER_BYTE = 4
 #: Bytes of weights for each byte of the file; tensors may share buffers.
 _WEIGHTS_PER_BYTE = 16
 
-#: The most dimensions of a tensor, and elements of one (1 GiB of float32).
+#: The most dimensions of a tensor, and elements of one (256 MiB of float32).
 MAX_RANK = 8
-MAX_ELEMENTS = 1 << 28
+MAX_ELEMENTS = 1 << 26
 
 _MAX_CUSTOM_OPTIONS = 1 << 16
 

@@ -29,7 +29,7 @@ _KNOWN_DTYPES = frozenset({"float32", "int32", "int64", "bool"})
 _QUANTIZED_DTYPES = frozenset({"int4", "int8", "uint8", "int16", "uint16"})
 
 #: Elements that constants computed while importing may have together.
-_MAX_FOLDED = 1 << 27
+_MAX_FOLDED = 1 << 24
 
 
 @dataclass(frozen=True)
