@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fuzzing import ell, onnx_mutation
+from fuzzing import darknet, ell, onnx_mutation
 from fuzzing.bytes_mutation import damage
 from fuzzing.case import Case
 
@@ -14,9 +14,10 @@ from fuzzing.case import Case
 FORMATS: dict[str, Callable[[Random, int], Case]] = {
     "onnx": onnx_mutation.case,
     "ell": ell.case,
+    "darknet": darknet.case,
 }
 
-_BY_SUFFIX = {".onnx": onnx_mutation.damaged_file, ".ell": ell.damaged_file}
+_BY_SUFFIX = {".onnx": onnx_mutation.damaged_file, ".ell": ell.damaged_file, ".cfg": darknet.damaged_file}
 
 
 def damage_of(path: Path) -> Callable[[Random, bytes], tuple[bytes, str]]:

@@ -19,6 +19,7 @@ from bitkiln.pipeline.importers.archive import check_file
 _MAX_BYTES = 1 << 20
 _MAX_SECTIONS = 4096
 _MAX_NUMBERS = 64
+_LARGEST = 1e38
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -77,13 +78,13 @@ class Section:
         return [self._whole(key, part, low, high) for part in parts]
 
     def number(self, key: str, default: float) -> float:
-        """A finite number."""
+        """A finite number that float32 can hold."""
         value = self.text(key)
         if not value:
             return default
         number = _parsed(value)
-        if not math.isfinite(number):
-            raise self.error(f"{key}={shown(value)} is no number", key)
+        if not abs(number) <= _LARGEST:
+            raise self.error(f"{key}={shown(value)} is no number of float32", key)
         return number
 
     def _whole(self, key: str, value: str, low: int, high: int) -> int:

@@ -126,7 +126,7 @@ class Shortcut(Layer):
 
 
 class Scaled(Layer):
-    """``[scale_channels]`` and ``[sam]``: another layer times this one's input, per channel or per element."""
+    """``[scale_channels]`` and ``[sam]``: another layer times this one's input, per channel, pixel (scale_wh) or element."""
 
     name = "scale"
 
@@ -138,9 +138,8 @@ class Scaled(Layer):
             raise section.error("takes one layer", "from")
         self.position = positions[0]
         self.size = self.sizes[self.position]
-        if section.flag("scale_wh"):
-            raise section.unsupported("scale_wh=1 is not supported", "scale_wh")
-        if self.source not in (self.size, Size(self.size.channels, 1, 1)):
+        shared = Size(1, *self.size[1:]) if section.flag("scale_wh") else Size(self.size.channels, 1, 1)
+        if self.source not in (self.size, shared):
             raise section.error(f"does not multiply {self.size} by {self.source}", "from")
         self.activation_name = self.activation("linear")
 

@@ -34,6 +34,9 @@ from bitkiln.pipeline.importers.darknet_layer import (
 #: Largest window of ``[local]``, each tap of which is a step of its own, and of ``[normalization]``.
 _MAX_LOCAL_WINDOW = 16
 
+#: Least temperature of a softmax; those people use are between 0.1 and 10.
+_COLDEST = 1e-6
+
 
 def normalized(layer: Layer, tensors: Tensors, x: relax.Var) -> relax.Var:
     """(x - mean) / deviation * scale + bias, as one product and one sum whose constants are made in double precision.
@@ -49,6 +52,8 @@ def normalized(layer: Layer, tensors: Tensors, x: relax.Var) -> relax.Var:
     multiplier = scales / deviation
     biases = tensors.arrays.get("biases", 0.0)
     offset = biases - mean * multiplier
+    if max(np.abs(multiplier).max(), np.abs(offset).max()) > np.finfo(np.float32).max:
+        raise layer.section.error("its batch normalisation overflows float32")
     rank = len(shape_of(x))
     scaled = tensors.emit(relax.op.multiply(x, per_channel(multiplier, rank)), "scaled")
     return tensors.emit(relax.op.add(scaled, per_channel(offset, rank)), "shifted")
@@ -66,7 +71,8 @@ def _finished(layer: Layer, tensors: Tensors, x: relax.Var, normalize: bool, act
 def _binarized(weights: np.ndarray) -> np.ndarray:
     """+-mean magnitude of each filter (w > 0 is +), the mean as darknet sums it: one after the other, in float32."""
     flat = np.abs(weights.reshape(len(weights), -1))
-    mean = np.cumsum(flat, axis=1, dtype=np.float32)[:, -1] / np.float32(flat.shape[1])
+    with np.errstate(over="ignore"):
+        mean = np.cumsum(flat, axis=1, dtype=np.float32)[:, -1] / np.float32(flat.shape[1])
     mean = mean.reshape((-1,) + (1,) * (weights.ndim - 1))
     return np.where(weights > 0, mean, -mean)
 
@@ -121,6 +127,8 @@ class Convolutional(Layer):
             x = tensors.emit(relax.op.where(positive, scalar(1), scalar(-1)), "signs")
         if self.xnor or self.binary:
             weights = _binarized(weights)
+            if not np.isfinite(weights).all():
+                raise self.section.error("the mean magnitude of a filter overflows float32")
         sums = relax.op.nn.conv2d(
             x,
             constant(weights),
@@ -292,8 +300,8 @@ class Softmax(Layer):
         if self.source.count % self.groups:
             raise section.error(f"{self.source.count} inputs do not make {self.groups} groups", "groups")
         self.temperature = section.number("temperature", 1.0)
-        if self.temperature == 0:
-            raise section.error("temperature is 0", "temperature")
+        if abs(self.temperature) < _COLDEST:
+            raise section.error(f"temperature is {self.temperature:g}", "temperature")
         if section.text("tree"):
             raise section.unsupported("class hierarchies (tree=) are not supported", "tree")
         if section.number("spatial", 0) and self.source[1:] != (1, 1):

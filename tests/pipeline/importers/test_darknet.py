@@ -241,6 +241,16 @@ def test_shortcuts_from_several_layers_and_products(darknet):
     np.testing.assert_allclose(evaluate(model, x)[0], scaled * x, rtol=1e-4, atol=1e-6)
 
 
+def test_products_per_pixel(darknet):
+    x = image(3, 4, 5)
+    weights, biases = image(1, 3, 1, 1), image(1)
+    layers = "[logistic]\n[conv]\nfilters=1\nsize=1\nactivation=logistic\n[scale_channels]\nfrom=0\nscale_wh=1"
+    gates = sigmoid(x)
+    expected = gates * sigmoid(convolution(gates, weights) + biases)
+    model = load_model(darknet.write(layers, [biases, weights], x.shape))
+    np.testing.assert_allclose(evaluate(model, x)[0], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("stride", [2, 3, -2])
 def test_upsampling_repeats_and_downsampling_sums(darknet, stride):
     x = image(3, 4, 6)

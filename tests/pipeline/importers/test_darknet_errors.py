@@ -62,7 +62,8 @@ def refusal(path: Path, options: ImportOptions | None = None, kind: type[ModelEr
         ("[crop]\ncrop_width=9\ncrop_height=2", "a 2x9 part does not fit the input 3x6x5"),
         ("[softmax]\ngroups=7", "90 inputs do not make 7 groups"),
         ("[softmax]\ntemperature=0", "temperature is 0"),
-        ("[softmax]\ntemperature=nan", "temperature='nan' is no number"),
+        ("[softmax]\ntemperature=1e39", "temperature='1e39' is no number of float32"),
+        ("[softmax]\ntemperature=nan", "temperature='nan' is no number of float32"),
         ("[yolo]\nclasses=80\nmask=0,1,2", "3 anchors of 80 classes need 255 channels, its input has 3"),
         ("[region]\nclasses=20\nnum=5", "5 anchors of 20 classes need 125 channels"),
         ("[detection]\nclasses=20", "its places and boxes need"),
@@ -137,6 +138,13 @@ def test_weights_that_are_no_numbers(darknet, value):
 def test_negative_variances(darknet):
     cfg = darknet.write("[batchnorm]", [np.ones(3), np.ones(3), [1, -1, 1]])
     assert "a variance in the weights file is negative" in refusal(cfg)
+
+
+def test_numbers_beyond_float32(darknet):
+    cfg = darknet.write("[batchnorm]", [np.full(3, 1e38), np.full(3, -1e38), np.zeros(3)])
+    assert "its batch normalisation overflows float32" in refusal(cfg)
+    cfg = darknet.write(f"{CONV}xnor=1", [ARRAYS[0], np.full(6, 3e38)], name="xnor")
+    assert "the mean magnitude of a filter overflows float32" in refusal(cfg)
 
 
 def test_either_file_may_be_named(darknet, tmp_path):
