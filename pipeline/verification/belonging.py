@@ -68,8 +68,8 @@ def check_steps(bundle: Bundle, lowered: Lowered, listed: Sequence[tuple[str, st
 
 def _other_file(made_from: Mapping[str, Any], model: Model) -> str:
     return (
-        f"compiled from another file ({made_from.get('name', '?')}, {made_from['sha256'][:12]}...) than this one "
-        f"({model.name}, {model.source_digest[:12]}...)"
+        f"the bundle was compiled from another file ({made_from.get('name', '?')}, {made_from['sha256'][:12]}...) "
+        f"than this one ({model.name}, {model.source_digest[:12]}...)"
     )
 
 

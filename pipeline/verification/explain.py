@@ -225,9 +225,7 @@ def _most(_lowered: Lowered, comparison: Comparison, _known: Tensors) -> Finding
     share = bad.sum() / comparison.elements
     if share < MOST:
         return None
-    return Finding(
-        Cause.MOST, f"{share:.0%} of all elements: the bundle has other weights than the model, or its kernel is wrong"
-    )
+    return Finding(Cause.MOST, "so many that the bundle has other weights than the model, or its kernel is wrong")
 
 
 # --- The worst element --------------------------------------------------------------------------------------------------

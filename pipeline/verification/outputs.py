@@ -44,7 +44,7 @@ class Decision:
 
     ``error`` is the largest difference relative to the largest value, ``allowed`` how much is accepted and ``why``.
     ``top`` and ``expected_top`` are the best classes, empty for outputs that are no row of scores; ``margin`` is how far
-    the other engine's first choice is ahead of its second.
+    the other engine's first choice is ahead of its second. ``hint`` says what would explain a wrong output.
     """
 
     output: str
@@ -57,6 +57,7 @@ class Decision:
     allowed: float = TOLERANCE
     why: str = ""
     sample: str = ""
+    hint: str = ""
 
     @property
     def changed(self) -> bool:
@@ -80,7 +81,7 @@ class Judge:
         faithful: bool,
     ) -> None:
         self.inputs, self.sample, self.zero_signs, self.met = inputs, sample, zero_signs, met
-        self.flips, self.faithful = flips, faithful
+        self.graph, self.flips, self.faithful = lowered.graph, flips, faithful
         self.sensitivity = Sensitivity(lowered, inputs)
 
     @cached_property
@@ -101,7 +102,22 @@ class Judge:
         allowed, why = (TOLERANCE, "") if error <= TOLERANCE else self._allowance(at, actual, expected, rival)
         passed = error <= allowed and (rival.name != REFERENCE or self.faithful or error <= TOLERANCE)
         top, expected_top, margin = _choices(actual, expected)
-        return Decision(name, rival.name, error, passed, top, expected_top, margin, allowed, why, self.sample)
+        hint = "" if passed or rival.name == REFERENCE else self._hint(at, actual, expected)
+        return Decision(name, rival.name, error, passed, top, expected_top, margin, allowed, why, self.sample, hint)
+
+    def _hint(self, at: int, actual: np.ndarray, expected: np.ndarray) -> str:
+        """What the other engine may have been given or asked for instead."""
+        with np.errstate(all="ignore"):
+            for scores, text in ((_softmax(actual), "after"), (_softmax(expected), "before")):
+                pair = (scores, expected) if text == "after" else (actual, scores)
+                if expected.size > 1 and relative_error(*pair) <= DRIFT:
+                    return f"; it is the output {text} a softmax"
+        for name, values in self.inputs.items():
+            for axis in [axis for axis in range(1, values.ndim) if values.ndim == 4 and values.shape[axis] == 3]:
+                turned = {**self.inputs, name: np.ascontiguousarray(np.flip(values, axis))}
+                if relative_error(reference.run(self.graph, turned)[at], expected) <= DRIFT:
+                    return f"; it is the output for {name} with its channels the other way round (RGB, BGR)"
+        return ""
 
     def _allowance(self, at: int, actual: np.ndarray, expected: np.ndarray, rival: Rival) -> tuple[float, str]:
         """How much the outputs may differ beyond the tolerance, and why."""
@@ -146,6 +162,11 @@ def as_imported(lowered: Lowered, inputs: Tensors) -> list[np.ndarray] | None:
         return reference.run(lowered.phases["imported"], inputs)
     except BitkilnError:
         return None
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores.astype(np.float64) - scores.max())
+    return powers / powers.sum()
 
 
 def _choices(actual: np.ndarray, expected: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...], float]:

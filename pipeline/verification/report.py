@@ -122,6 +122,8 @@ class Report:
             return "disagrees: weights or constants in the bundle's library are not the model's"
         if self.mismatch:
             return f"disagrees: this is no bundle of {self.model}"
+        if self.wrong and not self.same_file:
+            return f"disagrees: the bundle has other weights than {self.model}, first in {self.wrong[0].name}"
         if self.wrong:
             return f"disagrees: the bundle computes something else than the model, first in {self.wrong[0].name}"
         failed = next((each for each in self.decisions if not each.passed), None)
@@ -141,9 +143,6 @@ class Report:
             lines.append("no step shows it on this input")
         elif not self.passed and self.rows and not self.disagreements:
             lines.append(f"each of the {len(self.rows)} steps is right about the inputs it had; see the outputs below")
-        if not self.same_file:
-            other = "another model or other weights" if self.wrong else "a file that computes the same"
-            lines.append(f"it was compiled from {other}")
         lines += [self._rounding()] if self.flips else []
         lines += [self._zeros()] if self.zeros else []
         lines += [f"note: {text}" for text in self.notes]
@@ -221,11 +220,17 @@ def _others_wrong(rows: Sequence[Row], wrong: Sequence[Row]) -> list[str]:
     lines = []
     if len(wrong) > 1:
         names = ", ".join(row.name for row in wrong[1 : 1 + NAMED])
-        lines.append(f"{len(wrong) - 1} more steps are wrong by themselves: {names}{' ...' if len(wrong) > 5 else ''}")
+        more = (
+            "1 more step is wrong by itself"
+            if len(wrong) == 2
+            else f"{len(wrong) - 1} more steps are wrong by themselves"
+        )
+        lines.append(f"{more}: {names}{' ...' if len(wrong) > 5 else ''}")
     after = rows[rows.index(wrong[0]) + 1 :]
     led = sum(row.passed and row.drift > TOLERANCE for row in after)
     if led:
-        lines.append(f"{led} later steps differ only because of what they were given: they are right about that")
+        steps = "1 later step differs" if led == 1 else f"{led} later steps differ"
+        lines.append(f"{steps} only because of what came before; what was given there is computed right")
     return lines
 
 
@@ -238,6 +243,8 @@ def _names(layers: Sequence[str]) -> str:
 def _outputs(report: Report) -> list[str]:
     """A line for each output on which all agree, and one for each decision that takes some explaining."""
     several = len({each.sample for each in report.decisions}) > 1
+    if report.wrong:
+        return [_consequence(each, report.labels, several) for each in report.decisions if each.against == REFERENCE]
     plain: dict[str, list[Decision]] = {}
     for each in report.decisions:
         if each.passed and not each.why and not each.changed:
@@ -267,7 +274,23 @@ def _decision(decision: Decision, labels: Sequence[str], named: bool) -> str:
     text += f"largest difference {decision.error:.1e}"
     if decision.passed:
         return f"{text} ({decision.why}): ok" if decision.why else f"{text}: ok"
-    return f"{text}, allowed {decision.allowed:.1e}" + (f" for {decision.why}" if decision.why else "") + ": WRONG"
+    return (
+        f"{text}, allowed {decision.allowed:.1e}"
+        + (f" for {decision.why}" if decision.why else "")
+        + f": WRONG{decision.hint}"
+    )
+
+
+def _consequence(decision: Decision, labels: Sequence[str], named: bool) -> str:
+    """What wrong steps make of an output."""
+    text = decision.output + (f" for {decision.sample}" if named else "")
+    if decision.top:
+        best = _class(decision.expected_top[0], labels)
+        other = (
+            f"becomes {_class(decision.top[0], labels)} instead of {best}" if decision.changed else f"is still {best}"
+        )
+        text += f": the first choice {other} (ahead by {decision.margin:.2g} in the model)"
+    return f"{text}; the output differs by {decision.error:.1e} of its largest value"
 
 
 def _class(index: int, labels: Sequence[str]) -> str:

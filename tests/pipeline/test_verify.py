@@ -17,6 +17,7 @@ from bitkiln.pipeline import cli, run
 from bitkiln.pipeline.boards import simulated_farm
 from bitkiln.pipeline.bundle import describe_file, open_bundle
 from bitkiln.pipeline.compile import choose_kernels, compile_model, plan_network
+from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.passes.graph import array_of, bindings
 from bitkiln.pipeline.passes.lower import lower
 from bitkiln.pipeline.plan import read_network
@@ -138,7 +139,11 @@ def test_a_bundle_compiled_with_another_padding(tmp_path, no_records):
     assert report.wrong[0].cause == Cause.PADDING and "pad+1" in report.wrong[0].compiled_as
     text = text_of(report)
     assert text.splitlines()[0].startswith("disagrees:") and "first in second_bits" in text
-    assert "pads first with +1, the model with true zeros" in text and "it still gives its golden answer" in text
+    assert (
+        "pads first with +1, the model with true zeros" in text
+        and "the first choice" in text
+        and "it still gives its golden answer" in text
+    )
     assert "second_bits" in [line.split(" ")[0] for line in text.splitlines()]
 
 
@@ -203,3 +208,35 @@ def test_bad_inputs_have_status_2(compiled, as_file, invoke, tmp_path):
     ):
         status, out, err = invoke("verify", compiled, "small.onnx", *options)
         assert status == 2 and out == "" and message in err and err.count("\n") == 1
+
+
+def test_exact_zeros_before_a_sign_are_told_and_held_against_onnxruntime(tmp_path, no_records, invoke):
+    onnx = pytest.importorskip("onnx", reason="makes an ONNX file whose Sign meets zeros")
+    pytest.importorskip("onnxruntime", reason="onnxruntime says what Sign gives")
+    rng = np.random.default_rng(4)
+    weight = rng.choice([-1.0, 1.0], (8, 16, 3, 3)).astype("float32")
+    nodes = [
+        onnx.helper.make_node("Sign", ["x"], ["s"]),
+        onnx.helper.make_node("Conv", ["s", "w"], ["c"], pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 16, 6, 6]), ("y", [1, 8, 1, 1]))
+    ]
+    graph = onnx.helper.make_graph(nodes, "signs", values[:1], values[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    path = tmp_path / "signs.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    x = rng.integers(-1, 2, (1, 16, 6, 6)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    compile_model(load_model(path), targets.load("rasp3b"), no_records, tmp_path / "signs")
+    status, out, _ = invoke("verify", tmp_path / "signs", path, "--input", tmp_path / "x.npy", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["passed"], found["reasons"]
+    assert found["exact_zeros"] == [{"layer": "c", "count": int((x == 0).sum()), "elements": x.size}]
+    theirs = {each["against"]: each for each in found["decisions"]}
+    assert theirs["reference"]["why"] == ""
+    for against in ("model as imported", "onnxruntime"):
+        assert theirs[against]["error"] > 1e-2 and "exact zeros" in theirs[against]["why"]
+    assert any("exact zeros stand before the signs of c" in text for text in found["reasons"])

@@ -125,3 +125,21 @@ def test_first_choices_and_margins_are_those_of_score_rows(signs):
     image = np.zeros((1, 2, 2, 2), "float32")
     (decision,) = judged.decide([("image", image)], Rival("expected", [image]))
     assert decision.top == () and not decision.changed and replace(decision, error=1.0).output == "image"
+
+
+def test_a_wrong_output_is_told_from_one_of_another_question(signs):
+    judged, ours = judge(signs, with_zeros(0))
+    powers = np.exp(ours[0][1] - ours[0][1].max())
+    (decision,) = judged.decide(ours, Rival("expected", [powers / powers.sum()]))
+    assert not decision.passed and "after a softmax" in decision.hint
+    (decision,) = judged.decide(ours, Rival("expected", [-ours[0][1]]))
+    assert not decision.passed and not decision.hint
+
+
+def test_turned_channels_are_noticed(lowered, model):
+    inputs = make_inputs(model)
+    turned = {"x": np.ascontiguousarray(inputs["x"][..., ::-1])}
+    (expected,) = reference.run(lowered.graph, turned)
+    judged, ours = judge(lowered, inputs)
+    (decision,) = judged.decide(ours, Rival("expected", [expected]))
+    assert not decision.passed and "channels the other way round" in decision.hint
