@@ -57,7 +57,7 @@ def _from_own_elements(node: Operands, widths: list[tuple[int, int]], mode: str)
             raise node.unsupported(f"pads an axis of {size} with {max(before, behind)} of its own elements")
         indices = np.pad(np.arange(size), (max(before, 0), max(behind, 0)), mode=mode)
         indices = indices[max(-before, 0) : len(indices) - max(-behind, 0)]
-        taken = relax.op.take(x, relax.const(indices.astype(np.int64)), axis=axis)
+        taken = relax.op.take(x, relax.const(indices.astype(np.int64)), axis, "clip")
         x = node.step(taken, f"axis{axis}")
     return x
 
@@ -80,7 +80,7 @@ def cut(node: Operands) -> relax.Expr:
         if indices.step > 0:
             part = relax.op.strided_slice(x, [axis % len(shape)], [indices.start], [indices.stop], [indices.step])
         else:
-            part = relax.op.take(x, relax.const(np.array(indices, np.int64)), axis=axis)
+            part = relax.op.take(x, relax.const(np.array(indices, np.int64)), axis, "clip")
         x = node.step(part, f"axis{axis % len(shape)}")
     return x
 

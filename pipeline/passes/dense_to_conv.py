@@ -2,10 +2,13 @@
 
 So dense layers get the epilogues, bits and kernels of convolutions. A one-row matrix [1, K] and the image [1, 1, 1, K] hold
 the same data: the reshapes between them cost nothing, and elementwise operators on rows are moved to the image so that the
-reshapes do not part a layer from its bias and activation.
+reshapes do not part a layer from its bias and activation. Several rows, as of a dense layer on each pixel, are an image of
+one line.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import tvm
 from tvm import relax
@@ -39,7 +42,7 @@ def _visit(graph: Graph, name: str, value: relax.Expr, images: _Images) -> relax
 def _matmul(graph: Graph, name: str, call: Call, images: _Images) -> relax.Expr | None:
     x, weight = call.args[0], array_of(call.args[1])
     shape = shape_of(x)
-    if weight is None or weight.ndim != 2 or shape[:-1] != (1,) * (len(shape) - 1) or str(x.ty.dtype) != "float32":
+    if weight is None or weight.ndim != 2 or len(shape) < 2 or str(x.ty.dtype) != "float32":
         return None
     conv = relax.op.nn.conv2d(
         _image(graph, x, images),
@@ -81,8 +84,8 @@ def _on_image(graph: Graph, arg: relax.Expr, size: int, images: _Images) -> rela
 
 
 def _image(graph: Graph, row: relax.Expr, images: _Images) -> relax.Expr:
-    """``row`` [1, ..., K] as [1, 1, 1, K]."""
-    shape = (1, 1, 1, shape_of(row)[-1])
+    """``row`` [..., K] as [1, 1, rows, K]."""
+    shape = (1, 1, prod(shape_of(row)[:-1]), shape_of(row)[-1])
     inner = graph.call_of(row, "reshape")
     source = inner.args[0] if inner is not None else row
     if shape_of(source) == shape:
@@ -95,6 +98,6 @@ def _image(graph: Graph, row: relax.Expr, images: _Images) -> relax.Expr:
 
 
 def _row(graph: Graph, name: str, value: Call, shape: tuple[int, ...]) -> relax.Expr:
-    """Give ``value`` [1, 1, 1, K] the name; what comes sees it as ``shape``."""
+    """Give ``value`` [1, 1, rows, K] the name; what comes sees it as ``shape``."""
     image = graph.bind(name, value)
     return graph.emit(relax.op.reshape(image, shape), f"{name}.row")

@@ -35,6 +35,7 @@ def write_onnx(tmp_path: Path) -> WriteOnnx:
             [numpy_helper.from_array(array, key) for key, array in weights.items()],
         )
         imports = [helper.make_opsetid("", opset), helper.make_opsetid("onnx.brevitas", 1)]
+        imports.append(helper.make_opsetid("qonnx.custom_op.general", 1))
         model = helper.make_model(graph, opset_imports=imports, ir_version=8)
         helper.set_model_props(model, options.pop("notes", {}))
         path = tmp_path / name

@@ -37,7 +37,16 @@ def test_residual_rows(network, same, operators):
     same(before, after, 1e-6)
 
 
-def test_more_than_one_row_is_left_alone(network, operators):
-    net = network((2, 6))
-    before = net.module(net.add(nn.relu(net.add(relax.op.matmul(net.x, net.normal(6, 6))))))
-    assert operators(dense_to_conv(before)) == ["matmul", "nn.relu"]
+def test_several_rows_are_an_image_of_one_line(network, same, operators):
+    net = network((1, 2, 3, 6))
+    before = net.module(net.add(nn.relu(net.add(relax.op.matmul(net.x, net.normal(6, 4))))))
+    after = dense_to_conv(before)
+    assert operators(after) == ["reshape", "nn.conv2d", "reshape", "nn.relu"]
+    assert shape_of(dict(bindings(after["main"]))["t0"]) == (1, 1, 6, 4)
+    same(before, after, 1e-6)
+
+
+def test_weights_that_are_computed_are_left_alone(network, operators):
+    net = network((6, 6))
+    before = net.module(net.add(relax.op.matmul(net.x, net.add(nn.relu(net.x)))))
+    assert operators(dense_to_conv(before)) == ["nn.relu", "matmul"]

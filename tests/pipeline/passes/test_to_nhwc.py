@@ -10,7 +10,7 @@ from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.graph import bindings, op_name, shape_of
 from bitkiln.pipeline.passes.to_nhwc import to_nhwc
 
-nn = relax.op.nn
+op, nn = relax.op, relax.op.nn
 C = relax.const
 
 
@@ -155,3 +155,28 @@ def random_network(net, steps):
 def test_random_networks_stay_the_same(network, same, seed):
     before = random_network(network((1, 3, 5, 4), seed), 14)
     same(before, to_nhwc(canonicalize(before)), 1e-4, seeds=(0,))
+
+
+def test_axes_of_one_come_and_go_without_transposes(network, same, operators):
+    """A row of pixels is convolved as an image of one line."""
+    net = network((1, 4, 9))
+    x = net.x
+    for _ in range(2):
+        image = net.add(op.reshape(x, (1, 4, 1, 9)))
+        lines = net.add(nn.conv2d(image, net.normal(4, 4, 1, 3), padding=(0, 1, 0, 1)))
+        x = net.add(op.multiply(net.add(op.reshape(lines, (1, 4, 9))), net.normal(1, 4, 1)))
+    before = net.module(x)
+    after = to_nhwc(canonicalize(before))
+    assert operators(after).count("permute_dims") == 2
+    same(before, after, 1e-6)
+
+
+def test_gathered_rows_and_channels_stay_in_place(network, same, operators, const):
+    net = network((1, 8, 6, 5))
+    x = net.add(nn.conv2d(net.x, net.normal(4, 8, 3, 3), padding=1))
+    for axis, indices in ((2, [1, 0, 5, 4]), (1, [3, 3, 0, 1])):
+        x = net.add(op.take(x, const(np.array(indices, np.int32)), axis=axis))
+    before = net.module(net.add(nn.conv2d(x, net.normal(4, 4, 1, 1))))
+    after = to_nhwc(canonicalize(before))
+    assert operators(after).count("permute_dims") == 2
+    same(before, after, 1e-6)
