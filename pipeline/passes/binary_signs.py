@@ -81,7 +81,9 @@ class SignFinder:
             return None
         if expr.name not in self._known:
             self._depth += 1
-            self._known[expr.name] = self._find(self._graph.definition(expr))
+            call = self._graph.definition(expr)
+            bits = op_name(call) == "bitkiln.unpack"
+            self._known[expr.name] = _signs(expr, -1.0, 1.0, 1.0) if bits else self._find(call)
             self._depth -= 1
         return self._known[expr.name]
 

@@ -66,6 +66,8 @@ class _Recogniser:
         """A binary convolution as ours; None for anything else."""
         self._finder = self._finder or SignFinder(graph)
         operator = op_name(value)
+        if operator == "bitkiln.binarize":
+            self._remember(graph, name, value)
         if operator == "bitkiln.bconv2d":
             workload = workload_of(value)
             text = _padding_text(workload.pad_value, workload.padding)
@@ -78,6 +80,12 @@ class _Recogniser:
         elif (reason := other_kind(self._finder, value)) is not None:
             self.verdicts.append(Verdict(name, False, reason))
         return None
+
+    def _remember(self, graph: Graph, name: str, call: Call) -> None:
+        """Bits that the file makes itself: convolutions found here may read the same signs."""
+        if len(call.args) == 1 and isinstance(call.args[0], relax.Var):
+            key = (call.args[0].name, int(call.attrs["sign_zero"]))
+            self._bits.setdefault(key, relax.DataflowVar(name, graph.normalized(call).ty))
 
     def _binary(self, graph: Graph, name: str, call: Call) -> relax.Expr:
         scales, weight = self._weights(graph, call)
@@ -148,6 +156,9 @@ class _Recogniser:
         if signs.shape and not whole_bytes:
             source = self._finder.source(signs)
         key = (source.name, sign_zero)
+        unpacked = graph.call_of(source, "bitkiln.unpack")
+        if unpacked is not None:
+            self._bits[key] = unpacked.args[0]
         if key not in self._bits:
             self._bits[key] = graph.emit(ops.binarize(source, sign_zero=sign_zero), f"{name}.bits")
         if not signs.shape or not whole_bytes:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from flatbuffers import flexbuffers
 
 from benchmarks.tflite_file import TfliteFile
+from bitkiln import targets
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers import load_model
-from bitkiln.pipeline.ops import workload_of
+from bitkiln.pipeline.ops import WORKLOAD_ATTR, workload_of
 from bitkiln.pipeline.passes.graph import bindings, op_name
+from bitkiln.pipeline.passes.lower import lower
 from tests.pipeline.importers.test_tflite_layers import (
     ACTIVATIONS,
     NONE,
@@ -329,6 +333,71 @@ def test_conventions_become_attributes(tmp_path):
     assert [op_name(value) for value in operators] == ["bitkiln.binarize", "bitkiln.bconv2d", "multiply", "add"]
     binarize, convolution = (workload_of(value) for value in list(operators)[:2])
     assert (binarize.sign_zero, convolution.pad_value, convolution.padding) == (1, 0, (0, 0, 0, 0))
+
+
+def conv_2d(file, source, weight, shape):
+    """Add a float convolution, VALID, with bias."""
+    window = {"Padding": VALID, "StrideH": 1, "StrideW": 1, "DilationHFactor": 1, "DilationWFactor": 1}
+    inputs = [source, file.constant(weight), file.constant(normal(len(weight)))]
+    return file.operator("CONV_2D", inputs, shape, "Conv2DOptions", **window)
+
+
+def larq_sign(file, source):
+    """Sign(Sign(x) + 0.1), padded with +1, against scaled weights."""
+    first = file.operator("SIGN", [source], (1, 6, 6, 16))
+    moved = file.operator("ADD", [first, file.constant(np.float32(0.1))], (1, 6, 6, 16), "AddOptions")
+    sign = file.operator("SIGN", [moved], (1, 6, 6, 16))
+    border = file.constant(np.int32([[0, 0], [1, 1], [1, 1], [0, 0]]))
+    padded = file.operator("PADV2", [sign, border, file.constant(np.float32(1))], (1, 8, 8, 16))
+    weight = signs(8, 3, 3, 16) * (np.abs(normal(8, 1, 1, 1)) + np.float32(0.1))
+    return conv_2d(file, padded, weight, (1, 6, 6, 8)), ["binary, padding +1"]
+
+
+def chosen_sign(file, source):
+    """x >= 0 ? 1 : -1."""
+    at_least = file.operator("GREATER_EQUAL", [source, file.constant(np.float32(0))], (1, 6, 6, 16), dtype="bool")
+    pair = [file.constant(np.float32(value)) for value in (1, -1)]
+    sign = file.operator("SELECT_V2", [at_least, *pair], (1, 6, 6, 16))
+    return conv_2d(file, sign, signs(8, 3, 3, 16), (1, 4, 4, 8)), ["binary, no padding"]
+
+
+def dequantised(file, source):
+    """Layers that the converter left as float ones, behind bits of the input and of a binary convolution."""
+    bits = file.custom("LceQuantize", [source], (1, 6, 6, 1), "int32")
+    image = file.custom("LceDequantize", [bits], (1, 6, 6, 16))
+    threshold = np.full(8, 70, np.int32)
+    made = bconv(file, bits, signs(8, 3, 3, 16), (1, 4, 4, 8), threshold=threshold, channels=16)
+    floats = file.custom("LceDequantize", [made], (1, 4, 4, 8))
+    flat = file.operator("RESHAPE", [floats, file.constant(np.int32([1, 128]))], (1, 128))
+    inputs = [flat, file.constant(signs(10, 128)), file.constant(normal(10))]
+    dense = file.operator("FULLY_CONNECTED", inputs, (1, 10), "FullyConnectedOptions")
+    conv = conv_2d(file, image, signs(8, 3, 3, 16), (1, 4, 4, 8))
+    return [conv, dense], ["binary, no padding"] * 3
+
+
+def _has_workload(function):
+    return bool(function.attrs) and WORKLOAD_ATTR in function.attrs
+
+
+@pytest.mark.parametrize("draw", [larq_sign, chosen_sign, dequantised])
+def test_signs_that_the_converter_left_in_floats(tmp_path, draw):
+    file = TfliteFile()
+    source = file.tensor((1, 6, 6, 16))
+    result, expected = draw(file, source)
+    path = tmp_path / "network.tflite"
+    path.write_bytes(file.write(source, result))
+    model = load_model(path)
+    lowered = lower(model, targets.load("rasp3b"))
+    found = [f"{'binary' if v.binary else 'float'}, {v.reason.split(', ')[1]}" for v in lowered.verdicts]
+    assert found == expected
+    workloads = [json.loads(str(f.attrs[WORKLOAD_ATTR])) for f in lowered.module.functions.values() if _has_workload(f)]
+    assert [work["tag"] for work in workloads].count("binarize") == 1
+    x = normal(1, 6, 6, 16)
+    entry = model.module["main"].params[0].name
+    for got, want in zip(
+        reference.run(lowered.module, {entry: x}), reference.run(model.module, {entry: x}), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [*FLOATS, *BITS, *NETWORKS])
