@@ -36,8 +36,8 @@ class Damage:
     nbytes: int
 
     def __str__(self) -> str:
-        count = "1 bit" if self.bits == 1 else f"{self.bits:,} bits"
-        return f"{count} of the weights and constants of {self.step} ({self.nbytes:,} bytes) differ from the model's"
+        count, verb = ("1 bit", "differs") if self.bits == 1 else (f"{self.bits:,} bits", "differ")
+        return f"{count} of the weights and constants of {self.step} ({self.nbytes:,} bytes) {verb} from the model's"
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _channels(lowered: Lowered, comparison: Comparison, _known: Tensors) -> Find
     share = bad[..., channels].mean()
     return Finding(
         Cause.CHANNELS,
-        f"all in {plural} {named} of {count}, where {share:.0%} of the elements differ: the bundle has other weights or "
+        f"all in {plural} {named} of {count}, where {100 * share:.2g} % of the elements differ: the bundle has other weights or "
         "constants there",
     )
 

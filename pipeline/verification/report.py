@@ -294,7 +294,8 @@ def _consequence(decision: Decision, labels: Sequence[str], named: bool) -> str:
 
 
 def _class(index: int, labels: Sequence[str]) -> str:
-    return f"{index} ({labels[index]})" if index < len(labels) else str(index)
+    label = labels[index] if index < len(labels) else ""
+    return f"{index} ({label})" if label and str(index) not in label else label or str(index)
 
 
 def _table(rows: Sequence[Row]) -> Table:
