@@ -40,9 +40,12 @@ class Row:
     """A layer of the network as its file has it.
 
     ``shape`` is the result's, ``input_shape`` that of the first tensor it reads, both in the file's layout; ``inputs`` names
-    the rows and network inputs it reads. ``macs`` are multiply-accumulates, padded taps included. ``binary`` is None for what
-    is no convolution (dense layers count as convolutions); ``reason`` says why it is binary or not. ``suspicious``: half of
-    the pattern of a binary convolution is there, and yet it is none.
+    the rows and network inputs it reads. Where one of the two is packed bits, its last axis is bytes, and ``bits`` or
+    ``input_bits`` says how many channels they hold.
+
+    ``macs`` are multiply-accumulates, padded taps included. ``binary`` is None for what is no convolution (dense layers count
+    as convolutions); ``reason`` says why it is binary or not. ``suspicious``: half of the pattern of a binary convolution is
+    there, and yet it is none.
 
     Convolutions and poolings have ``kernel``, ``strides``, ``padding`` (top, left, bottom, right; what pads a binary
     convolution from outside included) and ``dilation``. ``weight_bytes`` are those of the weights as float32,
@@ -61,6 +64,8 @@ class Row:
     reason: str = ""
     suspicious: bool = False
     input_shape: tuple[int, ...] = ()
+    bits: int = 0
+    input_bits: int = 0
     inputs: tuple[str, ...] = ()
     kernel: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
@@ -285,6 +290,7 @@ class _Reader:
             absorbed="recognised" in self.found.phases and self._of(self.recognised, name) is None,
             warnings=tuple(self._of(self.advice.warnings, name) or ()),
             notes=tuple(self._of(self.advice.notes, name) or ()),
+            **_packed_channels(call),
             **_window(call),
         )
         if kind in CONVOLUTIONS:
@@ -408,6 +414,20 @@ def _unseen(call: Call) -> str:
     if op_name(call) == "matmul":
         return "only rows of batch 1, in float32, can be binary"
     return f"only two-dimensional convolutions can be binary, not {op_name(call).removeprefix('nn.')}"
+
+
+def _packed_channels(call: Call) -> dict[str, int]:
+    """How many channels the bits hold that an operator of ours reads and writes."""
+    workload = workload_of(call) if has_workload(call) else None
+    if isinstance(workload, Binarize):
+        return {"bits": workload.channels}
+    if isinstance(workload, Conv2d):
+        written = workload.out_channels if workload.out == "bits" else 0
+        return {"bits": written, "input_bits": workload.channels if workload.binary else 0}
+    if isinstance(workload, Pool2d):
+        read = workload.channels if workload.bits else 0
+        return {"bits": workload.channels if workload.out == "bits" else 0, "input_bits": read}
+    return {}
 
 
 def _window(call: Call) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bitkiln.pipeline.inspect import Row
 from bitkiln.pipeline.inspect_graph import Block
-from bitkiln.pipeline.inspect_table import operation
+from bitkiln.pipeline.inspect_table import logical, operation
 from bitkiln.pipeline.layered import Drawing, Point, draw
 from bitkiln.pipeline.page import shown
 from bitkiln.targets import Target
@@ -15,6 +15,8 @@ from bitkiln.targets import Target
 CONVOLUTION, OTHERS, ENDS = (256.0, 70.0), (184.0, 46.0), (132.0, 28.0)
 #: Empty border of the drawing.
 MARGIN = 14.0
+#: Characters of a name where it is drawn.
+NAME = 30
 #: More operations of a block than that are counted, not named, where it is drawn.
 NAMED = 7
 
@@ -46,10 +48,10 @@ def _node(at: int, block: Block, extent: tuple[float, float], drawing: Drawing, 
     place = (
         f'style="left:{left + MARGIN:.1f}px;top:{top + MARGIN:.1f}px;width:{extent[0]:.0f}px;height:{extent[1]:.0f}px"'
     )
-    name = shown(block.name, 80)
+    name, whole = shown(block.name, NAME), shown(block.name, 200)
     main = block.main
     if main is None:
-        return f'<div class="node end" title="{name}" {place}><span>{name}</span></div>'
+        return f'<div class="node end" title="{whole}" {place}><span>{name}</span></div>'
     kind = "" if main.binary is None else " yes" if main.binary else " no"
     lines = ['<i class="flag" title="has a warning">▲</i>'] if any(row.warnings for row in block.rows) else []
     lines.append(f"<b>{name}</b>")
@@ -58,10 +60,10 @@ def _node(at: int, block: Block, extent: tuple[float, float], drawing: Drawing, 
     if main.binary is not None or len(block.rows) > 1:
         lines.append(f"<span>{shown(_steps(block))}</span>")
     else:
-        lines.append(f"<span>{shown(operation(main))} · {image(main.shape)}</span>")
+        lines.append(f"<span>{shown(operation(main))} · {image(logical(main.shape, main.bits))}</span>")
     if cost >= 0.005:
         lines.append(f'<i class="cost" style="width:{100 * cost:.1f}%"></i>')
-    return f'<button class="node{kind}" id="b{at}" data-b="{at}" {place}>{"".join(lines)}</button>'
+    return f'<button class="node{kind}" id="b{at}" data-b="{at}" title="{whole}" {place}>{"".join(lines)}</button>'
 
 
 def _work(row: Row) -> str:
@@ -69,7 +71,7 @@ def _work(row: Row) -> str:
     kernel = "dense" if not row.kernel else "×".join(map(str, row.kernel))
     strides = f" /{max(row.strides)}" if row.strides and max(row.strides) > 1 else ""
     groups = f" g{row.groups}" if row.groups > 1 else ""
-    return f"{kernel}{strides}{groups} → {image(row.shape)} · {count(row.macs)} MACs"
+    return f"{kernel}{strides}{groups} → {image(logical(row.shape, row.bits))} · {count(row.macs)} MACs"
 
 
 #: Names of operations where they are drawn.
@@ -103,11 +105,16 @@ def _edge(edge: tuple[int, int], blocks: Sequence[Block], path: Sequence[Point])
             else f"C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y:.1f}"
         )
         x, y = to_x, to_y
-    source, reader = (blocks[at].main for at in edge)
-    # What follows a block may have been drawn into its convolution, so that only a binary one tells that it reads bits.
-    is_bits = source is not None and source.result == "bits" and reader is not None and reader.binary
-    bits = ' class="bits"' if is_bits else ""
+    bits = ' class="bits"' if _is_bits(*(blocks[at] for at in edge)) else ""
     return f'<path{bits} data-e="{edge[0]} {edge[1]}" d="{"".join(parts)}"/>'
+
+
+def _is_bits(source: Block, reader: Block) -> bool:
+    """Are it bits that one block gives the other?"""
+    if source.main is None or reader.main is None:
+        return False
+    # What follows a block may have been drawn into its convolution, so that only a binary one tells that it reads bits.
+    return source.rows[-1].bits > 0 or (source.main.result == "bits" and bool(reader.main.binary))
 
 
 def image(shape: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from bitkiln.pipeline.inspect import Bound, Inspection, Row, gathered
 from bitkiln.pipeline.inspect_drawing import count, graph, image, times
 from bitkiln.pipeline.inspect_graph import Block, blocks_of
 from bitkiln.pipeline.inspect_style import SCRIPT, STYLE
-from bitkiln.pipeline.inspect_table import milliseconds, operation, size
+from bitkiln.pipeline.inspect_table import logical, milliseconds, operation, size
 from bitkiln.pipeline.page import BINARY, FLOAT, OTHER, page, shown
 from bitkiln.targets import Target
 
@@ -149,7 +149,7 @@ def _detail(block: Block, main: Row, bound: Bound | None) -> str:
     )
     operations = "".join(
         f'<tr><td class="t">{shown(row.name, 60)}</td><td class="t">{shown(operation(row))}</td>'
-        f"<td>{image(row.shape)}</td></tr>"
+        f"<td>{image(logical(row.shape, row.bits))}</td></tr>"
         for row in block.rows
     )
     inside = (
@@ -174,8 +174,8 @@ def _answer(row: Row) -> str:
 def _facts(row: Row, bound: Bound | None) -> Iterable[tuple[str, str]]:
     """What there is to say of a layer; without a text where it does not apply."""
     yield "operation", operation(row)
-    yield "reads", times(row.input_shape)
-    yield "result", f"{times(row.shape)}{', written as bits' if row.result == 'bits' else ''}"
+    yield "reads", _tensor(row.input_shape, row.input_bits)
+    yield "result", _tensor(row.shape, row.bits) + (", written as bits" if row.result == "bits" else "")
     yield "padding", f"{', '.join(map(str, row.padding))} (top, left, bottom, right)" if any(row.padding) else ""
     yield "padded with", "" if row.pad_value is None else f"{row.pad_value:+d}" if row.pad_value else "a true zero"
     yield "dilation", times(row.dilation) if row.dilation and max(row.dilation) > 1 else ""
@@ -202,11 +202,12 @@ def _line(row: Row, block: int, target: Target | None) -> str:
     weights = (size(row.weight_bytes), size(row.packed_bytes)) if row.weight_bytes else ("", "")
     ms = f"{row.roof_ms(target):.4g}" if target is not None and row.macs else ""
     cells = "".join(f"<td>{cell}</td>" for cell in (f"{row.macs:,}" if row.macs else "", *weights, ms))
-    read = f"{times(row.input_shape)} → " if row.input_shape and row.input_shape != row.shape else ""
+    shapes = dict.fromkeys([_tensor(row.input_shape, row.input_bits), _tensor(row.shape, row.bits)])
+    shape = " → ".join(filter(None, shapes))
     minor = "" if row.binary is not None or row.warnings else ' class="minor"'
     return (
         f'<tr{minor} data-b="{block}"><td class="t"><a data-go="{block}" href="#b{block}">{shown(row.name, 60)}</a></td>'
-        f'<td class="t">{shown(operation(row))}</td><td class="t">{read}{times(row.shape)}</td>{cells}'
+        f'<td class="t">{shown(operation(row))}</td><td class="t">{shape}</td>{cells}'
         f'<td class="why">{_verdict(row)}</td></tr>'
     )
 
@@ -228,6 +229,10 @@ def _bounds(bounds: Sequence[Bound]) -> str:
         '<div class="scroll"><table class="lay all"><tr><th class="t">target</th><th class="t">what it is</th>'
         f"<th>binary ms</th><th>float ms</th><th>bound ms</th></tr>{rows}</table></div>"
     )
+
+
+def _tensor(shape: Sequence[int], bits: int) -> str:
+    return times(logical(shape, bits)) + (" bits" if bits else "")
 
 
 def _reason(text: str) -> str:

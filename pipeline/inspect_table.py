@@ -106,12 +106,19 @@ def operation(row: Row) -> str:
 
 def shapes(row: Row, whole: bool = True) -> str:
     """The shape of a row's result, behind that of what it reads where they differ and ``whole`` is wanted."""
-    read, result = (_shape(shape) for shape in (row.input_shape, row.shape))
+    read, result = _shape(row.input_shape, row.input_bits), _shape(row.shape, row.bits)
     return f"{read} -> {result}" if whole and row.input_shape and read != result else result
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join("?" if extent < 0 else str(extent) for extent in shape) or "scalar"
+def _shape(shape: Sequence[int], bits: int) -> str:
+    """A shape as text; ``bits`` are the channels of a packed one."""
+    sizes = "x".join("?" if extent < 0 else str(extent) for extent in logical(shape, bits)) or "scalar"
+    return f"{sizes} bits" if bits else sizes
+
+
+def logical(shape: Sequence[int], bits: int) -> tuple[int, ...]:
+    """The shape of a tensor that is ``shape`` in memory, where ``bits`` channels are packed into its last axis."""
+    return (*shape[:-1], bits) if bits else tuple(shape)
 
 
 def answer(row: Row) -> str:

@@ -82,6 +82,7 @@ def test_operators_that_are_binary_already():
     rows = layer_table(model_of(body, (1, 5, 5, 16)))
     assert [row.kind for row in rows] == ["binarize", "bconv2d"]
     assert (rows[1].binary, rows[1].macs) == (True, 9 * 8 * 144)
+    assert (rows[0].shape, rows[0].bits, rows[1].input_bits, rows[1].bits) == ((1, 5, 5, 2), 16, 16, 0)
 
 
 @pytest.mark.parametrize(

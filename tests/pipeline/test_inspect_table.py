@@ -18,6 +18,7 @@ ROWS = [
     Row("b", "conv2d", (1, 2, 3, 4), 500_000, False, "float weights", kernel=(3, 3), strides=(2, 2), groups=2),
     Row("c", "conv2d", (1, 2, 3, 4), 500_000, False, "its input is no sign", suspicious=True),
     Row("d[0]", "relu", (1, 2, 3, 4), input_shape=(1, 2, 6, 8)),
+    Row("e", "binarize", (1, 6, 6, 2), input_shape=(1, 6, 6, 15), bits=15),
 ]
 
 
@@ -34,6 +35,7 @@ def test_a_row_is_a_line_in_a_pipe():
     assert lines[2].split() == ["b", "conv2d", "3x3/2", "g2", "1x2x3x4", "0.50", "no:", "float", "weights"]
     assert "NO: its input is no sign" in lines[3]
     assert lines[4].split() == ["d[0]", "relu", "1x2x6x8", "->", "1x2x3x4"]
+    assert lines[5].split() == ["e", "binarize", "1x6x6x15", "->", "1x6x6x15", "bits"]
     assert "\x1b" not in printed(ROWS)
     assert all(line == line.rstrip() for line in lines)
 
