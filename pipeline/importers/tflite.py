@@ -23,6 +23,7 @@ from bitkiln.pipeline.importers.archive import digest
 from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.importers.tflite_file import MAX_ELEMENTS, File, Operator, read
+from bitkiln.pipeline.importers.tflite_labels import embedded_labels
 from bitkiln.pipeline.importers.tflite_operands import Operands, Tensors
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 from bitkiln.pipeline.passes.graph import shape_of
@@ -48,6 +49,7 @@ def load(path: Path, options: ImportOptions) -> Model:
         outputs=outputs,
         source_digest=digest(path),
         preprocessing=_preprocessing(inputs[0]),
+        labels=embedded_labels(path, outputs),
     )
 
 

@@ -195,8 +195,6 @@ def _broadcast(node: Operands, positions: tuple[int, ...] = (0, 1)) -> list[rela
         shape = shape_of(values[at])
         if node.is_constant(position) and 0 < len(shape) < rank:
             array = node.array(position, "operand")
-            if array.dtype.kind == "f" and np.isnan(array).any():
-                raise node.error(f"not-a-number in {node.tensor(position).label}")
             values[at] = relax.const(array.reshape((1,) * (rank - array.ndim) + array.shape))
     return values
 
@@ -215,6 +213,15 @@ def _select(node: Operands) -> relax.Expr:
     if len(shape_of(condition)) == 1 and rank > 1:
         condition = node.step(relax.op.reshape(condition, (-1, *[1] * (rank - 1))), "rows")
     return relax.op.where(condition, first, second)
+
+
+def _add_n(node: Operands) -> relax.Expr:
+    """The sum of any number of tensors, two at a time."""
+    result = node.value(0)
+    for position in range(1, len(node)):
+        last = node.step(result, str(position - 1)) if position > 1 else result
+        result = relax.op.add(last, node.value(position))
+    return result
 
 
 def _square_of_difference(node: Operands) -> relax.Expr:
@@ -397,6 +404,7 @@ def _local_response(node: Operands) -> relax.Expr:
 CONVERTERS: dict[str, _Converter] = {
     "ABS": _plain(relax.op.abs),
     "ADD": _arithmetic(relax.op.add, "AddOptions"),
+    "ADD_N": _add_n,
     "ARG_MAX": _extreme_index(relax.op.argmax, "ArgMaxOptions"),
     "ARG_MIN": _extreme_index(relax.op.argmin, "ArgMinOptions"),
     "AVERAGE_POOL_2D": _pooled(relax.op.nn.avg_pool2d, average=True),

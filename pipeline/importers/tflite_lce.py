@@ -68,6 +68,11 @@ class _Options:
             raise self._node.unsupported(f"{name} {text[:20]!r} is not known")
         return known[text]
 
+    def text(self, name: str) -> str:
+        """A text; empty where the field is missing or is none."""
+        found = self._find(name)
+        return self._reading(lambda: found.AsString) if found is not None and found.IsString else ""
+
     def _checked(self, name: str, found: flexbuffers.Ref | None, default: int | None, low: int, high: int) -> int:
         value = (
             default if found is None else self._reading(lambda: found.AsInt if found.IsInt or found.IsBool else None)
@@ -132,6 +137,8 @@ def _bmaxpool2d(node: Operands) -> Bits:
 def _bconv2d(node: Operands) -> Bits | relax.Expr:
     node.check_types(exempt=(2, 3, 4))
     options = _Options(node)
+    if options.text("filter_format").startswith("HWIO"):
+        raise node.unsupported("its filter has its output channels last; convert the model with a later release")
     bits = _input(node, channels_in(node))
     weight, groups = _filter(node, bits.channels)
     strides = options.pair(("stride_height", "stride_width"), "strides")
@@ -146,9 +153,12 @@ def _bconv2d(node: Operands) -> Bits | relax.Expr:
         "groups": groups,
         "pad_value": options.number("pad_values", default=0, high=1) if any(windows.padding) else 0,
     }
-    activation = options.choice("fused_activation_function", _ACTIVATION_NAMES, default=0)
-    if options._find("activation") is not None:
-        activation = options.choice("activation", _ACTIVATION_NAMES)
+    # The first releases called it just "activation".
+    activation = options.choice(
+        "activation",
+        _ACTIVATION_NAMES,
+        default=options.choice("fused_activation_function", _ACTIVATION_NAMES, default=0),
+    )
     weights = relax.const(weight, "uint8")
     if node.has(4) and node.result().dtype == "int32":
         reach = kernel[0] * kernel[1] * (bits.channels // groups)
@@ -252,4 +262,5 @@ CONVERTERS: dict[str, Callable[[Operands], relax.Expr | Bits]] = {
     "LceBconv2d": _bconv2d,
     "LceBsign": _bsign,
     "LqceBsign": _bsign,
+    **{f"LqceBconv2d{bits}": _bconv2d for bits in (8, 32, 64)},
 }

@@ -28,6 +28,11 @@ _KNOWN_DTYPES = frozenset({"float32", "int32", "int64", "bool"})
 #: Types of quantised networks.
 _QUANTIZED_DTYPES = frozenset({"int4", "int8", "uint8", "int16", "uint16"})
 
+#: Operators whose operands may be infinite.
+_TAKES_INFINITY = frozenset(
+    {"GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"}
+)
+
 #: Elements that constants computed while importing may have together.
 _MAX_FOLDED = 1 << 24
 
@@ -202,7 +207,11 @@ class Operands:
         return self.tensors.file.tensors[self.operator.outputs[position]]
 
     def value(self, position: int) -> relax.Expr:
-        """An operand as an expression."""
+        """An operand as an expression; constants that are no numbers are refused."""
+        array = self.tensors.constants.get(self.tensor(position).index, np.zeros(()))
+        infinite = array.dtype.kind == "f" and not np.isfinite(array).all()
+        if infinite and (np.isnan(array).any() or self.operator.kind not in _TAKES_INFINITY):
+            raise self.error(f"non-finite weight in {self.tensor(position).label}")
         return self.tensors.expression(self.tensor(position).index)
 
     def bits(self, position: int, channels: int) -> Bits:

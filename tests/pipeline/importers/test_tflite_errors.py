@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -180,3 +181,24 @@ def test_a_fixed_batch_can_be_made_one(write):
     path = write(*network((2, 4, 4, 3)))
     assert "has a batch of 2" in refused(path)
     assert load_model(path, ImportOptions(shapes={"image": (1, 4, 4, 3)})).outputs[0].shape == (1, 32)
+
+
+def test_labels_of_the_metadata(write, tmp_path):
+    """A zip archive behind the model, as TensorFlow Lite's metadata writer makes it."""
+    path = write(*network())
+    names = [f"class {index}" for index in range(32)]
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("readme.txt", "one line")
+        archive.writestr("labels.txt", "\n".join(names) + "\n")
+    assert load_model(path).labels == tuple(names)
+    content = bytearray(path.read_bytes())
+    content[-200:-150] = bytes(50)
+    path.write_bytes(content)
+    assert load_model(path).labels in ((), tuple(names))
+
+
+def test_labels_that_unpack_to_too_much(write):
+    path = write(*network())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.txt", "\n" * (3 << 20))
+    assert load_model(path).labels == ()

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.tflite_file import TfliteFile
 from bitkiln.pipeline import reference
+from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.reference import convolve
 
@@ -311,6 +312,29 @@ def test_of_two_tensors(tmp_path, operator, function, shape):
         lambda file, source: file.operator(operator, [source, file.constant(other)], x.shape),
         function(x, other),
     )
+
+
+def test_sums_of_many(tmp_path):
+    x, others = normal(1, 3, 4, 5), [normal(1, 3, 4, 5) for _ in range(3)]
+
+    def draw(file, source):
+        return file.operator("ADD_N", [source, *map(file.constant, others)], x.shape, "AddNOptions")
+
+    check(tmp_path, x, draw, x + sum(others))
+
+
+@pytest.mark.parametrize("operator", ["MAXIMUM", "ADD"])
+def test_infinity_is_a_bound_and_no_weight(tmp_path, operator):
+    x, level = normal(1, 3), np.float32([-np.inf, 0, -np.inf])
+
+    def draw(file, source):
+        return file.operator(operator, [source, file.constant(level)], x.shape)
+
+    if operator == "MAXIMUM":
+        check(tmp_path, x, draw, np.maximum(x, level))
+        return
+    with pytest.raises(ModelError, match="non-finite weight in tensor 1"):
+        check(tmp_path, x, draw, x)
 
 
 def test_slopes(tmp_path):
