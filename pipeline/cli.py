@@ -154,6 +154,7 @@ def bitkiln() -> None:
 
     \b
     Example: bitkiln compile model.onnx --target rasp3b -o bundle
+    MODEL is an .onnx, .tflite, .ell, .ell.zip or darknet .cfg file, or card-binary or card-float.
     --debug with any command shows the traceback of an error.
     """
 

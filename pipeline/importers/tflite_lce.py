@@ -7,7 +7,8 @@ bits are the signs of the float result where there are no thresholds.
 
 A binary convolution counts the bits p in which K taps and weights differ. With v = K - 2p, the dot product, its result is
 ``activation(v) * multiplier + bias``, or the bit ``p > threshold``: in our terms +1 where v >= K - 2 * threshold.
-Padding is +1, or a true zero, which counts as half a difference.
+Padding is +1, or a true zero, which counts as half a difference. One thing differs: a NaN's bit is that of -1, in its
+runtime that of +1.
 """
 
 from __future__ import annotations
