@@ -202,8 +202,8 @@ def _channels(lowered: Lowered, comparison: Comparison, _known: Tensors) -> Find
     share = bad[..., channels].mean()
     return Finding(
         Cause.CHANNELS,
-        f"all in {plural} {named} of {count}, where {100 * share:.2g} % of the elements differ: the bundle has other weights or "
-        "constants there",
+        f"all in {plural} {named} of {count}, where {100 * share:.2g} % of the elements differ: the bundle has other "
+        "weights or constants there",
     )
 
 

@@ -124,6 +124,8 @@ class Judge:
         if rival.name == REFERENCE and self.faithful and self.flips:
             # Each step was right about what it got, so nothing but these signs can have begun it.
             return relative_error(actual, expected), f"rounding next to a sign: {self.flips:,} fell otherwise"
+        if self._holds_nan and np.isfinite(actual).all() and not np.isfinite(expected).all():
+            return float("inf"), "the input holds NaN, whose bit is that of -1 here and which spreads there"
         if self.met and rival.by_file and self._follows_file(at, expected):
             count = sum(each.count for each in self.met)
             return relative_error(actual, expected), f"{count:,} exact zeros before signs count as +1 here, as 0 there"
@@ -134,6 +136,10 @@ class Judge:
                 DRIFT, SPREAD * spread
             ), f"rounding next to a sign: {flips}, {self.sensitivity.near:,} values near"
         return DRIFT, "float rounding through the whole network"
+
+    @property
+    def _holds_nan(self) -> bool:
+        return any(values.dtype.kind == "f" and bool(np.isnan(values).any()) for values in self.inputs.values())
 
     def _spread(self, at: int) -> float:
         """How far drawing the signs next to zero moves output ``at``."""
@@ -176,5 +182,6 @@ def _choices(actual: np.ndarray, expected: np.ndarray) -> tuple[tuple[int, ...],
     count = min(5, max(1, expected.size // 4))
     rows = actual.reshape(-1), expected.reshape(-1)
     first, second = (tuple(int(i) for i in np.argsort(-row, kind="stable")[:count]) for row in rows)
-    best = np.sort(rows[1].astype(np.float64))
-    return first, second, float(best[-1] - best[-2])
+    best = np.sort(np.nan_to_num(rows[1].astype(np.float64), nan=-np.inf))
+    margin = float(best[-1] - best[-2]) if np.isfinite(best[-2:]).all() else 0.0
+    return first, second, margin

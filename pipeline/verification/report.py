@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -164,9 +165,9 @@ class Report:
         return f"{count:,} exact zeros stand before the signs of {where}: Sign gives 0 there, in bits they count as +1"
 
     def as_json(self) -> dict[str, Any]:
-        """The report as plain values."""
+        """The report as plain values; numbers that JSON has not, infinite ones and NaN, are null."""
         own = ("model", "passed", "verdict", "mismatch", "same_file", "inputs", "measured_by", "flips", "advice")
-        return {
+        values = {
             **{name: getattr(self, name) for name in own},
             "reasons": self.reasons(),
             "first_wrong": self.wrong[0].name if self.wrong else None,
@@ -178,6 +179,15 @@ class Report:
             "steps": [asdict(row) for row in self.rows],
             "decisions": [asdict(each) | {"changed": each.changed} for each in self.decisions],
         }
+        return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def print_report(report: Report, console: Console, every: bool = False) -> None:

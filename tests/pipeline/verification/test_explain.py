@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -146,3 +147,14 @@ def test_other_steps_are_another_network_or_another_version(verify, board):
     made.bundle.manifest["model"]["sha256"] = "0" * 64
     with pytest.raises(VerifyError, match="compile it again"):
         verify(made)
+
+
+def test_json_is_strict_and_complete(verify, board):
+    def change(at, array):
+        return array * np.float32("nan") if at == 1 else array
+
+    found = verify(damage(board(), "logits", change)).as_json()
+    json.dumps(found, allow_nan=False)
+    assert found["passed"] is False and found["first_wrong"] == "logits" and found["cause"] == Cause.NOT_FINITE
+    row = next(each for each in found["steps"] if each["name"] == "logits")
+    assert row["error"] is None and row["worst"]["actual"] is None and row["layers"][-1] == "logits"

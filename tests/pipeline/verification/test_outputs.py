@@ -143,3 +143,11 @@ def test_turned_channels_are_noticed(lowered, model):
     judged, ours = judge(lowered, inputs)
     (decision,) = judged.decide(ours, Rival("expected", [expected]))
     assert not decision.passed and "channels the other way round" in decision.hint
+
+
+def test_what_nan_becomes_elsewhere_is_said(signs):
+    inputs = with_zeros(0)
+    inputs["x"][0, 3, 2, 2] = np.nan
+    judged, ours = judge(signs, inputs)
+    (decision,) = judged.decide(ours, Rival("onnxruntime", as_imported(signs, inputs)))
+    assert decision.passed and decision.error == np.inf and "NaN" in decision.why and decision.margin == 0
