@@ -358,7 +358,7 @@ class _Reader:
         # one's is known, and from there on operators keep their weights until thresholds turn them around.
         owners = {operator: name for name, operator in self.operators.items()}
         weights = {
-            value.args[1]: owners.get(name) or origin(name, self.recognised, self.verdicts)
+            value.args[1]: owners.get(name) or origin(self._base(name), self.recognised, self.verdicts)
             for name, value in self.found.defined("operators").items()
             if _is_convolution(value)
         }
@@ -370,6 +370,12 @@ class _Reader:
             if _is_convolution(value) and _is_convolution(before) and before.args[1] in weights:
                 compiled[weights[before.args[1]]] = value
         return compiled
+
+    def _base(self, name: str) -> str:
+        """The operation of the recognised network that a pass made ``name`` from: passes only append to names."""
+        while name not in self.recognised and "." in name:
+            name = name.rpartition(".")[0]
+        return name
 
 
 def _operations(function: relax.Function) -> Iterator[tuple[str, relax.Expr]]:

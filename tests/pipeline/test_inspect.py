@@ -39,9 +39,8 @@ def test_each_convolution_has_a_verdict():
 def test_a_binary_layer_that_keeps_floats_says_why():
     def body(emit, x):
         first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(8, 4, 3, 3, binary=True), padding=1), "first")
-        folded = emit(relax.op.nn.leakyrelu(first, -1.0), "folded")
-        moved = emit(relax.op.subtract(folded, relax.const(np.full((1, 8, 1, 1), 2.2, np.float32))), "moved")
-        return relax.op.nn.conv2d(relax.op.sign(moved), weight(8, 8, 3, 3, binary=True), padding=1)
+        pooled = emit(relax.op.nn.avg_pool2d(first, (2, 2), strides=(2, 2)), "pooled")
+        return relax.op.nn.conv2d(relax.op.sign(pooled), weight(8, 8, 3, 3, binary=True), padding=1)
 
     rows = {row.name: row for row in layer_table(model_of(body))}
     assert rows["first"].binary
@@ -130,6 +129,13 @@ def test_what_a_binary_layer_is_found_to_be():
     assert (dense.binary, dense.weight_bytes, dense.packed_bytes) == (False, 2880, 2880)
     assert (dense.sign_zero, dense.pad_value) == (None, None)
     assert "sign(0) = -1" in second.reason
+
+
+def test_what_is_drawn_into_a_float_convolution_is_found_again():
+    rows = {row.name: row for row in layer_table(load_model("card-float"))}
+    convolutions = [row for row in rows.values() if row.binary is False]
+    assert {row.result for row in convolutions} == {"float32"}
+    assert all(row.constant_bytes >= 4 * row.shape[-1] for row in convolutions)
 
 
 def test_rows_know_what_they_read():
