@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fuzzing import darknet, ell, onnx_mutation
+from fuzzing import darknet, ell, onnx_mutation, tflite
 from fuzzing.bytes_mutation import damage
 from fuzzing.case import Case
 
@@ -15,9 +15,15 @@ FORMATS: dict[str, Callable[[Random, int], Case]] = {
     "onnx": onnx_mutation.case,
     "ell": ell.case,
     "darknet": darknet.case,
+    "tflite": tflite.case,
 }
 
-_BY_SUFFIX = {".onnx": onnx_mutation.damaged_file, ".ell": ell.damaged_file, ".cfg": darknet.damaged_file}
+_BY_SUFFIX = {
+    ".onnx": onnx_mutation.damaged_file,
+    ".ell": ell.damaged_file,
+    ".cfg": darknet.damaged_file,
+    ".tflite": tflite.damaged_file,
+}
 
 
 def damage_of(path: Path) -> Callable[[Random, bytes], tuple[bytes, str]]:

@@ -168,7 +168,7 @@ def _check_names(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.
         if again:
             raise ModelError(f"{path}: {node_label(node)} makes {min(again)!r}, which is there already")
         made.update(node.output)
-    lost = [output.name for output in graph.output if output.name not in made]
+    lost = [output.name for output in graph.output if not output.name or output.name not in made]
     if lost or not graph.output:
         raise ModelError(f"{path}: output {lost[0] if lost else ''!r} is made by no node")
 

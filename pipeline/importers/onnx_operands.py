@@ -112,12 +112,20 @@ class Operands:
             raise self.unsupported("operators of this type are not supported")
         inputs = onnx_input()
         inputs += [self._tensors.expression(name) if name else None for name in self.node.input]
+        if self.node.op_type in _OF_SEQUENCES and not isinstance(inputs[0].ty, relax.TupleType):
+            raise self.unsupported("takes a sequence, and is given none")  # the frontend would walk it without end
         # The frontend takes an empty list for a missing attribute and then complains.
         present = [a for a in self.node.attribute if self.attributes[a.name] not in ([], "", b"")]
         attributes = self._tensors.frontend._parse_attr(present)
         attributes["tvm_custom"] = {"name": self.node.name, "num_outputs": len(self.node.output)}
         frontend = self._tensors.frontend
         return frontend._convert_operator(self.node.op_type, inputs, attributes, self.opset)
+
+
+#: Operators whose first operand is a sequence of tensors.
+_OF_SEQUENCES = frozenset(
+    {"ConcatFromSequence", "SequenceAt", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap"}
+)
 
 
 def static_shape(expr: relax.Expr) -> tuple[int, ...] | None:
