@@ -18,15 +18,17 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import loops
+from bitkiln.schedules import loops, pool2d
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels import stem_a53
 from bitkiln.schedules.microkernels.stem_a53 import CHANNELS, STEPS, Stem
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.workload import Conv2d, Pool, Step, packed
 
 #: A strip is at most this many output rows: enough to share image rows, few enough to stay in the L1 cache.
 _STRIP_ROWS = 8
 _MOST_CHANNELS = 4
+#: Parts into which pooled rows are divided: one for each core that any of our boards has.
+_PARTS = 4
 #: Floats behind an array that vector loads may touch.
 _AHEAD = 4
 
@@ -44,7 +46,7 @@ def applies(workload: Conv2d) -> bool:
 
 def emit(workload: Conv2d) -> Kernel:
     """The implementation."""
-    return _Strips(workload).kernel()
+    return (_PooledStrips if _PooledStrips.applies(workload) else _Strips)(workload).kernel()
 
 
 def _stem(workload: Conv2d) -> Stem:
@@ -212,3 +214,95 @@ class _Strips:
             loops.apply_epilogue(
                 self.result, at, self.result, at, work.out_channels, work.epilogue, self.plain_operands, (y, x), 0
             )
+
+
+class _PooledStrips(_Strips):
+    """Strips of rows of a maximum pooling whose windows the micro-kernel does not know.
+
+    The convolution's rows wait in a buffer that stays in the L2 cache; those that the next strip's windows need as well are
+    moved to its beginning. A part of the rows for each thread: only at their seams are rows computed twice.
+    """
+
+    @staticmethod
+    def applies(workload: Conv2d) -> bool:
+        """Whether all steps of the epilogue are the micro-kernel's, and a maximum follows whose windows leave nothing out.
+
+        Writing and reading a row through memory must also take longer than computing some rows again at the seams.
+        """
+        stem, pool = _stem(workload), workload.pool
+        if pool is None or stem.pool or pool.kind != "max" or (workload.epilogue and not stem.steps):
+            return False
+        again = pool.kernel[0] - pool.strides[0]
+        taps = workload.kernel[0] * workload.kernel[1] * workload.channels
+        # A float takes 4 cycles through memory and back, and a third of a cycle for each tap to compute.
+        return 0 <= again * (_PARTS - 1) * taps / 3 < 4 * workload.conv_size[0]
+
+    def __init__(self, workload: Conv2d) -> None:
+        super().__init__(workload)
+        self.window = workload.pool
+        pooled = workload.out_size[0]
+        #: Rows of the result in a strip; rows of the convolution that it needs, and that the next one needs again.
+        self.pooled = next(rows for rows in (2, 1) if pooled % rows == 0)
+        self.rows = (self.pooled - 1) * self.window.strides[0] + self.window.kernel[0]
+        self.again = self.window.kernel[0] - self.window.strides[0]
+        self.image_rows = (self.rows - 1) * workload.strides[0] + workload.kernel[0]
+        self.strip = 1
+
+    def _body(self) -> None:
+        work = self.workload
+        data = loops.flat(self.data, work.height * work.width * work.channels)
+        floats = work.conv_size[1] * work.out_channels
+        strips = work.out_size[0] // self.pooled
+        threads = min(_PARTS, strips)
+        with T.parallel(threads) as thread:
+            image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
+            self.result = T.alloc_buffer((self.rows * floats,), "float32")
+            begin, end = (bound * strips // threads for bound in (thread, thread + 1))
+            with T.serial(begin, end) as strip:
+                known = tirx.Select(strip > begin, self.again, 0)
+                loops.copy(self.result, 0, self.result, (self.rows - self.again) * floats, self.again * floats)
+                self._fill(image, data, strip, known)
+                self._pool(strip)
+
+    def _fill(self, image: Any, data: Any, strip: Any, known: Any) -> None:
+        """The convolution's rows of a strip from its row ``known`` on."""
+        work = self.workload
+        height, width = work.conv_size
+        first = strip * (self.pooled * self.window.strides[0]) - self.window.padding[0] + known
+        with T.serial((self.rows - 1 - known) * work.strides[0] + work.kernel[0]) as row:
+            self._image_row(image, row * self.pitch, data, first * work.strides[0] + row - work.padding[0])
+        with T.serial(self.panels) as panel, T.serial(self.rows - known) as row:
+            y = first + row
+            with T.If(tirx.all(y >= 0, y < height)):
+                with T.Then():
+                    self._row(image, known, row, panel)
+                with T.Else():
+                    lowest = float(np.finfo("float32").min)
+                    start = (known + row) * width * work.out_channels + panel * CHANNELS
+                    with T.serial(width) as x:
+                        loops.fill(self.result, start + x * work.out_channels, CHANNELS, lowest)
+
+    def _pool(self, strip: Any) -> None:
+        """The strip's rows of the result."""
+        work, (_, left, _, right) = self.workload, self.window.padding
+        shape = (1, self.rows, work.conv_size[1], work.out_channels)
+        rows = T.decl_buffer(shape, "float32", data=self.result.data)
+        window = replace(self.window, padding=(0, left, 0, right))
+        width, channels = work.out_size[1], work.out_channels
+        bits = work.out == "bits"
+        pooled = T.alloc_buffer((width * channels,), "float32") if bits else None
+        with T.serial(self.pooled) as row:
+            y = strip * self.pooled + row
+
+            def store(x: Any, channel: Any, value: Any) -> None:
+                if bits:
+                    T.buffer_store(pooled, value, [x * channels + channel])
+                else:
+                    T.buffer_store(self.out, value, [0, y, x, channel])
+
+            pool2d.pool_row(rows, window, row, store)
+            if bits:
+                target = loops.flat(self.out, work.out_size[0] * width * packed(channels), "uint8")
+                with T.serial(width) as x:
+                    at = (y * width + x) * packed(channels)
+                    loops.pack_signs(target, at, pooled, x * channels, channels, work.sign_zero)

@@ -27,6 +27,8 @@ PLAIN_OPERATIONS = frozenset({"relu"})
 MAX_TENSORS, MAX_TENSORS_WITH_BASES = 3, 1
 
 _OUT, _STRIDE, _TABLE, _HALF_STRIDE, _AHEAD = "x2", "x3", "x4", "x22", "x24"
+#: Registers for the pointers to pixels' bases, free behind the product; the last one has pointed to their rows until then.
+_BASE_POINTERS = ("x0", "x1", "x8", "x15", "x16", "x6")
 #: Cycles of a product that hides the fetching of what its own end needs; shorter ones fetch for the tile after them.
 _LONG = 1000
 _BINARY = {"mul": "fmul", "add": "fadd", "max": "fmax", "min": "fmin"}
@@ -112,6 +114,8 @@ class _Finish:
         self.tensors = [name for name in kernel.operations if name in TENSOR_OPERATIONS]
         arguments = iter(["x5", "x6", "x7"])
         self.bases, self.base_rows = (next(arguments), next(arguments)) if kernel.base is None else ("", "")
+        own = kernel.base is None and kernel.pixels <= len(_BASE_POINTERS)
+        self.base_pointers = _BASE_POINTERS[: kernel.pixels] if own else ()
         self.tensor_arguments = [next(arguments) for _ in self.tensors]
         #: Bytes from pixel to pixel of the result and of each tensor.
         self.strides = [_STRIDE, *(_HALF_STRIDE if name in HALF_OPERATIONS else _STRIDE for name in self.tensors)]
@@ -125,6 +129,7 @@ class _Finish:
         yield from (f"str q{self.tile.accumulators[i]}, [sp, #{16 * i}]" for i in sorted(waiting))
         self.free += [self.tile.accumulators[i] for i in waiting]
         yield from self._constants()
+        yield from self._base_pointers()
         for vector in range(self.kernel.vectors):
             loaded = {}
             for i in range(len(self.rows)):
@@ -196,11 +201,18 @@ class _Finish:
             if count == 2:
                 yield f"add {_pointer(i, 1)}, {_pointer(i, 0)}, {self.strides[i]}"
 
+    def _base_pointers(self) -> Iterator[str]:
+        """Pointers to the bases of all pixels, where there are registers for them."""
+        pairs = list(zip(self.base_pointers, range(self.kernel.pixels), strict=False))
+        yield from (f"ldrsw {pointer}, [{self.base_rows}, #{4 * pixel}]" for pointer, pixel in pairs)
+        yield from (f"madd {pointer}, {pointer}, {_STRIDE}, {self.bases}" for pointer, _ in pairs)
+
     def _load_bases(self, pixels: Sequence[int], vector: int, helpers: Sequence[int]) -> Iterator[str]:
         for i, pixel in enumerate(pixels):
-            row = ("x15", "x16")[i]
-            yield f"ldrsw {row}, [{self.base_rows}, #{4 * pixel}]"
-            yield f"madd {row}, {row}, {_STRIDE}, {self.bases}"
+            row = self.base_pointers[pixel] if self.base_pointers else ("x15", "x16")[i]
+            if not self.base_pointers:
+                yield f"ldrsw {row}, [{self.base_rows}, #{4 * pixel}]"
+                yield f"madd {row}, {row}, {_STRIDE}, {self.bases}"
             for half in (0, 1):
                 yield f"ldr q{helpers[2 * i + half]}, [{row}, #{32 * vector + 16 * half}]"
 
