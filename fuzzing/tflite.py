@@ -24,10 +24,10 @@ def case(random: Random, index: int) -> Case:
         content, how = damaged_file(random, seed(np.random.default_rng(1)).write())
         return Case({"m.tflite": content}, how)
     network = seed(np.random.default_rng(random.randrange(10)))
-    how = "; ".join(_mutate(random, network) for _ in range(random.choice((1, 1, 2, 3))))
     try:
+        how = "; ".join(_mutate(random, network) for _ in range(random.choice((1, 1, 2, 3))))
         return Case({"m.tflite": network.write()}, how)
-    except Exception:  # what the schema's types cannot hold
+    except Exception:  # nothing left to damage, or what the schema's types cannot hold
         return Case({"m.tflite": damage(random, seed(np.random.default_rng(1)).write())[0]}, "damage")
 
 
