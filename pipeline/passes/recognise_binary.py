@@ -2,7 +2,8 @@
 
 ``binary_signs`` follows the activation back to the sign or comparison that decides it, ``binary_weights`` looks at the
 weights. Padding before or in the convolution may be +1, -1 or a true zero. An exact zero where the file says Sign(0) = 0
-counts as +1.
+counts as +1, but for signs of whole numbers, which are often 0: half the sum of two convolutions, to which zeros count as +1
+and as -1, is exact.
 
 An activation of other two levels, such as 0 and 1, is m + h * sign: its convolution is h times that of the signs plus m
 times the sum of the weights, in whole numbers for 0 and 1, whose true zero padding is the sign -1. A factor of each input
@@ -28,6 +29,7 @@ from bitkiln.pipeline.passes.binary_verdict import NotBinary, Verdict
 from bitkiln.pipeline.passes.binary_weights import TOLERANCE, binary_weights
 from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.passes.operands import channel_operand
+from bitkiln.pipeline.passes.whole_numbers import often_zero
 
 __all__ = ["TOLERANCE", "Verdict", "recognise"]
 
@@ -92,24 +94,27 @@ class _Recogniser:
         found = self._input(graph, call)
         signs, half = found.signs, (found.signs.positive - found.signs.negative) / 2
         padding, pad_value = _merged(found, ints(call.attrs["padding"]))
-        turned = -1 if half < 0 else 1
-        conv = ops.bconv2d(
-            self._packed(graph, name, signs),
-            relax.const(ops.pack_bits(turned * weight), "uint8"),
-            channels=shape_of(call.args[0])[3],
-            strides=ints(call.attrs["strides"]),
-            padding=padding,
-            dilation=ints(call.attrs["dilation"]),
-            groups=int(call.attrs["groups"]),
-            pad_value=pad_value,
-        )
+        packed = relax.const(ops.pack_bits(weight if half > 0 else -weight), "uint8")
+        twice = signs.zero == signs.middle and often_zero(graph, self._finder, signs.source)
+        convs = [
+            ops.bconv2d(
+                self._packed(graph, name, signs, sign_zero),
+                packed,
+                channels=shape_of(call.args[0])[3],
+                strides=ints(call.attrs["strides"]),
+                padding=padding,
+                dilation=ints(call.attrs["dilation"]),
+                groups=int(call.attrs["groups"]),
+                pad_value=pad_value,
+            )
+            for sign_zero in ((1, -1) if twice else (_sign_zero(signs),))
+        ]
         shift = signs.middle / abs(half) * weight.sum(axis=(1, 2, 3), dtype=np.float64)
-        scales = scales * abs(half)
-        what = _what(signs, scales, padding, pad_value)
-        if signs.zero == signs.middle and _meets_zero(graph, signs.source):
-            what += ", where the file has Sign(0) = 0 and the whole numbers before it are often 0"
-        self.verdicts.append(Verdict(name, True, what))
-        return _finished(graph, name, conv, shift, scales, signs.factor)
+        self.verdicts.append(Verdict(name, True, _what(signs, scales * abs(half), padding, pad_value, twice)))
+        if twice:
+            both = [graph.emit(conv, f"{name}.sums") for conv in convs]
+            return _finished(graph, name, relax.op.add(*both), 2 * shift, scales * abs(half) / 2, signs.factor)
+        return _finished(graph, name, convs[0], shift, scales * abs(half), signs.factor)
 
     def _weights(self, graph: Graph, call: Call) -> tuple[np.ndarray, np.ndarray]:
         """Scale of each output channel and signs (float +-1, OHWI), or NotBinary."""
@@ -147,9 +152,9 @@ class _Recogniser:
         value = signs.levels[int(np.sign(around.value)) + 1]
         return _Input(replace(signs, source=before.args[0]), (*behind, _Padding(around.widths, float(value))))
 
-    def _packed(self, graph: Graph, name: str, signs: Signs) -> relax.Expr:
+    def _packed(self, graph: Graph, name: str, signs: Signs, sign_zero: int) -> relax.Expr:
         """The packed signs, made once for all convolutions that read them."""
-        source, sign_zero, shape = signs.source, _sign_zero(signs), shape_of(signs.source)
+        source, shape = signs.source, shape_of(signs.source)
         whole_bytes = (
             len(shape) == 4 and shape[:1] == signs.shape[:1] == (1,) and shape[3] % 8 == signs.shape[3] % 8 == 0
         )
@@ -232,21 +237,7 @@ def _sign_zero(signs: Signs) -> int:
     return 1 if signs.zero == signs.positive else -1
 
 
-def _meets_zero(graph: Graph, source: relax.Expr) -> bool:
-    """Is ``source`` the sums of a binary convolution, perhaps scaled or pooled, that can be 0?"""
-    call = graph.definition(source)
-    while op_name(call) in ("nn.max_pool2d", "nn.relu", "reshape", "clip", "bitkiln.prelu", "nn.leakyrelu") or (
-        op_name(call) == "multiply" and array_of(call.args[1]) is not None
-    ):
-        call = graph.definition(call.args[0])
-    if op_name(call) != "bitkiln.bconv2d":
-        return False
-    work = workload_of(call)
-    terms = work.kernel[0] * work.kernel[1] * work.channels // work.groups
-    return terms % 2 == 0 or (not work.pad_value and any(work.padding))
-
-
-def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value: int) -> str:
+def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value: int, twice: bool) -> str:
     """A binary convolution in words."""
     weights = "+-1" if np.all(scales == 1) else "scaled +-1"
     if signs.middle:
@@ -256,6 +247,11 @@ def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value:
         text, top = f"levels {lower:g} and {upper:g} x +-s, {held}", f"{upper:g}"
     else:
         text, top = f"signs x {weights}, {_padding_text(pad_value * (1 if signs.positive > 0 else -1), padding)}", "+1"
+    if twice:
+        return (
+            f"{text}, in two convolutions, since Sign(0) = 0 in the file and the whole numbers before it are often 0: "
+            "where(x >= 0, 1, -1) would need one"
+        )
     return f"{text}, zeros count as {top}" if signs.zero == signs.middle else text
 
 

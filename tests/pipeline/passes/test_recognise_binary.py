@@ -317,11 +317,48 @@ def test_signs_of_zero_padding_are_true_zeros(network, same):
     same(before, after)
 
 
-def test_zeros_that_are_common_are_told(network):
+def pooled_sums(net, sums):
+    return net.add(op.multiply(net.add(nn.max_pool2d(net.add(nn.relu(sums)), (2, 2))), C(-0.3)))
+
+
+def residual(net, sums):
+    return net.add(op.add(net.add(op.add(sums, net.add(op.sign(net.x)))), C(4.0)))
+
+
+def rounded(net, sums):
+    return net.add(op.round(net.add(op.multiply(sums, C(0.37)))))
+
+
+@pytest.mark.parametrize("make", [lambda net, sums: sums, residual, rounded])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_zeros_of_whole_numbers_stay_zeros(network, same, make, padding):
+    """Half the sum of two convolutions, to which zeros count as +1 and as -1."""
     net = network((1, 8, 6, 6))
-    sums = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(8, 8, 3, 3)))
-    _, verdicts = lowered(net.module(net.add(nn.conv2d(net.add(op.sign(sums)), net.signs(4, 8, 3, 3)))))
-    assert ["often 0" in verdict.reason for verdict in verdicts] == [False, True]
+    sums = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(8, 8, 3, 3), padding=1))
+    sign = net.add(op.sign(make(net, sums)))
+    before = net.module(net.add(nn.conv2d(sign, net.signs(4, 8, 3, 3), padding=padding)))
+    after, (first, second) = lowered(before)
+    assert second.binary
+    assert ("two convolutions" in first.reason, "two convolutions" in second.reason) == (False, True)
+    same(before, after, scale=0.5)
+
+
+def test_zeros_of_a_relu_stay_zeros(network, same):
+    net = network((1, 8, 6, 6))
+    sums = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(8, 8, 3, 3), padding=1))
+    before = net.module(net.add(nn.conv2d(net.add(op.sign(pooled_sums(net, sums))), net.signs(4, 8, 3, 3))))
+    after, verdicts = lowered(before)
+    assert "levels -1 and 0" in verdicts[1].reason
+    same(before, after)
+
+
+def test_odd_sums_are_never_zero(network, same):
+    net = network((1, 7, 6, 6))
+    sums = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(8, 7, 3, 3)))
+    before = net.module(net.add(nn.conv2d(net.add(op.sign(sums)), net.signs(4, 8, 3, 3))))
+    after, verdicts = lowered(before)
+    assert "zeros count as +1" in verdicts[1].reason
+    same(before, after)
 
 
 @pytest.mark.parametrize("kind", ["transposed", "rows"])
