@@ -50,10 +50,10 @@ class Row:
     Convolutions and poolings have ``kernel``, ``strides``, ``padding`` (top, left, bottom, right; what pads a binary
     convolution from outside included) and ``dilation``. ``weight_bytes`` are those of the weights as float32,
     ``packed_bytes`` as compiled, ``constant_bytes`` those of what else the compiled layer reads: thresholds, biases, slopes.
-    ``sign_zero`` is the sign (+1, -1) that an exact zero of its input gets, ``pad_value`` what padded taps hold (+1, -1, or 0,
-    a true zero); None where nothing is signed or padded. ``result`` is "bits" or "float32": what a compiled convolution
-    writes. ``absorbed``: the layer is no operation of the compiled network, but part of how the file spells signs, or known
-    beforehand. ``warnings`` are what the user may want to change, ``notes`` what is good to know.
+    ``sign_zero`` is the sign (+1, -1, or 0 for none) that an exact zero of its input gets, ``pad_value`` what padded taps hold
+    (+1, -1, or 0, a true zero); None where nothing is signed or padded. ``result`` is "bits" or "float32": what a compiled
+    convolution writes. ``absorbed``: the layer is no operation of the compiled network, but part of how the file spells
+    signs, or known beforehand. ``warnings`` are what the user may want to change, ``notes`` what is good to know.
     """
 
     name: str
@@ -318,16 +318,17 @@ class _Reader:
 
     def _conventions(self, row: Row) -> Row:
         """What a binary convolution takes the signs of zeros and of padding to be, and whether its result stays bits."""
-        name = self._of(self.operators, row.name)
-        if name is None:
+        calls = [self.recognised[name] for name in self._of(self.operators, row.name) or ()]
+        if not calls:
             return row
-        call = self.recognised[name]
+        call = calls[0]
         work = workload_of(call)
         out_channels, *kernel, _ = shape_of(call.args[1])
         bits = out_channels * math.prod(kernel) * packed(work.channels // work.groups)
-        sign_zero = self._sign_zero(call.args[0])
+        # Two operators with the two signs of zero add up to a zero that counts as none.
+        sign_zero = self._sign_zero(call.args[0]) if len(calls) == 1 else 0
         reason = row.reason
-        if sign_zero is not None and "zeros count" not in reason:
+        if sign_zero and "zeros count" not in reason:
             reason = f"{reason}, sign(0) = {sign_zero:+d}"
         floats = self._of(self.floats, row.name)
         return replace(
@@ -356,7 +357,7 @@ class _Reader:
             return {}
         # Passes rename operators as they draw others in; a float convolution's new name is behind the old one, a binary
         # one's is known, and from there on operators keep their weights until thresholds turn them around.
-        owners = {operator: name for name, operator in self.operators.items()}
+        owners = {operator: name for name, operators in self.operators.items() for operator in operators}
         weights = {
             value.args[1]: owners.get(name) or origin(self._base(name), self.recognised, self.verdicts)
             for name, value in self.found.defined("operators").items()

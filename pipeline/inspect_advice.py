@@ -51,7 +51,7 @@ def advise(found: Survey) -> Advice:
     if "recognised" not in found.phases:
         return advice
     before, after = found.defined("padding"), found.defined("recognised")
-    binary = {name: after[operator] for name, operator in found.binary_operators().items()}
+    binary = {name: after[operators[0]] for name, operators in found.binary_operators().items()}
     _nearly_binary(advice, found, before)
     _signs_as_floats(advice, found, before, after)
     _wasted_channels(advice, binary)

@@ -179,7 +179,7 @@ def _facts(row: Row, bound: Bound | None) -> Iterable[tuple[str, str]]:
     yield "padding", f"{', '.join(map(str, row.padding))} (top, left, bottom, right)" if any(row.padding) else ""
     yield "padded with", "" if row.pad_value is None else f"{row.pad_value:+d}" if row.pad_value else "a true zero"
     yield "dilation", times(row.dilation) if row.dilation and max(row.dilation) > 1 else ""
-    yield "sign(0)", "" if row.sign_zero is None else f"{row.sign_zero:+d}"
+    yield "sign(0)", "" if row.sign_zero is None else f"{row.sign_zero:+d}" if row.sign_zero else "0"
     yield "MACs", f"{row.macs:,}" if row.macs else ""
     yield "weights", f"{size(row.weight_bytes)} as float32, {size(row.packed_bytes)} packed" if row.weight_bytes else ""
     yield "constants", f"{size(row.constant_bytes)} of thresholds, biases and the like" if row.constant_bytes else ""

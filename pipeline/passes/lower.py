@@ -67,15 +67,18 @@ class Survey:
         """The operations of the network after ``phase``, by name."""
         return dict(bindings(self.phases[phase]["main"]))
 
-    def binary_operators(self) -> dict[str, str]:
-        """For each binary convolution the name, in the recognised network, of the operator that sums its bits."""
+    def binary_operators(self) -> dict[str, list[str]]:
+        """For each binary convolution the names, in the recognised network, of the operators that sum its bits.
+
+        There are two where zeros have to count as 0: their sums are those with zeros as +1 and as -1.
+        """
         if "recognised" not in self.phases:
             return {}
         defined = self.defined("recognised")
         ours = {name for name, value in defined.items() if op_name(value) == "bitkiln.bconv2d"}
         binary = [verdict.name for verdict in self.verdicts if verdict.binary and verdict.name in defined]
-        found = {name: origin(name, defined, ours) for name in binary}
-        return {name: operator for name, operator in found.items() if operator in ours}
+        found = {name: _origins(name, defined, ours) for name in binary}
+        return {name: operators for name, operators in found.items() if operators}
 
 
 def survey(module: tvm.IRModule) -> Survey:
@@ -92,15 +95,20 @@ def survey(module: tvm.IRModule) -> Survey:
 
 def origin(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> str:
     """The nearest of ``wanted`` before the tensor ``name``, or ``name`` where there is none."""
+    return next(iter(_origins(name, defined, wanted)), name)
+
+
+def _origins(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> list[str]:
+    """Those of ``wanted`` before the tensor ``name`` that are equally near, and no others nearer."""
     seen, level = {name}, [name]
     while level:
-        found = next((each for each in level if each in wanted), None)
-        if found is not None:
+        found = [each for each in level if each in wanted]
+        if found:
             return found
         before = [var.name for each in level if each in defined for var in variables(defined[each])]
         level = [each for each in dict.fromkeys(before) if each not in seen]
         seen.update(level)
-    return name
+    return []
 
 
 def lower(model: Model, target: Target) -> Lowered:

@@ -138,6 +138,16 @@ def test_what_is_drawn_into_a_float_convolution_is_found_again():
     assert all(row.constant_bytes >= 4 * row.shape[-1] for row in convolutions)
 
 
+def test_zeros_that_count_as_zero():
+    def body(emit, x):
+        first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(8, 4, 1, 1, binary=True)), "first")
+        return relax.op.nn.conv2d(emit(relax.op.sign(first), "sign"), weight(8, 8, 1, 1, binary=True))
+
+    rows = {row.name: row for row in layer_table(model_of(body))}
+    assert (rows["first"].sign_zero, rows["y"].sign_zero) == (1, 0)
+    assert rows["y"].packed_bytes == 8
+
+
 def test_rows_know_what_they_read():
     rows = {row.name: row for row in layer_table(model_of(binary_chain))}
     assert rows["second"].inputs == ("padded",)

@@ -137,7 +137,8 @@ def test_a_problem_and_nothing_else():
 def test_bits_are_drawn_between_binary_layers():
     def body(emit, x):
         first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(4, 4, 1, 1, binary=True)), "first")
-        return relax.op.nn.conv2d(emit(relax.op.sign(first), "sign"), weight(4, 4, 1, 1, binary=True))
+        moved = emit(relax.op.add(first, relax.const(np.full((1, 4, 1, 1), 0.3, np.float32))), "moved")
+        return relax.op.nn.conv2d(emit(relax.op.sign(moved), "sign"), weight(4, 4, 1, 1, binary=True))
 
     text = render(inspect_model(model_of(body), RASP3B))
     assert re.findall(r'<path( class="bits")? data-e="(\d) (\d)"', text) == [
