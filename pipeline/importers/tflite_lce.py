@@ -34,8 +34,10 @@ _ACTIVATIONS = {
     2: (-1.0, 1.0),
     3: (0.0, 6.0),
 }
+_LAST_ACTIVATION = 3
 _ACTIVATION_NAMES = {"": 0, "NONE": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
-_PADDING_NAMES = {"SAME": 0, "VALID": 1}
+_SAME, _VALID, _OLD_VALID = range(3)
+_PADDING_NAMES = {"SAME": _SAME, "VALID": _VALID}
 
 
 class _Options:
@@ -59,11 +61,11 @@ class _Options:
             raise self._node.unsupported(f"{old} {values} are not those of an image")
         return values[1], values[2]
 
-    def choice(self, name: str, known: dict[str, int], default: int | None = None) -> int:
-        """One of ``known``, by its number or by its name."""
+    def choice(self, name: str, known: dict[str, int], highest: int, default: int | None = None) -> int:
+        """One of ``known`` by its name, or a number up to ``highest``."""
         found = self._find(name)
         if found is None or not found.IsString:
-            return self._checked(name, found, default, 0, len(set(known.values())) - 1)
+            return self._checked(name, found, default, 0, highest)
         text = self._reading(lambda: found.AsString).upper()
         if text not in known:
             raise self._node.unsupported(f"{name} {text[:20]!r} is not known")
@@ -129,7 +131,7 @@ def _bmaxpool2d(node: Operands) -> Bits:
     kernel = (options.number("filter_height", low=1), options.number("filter_width", low=1))
     strides = (options.number("stride_height", low=1), options.number("stride_width", low=1))
     bits = _input(node, 0)
-    windows = _windows(node, bits, kernel, strides, (1, 1), options.choice("padding", _PADDING_NAMES))
+    windows = _windows(node, bits, kernel, strides, (1, 1), options.choice("padding", _PADDING_NAMES, _OLD_VALID))
     pooled = ops.bmaxpool2d(bits.expr, channels=bits.channels, pool=Pool(kernel, strides, windows.padding))
     made = node.step(pooled, "bits")
     return Bits(made, (1, *(int(size) for size in made.ty.shape.values[1:3]), bits.channels))
@@ -145,7 +147,7 @@ def _bconv2d(node: Operands) -> Bits | relax.Expr:
     strides = options.pair(("stride_height", "stride_width"), "strides")
     dilation = options.pair(("dilation_height_factor", "dilation_width_factor"), "dilations")
     kernel = weight.shape[1:3]
-    windows = _windows(node, bits, kernel, strides, dilation, options.choice("padding", _PADDING_NAMES))
+    windows = _windows(node, bits, kernel, strides, dilation, options.choice("padding", _PADDING_NAMES, _OLD_VALID))
     attributes = {
         "channels": bits.channels,
         "strides": strides,
@@ -155,11 +157,8 @@ def _bconv2d(node: Operands) -> Bits | relax.Expr:
         "pad_value": options.number("pad_values", default=0, high=1) if any(windows.padding) else 0,
     }
     # The first releases called it just "activation".
-    activation = options.choice(
-        "activation",
-        _ACTIVATION_NAMES,
-        default=options.choice("fused_activation_function", _ACTIVATION_NAMES, default=0),
-    )
+    activation = options.choice("fused_activation_function", _ACTIVATION_NAMES, _LAST_ACTIVATION, default=0)
+    activation = options.choice("activation", _ACTIVATION_NAMES, _LAST_ACTIVATION, default=activation)
     weights = relax.const(weight, "uint8")
     if node.has(4) and node.result().dtype == "int32":
         reach = kernel[0] * kernel[1] * (bits.channels // groups)
@@ -198,7 +197,22 @@ def _windows(
     dilation: tuple[int, int],
     padding: int,
 ) -> Windows:
-    return check_windows(node, bits.shape[1:3], kernel, strides, dilation, same=padding == 0)
+    """Early releases numbered SAME 1 and VALID 2, later ones 0 and 1: what a 1 means, the shape of the result tells."""
+    same = padding == _SAME or (padding == _VALID and _is_old_same(node, bits, kernel, strides, dilation))
+    return check_windows(node, bits.shape[1:3], kernel, strides, dilation, same=same)
+
+
+def _is_old_same(
+    node: Operands, bits: Bits, kernel: tuple[int, int], strides: tuple[int, int], dilation: tuple[int, int]
+) -> bool:
+    """Is the result as large as only SAME makes it? Where both make it as large, nothing is padded."""
+    size = bits.shape[1:3]
+    if (node.tensor(0).shape or ())[1:3] != size:
+        return False  # the user gave other shapes than the file has
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    same = tuple(-(-n // s) for n, s in zip(size, strides, strict=True))
+    valid = tuple((n - r) // s + 1 for n, r, s in zip(size, reach, strides, strict=True))
+    return node.result().shape[1:3] == same != valid
 
 
 def _filter(node: Operands, channels: int) -> tuple[np.ndarray, int]:

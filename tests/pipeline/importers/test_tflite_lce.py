@@ -266,6 +266,35 @@ def test_files_of_the_first_releases(tmp_path, text, packed_filter):
     np.testing.assert_array_equal(results[2], np.where(x < 0, -1, 1))
 
 
+@pytest.mark.parametrize("padding", [SAME, VALID])
+def test_paddings_of_early_releases(tmp_path, padding):
+    """They numbered SAME 1 and VALID 2."""
+    x, weight = normal(1, 7, 7, 32), signs(4, 3, 3, 32)
+    sums = convolved(x, weight, (2, 2), (1, 1), padding, 1)
+    fields = {"filter_height": 2, "filter_width": 2, "padding": padding + 1, "stride_height": 2, "stride_width": 2}
+    values = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf) if padding == SAME else x[:, :6, :6]
+    pooled = words(values.reshape(1, len(values[0]) // 2, 2, -1, 2, 32).max(axis=(2, 4)))
+    file = TfliteFile()
+    source = file.tensor(x.shape)
+    bits = file.custom("LceQuantize", [source], words(x).shape, "int32")
+    conv = bconv(
+        file,
+        bits,
+        weight,
+        sums.shape,
+        multiplier=np.ones(4, np.float32),
+        bias=np.zeros(4, np.float32),
+        channels=32,
+        strides=(2, 2),
+        padding=padding + 1,
+        pad=1,
+    )
+    pool = file.custom("LceBMaxPool2d", [bits], pooled.shape, "int32", options(**fields))
+    results = run(tmp_path, file, source, [conv, pool], x)
+    np.testing.assert_array_equal(results[0], sums)
+    np.testing.assert_array_equal(results[1], pooled)
+
+
 def small(file, **changed):
     """A binary convolution of 32 channels with float result, some of it changed."""
     source = file.tensor((1, 6, 6, 32))
@@ -280,7 +309,7 @@ def small(file, **changed):
     [
         ({"fields": {"channels_in": 40}}, "reads 40 channels of a tensor of 32"),
         ({"fields": {"stride_width": 0}}, "its option stride_width is 0"),
-        ({"fields": {"padding": 2}}, "its option padding is 2"),
+        ({"fields": {"padding": 3}}, "its option padding is 3"),
         ({"fields": {"padding": "EXPLICIT"}}, "padding 'EXPLICIT' is not known"),
         ({"fields": {"pad_values": 2, "padding": SAME}}, "its option pad_values is 2"),
         ({"fields": {"dilation_height_factor": 1 << 20}}, "absurd"),
