@@ -23,11 +23,16 @@ SEED = 1905
 
 
 class Sensitivity:
-    """The reference on one input, run again with the signs of values next to zero drawn at random."""
+    """The reference on one input, run again with the signs of values next to zero drawn at random.
 
-    def __init__(self, lowered: Lowered, inputs: Tensors) -> None:
+    With ``zeros`` those of exact zeros too: an engine that evaluates what straight-through training left in a file gets
+    whole numbers up to rounding only, and no exact zero.
+    """
+
+    def __init__(self, lowered: Lowered, inputs: Tensors, zeros: bool = False) -> None:
         self._lowered = lowered
         self._inputs = inputs
+        self._zeros = zeros
 
     @cached_property
     def outputs(self) -> list[list[np.ndarray]]:
@@ -49,11 +54,12 @@ class Sensitivity:
                 return None
             value = reference.evaluate_call(self._lowered.graph, expr.args[0], values)
             assert isinstance(value, np.ndarray)
-            # An exact zero, as of a ReLU or of whole numbers, is one for every engine.
-            close = (np.abs(value) <= NEAR * magnitude(value)) & (value != 0)
+            sign_zero = int(expr.attrs["sign_zero"])
+            close = (np.abs(value) <= NEAR * magnitude(value)) & (self._zeros | (value != 0))
             self._met += int(close.sum())
-            drawn = np.where(close & (rng.random(value.shape) < 0.5), -value, value)
-            return reference.sign_bits(drawn.astype(value.dtype), int(expr.attrs["sign_zero"]))
+            turned = np.where(value == 0, -sign_zero, -value)
+            drawn = np.where(close & (rng.random(value.shape) < 0.5), turned, value)
+            return reference.sign_bits(drawn.astype(value.dtype), sign_zero)
 
         names = reference.output_names(self._lowered.graph)
         values = reference.evaluate(self._lowered.graph, self._inputs, names, instead=instead)

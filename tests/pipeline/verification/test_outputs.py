@@ -11,9 +11,10 @@ from tvm import relax
 from bitkiln import targets
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.model import Model, TensorSpec
+from bitkiln.pipeline.passes.graph import rewrite
 from bitkiln.pipeline.passes.lower import lower
 from bitkiln.pipeline.verification import outputs as judging
-from bitkiln.pipeline.verification.outputs import REFERENCE, Judge, Rival, as_imported
+from bitkiln.pipeline.verification.outputs import REFERENCE, Judge, Rival, as_imported, has_residue
 from bitkiln.pipeline.verification.samples import make_inputs
 from bitkiln.pipeline.verification.zeros import ZeroSigns
 
@@ -151,3 +152,19 @@ def test_what_nan_becomes_elsewhere_is_said(signs):
     judged, ours = judge(signs, inputs)
     (decision,) = judged.decide(ours, Rival("onnxruntime", as_imported(signs, inputs)))
     assert decision.passed and decision.error == np.inf and "NaN" in decision.why and decision.margin == 0
+
+
+def test_what_straight_through_training_leaves_is_noticed(signs):
+    """(sign(x) - p) + p is the sign of x up to rounding: exact zeros behind it are none for who evaluates it."""
+    inputs = make_inputs(sign_model())
+    assert not has_residue(signs, inputs)
+    plain = sign_model()
+
+    def visit(graph, name, value):
+        if name != "signs":
+            return None
+        p = graph.emit(op.multiply(value.args[0], relax.const(np.float32(-7.3))), "p")
+        return op.add(graph.emit(op.subtract(graph.emit(value, "s"), p), "d"), p)
+
+    left = replace(plain, module=rewrite(plain.module, visit))
+    assert has_residue(lower(left, targets.load("rasp3b")), inputs)
