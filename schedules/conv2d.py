@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tvm import te, tirx
 
-from bitkiln.schedules import conv2d_depthwise, conv2d_direct, conv2d_stem, conv2d_winograd
+from bitkiln.schedules import conv2d_depthwise, conv2d_depthwise_a53, conv2d_direct, conv2d_stem, conv2d_winograd
 from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.workload import Conv2d
@@ -33,6 +33,8 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
     if is_stem(workload, target):
         return {"algorithm": ["stem"]}
+    if _is_tiled_depthwise(workload, target):
+        return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload))}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
@@ -42,6 +44,8 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default: the algorithm with the lowest estimate."""
     if is_stem(workload, target):
         return {"algorithm": "stem"}
+    if _is_tiled_depthwise(workload, target):
+        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload)[0]}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": "depthwise", "pixels": 4}
     algorithms = _algorithms(workload, target)
@@ -65,6 +69,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
         return conv2d_stem.emit(workload)
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
+    if algorithm == "depthwise" and "tile" in knobs:
+        return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]))
     if algorithm == "depthwise":
         return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
     tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
@@ -76,6 +82,10 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
 def is_stem(workload: Conv2d, target: Target) -> bool:
     """Whether it is a first layer, which has one schedule that none of the others comes near."""
     return target.bits == 64 and conv2d_stem.applies(workload)
+
+
+def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
+    return target.bits == 64 and conv2d_depthwise_a53.applies(workload)
 
 
 def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:

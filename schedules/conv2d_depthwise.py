@@ -1,4 +1,4 @@
-"""Depthwise convolution: each channel on its own, vectors of channels, a few neighbouring output pixels at a time.
+"""Depthwise convolution for any machine: each channel on its own, vectors of channels, a few neighbouring pixels at a time.
 
 The input is read in place. Which taps fall on the border's zeros is known for each row and each group of pixels when the
 kernel is emitted, so those taps are left out instead of padding the image. Weights are packed [ky][kx][channel].
@@ -62,25 +62,18 @@ class _Depthwise:
         size = work.conv_size[0] * work.conv_size[1] * work.channels
         self.image = loops.flat(data, work.height * work.width * work.channels)
         self.result = loops.flat(out, size) if self.straight else T.alloc_buffer((size,), "float32")
-        for first, count in _alike([self._taps(y, 0) for y in range(work.conv_size[0])]):
+        for first, count in runs([taps_inside(self.workload, y, 0) for y in range(work.conv_size[0])]):
             with T.parallel(count) as index:
-                self._row(first + index, self._taps(first, 0))
+                self._row(first + index, taps_inside(self.workload, first, 0))
         if not self.straight:
             loops.finish(work, self.result, out)
-
-    def _taps(self, at: int, axis: int) -> tuple[int, ...]:
-        """Taps along ``axis`` that lie inside the image for output position ``at``."""
-        work = self.workload
-        start = at * work.strides[axis] - work.padding[axis]
-        extent = (work.height, work.width)[axis]
-        return tuple(k for k in range(work.kernel[axis]) if 0 <= start + k * work.dilation[axis] < extent)
 
     def _row(self, y: Any, rows: Sequence[int]) -> None:
         """An output row whose taps in y are ``rows``."""
         width = self.workload.conv_size[1]
         groups = [range(first, min(first + self.pixels, width)) for first in range(0, width, self.pixels)]
-        taps = [tuple(self._taps(x, 1) for x in group) for group in groups]
-        for first, count in _alike(taps):
+        taps = [tuple(taps_inside(self.workload, x, 1) for x in group) for group in groups]
+        for first, count in runs(taps):
             with T.serial(count) as index:
                 self._group(y, groups[first].start + index * self.pixels, rows, taps[first])
 
@@ -125,7 +118,14 @@ def pack(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(arrays[0][..., 0].transpose(1, 2, 0)).ravel()
 
 
-def _alike(items: Sequence[Any]) -> list[tuple[int, int]]:
+def taps_inside(workload: Conv2d, at: int, axis: int) -> tuple[int, ...]:
+    """Taps along ``axis`` that lie inside the image for output position ``at``."""
+    start = at * workload.strides[axis] - workload.padding[axis]
+    extent = (workload.height, workload.width)[axis]
+    return tuple(k for k in range(workload.kernel[axis]) if 0 <= start + k * workload.dilation[axis] < extent)
+
+
+def runs(items: Sequence[Any]) -> list[tuple[int, int]]:
     """Runs of equal neighbours: first index and count."""
     starts = [i for i, item in enumerate(items) if i == 0 or item != items[i - 1]]
     return [(start, end - start) for start, end in zip(starts, [*starts[1:], len(items)], strict=True)]
