@@ -20,9 +20,9 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops, pool2d
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
-from bitkiln.schedules.microkernels import stem_a53
-from bitkiln.schedules.microkernels.stem_a53 import CHANNELS, STEPS, Stem
-from bitkiln.schedules.workload import Conv2d, Pool, Step, packed
+from bitkiln.schedules.microkernels import stem_a53, steps_a53
+from bitkiln.schedules.microkernels.stem_a53 import CHANNELS, Stem
+from bitkiln.schedules.workload import Conv2d, Pool, packed
 
 #: A strip is at most this many output rows: enough to share image rows, few enough to stay in the L1 cache.
 _STRIP_ROWS = 8
@@ -50,16 +50,11 @@ def emit(workload: Conv2d) -> Kernel:
 
 
 def _stem(workload: Conv2d) -> Stem:
-    inside = all(_in_registers(step) for step in workload.epilogue)
+    inside = all(map(steps_a53.known, workload.epilogue))
     steps = tuple(step.op for step in workload.epilogue) if inside else ()
     pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
     stem = Stem(workload.channels, workload.kernel, workload.strides, steps, pool)
     return replace(stem, pool=pool and not stem.looped)
-
-
-def _in_registers(step: Step) -> bool:
-    slope = step.op != "leaky" or 0 <= step.values[0] <= 1
-    return step.op in STEPS and step.operand in ("", "channel") and slope
 
 
 def _used_width(workload: Conv2d, stem: Stem) -> int:
@@ -82,7 +77,7 @@ class _Strips:
         most = max(1, _STRIP_ROWS // self.stem.rows)
         self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
         self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
-        self.operand_rows = sum(STEPS[step] for step in self.stem.steps)
+        self.operand_rows = sum(steps_a53.OPERANDS[step] for step in self.stem.steps)
         self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
 
     def kernel(self) -> Kernel:
@@ -117,13 +112,12 @@ class _Strips:
 
     def pack_operands(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Operands and constants of the steps in the micro-kernel, [panel][row][8]."""
-        given = iter(arrays)
-        rows = []
-        for step in self.workload.epilogue if self.stem.steps else ():
-            rows += [next(given)] if step.operand else [np.full(self.workload.out_channels, v) for v in step.values]
-        if not rows:
+        rows = steps_a53.operand_rows(
+            self.workload.epilogue if self.stem.steps else (), arrays, self.workload.out_channels
+        )
+        if not len(rows):
             return np.zeros(1, "float32")
-        return np.stack(rows).astype("float32").reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
+        return rows.reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
 
     def pack_shift(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The shift of each float of an image row."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from bitkiln.schedules.microkernels import asm, stream
+from bitkiln.schedules.microkernels import asm, steps_a53, stream
 
 CHANNELS = 8
 _VECTORS = CHANNELS // 4
@@ -27,18 +27,13 @@ _OUT, _PIXEL_PITCH, _IMAGE, _IMAGE_PITCH, _WEIGHTS, _OPERANDS, _TILES = (f"x{i}"
 _ROWS = ("x7", *(f"x{i}" for i in range(8, 16)), "x16", "x17")
 _WORDS = ("x19", "x20", "x21", "x22")
 _OPERAND_REGISTERS = tuple(range(16, 32))
-#: Steps a tile can apply to its sums, with the rows of operands each takes: a leaky ReLU's slope and the bounds of a clip
-#: are operands like any other.
-STEPS = {"relu": 0, "add": 1, "mul": 1, "leaky": 1, "prelu": 1, "clip": 2}
-
-
 #: Taps that are written out: 16 instructions each, and their loads, in an instruction cache of 32 KiB.
 _UNROLLED = 160
 
 
 @dataclass(frozen=True)
 class Stem:
-    """The micro-kernel of one kind of first layer; ``steps`` are names from ``STEPS``."""
+    """The micro-kernel of one kind of first layer; ``steps`` are names from ``steps_a53.OPERANDS``."""
 
     channels: int
     kernel: tuple[int, int]
@@ -181,44 +176,18 @@ def _rows(stem: Stem) -> list[str]:
 
 def _epilogue(stem: Stem) -> list[str]:
     sums = [
-        (stem.sum(row, pixel, vector), 16 + vector)
+        (stem.sum(row, pixel, vector), steps_a53.FIRST_OPERAND + vector)
         for vector in range(_VECTORS)
         for row in range(stem.rows)
         for pixel in range(stem.pixels)
     ]
     lines, operand = [], 0
     for step in stem.steps:
-        for row in range(STEPS[step]):
-            register = 16 + row * _VECTORS
+        for row in range(steps_a53.OPERANDS[step]):
+            register = steps_a53.FIRST_OPERAND + row * _VECTORS
             lines.append(f"ldp q{register}, q{register + 1}, [{_OPERANDS}, #{(operand + row) * CHANNELS * 4}]")
-        operand += STEPS[step]
-        lines += _step(step, sums)
-    return lines
-
-
-def _step(step: str, sums: Sequence[tuple[int, int]]) -> list[str]:
-    """One step on pairs of a sum's register and its operand's."""
-    if step == "relu":
-        return ["movi v16.16b, #0", *(f"fmax v{s}.4s, v{s}.4s, v16.4s" for s, _ in sums)]
-    if step == "clip":
-        raised = [f"fmax v{s}.4s, v{s}.4s, v{low}.4s" for s, low in sums]
-        return raised + [f"fmin v{s}.4s, v{s}.4s, v{low + _VECTORS}.4s" for s, low in sums]
-    if step in ("leaky", "prelu"):
-        return _sloped(step, sums)
-    return [f"f{step} v{s}.4s, v{s}.4s, v{v}.4s" for s, v in sums]
-
-
-def _sloped(step: str, sums: Sequence[tuple[int, int]]) -> list[str]:
-    """Slopes on negative values: max(x, slope*x) where slopes lie between 0 and 1, else a choice by the sign of x."""
-    lines = []
-    for start in range(0, len(sums), 7):
-        group = [(s, v, 18 + 2 * i) for i, (s, v) in enumerate(sums[start : start + 7])]
-        lines += [f"fmul v{product}.4s, v{s}.4s, v{v}.4s" for s, v, product in group]
-        if step == "leaky":
-            lines += [f"fmax v{s}.4s, v{s}.4s, v{product}.4s" for s, _, product in group]
-        else:
-            lines += [f"fcmgt v{product + 1}.4s, v{s}.4s, #0.0" for s, _, product in group]
-            lines += [f"bif v{s}.16b, v{product}.16b, v{product + 1}.16b" for s, _, product in group]
+        operand += steps_a53.OPERANDS[step]
+        lines += steps_a53.lines(step, sums, _VECTORS)
     return lines
 
 

@@ -29,12 +29,13 @@ class Value:
 
 @dataclass(frozen=True)
 class MultiplyAdd:
-    """v``sum`` += ``vector`` * lane ``lane`` of ``scalar``; ``first`` starts the sum instead of adding to it."""
+    """v``sum`` += ``vector`` * lane ``lane`` of ``scalar``, or without a lane each times its own; ``first`` starts the sum
+    instead of adding to it."""
 
     sum: int
     vector: Value
     scalar: Value
-    lane: int
+    lane: int | None
     first: bool
 
 
@@ -154,7 +155,8 @@ class _Stream:
             return
         vector, scalar = (self.register[value] for value in operands)
         mnemonic = "fmul" if operation.first else "fmla"
-        self.lines.append(f"{mnemonic} v{operation.sum}.4s, v{vector}.4s, v{scalar}.s[{operation.lane}]")
+        factor = f"v{scalar}.4s" if operation.lane is None else f"v{scalar}.s[{operation.lane}]"
+        self.lines.append(f"{mnemonic} v{operation.sum}.4s, v{vector}.4s, {factor}")
         self._load_word()
         for value in set(operands):
             if self.last_use[value] == self.position:
