@@ -32,7 +32,8 @@ class Tensors:
         """The Relax expression of a tensor; constants become Relax constants."""
         if name in self.values:
             return self.values[name]
-        return relax.const(self.constants[name])
+        array = self.constants[name]
+        return relax.const(array, str(array.dtype))  # without its type, a single number would get another
 
     def output(self, name: str) -> relax.Var:
         """The variable of an output tensor; an input or a constant gets one of its own."""

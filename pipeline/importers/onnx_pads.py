@@ -1,4 +1,4 @@
-"""ONNX's Pad of all modes, and Slice."""
+"""ONNX's Pad of all modes, Slice and Gather."""
 
 from __future__ import annotations
 
@@ -83,6 +83,17 @@ def cut(node: Operands) -> relax.Expr:
             part = relax.op.take(x, relax.const(np.array(indices, np.int64)), axis, "clip")
         x = node.step(part, f"axis{axis % len(shape)}")
     return x
+
+
+def gather(node: Operands) -> relax.Expr:
+    """A constant list of indices along one axis; other gathers are left to TVM's frontend."""
+    shape, axis = node.shape(), node.attributes.get("axis", 0)
+    if not node.is_constant(1) or node.array(1, "indices").ndim != 1 or not -len(shape) <= axis < len(shape):
+        return node.by_frontend()
+    size, indices = shape[axis], node.array(1, "indices").astype(np.int64)
+    if np.any(indices < -size) or np.any(indices >= size):
+        raise node.unsupported(f"gathers what is not there: indices {indices.min()} to {indices.max()} of {size}")
+    return relax.op.take(node.value(0), relax.const(indices % size), axis, "clip")
 
 
 def _bounds(node: Operands, name: str, index: int, default: list[int] | None = None) -> list[int]:

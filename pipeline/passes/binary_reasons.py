@@ -37,7 +37,7 @@ def no_signs(graph: Graph, finder: SignFinder, data: relax.Expr) -> str:
     found = _product(finder, call) or _soft_sign(graph, call) or _rounded(graph, call) or _mixed(finder, call)
     if found is not None:
         return found
-    made_by = f"{op_name(call)} {data.name!r}" if op_name(call) else _plain(data)
+    made_by = f"{_kind(op_name(call))} {data.name!r}" if op_name(call) else _plain(data)
     return f"its input is not the sign of anything, though its weights are +-s: it comes from {made_by}"
 
 
@@ -53,9 +53,18 @@ def other_kind(finder: SignFinder, value: relax.Expr) -> str | None:
             else ""
         )
         return f"{_OTHER_KINDS[operator]} run in floats{what}"
+    if operator == "einsum":
+        return "products written as Einsum run in floats; MatMul and Gemm can be binary"
     if operator == "matmul":
+        if array_of(value.args[0]) is not None:
+            return "matrix products with their weights on the left run in floats"
         return "matrix products with weights that are computed while the network runs are done in floats"
     return None
+
+
+def _kind(operator: str) -> str:
+    """An operator as people call it."""
+    return "the binary convolution" if operator == "bitkiln.bconv2d" else operator.rpartition(".")[2]
 
 
 def _listed(signs: Signs) -> str:

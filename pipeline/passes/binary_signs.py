@@ -194,10 +194,14 @@ class SignFinder:
     def _moved(self, call: Call) -> Signs | None:
         """Elements moved about: those of the source are."""
         signs = self.of(call.args[0])
-        if signs is None or array_of(signs.factor) is not None:
-            return None
+        return None if signs is None or array_of(signs.factor) is not None else self._move(signs, call)
+
+    def _move(self, signs: Signs, call: Call) -> Signs:
         moved = Call(call.op, [self.source(signs), *call.args[1:]], call.attrs, call.ty_args)
         return replace(signs, source=self._graph.emit(moved, f"{signs.source.name}.moved"), shape=())
+
+    def _resized(self, call: Call) -> Signs | None:
+        return self._moved(call) if str(call.attrs["method"]) == "nearest_neighbor" else None
 
     def _padded(self, call: Call) -> Signs | None:
         return None if str(call.attrs["pad_mode"]) == "constant" else self._moved(call)
@@ -211,9 +215,20 @@ class SignFinder:
     def _pooled(self, call: Call) -> Signs | None:
         """The greatest sign is the sign of the greatest."""
         signs = self.of(call.args[0])
-        if signs is None or signs.factor is not None or not signs.negative <= signs.zero <= signs.positive:
+        if signs is None or signs.factor is not None:
             return None
-        return self._moved(call)
+        rising = signs if signs.negative < signs.positive else self._turned(signs)
+        if not rising.negative <= rising.zero <= rising.positive:
+            return None
+        return self._move(rising, call)
+
+    def _turned(self, signs: Signs) -> Signs:
+        """The same levels as those of the negated source."""
+        key = (signs.source.name, b"negated")
+        if key not in self._shifted:
+            negated = relax.op.multiply(signs.source, constant(np.float32(-1)))
+            self._shifted[key] = self._graph.emit(negated, f"{signs.source.name}.negated")
+        return replace(signs, source=self._shifted[key], levels=signs.levels[::-1])
 
     def _joined(self, call: Call) -> Signs | None:
         """Signs side by side, all with the same levels."""
@@ -221,7 +236,9 @@ class SignFinder:
         signs = [self.of(field) for field in fields]
         if not signs or any(each is None or each.factor is not None for each in signs):
             return None
-        if not all(np.array_equal(each.levels, signs[0].levels) for each in signs):
+        levels = signs[0].levels
+        signs = [each if np.array_equal(each.levels, levels) else self._turned(each) for each in signs]
+        if not all(np.array_equal(each.levels, levels) for each in signs):
             return None
         sources = relax.Tuple([self.source(each) for each in signs])
         joined = Call(call.op, [sources], call.attrs, call.ty_args)
@@ -263,5 +280,6 @@ _RULES = {
     "take": SignFinder._moved,
     "nn.pad": SignFinder._padded,
     "nn.max_pool2d": SignFinder._pooled,
+    "image.resize2d": SignFinder._resized,
     "concat": SignFinder._joined,
 }

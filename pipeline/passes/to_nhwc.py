@@ -129,7 +129,7 @@ class _Converter:
 
     def plain(self, expr: relax.Expr) -> relax.Expr:
         """``expr`` as the file means it."""
-        if not isinstance(expr, relax.Var):
+        if not _tensor(expr) or not isinstance(expr, relax.Var):
             return self.graph.remap(expr)
         order = self.order(expr)
         if isinstance(order, list) or order.plain:
