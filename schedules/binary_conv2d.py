@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
+
 from tvm import te, tirx
 
 from bitkiln.schedules import binary_conv2d_a53 as a53
@@ -22,11 +25,8 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
     weight = te.placeholder(weight_shape, "uint8", name="weight")
     dots = _convolve(workload, data, weight)
     if workload.threshold:
-        element = workload.threshold == "element"
-        thresholds = te.placeholder(size if element else size[-1:], "int32", name="thresholds")
-        bits = te.compute(
-            dots.shape, lambda n, y, x, o: dots[n, y, x, o] >= (thresholds[y, x, o] if element else thresholds[o])
-        )
+        thresholds = te.placeholder(workload.shapes[2][0], "int32", name="thresholds")
+        bits = te.compute(dots.shape, lambda *at: _odd(workload, dots[at], thresholds, at))
         return te.create_prim_func([data, weight, thresholds, stages.pack_bits(bits)])
     operands = stages.operand_tensors(workload.epilogue, size)
     result = te.compute(dots.shape, lambda *at: dots[at].astype("float32"), name="dots_float")
@@ -60,6 +60,17 @@ def _vectors(workload: Conv2d) -> bool:
 
 def _microkernels(workload: Conv2d, target: Target) -> bool:
     return _vectors(workload) and target.bits == 64
+
+
+def _odd(
+    workload: Conv2d, dot: tirx.PrimExpr, thresholds: te.Tensor, at: tuple[tirx.Var, tirx.Var, tirx.Var, tirx.Var]
+) -> tirx.PrimExpr:
+    """Whether ``dot`` reaches an odd number of the thresholds at (n, y, x, o) = ``at``."""
+    own = at[1:] if workload.threshold == "element" else at[3:]
+    if workload.thresholds == 1:
+        return dot >= thresholds[own]
+    reached = [(dot >= thresholds[(i, *own)]).astype("int32") for i in range(workload.thresholds)]
+    return reduce(operator.xor, reached) == 1
 
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:

@@ -224,7 +224,7 @@ class _Emitter:
         if self.spec.bits:
             table, rows = buffers.results
             self._call(
-                bgemm_a53.Bits(pixels, vectors, self.words, self._bound_rows),
+                bgemm_a53.Bits(pixels, vectors, self.words, self._bound_rows, self.where.workload.thresholds),
                 *sources,
                 T.address_of(buffers.target[0, y, x, group]),
                 self.where.channel_groups,

@@ -126,16 +126,18 @@ class Geometry:
         return (present[:, None] + 2 * sets @ set_bits.T).astype("int32")
 
     def bounds(self, weights: np.ndarray, thresholds: np.ndarray, dtype: str) -> np.ndarray:
-        """Counts below which an output bit is set: ``dtype`` [row][channel groups * LANES], 0 in spare lanes.
+        """Counts below which a threshold is reached: ``dtype`` [row][channel groups * LANES], 0 in spare lanes.
 
-        There is a row for each class, or for each pixel where ``thresholds`` int32 [OH, OW, O] has one.
+        There is a row for each class, or for each pixel where each has its thresholds; of several ``thresholds``, so many.
         """
+        work = self.workload
         bases = self.bases(weights).astype("int64")
-        if thresholds.ndim == 3:
+        if work.threshold == "element":
             bases = bases[self.classes]
-        limits = (bases - thresholds.reshape(-1, thresholds.shape[-1]).astype("int64")) // 2 + 1
+        each = thresholds.reshape(work.thresholds, -1, work.out_channels).astype("int64")
+        limits = ((bases - each) // 2 + 1).swapaxes(0, 1).reshape(-1, work.out_channels)
         table = np.zeros((len(limits), self.channel_groups * LANES), dtype)
-        table[:, : limits.shape[1]] = np.clip(limits, 0, np.iinfo(dtype).max)
+        table[:, : work.out_channels] = np.clip(limits, 0, np.iinfo(dtype).max)
         return table
 
     @property

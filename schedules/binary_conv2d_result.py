@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ class Spec:
         """The table of bounds or bases, the row of each pixel in it, and the epilogue's operands."""
         where, shapes = self.where, self.where.workload.shapes
         if self.bits:
-            shape = (int(where.bound_rows.max()) + 1, where.channel_groups * LANES)
+            shape = ((int(where.bound_rows.max()) + 1) * where.workload.thresholds, where.channel_groups * LANES)
             table = Argument((1, 2), shape, self.count_type, self._bounds)
             return table, Constant(where.bound_rows)
         shape = (int(where.classes.max()) + 1, where.workload.out_channels)
@@ -87,14 +89,13 @@ class Writer:
     def _lanes(self, pixel: Any, group: Any, counts: Any, start: Any, lanes: int) -> None:
         width = self.work.conv_size[1]
         y, x = pixel // width, pixel % width
-        row = self.rows[pixel] if int(self.table.shape[0]) > 1 else 0
         if self.bits:
-            byte: Any = tirx.const(0, "uint8")
-            for lane in range(lanes):
-                is_set = counts[start + lane] < self.table[row, group * LANES + lane]
-                byte = byte | tirx.Select(is_set, tirx.const(1 << lane, "uint8"), tirx.const(0, "uint8"))
-            T.buffer_store(self.target, byte, [0, y, x, group])
+            several = self.work.thresholds
+            row = self.rows[pixel] * several if int(self.table.shape[0]) > several else 0
+            reached = [self._byte(row + i, group, counts, start, lanes) for i in range(several)]
+            T.buffer_store(self.target, reduce(operator.xor, reached), [0, y, x, group])
             return
+        row = self.rows[pixel] if int(self.table.shape[0]) > 1 else 0
         with T.vectorized(lanes) as lane:
             channel = group * LANES + lane
             count = counts[start + lane].astype("int32")
@@ -104,3 +105,11 @@ class Writer:
                 epilogue.apply(self.work.epilogue, value, self.operands, (y, x, channel)),
                 [0, y, x, channel],
             )
+
+    def _byte(self, row: Any, group: Any, counts: Any, start: Any, lanes: int) -> Any:
+        """Which of ``lanes`` counts are below the bounds of ``row``, as bits."""
+        byte: Any = tirx.const(0, "uint8")
+        for lane in range(lanes):
+            is_set = counts[start + lane] < self.table[row, group * LANES + lane]
+            byte = byte | tirx.Select(is_set, tirx.const(1 << lane, "uint8"), tirx.const(0, "uint8"))
+        return byte

@@ -83,11 +83,13 @@ class Conv2d:
     padded tap holds: +1, -1, or 0, a true zero that contributes nothing.
 
     Arguments of its kernels, in order: data, weight, one operand for each step that takes one, then ``thresholds`` where
-    ``threshold`` is set ("channel": int32[O], "element": int32[OH, OW, O]), then where ``shift`` is set float32[C], which is
-    added to the data before its zero padding. ``layout`` is the data's, "NHWC" or "NCHW"; the result is NHWC.
+    ``threshold`` is set ("channel": int32[O], "element": int32[OH, OW, O], of several ``thresholds`` int32[n, ...]), then where
+    ``shift`` is set float32[C], which is added to the data before its zero padding. ``layout`` is the data's, "NHWC" or "NCHW";
+    the result is NHWC.
     Output: float32 [1, H, W, O] or bits. A binary convolution that gives bits has thresholds, bit = accumulator >= threshold,
-    and then neither epilogue nor pooling. Any other convolution that gives bits ends in sign(y) after epilogue and pooling:
-    bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1 convolutions of a 1x1 image.
+    and then neither epilogue nor pooling; of several, an odd number must be reached. Any other convolution that gives bits ends in
+    sign(y) after epilogue and pooling: bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1 convolutions of a
+    1x1 image.
     """
 
     tag: ClassVar[str] = "conv2d"
@@ -109,6 +111,7 @@ class Conv2d:
     sign_zero: int = 1
     shift: bool = False
     layout: str = "NHWC"
+    thresholds: int = 1
 
     @property
     def conv_size(self) -> tuple[int, int]:
@@ -154,7 +157,8 @@ class Conv2d:
         args += operand_shapes(self.epilogue, (*self.conv_size, self.out_channels))
         if self.threshold:
             element = self.threshold == "element"
-            args.append(((*self.conv_size, self.out_channels) if element else (self.out_channels,), "int32"))
+            several = (self.thresholds,) if self.thresholds > 1 else ()
+            args.append(((*several, *(self.conv_size if element else ()), self.out_channels), "int32"))
         if self.shift:
             args.append(((self.channels,), "float32"))
         args.append(result_shape((*self.out_size, self.out_channels), self.out))
@@ -177,7 +181,8 @@ class Conv2d:
         words += ["shift"] if self.shift else []
         words += [str(step) for step in self.epilogue]
         words += [str(self.pool)] if self.pool else []
-        words += [f"threshold:{self.threshold}"] if self.threshold else []
+        several = f"x{self.thresholds}" if self.thresholds > 1 else ""
+        words += [f"threshold:{self.threshold}{several}"] if self.threshold else []
         words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.threshold else []
         return " ".join(words)
 

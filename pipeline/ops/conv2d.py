@@ -64,12 +64,14 @@ def bconv2d(
     pool: Pool | None = None,
     out: str = "float32",
     threshold: str = "",
+    thresholds: int = 1,
     sign_zero: int = 1,
 ) -> Call:
     """bits uint8 [1, H, W, ceil(channels/8)], weight_bits uint8 [O, kh, kw, ceil(channels/groups/8)] -> float32 or bits.
 
     The sum is the integer dot product of the +-1 values; ``pad_value`` (+1, -1, or 0 for a true zero) is what padded taps
-    hold. ``threshold`` "channel" or "element" compares the sum with int32 thresholds, the last operand.
+    hold. ``threshold`` "channel" or "element" compares the sum with int32 thresholds, the last operand; of
+    several ``thresholds`` an odd number must be reached for a bit to be set.
     """
     attrs = attributes(
         channels=channels,
@@ -82,6 +84,7 @@ def bconv2d(
         pool=pool,
         out=out,
         threshold=threshold,
+        thresholds=thresholds,
         sign_zero=sign_zero,
     )
     return Call(_BCONV2D, [bits, weight_bits, *operands], attrs)
@@ -106,7 +109,7 @@ def _describe_float(call: Call) -> Conv2d:
 def _describe_binary(call: Call) -> Conv2d:
     _, height, width, _ = shape_of(call.args[0])
     attrs = call.attrs
-    return _describe(
+    plain = _describe(
         call,
         height,
         width,
@@ -115,6 +118,7 @@ def _describe_binary(call: Call) -> Conv2d:
         pad_value=int(attrs["pad_value"]),
         threshold=str(attrs["threshold"]),
     )
+    return replace(plain, thresholds=int(attrs["thresholds"]))
 
 
 def _describe(

@@ -28,6 +28,9 @@ from bitkiln.pipeline.passes.graph import Graph, array_of, op_name, rewrite
 from bitkiln.pipeline.reference import apply_epilogue
 from bitkiln.schedules.workload import Conv2d, Step
 
+#: Thresholds that a kernel compares a sum with, at most: enough for a bit that is set but for sums between two.
+MOST_THRESHOLDS = 3
+
 #: Sums evaluated at once where every value of v has to be looked at; bounds the memory of the search.
 CHUNK = 1 << 22
 
@@ -46,10 +49,23 @@ class Note:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """bit = (flip ? -v : v) >= value: ``value`` is int32 [O] or [OH, OW, O], ``flip`` bool [O]."""
+    """bit = (flip ? -v : v) >= value: ``value`` is int32 [O] or [OH, OW, O], ``flip`` bool [O].
+
+    Or ``value`` is int32 [n, O] or [n, OH, OW, O], and the bit is set where v reaches an odd number of the n.
+    """
 
     value: np.ndarray
     flip: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Thresholds of each element."""
+        return len(self.value) if self.value.ndim in (2, 4) else 1
+
+    @property
+    def kind(self) -> str:
+        """Whether each "channel" or each "element" has its own."""
+        return "channel" if self.value.ndim < 3 else "element"
 
 
 def fold_threshold(module: tvm.IRModule) -> tuple[tvm.IRModule, list[Note]]:
@@ -132,7 +148,8 @@ def _rewritten(graph: Graph, name: str, chain: _Chain, found: Thresholds, invert
         groups=workload.groups,
         pad_value=workload.pad_value,
         out="bits",
-        threshold="element" if found.value.ndim == 3 else "channel",
+        threshold=found.kind,
+        thresholds=found.count,
     )
     if workload.pool is None:
         return conv
@@ -179,8 +196,8 @@ def find_thresholds(
     """The thresholds that stand for the sign of ``steps``, over all whole numbers from -reach to reach.
 
     ``size`` is (OH, OW, O), the shape of the sums; ``invert`` bool [O] asks for thresholds of the inverted bit. Raises
-    NotMonotone if a bit goes up and down again, if pixels of one channel need different directions, or if the steps make
-    something that is no number of any sum: where steps are monotone, they do so of the least or greatest sum first.
+    NotMonotone if a bit changes too often, or if the steps make something that is no number of any sum: where steps are
+    monotone, they do so of the least or greatest sum first.
     """
     by_element = any(step.operand == "element" for step, _ in steps)
     shape = size if by_element else (1, 1, size[2])
@@ -189,15 +206,16 @@ def find_thresholds(
     ends = search.values(every, np.array([[-reach], [reach]]))
     _check_numbers(ends)
     lowest, highest = search.bits_of(ends, every)
-    constant = lowest == highest
-    falls = lowest & ~highest
+    changes = np.full((len(every), MOST_THRESHOLDS), reach + 1)
     safe = search.monotone()
-    if not safe.all():
-        _check_all(search, np.flatnonzero(~safe), reach)
-    value = np.where(lowest, -reach, reach + 1)
-    changing = np.flatnonzero(~constant)
-    value[changing] = _bisect(search, changing, falls[changing], reach)
-    return _per_channel(value.reshape(shape), falls.reshape(shape), constant.reshape(shape), by_element)
+    once = np.flatnonzero(safe & (lowest != highest))
+    changes[once, 0] = _bisect(search, once, lowest[once], reach)
+    bent = np.flatnonzero(~safe)
+    changes[bent] = _all_changes(search, bent, reach)
+    found = _one_each(changes, lowest, shape, reach) or _several_each(changes, lowest, shape, reach)
+    if (found.value == found.value[..., :1, :1, :]).all():
+        found = Thresholds(found.value[..., 0, 0, :], found.flip)
+    return found
 
 
 class _Search:
@@ -242,44 +260,65 @@ class _Search:
 
 
 def _check_numbers(values: np.ndarray) -> None:
+    """NotMonotone if there is NaN among ``values``."""
     if np.isnan(values).any():
         raise NotMonotone("an infinity meets a zero or another infinity: some sums give NaN")
 
 
-def _check_all(search: _Search, elements: np.ndarray, reach: int) -> None:
-    """NotMonotone if the bit of one of ``elements`` changes more than once."""
-    sums = np.arange(-reach, reach + 1)[:, None]
+def _all_changes(search: _Search, elements: np.ndarray, reach: int) -> np.ndarray:
+    """The sums [n, MOST_THRESHOLDS] where the bits of ``elements`` [n] change, in order; reach + 1 behind the last one."""
+    sums = np.arange(-reach, reach + 1)
+    found = np.full((len(elements), MOST_THRESHOLDS), reach + 1)
     many = max(1, CHUNK // len(sums))
     wrong = 0
     for start in range(0, len(elements), many):
         chosen = elements[start : start + many]
-        values = search.values(chosen, sums)
+        values = search.values(chosen, sums[:, None])
         _check_numbers(values)
-        bits = search.bits_of(values, chosen)
-        wrong += int(((bits[1:] != bits[:-1]).sum(axis=0) > 1).sum())
+        bits = search.bits_of(values, chosen).T
+        element, at = np.nonzero(bits[:, 1:] != bits[:, :-1])
+        order = np.arange(len(element)) - np.searchsorted(element, element)
+        wrong += len(np.unique(element[order >= MOST_THRESHOLDS]))
+        kept = order < MOST_THRESHOLDS
+        found[start + element[kept], order[kept]] = sums[at[kept] + 1]
     if wrong:
         raise NotMonotone(f"the bits of {wrong} of {len(search.invert)} elements go up and down as the sum grows")
+    return found
 
 
-def _bisect(search: _Search, elements: np.ndarray, falls: np.ndarray, reach: int) -> np.ndarray:
-    """Thresholds of elements whose bit changes once: of v where it rises, of -v where it falls."""
-    direction = np.where(falls, -1, 1)
-    clear, set_ = np.full(len(elements), -reach), np.full(len(elements), reach)
-    while np.any(set_ - clear > 1):
-        middle = (clear + set_) // 2
-        bits = search.bits_of(search.values(elements, direction * middle), elements)
-        set_, clear = np.where(bits, middle, set_), np.where(bits, clear, middle)
-    return set_
+def _bisect(search: _Search, elements: np.ndarray, lowest: np.ndarray, reach: int) -> np.ndarray:
+    """The sums where the bits of ``elements``, which are ``lowest`` for the least sum, change; each does so once."""
+    before, behind = np.full(len(elements), -reach), np.full(len(elements), reach)
+    while np.any(behind - before > 1):
+        middle = (before + behind) // 2
+        changed = search.bits_of(search.values(elements, middle), elements) != lowest
+        behind, before = np.where(changed, middle, behind), np.where(changed, before, middle)
+    return behind
 
 
-def _per_channel(value: np.ndarray, falls: np.ndarray, constant: np.ndarray, by_element: bool) -> Thresholds:
-    """One direction for each channel, and one threshold where all pixels agree; NotMonotone where directions differ."""
-    falling, rising = (falls & ~constant).any(axis=(0, 1)), (~falls & ~constant).any(axis=(0, 1))
-    mixed = int((falling & rising).sum())
-    if mixed:
+def _one_each(changes: np.ndarray, lowest: np.ndarray, shape: tuple[int, ...], reach: int) -> Thresholds | None:
+    """One threshold for each element: of the sum where its bit rises, of the negated sum where it falls.
+
+    None where a bit changes twice, or where the pixels of a channel need both directions.
+    """
+    first, never = changes[:, 0], changes[:, 0] > reach
+    falls, rises = (way.reshape(shape).any(axis=(0, 1)) for way in (lowest & ~never, ~lowest & ~never))
+    if (changes[:, 1] <= reach).any() or (falls & rises).any():
+        return None
+    # v < t is -v >= 1 - t; a bit that never changes is always or never set.
+    value = np.where(never, np.where(lowest, -reach, reach + 1), np.where(lowest, 1 - first, first))
+    return Thresholds(value.reshape(shape).astype(np.int32), falls)
+
+
+def _several_each(changes: np.ndarray, lowest: np.ndarray, shape: tuple[int, ...], reach: int) -> Thresholds:
+    """All changes as thresholds; a bit that is set at first begins with one that every sum reaches."""
+    thresholds = np.where(lowest[:, None], np.roll(changes, 1, axis=1), changes)
+    thresholds[lowest, 0] = -reach
+    lost = int((lowest & (changes[:, -1] <= reach)).sum())
+    if lost:
         raise NotMonotone(
-            f"in {mixed} of {len(rising)} channels the bit rises with the sum at some pixels and falls at others"
+            f"the bits of {lost} of {len(lowest)} elements go down and up again and down as the sum grows"
         )
-    if not by_element or (value == value[:1, :1]).all():
-        value = value[0, 0]
-    return Thresholds(value.astype(np.int32), falling)
+    count = int((thresholds <= reach).sum(axis=1).max(initial=1))
+    value = thresholds[:, :count].T.reshape(count, *shape)
+    return Thresholds(value.astype(np.int32), np.zeros(shape[2], bool))

@@ -209,6 +209,7 @@ def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: obje
                 "channels": workload.channels,
                 "pad_value": workload.pad_value,
                 "threshold": workload.threshold,
+                "thresholds": workload.thresholds,
             }
         else:
             names |= {"shift": workload.shift, "layout": workload.layout}

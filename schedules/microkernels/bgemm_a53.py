@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bitkiln.schedules.microkernels import asm
 from bitkiln.schedules.microkernels.bgemm_tile_a53 import Tile, Touch
@@ -43,19 +44,22 @@ class Bits:
     """``void symbol(panel, weights, uint8 *out, int32 stride, bounds, const int32 *rows)``: counts below bounds, as bits.
 
     Panel and weights as for ``Counts``. Writes ``vectors`` bytes at ``out`` for the first pixel and ``stride`` bytes further
-    on for each next one. ``bounds`` is uint16 [..][stride * 8]; pixel i has row 0 where the field ``rows`` is "one", row
-    ``rows[i]`` where it is "some", and row ``rows[0]`` + i where it is "each".
+    on for each next one. ``bounds`` is uint16 [row][thresholds][stride * 8]; pixel i has row 0 where the field ``rows`` is
+    "one", row ``rows[i]`` where it is "some", and row ``rows[0]`` + i where it is "each". Of several ``thresholds``, up to
+    three, the count must be below an odd number of bounds.
     """
 
     pixels: int
     vectors: int
     words: int
     rows: str
+    thresholds: int = 1
 
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
-        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_bits_{self.rows}_a53"
+        several = f"_x{self.thresholds}" if self.thresholds > 1 else ""
+        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_bits_{self.rows}{several}_a53"
 
     def assembly(self) -> str:
         """The routine."""
@@ -64,7 +68,8 @@ class Bits:
         lines = [*tile.segments("sp", self._touches()), *self._compare(tile), *self._pack(tile)]
         if self.rows == "each":
             lines = ["ldrsw x5, [x5]", "madd x4, x5, x6, x4", *lines]
-        lines = ["mov w3, w3", "lsl x6, x3, #4", *lines]
+        pitch = {1: ["lsl x6, x3, #4"], 2: ["lsl x6, x3, #5"], 3: ["add x6, x3, x3, lsl #1", "lsl x6, x6, #4"]}
+        lines = ["mov w3, w3", *pitch[self.thresholds], *lines]
         return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
 
     def _touches(self) -> list[Touch]:
@@ -102,12 +107,27 @@ class Bits:
 
     def _below(self, tile: Tile, pixels: Iterable[int], row: str) -> Iterator[str]:
         """Compares ``pixels`` with the bounds at ``row``."""
+        if self.thresholds > 1:
+            yield from self._below_odd(tile, list(pixels), row)
+            return
         bounds = tile.free[: self.vectors]
         yield from (f"ldr q{bound}, [{row}, #{16 * i}]" for i, bound in enumerate(bounds))
         for pixel in pixels:
             for vector, bound in enumerate(bounds):
                 acc = tile.accumulators[pixel * self.vectors + vector]
                 yield f"cmhi v{acc}.8h, v{bound}.8h, v{acc}.8h"
+
+    def _below_odd(self, tile: Tile, pixels: Sequence[int], row: str) -> Iterator[str]:
+        """As ``_below`` for several thresholds, whose bounds lie side by side: a vector of channels at a time."""
+        bounds, masks = tile.free[: self.thresholds], tile.free[self.thresholds : 2 * self.thresholds - 1]
+        rows = [row, "x15", "x16"][: self.thresholds]
+        yield from (f"add {behind}, {before}, x3, lsl #4" for before, behind in pairwise(rows))
+        for vector in range(self.vectors):
+            yield from (f"ldr q{b}, [{at}, #{16 * vector}]" for b, at in zip(bounds, rows, strict=True))
+            for acc in (tile.accumulators[pixel * self.vectors + vector] for pixel in pixels):
+                yield from (f"cmhi v{m}.8h, v{b}.8h, v{acc}.8h" for m, b in zip(masks, bounds[1:], strict=True))
+                yield f"cmhi v{acc}.8h, v{bounds[0]}.8h, v{acc}.8h"
+                yield from (f"eor v{acc}.16b, v{acc}.16b, v{mask}.16b" for mask in masks)
 
     def _pack(self, tile: Tile) -> Iterator[str]:
         """Lanes' masks to bits, bytes in order of pixels, and their stores."""

@@ -165,7 +165,9 @@ def workload(work, args):
         data = data + operands.pop()
     sums = convolve(data, weight, work.strides, work.padding, work.dilation, work.groups, work.pad_value)
     if work.threshold:
-        return packed(sums >= operands[-1])
+        several = operands[-1].reshape(work.thresholds, -1, *sums.shape[1 + 2 * (work.threshold == "channel") :])
+        reached = sum((sums >= one.reshape(one.shape[1:])).astype(int) for one in several)
+        return packed(reached % 2 == 1)
     y = stepped(work.epilogue, sums.astype(np.float32), operands)
     if window:
         y = pooled(y, window.kernel, window.strides, window.padding, window.kind, window.count_include_pad)

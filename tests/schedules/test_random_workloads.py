@@ -53,8 +53,9 @@ def binary(d):
         kind = d.pick(["channel", "element"])
         reach = plain.reach_of(work)
         wide = d.pick([reach + 2, round(reach**0.5) + 1])
-        thresholds = d.rng.integers(-wide, wide + 1, size if kind == "element" else size[2:]).astype("int32")
-        return replace(work, out="bits", threshold=kind), [*args, thresholds]
+        work = replace(work, out="bits", threshold=kind, thresholds=d.pick([1, 1, 2, 3]))
+        thresholds = d.rng.integers(-wide, wide + 1, work.shapes[2][0]).astype("int32")
+        return work, [*args, thresholds]
     steps, operands = epilogue(d, size)
     return pooled(d, replace(work, epilogue=steps)), [*args, *operands]
 

@@ -21,6 +21,7 @@ EXAMPLES = (
         epilogue=(Step("mul", "channel"),),
     ),
     Conv2d(14, 14, 12, 16, (3, 3), binary=True, out="bits", threshold="element"),
+    Conv2d(14, 14, 12, 16, (3, 3), binary=True, out="bits", threshold="element", thresholds=2),
     Conv2d(
         224, 224, 3, 16, (3, 3), epilogue=(Step("add", "channel"), Step("relu")), pool=Pool((2, 2), (2, 2)), out="bits"
     ),
@@ -43,6 +44,8 @@ def test_shapes_of_a_binary_convolution_with_element_thresholds():
     assert data == ((1, 14, 14, 2), "uint8")
     assert weight == ((16, 3, 3, 2), "uint8")
     assert thresholds == ((12, 12, 16), "int32")
+    assert EXAMPLES[3].shapes[2] == ((2, 12, 12, 16), "int32")
+    assert EXAMPLES[3].key().endswith("threshold:elementx2")
     assert out == ((1, 12, 12, 2), "uint8")
 
 

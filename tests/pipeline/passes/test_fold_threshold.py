@@ -96,16 +96,42 @@ def test_negative_slope_is_folded_where_it_does_no_harm():
     assert found.value.item() == REACH + 1
 
 
-def test_negative_slope_that_bends_the_bit_is_refused():
+def odd(found, sums):
+    """The bits that several thresholds give for ``sums`` [...]."""
+    return np.logical_xor.reduce([sums >= value for value in found.value])
+
+
+def test_negative_slope_that_bends_the_bit_takes_two_thresholds():
+    """-10 or less and 10 or more have |x| - 10 >= 0 in the first channel; the second only rises."""
     steps = [(Step("prelu", "channel"), np.float32([-1, 1])), (Step("add", "channel"), np.float32([-10, -10]))]
-    with pytest.raises(NotMonotone, match="1 of 2 elements go up and down"):
-        find_thresholds(steps, 1, np.zeros(2, bool), (1, 1, 2), REACH)
+    found = find_thresholds(steps, 1, np.zeros(2, bool), (1, 1, 2), REACH)
+    assert (found.count, found.kind) == (3, "channel")
+    assert found.value.tolist() == [[-REACH, 10], [-9, REACH + 1], [10, REACH + 1]]
+    for total in range(-REACH, REACH + 1):
+        assert odd(found, np.array([total, total])).tolist() == [abs(total) >= 10, total >= 10]
 
 
-def test_pixels_of_one_channel_must_agree_on_the_direction():
+def test_pixels_of_one_channel_may_differ_in_direction():
     steps = [(Step("mul", "element"), np.float32([[[1]], [[-1]]]))]
-    with pytest.raises(NotMonotone, match="rises with the sum at some pixels and falls at others"):
-        find_thresholds(steps, 1, np.zeros(1, bool), (2, 1, 1), REACH)
+    found = find_thresholds(steps, 1, np.zeros(1, bool), (2, 1, 1), REACH)
+    assert (found.count, found.kind) == (2, "element")
+    for total in range(-REACH, REACH + 1):
+        assert odd(found, np.full((2, 1, 1), total)).ravel().tolist() == [total >= 0, total <= 0]
+
+
+def test_bits_that_change_four_times_are_refused():
+    bends = [(Step("prelu", "channel"), np.float32([-1])), (Step("add", "channel"), np.float32([-20]))]
+    with pytest.raises(NotMonotone, match="1 of 1 elements go up and down"):
+        find_thresholds(
+            [*bends, *bends, (Step("add", "channel"), np.float32([12]))], -1, np.zeros(1, bool), (1, 1, 1), 45
+        )
+
+
+def test_what_is_no_number_is_refused():
+    """Above 1 the product is infinite, and infinity times zero is no number: its bit is clear, zero's is set."""
+    steps = [(Step("mul", "channel"), np.float32([3e38])), (Step("mul", "channel"), np.float32([0]))]
+    with pytest.raises(NotMonotone, match="some sums give NaN"):
+        find_thresholds(steps, 1, np.zeros(1, bool), (1, 1, 1), REACH)
 
 
 def bconv(net, channels=20, outs=12, **attrs):
@@ -201,10 +227,25 @@ def test_average_pooling_keeps_floats(network, same):
     same(before, after)
 
 
-def test_bent_layer_keeps_floats(network, same, operators):
+@pytest.mark.parametrize("pool", [False, True])
+def test_bent_layer(network, same, operators, pool):
     net = network((1, 6, 6, 20))
     x = net.add(ops.prelu(bconv(net), relax.const(np.full(12, -1, "float32"))))
-    before = finished(net, net.add(op.add(x, relax.const(np.full(12, -10, "float32")))))
+    x = net.add(op.add(x, relax.const(np.full(12, -10, "float32"))))
+    before = finished(net, pooled(net, x) if pool else x)
+    after, notes = folded(before)
+    assert not notes
+    assert operators(after) == ["bitkiln.binarize", "bitkiln.bconv2d", *["bitkiln.bmaxpool2d"] * pool]
+    same(before, after)
+
+
+def test_layer_that_bends_often_keeps_floats(network, same, operators):
+    net = network((1, 6, 6, 20))
+    x = bconv(net)
+    for shift in (-20, -8):
+        x = net.add(ops.prelu(x, relax.const(np.full(12, -1, "float32"))))
+        x = net.add(op.add(x, relax.const(np.full(12, shift, "float32"))))
+    before = finished(net, x)
     after, (note,) = folded(before)
     assert "12 of 12 elements go up and down" in note.reason
     assert operators(after)[-1] == "bitkiln.binarize"
