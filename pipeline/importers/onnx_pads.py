@@ -86,14 +86,18 @@ def cut(node: Operands) -> relax.Expr:
 
 
 def gather(node: Operands) -> relax.Expr:
-    """A constant list of indices along one axis; other gathers are left to TVM's frontend."""
+    """Constant indices along one axis; other gathers are left to TVM's frontend."""
     shape, axis = node.shape(), node.attributes.get("axis", 0)
-    if not node.is_constant(1) or node.array(1, "indices").ndim != 1 or not -len(shape) <= axis < len(shape):
+    if not node.is_constant(1) or not -len(shape) <= axis < len(shape) or not node.array(1, "indices").size:
         return node.by_frontend()
+    axis %= len(shape)
     size, indices = shape[axis], node.array(1, "indices").astype(np.int64)
     if np.any(indices < -size) or np.any(indices >= size):
-        raise node.unsupported(f"gathers what is not there: indices {indices.min()} to {indices.max()} of {size}")
-    return relax.op.take(node.value(0), relax.const(indices % size), axis, "clip")
+        raise node.unsupported(f"gathers indices {indices.min()} to {indices.max()} of {size}")
+    taken = relax.op.take(node.value(0), relax.const((indices % size).reshape(-1)), axis, "clip")
+    if indices.ndim == 1:
+        return taken
+    return relax.op.reshape(node.step(taken, "taken"), (*shape[:axis], *indices.shape, *shape[axis + 1 :]))
 
 
 def _bounds(node: Operands, name: str, index: int, default: list[int] | None = None) -> list[int]:

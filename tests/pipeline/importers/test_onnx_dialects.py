@@ -235,3 +235,33 @@ def test_slices(write_onnx, opset):
     channels = 8 if opset < 10 else 12
     net("Conv", x, signs(4, channels, 3, 3))
     check(net.write(write_onnx, [1, 8, 5, 6], opset), [True])
+
+
+@pytest.mark.parametrize("indices", [np.int64([5, -1, 0, 0, 2]), np.int64([[1, 0], [-2, 4]]), np.int64(3)])
+def test_gathered_channels(write_onnx, indices):
+    net = Sketch()
+    x = net("Gather", net("Sign", "x"), indices, axis=-3)
+    x = net("Reshape", x, np.int64([1, indices.size, 5, 6]))
+    net("Conv", x, signs(4, indices.size, 3, 3))
+    check(net.write(write_onnx, [1, 8, 5, 6]), [True])
+
+
+def test_signs_in_whole_numbers(write_onnx):
+    """(x > 0) as int64, times 2, minus 1."""
+    net = Sketch()
+    whole = net("Mul", net("Cast", net("Greater", "x", 0.0), to=TensorProto.INT64), np.int64(2))
+    x = net("Cast", net("Sub", whole, np.int64(1)), to=TensorProto.FLOAT)
+    net("Conv", x, signs(4, 8, 3, 3))
+    check(net.write(write_onnx, [1, 8, 5, 6]), [True])
+
+
+def test_least_and_enlarged_signs(write_onnx):
+    """The least of signs by negation, beside signs and their negatives, enlarged to the nearest."""
+    net = Sketch()
+    sign = net("Sign", "x")
+    least = net("Neg", net("MaxPool", net("Neg", sign), kernel_shape=[3, 3], pads=[1] * 4))
+    joined = net("Concat", sign, net("Neg", net("Neg", sign)), net("Neg", sign), axis=1)
+    large = net("Resize", joined, "", np.float32([1, 1, 2, 2]), mode="nearest")
+    first = net("Conv", net("Resize", least, "", np.float32([1, 1, 2, 2]), mode="nearest"), signs(4, 8, 3, 3))
+    net("Add", first, net("Conv", large, signs(4, 24, 3, 3)))
+    check(net.write(write_onnx, [1, 8, 5, 6]), [True, True])
