@@ -170,7 +170,9 @@ def compute(workload: Conv2d | Binarize | Pool2d | Concat, args: Sequence[np.nda
     value = accumulate(workload, args[0], args[1])
     if workload.threshold:
         size = value.shape if workload.threshold == "element" else value.shape[3:]
-        return pack_bits(np.logical_xor.reduce([value >= each for each in args[-1].reshape(workload.thresholds, *size)]))
+        return pack_bits(
+            np.logical_xor.reduce([value >= each for each in args[-1].reshape(workload.thresholds, *size)])
+        )
     value = apply_epilogue(workload.epilogue, value, args[2:])
     value = pool(value, workload.pool) if workload.pool else value
     return sign_bits(value, workload.sign_zero) if workload.out == "bits" else value

@@ -2,8 +2,9 @@
 
 The sum v of a binary convolution is a whole number in [-K, K]. Everything up to the next sign (scale, bias, PReLU, batch
 norm) makes a bit of it: f(v). Where f only ever goes from clear to set as v grows, it is v >= t; where it goes from set to
-clear, negating the channel's weights turns v around and it is again a threshold. Thresholds are found by evaluating the
-float32 steps themselves, one after another as the reference does, so they are exact by construction.
+clear, negating the channel's weights turns v around and it is again a threshold. Where f bends (a PReLU with a negative
+slope), every change of the bit is a threshold, and f is whether v reaches an odd number of them. Thresholds are found by
+evaluating the float32 steps themselves, one after another as the file has them, so they are exact by construction.
 
 A maximum pooling in between becomes a bitwise OR. Let h be what follows the pooling, up to the bit. If h keeps the order
 of numbers, h(max v) is the OR of the bits; if it reverses it (a negative factor of batch norm), it is the AND, which is

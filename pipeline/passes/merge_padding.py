@@ -65,7 +65,18 @@ def _convolution(graph: Graph, conv: Call, signs: dict[tuple[str, int], relax.Ex
     key = (x.name, sign_zero)
     if key not in signs:
         signs[key] = graph.emit(ops.binarize(x, sign_zero=sign_zero), f"{x.name}.bits")
-    kept = ("channels", "strides", "dilation", "groups", "epilogue", "pool", "out", "threshold", "thresholds", "sign_zero")
+    kept = (
+        "channels",
+        "strides",
+        "dilation",
+        "groups",
+        "epilogue",
+        "pool",
+        "out",
+        "threshold",
+        "thresholds",
+        "sign_zero",
+    )
     attributes = {name: getattr(workload, name) for name in kept}
     return ops.bconv2d(signs[key], *conv.args[1:], **attributes, padding=merged, pad_value=pad_value)
 
