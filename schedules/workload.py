@@ -87,9 +87,9 @@ class Conv2d:
     ``shift`` is set float32[C], which is added to the data before its zero padding. ``layout`` is the data's, "NHWC" or "NCHW";
     the result is NHWC.
     Output: float32 [1, H, W, O] or bits. A binary convolution that gives bits has thresholds, bit = accumulator >= threshold,
-    of several whether it reaches an odd number; and then neither epilogue nor pooling. Any other convolution that gives bits ends
-    in sign(y) after epilogue and pooling: bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1 convolutions
-    of a 1x1 image.
+    of several whether it reaches an odd number; and then neither epilogue nor pooling. Any other convolution that gives bits
+    ends in sign(y) after epilogue and pooling: bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1
+    convolutions of a 1x1 image.
     """
 
     tag: ClassVar[str] = "conv2d"
