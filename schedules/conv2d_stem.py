@@ -1,4 +1,5 @@
 """First layers: few input channels, so that a pixel's taps are a handful of floats and the image is read once, in strips.
+Groups of as few channels are first layers side by side.
 
 Each strip of the image is copied with its zero border into a buffer that stays in the L1 cache, on the way brought to NHWC
 and shifted where the workload says so. The micro-kernel runs along its rows, one panel of output channels after the other,
@@ -27,6 +28,7 @@ from bitkiln.schedules.workload import Conv2d, Pool, packed
 #: A strip is at most this many output rows: enough to share image rows, few enough to stay in the L1 cache.
 _STRIP_ROWS = 8
 _MOST_CHANNELS = 4
+_MOST_CHANNELS_OF_GROUP = 8
 #: Parts into which pooled rows are divided: one for each core that any of our boards has.
 _PARTS = 4
 #: Floats behind an array that vector loads may touch.
@@ -35,9 +37,12 @@ _AHEAD = 4
 
 def applies(workload: Conv2d) -> bool:
     """Whether this schedule can compute ``workload``."""
-    if workload.binary or workload.groups > 1 or workload.dilation != (1, 1):
+    if workload.binary or workload.dilation != (1, 1):
         return False
-    if workload.channels > _MOST_CHANNELS or workload.out_channels % CHANNELS:
+    if workload.groups > 1 and (workload.shift or workload.layout != "NHWC"):
+        return False
+    most = _MOST_CHANNELS if workload.groups == 1 else _MOST_CHANNELS_OF_GROUP
+    if _channels(workload) > most or workload.out_channels // workload.groups % CHANNELS:
         return False
     stem = _stem(workload)
     enough = _used_width(workload, stem) >= stem.pixels
@@ -53,8 +58,13 @@ def _stem(workload: Conv2d) -> Stem:
     inside = all(map(steps_a53.known, workload.epilogue))
     steps = tuple(step.op for step in workload.epilogue) if inside else ()
     pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
-    stem = Stem(workload.channels, workload.kernel, workload.strides, steps, pool)
+    stem = Stem(_channels(workload), workload.kernel, workload.strides, steps, pool)
     return replace(stem, pool=pool and not stem.looped)
+
+
+def _channels(workload: Conv2d) -> int:
+    """Input channels of a group."""
+    return workload.channels // workload.groups
 
 
 def _used_width(workload: Conv2d, stem: Stem) -> int:
@@ -67,11 +77,12 @@ class _Strips:
         self.workload = workload
         self.stem = _stem(workload)
         _, left, _, right = workload.padding
-        row = (left + workload.width + right) * workload.channels
+        self.channels = _channels(workload)
+        row = (left + workload.width + right) * self.channels
         #: Floats from row to row of a strip: an even number, since loads of 64 bits that straddle their bounds take longer.
         self.pitch = row + row % 2
         self.panels = workload.out_channels // CHANNELS
-        self.panel_floats = workload.kernel[0] * workload.kernel[1] * workload.channels * CHANNELS
+        self.panel_floats = workload.kernel[0] * workload.kernel[1] * self.channels * CHANNELS
         #: Rows of tiles, and how many of them a strip has.
         self.tile_rows = workload.out_size[0] if self.stem.pool else workload.conv_size[0]
         most = max(1, _STRIP_ROWS // self.stem.rows)
@@ -132,30 +143,39 @@ class _Strips:
         with T.parallel(self.tile_rows // self.strip) as strip:
             image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
             first = strip * (self.strip * self.stem.rows * work.strides[0])
-            with T.serial(self.image_rows) as row:
-                self._image_row(image, row * self.pitch, data, first + row - work.padding[0])
-            with T.serial(self.panels) as panel, T.serial(self.strip) as row:
-                self._row(image, strip, row, panel)
+            if work.groups > 1 and self.whole:
+                floats = self.strip * self._out_width * work.out_channels
+                loops.claim(self.result, strip * floats, floats)
+            with T.serial(work.groups) as group:
+                with T.serial(self.image_rows) as row:
+                    self._image_row(image, row * self.pitch, data, first + row - work.padding[0], group)
+                with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
+                    self._row(image, strip, row, group * (self.panels // work.groups) + panel)
             if work.epilogue and not self.stem.steps:
                 self._epilogue(strip)
         if not self.whole:
             loops.finish(work, self.result, self.out)
 
-    def _image_row(self, image: Any, to: Any, data: Any, y: Any) -> None:
-        """Row ``y`` of the data, or zeros where it has no such row, with its border left and right."""
+    def _image_row(self, image: Any, to: Any, data: Any, y: Any, group: Any) -> None:
+        """Row ``y`` of the group's data, or zeros where it has no such row, with its border left and right."""
         work = self.workload
-        left = work.padding[1] * work.channels
-        end = left + work.width * work.channels
+        left = work.padding[1] * self.channels
+        end = left + work.width * self.channels
         with T.If(tirx.all(y >= 0, y < work.height)):
             with T.Then():
                 loops.fill(image, to, left)
-                self._copy_row(image, to + left, data, y)
+                self._copy_row(image, to + left, data, y, group)
                 loops.fill(image, to + end, self.pitch - end)
             with T.Else():
                 loops.fill(image, to, self.pitch)
 
-    def _copy_row(self, image: Any, to: Any, data: Any, y: Any) -> None:
+    def _copy_row(self, image: Any, to: Any, data: Any, y: Any, group: Any) -> None:
         work = self.workload
+        if work.groups > 1:
+            with T.serial(work.width) as x:
+                start = (y * work.width + x) * work.channels + group * self.channels
+                loops.copy(image, to + x * self.channels, data, start, self.channels)
+            return
 
         def store(at: Any, source: Any) -> None:
             value = data[source] + self.shift[at] if work.shift else data[source]
@@ -184,7 +204,7 @@ class _Strips:
         """``tiles`` tiles from ``column`` of the convolution on; the arguments are those of ``Stem``."""
         work = self.workload
         to = (strip * self.strip + row) * self._out_width + column // self.stem.rows
-        start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * work.channels
+        start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * self.channels
         T.evaluate(
             T.call_extern(
                 "int32",
@@ -227,7 +247,7 @@ class _PooledStrips(_Strips):
         if pool is None or stem.pool or pool.kind != "max" or (workload.epilogue and not stem.steps):
             return False
         again = pool.kernel[0] - pool.strides[0]
-        taps = workload.kernel[0] * workload.kernel[1] * workload.channels
+        taps = workload.kernel[0] * workload.kernel[1] * _channels(workload)
         # A float takes 4 cycles through memory and back, and a third of a cycle for each tap to compute.
         return 0 <= again * (_PARTS - 1) * taps / 3 < 4 * workload.conv_size[0]
 
@@ -263,18 +283,21 @@ class _PooledStrips(_Strips):
         work = self.workload
         height, width = work.conv_size
         first = strip * (self.pooled * self.window.strides[0]) - self.window.padding[0] + known
-        with T.serial((self.rows - 1 - known) * work.strides[0] + work.kernel[0]) as row:
-            self._image_row(image, row * self.pitch, data, first * work.strides[0] + row - work.padding[0])
-        with T.serial(self.panels) as panel, T.serial(self.rows - known) as row:
+        image_rows = (self.rows - 1 - known) * work.strides[0] + work.kernel[0]
+        with T.serial(work.groups) as group:
+            with T.serial(image_rows) as row:
+                y = first * work.strides[0] + row - work.padding[0]
+                self._image_row(image, row * self.pitch, data, y, group)
+            with T.serial(self.panels // work.groups) as panel, T.serial(self.rows - known) as row:
+                y = first + row
+                with T.If(tirx.all(y >= 0, y < height)), T.Then():
+                    self._row(image, known, row, group * (self.panels // work.groups) + panel)
+        # A maximum does not see what lies outside.
+        with T.serial(self.rows - known) as row:
             y = first + row
-            with T.If(tirx.all(y >= 0, y < height)):
-                with T.Then():
-                    self._row(image, known, row, panel)
-                with T.Else():
-                    lowest = float(np.finfo("float32").min)
-                    start = (known + row) * width * work.out_channels + panel * CHANNELS
-                    with T.serial(width) as x:
-                        loops.fill(self.result, start + x * work.out_channels, CHANNELS, lowest)
+            with T.If(tirx.any(y < 0, y >= height)), T.Then():
+                floats = width * work.out_channels
+                loops.fill(self.result, (known + row) * floats, floats, float(np.finfo("float32").min))
 
     def _pool(self, strip: Any) -> None:
         """The strip's rows of the result."""

@@ -34,6 +34,9 @@ WORKLOADS = [
     Conv2d(40, 21, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU), pool=Pool((3, 3), (2, 2), SAME)),
     Conv2d(50, 19, 1, 8, (3, 3), padding=SAME, pool=Pool((2, 2), (1, 1), (0, 0, 1, 1)), out="bits"),
     Conv2d(64, 20, 3, 8, (3, 3), padding=SAME, epilogue=(ADD,), pool=Pool((5, 3), (2, 3), (2, 1, 2, 1)), layout="NCHW"),
+    Conv2d(20, 17, 32, 32, (3, 3), padding=SAME, groups=4, epilogue=(ADD, RELU)),
+    Conv2d(22, 27, 12, 48, (3, 3), (2, 2), SAME, groups=3, epilogue=(ADD,), pool=HALF),
+    Conv2d(64, 20, 32, 64, (3, 3), padding=SAME, groups=8, epilogue=(ADD, RELU), pool=Pool((3, 3), (2, 2), SAME)),
     Conv2d(31, 51, 3, 16, (11, 11), (4, 4), (0, 0, 1, 2), epilogue=(ADD, RELU), pool=HALF, out="bits"),
     Conv2d(24, 40, 3, 8, (9, 9), (1, 3), padding=(4, 4, 4, 4), epilogue=(ADD,), layout="NCHW"),
 ]
