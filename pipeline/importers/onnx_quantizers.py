@@ -38,14 +38,16 @@ def expand(graph: Graph) -> Graph:
 
 
 def _constants(graph: Graph) -> dict[str, np.ndarray]:
-    """Weights, and the values of Constant nodes."""
+    """Weights, and the values of Constant nodes that are tensors or numbers."""
     made = {}
     for node in graph.nodes:
-        if node.op_type == "Constant" and not node.domain and node.attribute:
-            value = helper.get_attribute_value(node.attribute[0])
-            made[node.output[0]] = (
-                numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
-            )
+        if node.op_type == "Constant" and not node.domain and node.attribute and node.output:
+            try:
+                value = helper.get_attribute_value(node.attribute[0])
+                array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+            except (ValueError, TypeError, KeyError):  # whoever needs it says so
+                continue
+            made[node.output[0]] = array
     return made | graph.constants
 
 
@@ -58,12 +60,13 @@ class _Writer:
         self._graph = graph
         self._names = names
         self._fixed = fixed
-        self._attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        known = [a for a in node.attribute if a.name in ("signed", "narrow", "rounding_mode")]
+        self._attributes = {a.name: helper.get_attribute_value(a) for a in known}
 
     def number(self, index: int, what: str) -> float:
         """An operand that has to be one constant number."""
         array = self._fixed.get(self.node.input[index])
-        if array is None or array.size != 1:
+        if array is None or array.size != 1 or array.dtype.kind not in "fiub":
             raise self.unsupported(f"its {what} is not a constant number")
         return float(array.reshape(-1)[0])
 
@@ -77,13 +80,14 @@ class _Writer:
     def is_one(self, name: str) -> bool:
         """Is an operand the constant 1, without axes to give to others?"""
         array = self._fixed.get(name)
-        return array is not None and array.ndim < 2 and array.size == 1 and float(array.reshape(-1)[0]) == 1
+        return array is not None and array.ndim < 2 and array.size == 1 and bool(array.reshape(-1)[0] == 1)
 
     def flag(self, name: str, default: int) -> bool:
         return bool(self._attributes.get(name, default))
 
     def rounding(self, default: str) -> str:
-        return self._attributes.get("rounding_mode", default.encode()).decode(errors="replace").upper()
+        mode = self._attributes.get("rounding_mode", default.encode())
+        return mode.decode(errors="replace").upper() if isinstance(mode, bytes) else repr(mode)
 
     def add(self, kind: str, *inputs: str | float) -> str:
         """Add a node on tensors and numbers; the name of its result."""
@@ -150,9 +154,10 @@ def _truncated(write: _Writer) -> None:
 def _rescaled(write: _Writer) -> None:
     """Trunc of version 2: x, scale, zero point, bits before, scale after, zero point after, bits after."""
     x, scale, zero, _, new_scale, *_ = write.node.input
-    ratio = np.float32(write.number(4, "output scale")) / np.float32(write.number(1, "scale"))
-    if not ratio > 0:
-        raise write.unsupported("its scales are not positive")
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = np.float32(write.number(4, "output scale")) / np.float32(write.number(1, "scale"))
+    if not 0 < ratio < np.inf:
+        raise write.unsupported("its scales are not positive numbers")
     dropped = float(2.0 ** np.round(np.log2(ratio)))
     whole = write.add("Round", write.add("Add", write.add("Div", x, scale), zero))
     shorter = write.add("Div", whole, dropped)
