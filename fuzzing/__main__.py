@@ -20,6 +20,10 @@ from fuzzing.forkserver import Limits, import_everything, run
 from fuzzing.formats import FORMATS, damage_of
 
 
+#: Exit statuses with which commands answer, by command: some say no with 1.
+_PASSING = {"verify": (0, 1), "logs": (0, 1)}
+
+
 @dataclass
 class Tally:
     """What became of the cases of one format."""
@@ -36,13 +40,13 @@ class Tally:
 
     def describe(self) -> str:
         """One line."""
-        counts = ", ".join(f"{self.counts[name]} {name}" for name in ("imported", "compiled", "refused", "DEFECT"))
+        counts = ", ".join(f"{self.counts[name]} {name}" for name in ("accepted", "compiled", "refused", "DEFECT"))
         return f"{counts}; the slowest took {self.slowest:.1f} s, the largest {self.largest:.0f} MiB"
 
 
 @dataclass(frozen=True)
 class Session:
-    """The settings of a run. Every ``compile_every``-th case that imports is compiled as well; 0: none."""
+    """The settings of a run. Every ``compile_every``-th model that is accepted is compiled as well; 0: none."""
 
     keep: Path
     limits: Limits
@@ -56,8 +60,8 @@ class Session:
             case.write(folder)
             for arguments in self._commands(case):
                 outcome = run(arguments, folder, self.limits)
-                verdict, reason = judge(outcome, case.model, self.limits.memory_mib)
-                if verdict == "imported" and arguments[0] == "compile":
+                verdict, reason = judge(outcome, case.model, self.limits.memory_mib, _PASSING.get(arguments[0], (0,)))
+                if verdict == "accepted" and arguments[0] == "compile":
                     verdict = "compiled"
                 tally.add(verdict, outcome)
                 if self.show:
@@ -65,16 +69,15 @@ class Session:
                 if verdict == "DEFECT":
                     self._keep(label, case, arguments, outcome, reason)
                     return False
-                if verdict == "refused" or not self._compiles(tally):
+                if not case.commands and (verdict == "refused" or not self._compiles(tally)):
                     return True
         return True
 
     def _commands(self, case: Case) -> Iterator[Sequence[str]]:
-        yield ["inspect", case.model, *case.options]
-        yield ["compile", case.model, "-o", "bundle", *case.options]
+        yield from case.commands or (["inspect", case.model], ["compile", case.model, "-o", "bundle"])
 
     def _compiles(self, tally: Tally) -> bool:
-        return self.compile_every > 0 and tally.counts["imported"] % self.compile_every == 0
+        return self.compile_every > 0 and tally.counts["accepted"] % self.compile_every == 0
 
     def _keep(self, label: str, case: Case, arguments: Sequence[str], outcome: Outcome, reason: str) -> None:
         folder = self.keep / label.replace(" ", "-")

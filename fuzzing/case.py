@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-Verdict = Literal["imported", "refused", "DEFECT"]
+Verdict = Literal["accepted", "refused", "DEFECT"]
 
 #: What the command line says where it met an exception nobody foresaw: one line for the user, a defect for us.
 UNFORESEEN = re.compile(r"bitkiln: (.*: )?(internal error|out of memory)")
@@ -19,19 +19,19 @@ _LONGEST_LINE = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """Files by their path in an empty folder, and the arguments of ``bitkiln``; the first file is the model.
+    """Files by their path in an empty folder; ``how`` says what was done to the seed.
 
-    ``how`` says what was done to the seed.
+    ``commands`` are arguments of ``bitkiln``; without them, the first file is a model to inspect and compile.
     """
 
     files: Mapping[str, bytes]
     how: str
-    options: tuple[str, ...] = ()
+    commands: tuple[tuple[str, ...], ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
-        """The file that is handed to the command."""
+        """The file that refusals are expected to name."""
         return next(iter(self.files))
 
     def write(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ def judge(outcome: Outcome, model: str, peak_mib: float, passing: Sequence[int] 
         return "DEFECT", f"traceback: {outcome.stderr.strip().splitlines()[-1][:200]}"
     if outcome.status in passing:
         noise = outcome.stderr.strip()
-        return ("DEFECT", f"noise on stderr: {noise[:200]}") if noise else ("imported", "")
+        return ("DEFECT", f"noise on stderr: {noise[:200]}") if noise else ("accepted", "")
     return _judge_refusal(outcome, model)
 
 
