@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fuzzing import darknet, ell, onnx_mutation, tflite
+from fuzzing import darknet, ell, onnx_mutation, others, tflite
 from fuzzing.bytes_mutation import damage
 from fuzzing.case import Case
 
@@ -16,6 +16,9 @@ FORMATS: dict[str, Callable[[Random, int], Case]] = {
     "ell": ell.case,
     "darknet": darknet.case,
     "tflite": tflite.case,
+    "bundle": others.bundle_case,
+    "records": others.records_case,
+    "input": others.input_case,
 }
 
 _BY_SUFFIX = {

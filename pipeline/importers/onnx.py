@@ -168,6 +168,10 @@ def _check_names(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.
         if again:
             raise ModelError(f"{path}: {node_label(node)} makes {min(again)!r}, which is there already")
         made.update(node.output)
+    outputs = [output.name for output in graph.output]
+    doubled = [name for name in outputs if outputs.count(name) > 1]
+    if doubled:
+        raise ModelError(f"{path}: has two outputs called {doubled[0]!r}")
     lost = [output.name for output in graph.output if not output.name or output.name not in made]
     if lost or not graph.output:
         raise ModelError(f"{path}: output {lost[0] if lost else ''!r} is made by no node")
