@@ -30,7 +30,7 @@ TILES = ("1x4", "1x8", "2x4", "2x6", "2x7", "3x4")
 #: A block of the image takes at most so much of the L1 cache: the rest is for weights, the output and what is fetched.
 _BLOCK_BYTES = 16 * 1024
 #: A band's share of the L2 cache: what it reads and writes, and what is fetched for the next one.
-_BAND_BYTES = 256 * 1024
+_BAND_BYTES = 320 * 1024
 #: An image as small as this is in the L2 cache when it is needed.
 _IN_CACHE = 128 * 1024
 #: Tasks that keep four threads busy.
@@ -54,9 +54,10 @@ def applies(workload: Conv2d) -> bool:
 
 @cache
 def tiles(workload: Conv2d) -> tuple[str, ...]:
-    """The tiles whose values fit the registers, the fastest by their cycles first."""
-    estimates = {tile: _Cells(workload, tile).cycles for tile in TILES}
-    return tuple(sorted((tile for tile in TILES if estimates[tile] < math.inf), key=lambda tile: estimates[tile]))
+    """The tiles whose values fit the registers: first those whose bands fit the L2 cache, by their cycles."""
+    cells = {tile: _Cells(workload, tile) for tile in TILES}
+    estimates = {tile: (cell.traffic(cell.tile[0]) > _BAND_BYTES, cell.cycles) for tile, cell in cells.items()}
+    return tuple(sorted((tile for tile in TILES if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
 
 
 def emit(workload: Conv2d, tile: str) -> Kernel:
@@ -91,9 +92,13 @@ class _Cells:
 
     def _fits(self, rows: int, most: int) -> bool:
         """Whether a block of so many output rows has ``most`` pixels, and a band's image and output stay in the L2 cache."""
+        return self._reach(0, rows) * self.block_width <= most and self.traffic(rows) <= _BAND_BYTES
+
+    def traffic(self, rows: int) -> int:
+        """Bytes that a band of so many output rows reads and writes, and those that the next one adds."""
         work = self.workload
-        traffic = work.conv_size[1] * rows + work.width * (self._reach(0, rows) + rows * work.strides[0])
-        return self._reach(0, rows) * self.block_width <= most and traffic * work.channels * 4 <= _BAND_BYTES
+        pixels = work.conv_size[1] * rows + work.width * (self._reach(0, rows) + rows * work.strides[0])
+        return pixels * work.channels * 4
 
     def _split(self, most: int) -> list[_Columns]:
         """The columns in cells of ``most`` tiles at most, of about the same width."""
