@@ -20,6 +20,7 @@ from bitkiln.pipeline.passes.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.merge_padding import merge_padding
 from bitkiln.pipeline.passes.recognise_binary import Verdict, recognise
+from bitkiln.pipeline.passes.split_groups import split_groups
 from bitkiln.pipeline.passes.to_nhwc import to_nhwc
 from bitkiln.targets import Target
 
@@ -129,7 +130,8 @@ def _finished(verdicts: Sequence[Verdict], phases: dict[str, tvm.IRModule], targ
     phases["first layer"] = absorb_image(phases["fused"], target)
     phases["thresholds"], notes = fold_threshold(phases["first layer"])
     phases["merged"] = fold_steps(phases["thresholds"])
-    phases["legal"] = legalize(phases["merged"], target)
+    phases["groups"] = split_groups(phases["merged"])
+    phases["legal"] = legalize(phases["groups"], target)
     return Lowered(phases["legal"], phases["graph"], tuple(verdicts), tuple(notes), phases)
 
 

@@ -1,0 +1,46 @@
+"""Binary convolutions in groups as one convolution for each group, side by side: kernels are for those that see all channels.
+
+Bits of a group are whole bytes of each pixel, so that its input is a slice and its result a part of a concatenation. Where
+groups end inside a byte, or another activation is added, the convolution stays whole, and scalar.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from bitkiln.pipeline import ops
+from bitkiln.pipeline.ops.register import workload_of
+from bitkiln.pipeline.passes.graph import Graph, array_of, op_name, rewrite
+
+#: More groups than these are better off in one scalar kernel than in as many steps.
+_MOST_GROUPS = 64
+
+
+def split_groups(module: tvm.IRModule) -> tvm.IRModule:
+    """The same network without grouped binary convolutions, as far as it goes."""
+    return rewrite(module, _visit)
+
+
+def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+    if op_name(value) != "bitkiln.bconv2d":
+        return None
+    work = workload_of(value)
+    inputs, outputs = work.channels // work.groups, work.out_channels // work.groups
+    constants = [array_of(operand) for operand in value.args[1:]]
+    if not 1 < work.groups <= _MOST_GROUPS or inputs % 8 or outputs % 8 or any(array is None for array in constants):
+        return None
+    weight, *operands = constants
+    parts = []
+    for group in range(work.groups):
+        own = slice(group * outputs, (group + 1) * outputs)
+        ends = [group * inputs // 8], [(group + 1) * inputs // 8]
+        bits = graph.emit(relax.op.strided_slice(value.args[0], [3], *ends), f"{name}.bits{group}")
+        arrays = [weight[own], *(operand[..., own] for operand in operands)]
+        arguments = [relax.const(np.ascontiguousarray(array), str(array.dtype)) for array in arrays]
+        attrs = dict(value.attrs.items()) | {"channels": inputs, "groups": 1}
+        part = Call(value.op, [bits, *arguments], tvm.ir.make_node("ir.DictAttrs", **attrs))
+        parts.append(graph.emit(part, f"{name}.group{group}"))
+    return ops.concat(parts, channels=(outputs,) * work.groups)
