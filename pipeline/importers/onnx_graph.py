@@ -89,6 +89,11 @@ def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
                 f"{graph.path}: {node_label(node)}: has {len(names)} {what}, which its operator does not take"
             )
 
+    last = len(schema.inputs) - 1
+    for index, name in enumerate(node.input):
+        if not name and schema.inputs[min(index, last)].option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+            raise ModelError(f"{graph.path}: {node_label(node)}: lacks operand {index}, which its operator needs")
+
 
 def skip_identities(graph: Graph) -> None:
     """Identity, and Dropout, which does nothing at inference."""

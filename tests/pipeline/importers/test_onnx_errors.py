@@ -206,3 +206,8 @@ def test_damaged_bytes_never_surprise(write_onnx):
             load_model(path)
         except ModelError as error:
             assert len(str(error).splitlines()) == 1
+
+
+def test_operands_that_are_left_out_and_needed(write_onnx):
+    nodes = [node("Einsum", ["", "x"], equation="ij,jk->ik")]
+    refused(write_onnx(nodes, {}, [1, 4]), ModelError, r"node 'the_einsum' \(Einsum\): lacks operand 0")
