@@ -19,7 +19,6 @@ from fuzzing.case import Case, Format, Outcome, judge
 from fuzzing.forkserver import Limits, import_everything, run
 from fuzzing.formats import FORMATS, damage_of
 
-
 #: Exit statuses with which commands answer, by command: some say no with 1.
 _PASSING = {"verify": (0, 1), "logs": (0, 1)}
 

@@ -74,8 +74,8 @@ def judge(outcome: Outcome, model: str, peak_mib: float, passing: Sequence[int] 
     if "Traceback (most recent call last)" in outcome.stderr + outcome.stdout:
         return "DEFECT", f"traceback: {outcome.stderr.strip().splitlines()[-1][:200]}"
     if outcome.status in passing:
-        noise = outcome.stderr.strip()
-        return ("DEFECT", f"noise on stderr: {noise[:200]}") if noise else ("accepted", "")
+        noise = [line for line in outcome.stderr.splitlines() if not line.startswith("warning: ")]
+        return ("DEFECT", f"noise on stderr: {noise[0][:200]}") if noise else ("accepted", "")
     return _judge_refusal(outcome, model)
 
 
