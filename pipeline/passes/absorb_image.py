@@ -16,7 +16,7 @@ from tvm import relax
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ops.register import ints, workload_of
 from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
-from bitkiln.pipeline.passes.operands import channel_operand
+from bitkiln.pipeline.passes.operands import channel_operand, fits_float32
 from bitkiln.schedules.conv2d import is_stem
 from bitkiln.targets import Target
 
@@ -62,13 +62,12 @@ def _affine(graph: Graph, x: relax.Expr, channels: int) -> tuple[relax.Expr, np.
         values = channel_operand(array, channels) if array is not None else None
         if values is None or shape_of(call.args[0]) != shape_of(x):
             break
-        if op_name(call) == "add":
-            shift = shift + values
-        elif np.all(values):
-            scale, shift = scale * values, shift / values
-        else:
+        if op_name(call) == "multiply" and not np.all(values):
             break
-        x = call.args[0]
+        factor, term = (1, values) if op_name(call) == "add" else (values, 0)
+        if not fits_float32(scale * factor) or not fits_float32(shift / factor + term):
+            break
+        scale, shift, x = scale * factor, shift / factor + term, call.args[0]
     return x, scale, shift
 
 

@@ -29,6 +29,7 @@ from bitkiln.pipeline.passes.graph import (
     shape_of,
     variables,
 )
+from bitkiln.pipeline.passes.operands import fits_float32
 
 
 def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
@@ -117,7 +118,10 @@ def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     first, second = call.args
     if not _float(second) or not np.all(array_of(second)):
         return None
-    product = relax.op.multiply(first, constant(1 / array_of(second).astype(np.float64)))
+    reciprocal = 1 / array_of(second).astype(np.float64)
+    if not fits_float32(reciprocal):
+        return None
+    product = relax.op.multiply(first, constant(reciprocal))
     better = _multiply(graph, name, product)
     if better is None and _powers_of_two(array_of(second)):
         return product

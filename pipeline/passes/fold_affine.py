@@ -32,7 +32,7 @@ from bitkiln.pipeline.passes.graph import (
     shape_of,
     variables,
 )
-from bitkiln.pipeline.passes.operands import channel_operand
+from bitkiln.pipeline.passes.operands import channel_operand, fits_float32
 from bitkiln.schedules.workload import Step
 
 
@@ -97,11 +97,11 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
         return graph.taken_over(x)
     inner = _swallowed(graph, x, "multiply")
     if inner is not None:
-        product = _merged(array_of(inner.args[1]) * factor)
+        product = _product(_constant(inner.args[1]), factor)
         return call if product is None else _multiply_conv(graph, relax.op.multiply(inner.args[0], product))
     inner = _swallowed(graph, x, "add")
     if inner is not None:
-        shift = _merged(array_of(inner.args[1]) * factor)
+        shift = _merged(_constant(inner.args[1]) * factor)
         if shift is None:
             return call
         scaled = relax.op.multiply(inner.args[0], call.args[1])
@@ -113,7 +113,7 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
 
 def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     divisor = _constant(call.args[1])
-    factor = _merged(_reciprocal(divisor)) if divisor is not None else None
+    factor = _product(_reciprocal(divisor), np.ones(1)) if divisor is not None else None
     return None if factor is None else _multiply(graph, name, relax.op.multiply(call.args[0], factor))
 
 
@@ -130,7 +130,7 @@ def _multiply_conv(graph: Graph, call: Call) -> relax.Expr:
         return call
     array = array_of(call.args[1])
     factor = channel_operand(array, len(weight)) if _keeps_shape(call.args[0], array) else None
-    scaled = _merged(weight * factor.astype(np.float64)[:, None, None, None]) if factor is not None else None
+    scaled = _merged(weight.astype(np.float64) * factor[:, None, None, None]) if factor is not None else None
     return call if scaled is None else Call(conv.op, [conv.args[0], scaled], conv.attrs)
 
 
@@ -141,7 +141,7 @@ def _add(graph: Graph, call: Call) -> relax.Expr | None:
     if not np.any(shift) and _keeps_shape(x, shift):
         return graph.taken_over(x)
     inner = _swallowed(graph, x, "add")
-    total = _merged(array_of(inner.args[1]) + shift) if inner is not None else None
+    total = _merged(_constant(inner.args[1]) + shift) if inner is not None else None
     return None if total is None else relax.op.add(inner.args[0], total)
 
 
@@ -192,9 +192,11 @@ def _shortened(run: list[tuple[Step, relax.Expr]]) -> list[tuple[Step, relax.Exp
         values = _constant(operand)
         if step.op == "add":
             shift = shift + values
-        else:
-            factor = values if step.op == "mul" else _reciprocal(values)
-            scale, shift = scale * factor, shift * factor
+            continue
+        factor = values if step.op == "mul" else _reciprocal(values)
+        if _product(scale, factor) is None:
+            return run
+        scale, shift = scale * factor, shift * factor
     merged = []
     for op, values, neutral in (("mul", scale, 1), ("add", shift, 0)):
         if np.all(values == neutral):
@@ -228,8 +230,15 @@ def _reciprocal(values: np.ndarray) -> np.ndarray:
 
 
 def _merged(values: np.ndarray) -> GenericConst | None:
-    """float64 ``values`` as a constant, unless some are too large or too small for float32 to hold at full precision."""
-    size = np.abs(values)
-    limits = np.finfo(np.float32)
-    fits = (size <= limits.max) & ((size >= limits.smallest_normal) | (size == 0))
-    return constant(values) if np.all(fits) else None
+    """float64 ``values`` as a constant, unless some are too large for float32."""
+    return constant(values) if fits_float32(values) else None
+
+
+def _product(first: np.ndarray, second: np.ndarray) -> GenericConst | None:
+    """The product of factors, unless some float32 cannot hold: too large, or denormal though the factors were not.
+
+    (Dead channels have denormal factors to begin with.)
+    """
+    normal = np.finfo(np.float32).smallest_normal
+    lost = (np.abs(first * second) < normal) & (np.abs(first) >= normal) & (np.abs(second) >= normal)
+    return None if np.any(lost) else _merged(first * second)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def fits_float32(values: np.ndarray) -> bool:
+    """Is none of ``values`` too large for float32?"""
+    return bool(np.all(np.abs(values) <= np.finfo(np.float32).max))
+
+
 def channel_operand(array: np.ndarray, channels: int) -> np.ndarray | None:
     """``array``, broadcast to an image [1, H, W, C], as float32 [C]; None if it differs between pixels."""
     shape = (1,) * (4 - array.ndim) + array.shape

@@ -174,7 +174,7 @@ def test_fold_affine_and_numbers_that_float32_hardly_holds(d: Draw):
     inputs = {"x": np.where(net.rng.random(net.shape) < 0.5, np.float32(1.5), np.float32(-0.75))}
     x, wanted, normal = net.x, inputs["x"], True
     for _ in range(d.whole(1, 5)):
-        value = constant(np.float32(d.pick([1e30, -1e30, 1e-30, 1e38, 1e-38, 3.0, 0.0, 1e-45])))
+        value = constant(np.float32(d.pick([1e30, -1e30, 1e-30, 1e38, 1.5e-38, 3.0, 0.0, 1e-45])))
         make, function = d.pick([(op.multiply, np.multiply), (op.divide, np.divide)])
         x = net.add(make(x, value))
         with np.errstate(all="ignore"):

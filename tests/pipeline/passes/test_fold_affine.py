@@ -79,3 +79,30 @@ def test_broadcasting_identity_is_kept(network, same):
     net = network((1, 1, 1, 3))
     before = net.module(net.add(op.add(net.x, C(np.zeros((1, 4, 4, 3), "float32")))))
     same(before, fold_affine(before))
+
+
+def test_dead_channels_do_not_keep_weights_from_their_factors(network, operators):
+    """Training with weight decay leaves denormal weights and factors."""
+    net = network((1, 4, 4, 2))
+    weights = np.full((2, 1, 1, 2), 1e-40, "float32")
+    conv = net.add(nn.conv2d(net.x, relax.const(weights), data_layout="NHWC", kernel_layout="OHWI", out_layout="NHWC"))
+    factors = net.add(relax.op.multiply(conv, relax.const(np.float32([1e-41, 0.3]))))
+    assert operators(fold_affine(net.module(factors))) == ["nn.conv2d"]
+
+
+def test_factors_that_float32_cannot_hold_as_one_stay_apart(network, same, operators):
+    net = network((1, 4, 4, 2))
+    x = net.x
+    for factor in (1e-30, 1e-30):
+        x = net.add(relax.op.multiply(x, relax.const(np.float32([factor, 1]))))
+    before = net.module(x)
+    assert operators(fold_affine(before)) == ["multiply", "multiply"]
+    same(before, fold_affine(before), scale=1e30)
+
+
+def test_constants_that_widen_an_image_stay(network, operators):
+    net = network((1, 1, 1, 2))
+    weights = net.normal(2, 1, 1, 2)
+    conv = net.add(nn.conv2d(net.x, weights, data_layout="NHWC", kernel_layout="OHWI", out_layout="NHWC"))
+    wide = net.add(relax.op.multiply(conv, relax.const(np.full((1, 3, 3, 2), 2, "float32"))))
+    assert operators(fold_affine(net.module(wide))) == ["nn.conv2d", "multiply"]
