@@ -32,6 +32,8 @@ def _visit(graph: Graph, _name: str, value: relax.Expr, target: Target) -> relax
     if op_name(value) != "bitkiln.conv2d" or array_of(value.args[1]) is None:
         return None
     workload = workload_of(value)
+    if workload.groups > 1:
+        return None
     x, scale, shift = _affine(graph, value.args[0], workload.channels)
     planes = _planes(graph, x)
     if planes is None and x is value.args[0]:

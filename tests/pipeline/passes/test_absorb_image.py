@@ -87,3 +87,13 @@ def test_other_layers_are_left_alone(network, operators):
     assert operators(after) == ["bitkiln.conv2d"]
     assert not first(after).shift
     assert np.prod(first(after).out_size) == 144
+
+
+def test_groups_take_their_image_as_it_is(network, const, same, operators):
+    net = network((1, 12, 12, 8))
+    x = net.add(op.multiply(net.x, net.normal(8)))
+    attrs = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC", "padding": 1, "groups": 2}
+    before = net.module(net.add(nn.conv2d(x, net.normal(16, 3, 3, 4), **attrs)))
+    after = absorbed(before)
+    assert operators(after) == ["multiply", "bitkiln.conv2d"]
+    same(before, after, 1e-5)
