@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitkiln.pipeline import reference
+from bitkiln.pipeline.verification.compare import relative_error
 from bitkiln.pipeline.verification.explain import Cause
 from bitkiln.pipeline.verification.samples import make_inputs
 
@@ -109,3 +110,10 @@ def test_set_tail_bits_are_wrong(rows, trace, lowered):
     assert trace["second_bits"].shape[-1] == 3
     trace["logits"] = trace["logits"].copy()
     assert rows(trace)["second_bits"].elements == 8 * 8 * 24
+
+
+def test_integers_are_equal_or_wrong():
+    """Of a word of bits the least wrong bit is a small number beside the largest."""
+    words = np.array([-(2**31), 0, 1 << 30], np.int32)
+    assert relative_error(words, words) == 0
+    assert relative_error(words ^ np.int32(1), words) == 1
