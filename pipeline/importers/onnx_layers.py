@@ -11,7 +11,7 @@ from tvm import relax
 
 from bitkiln.pipeline.importers.onnx_graph import MULTI_THRESHOLD
 from bitkiln.pipeline.importers.onnx_operands import Operands, static_shape
-from bitkiln.pipeline.importers.onnx_pads import cut, gather, pad
+from bitkiln.pipeline.importers.onnx_pads import cut, gather, gather_nd, pad
 from bitkiln.pipeline.importers.onnx_thresholds import dequantize, multi_threshold, quantize
 from bitkiln.pipeline.importers.onnx_windows import Windows, of_lines
 
@@ -284,6 +284,7 @@ CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "DequantizeLinear": dequantize,
     "Flatten": _flatten,
     "Gather": gather,
+    "GatherND": gather_nd,
     "Gemm": _dense,
     "GreaterOrEqual": _greater_or_equal,
     "HardSigmoid": _hard_sigmoid,

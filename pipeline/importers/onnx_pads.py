@@ -1,4 +1,4 @@
-"""ONNX's Pad of all modes, Slice and Gather."""
+"""ONNX's Pad of all modes, Slice, Gather and GatherND."""
 
 from __future__ import annotations
 
@@ -90,8 +90,20 @@ def gather(node: Operands) -> relax.Expr:
     shape, axis = node.shape(), node.attributes.get("axis", 0)
     if not node.is_constant(1) or not -len(shape) <= axis < len(shape) or not node.array(1, "indices").size:
         return node.by_frontend()
-    axis %= len(shape)
-    size, indices = shape[axis], node.array(1, "indices").astype(np.int64)
+    return _taken(node, axis % len(shape), node.array(1, "indices").astype(np.int64))
+
+
+def gather_nd(node: Operands) -> relax.Expr:
+    """Constant indices of the first axis alone; others are left to TVM's frontend."""
+    indices = node.array(1, "indices") if node.is_constant(1) else np.zeros((0, 0))
+    if not indices.size or indices.shape[-1:] != (1,) or node.attributes.get("batch_dims", 0) or not node.shape():
+        return node.by_frontend()
+    return _taken(node, 0, indices[..., 0].astype(np.int64))
+
+
+def _taken(node: Operands, axis: int, indices: np.ndarray) -> relax.Expr:
+    shape = node.shape()
+    size = shape[axis]
     if np.any(indices < -size) or np.any(indices >= size):
         raise node.unsupported(f"gathers indices {indices.min()} to {indices.max()} of {size}")
     taken = relax.op.take(node.value(0), relax.const((indices % size).reshape(-1)), axis, "clip")

@@ -246,6 +246,14 @@ def test_gathered_channels(write_onnx, indices):
     check(net.write(write_onnx, [1, 8, 5, 6]), [True])
 
 
+def test_channels_by_index(write_onnx):
+    """signs[:, indices], as the exporter of PyTorch 2 writes it."""
+    net = Sketch()
+    x = net("GatherND", net("Transpose", net("Sign", "x"), perm=[1, 0, 2, 3]), np.int64([[5], [-1], [0], [0]]))
+    net("Conv", net("Transpose", x, perm=[1, 0, 2, 3]), signs(4, 4, 3, 3))
+    check(net.write(write_onnx, [1, 8, 5, 6]), [True])
+
+
 def test_signs_in_whole_numbers(write_onnx):
     """(x > 0) as int64, times 2, minus 1."""
     net = Sketch()
