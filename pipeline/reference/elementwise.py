@@ -1,0 +1,95 @@
+"""Operators of Relax that compute each element by itself: arithmetic, comparisons, activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from tvm.ir import Call
+
+from bitkiln.pipeline.reference.values import Operator
+
+
+def _unary(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    def apply(_call: Call, x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.asarray(function(x))
+
+    return apply
+
+
+def _binary(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    def apply(_call: Call, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.asarray(function(x, y))
+
+    return apply
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) in the precision of ``x``."""
+    with np.errstate(over="ignore"):
+        return np.float32(1) / (np.float32(1) + np.exp(-x))
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, otypes=[np.float32])(x)
+
+
+def _prelu(call: Call, x: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    axis = int(call.attrs["axis"]) % x.ndim
+    slope = slope.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return np.where(x > 0, x, x * slope)
+
+
+OPERATORS: dict[str, Operator] = {
+    "add": _binary(np.add),
+    "subtract": _binary(np.subtract),
+    "multiply": _binary(np.multiply),
+    "divide": _binary(np.divide),
+    "power": _binary(np.power),
+    "maximum": _binary(np.maximum),
+    "minimum": _binary(np.minimum),
+    "mod": _binary(np.mod),
+    "floor_divide": _binary(np.floor_divide),
+    "less": _binary(np.less),
+    "less_equal": _binary(np.less_equal),
+    "greater": _binary(np.greater),
+    "greater_equal": _binary(np.greater_equal),
+    "equal": _binary(np.equal),
+    "not_equal": _binary(np.not_equal),
+    "logical_and": _binary(np.logical_and),
+    "logical_or": _binary(np.logical_or),
+    "logical_not": _unary(np.logical_not),
+    "abs": _unary(np.abs),
+    "ceil": _unary(np.ceil),
+    "exp": _unary(np.exp),
+    "floor": _unary(np.floor),
+    "log": _unary(np.log),
+    "negative": _unary(np.negative),
+    "round": _unary(np.round),
+    "rsqrt": _unary(lambda x: 1 / np.sqrt(x)),
+    "sign": _unary(np.sign),
+    "sin": _unary(np.sin),
+    "cos": _unary(np.cos),
+    "sqrt": _unary(np.sqrt),
+    "square": _unary(np.square),
+    "tanh": _unary(np.tanh),
+    "sigmoid": _unary(sigmoid),
+    "erf": _unary(_erf),
+    "isnan": _unary(np.isnan),
+    "isinf": _unary(np.isinf),
+    "isfinite": _unary(np.isfinite),
+    "clip": lambda _, x, *bounds: np.clip(x, *(np.float32(getattr(bound, "value", bound)) for bound in bounds)),
+    "where": lambda _, condition, x, y: np.where(condition, x, y),
+    "astype": lambda call, x: x.astype(str(call.attrs["dtype"])),
+    "nn.relu": _unary(lambda x: np.maximum(x, np.float32(0))),
+    "nn.relu6": _unary(lambda x: np.clip(x, np.float32(0), np.float32(6))),
+    "nn.silu": _unary(lambda x: x * sigmoid(x)),
+    "nn.softplus": _unary(lambda x: np.log1p(np.exp(x))),
+    "nn.gelu": _unary(lambda x: x * np.float32(0.5) * (1 + _erf(x / np.float32(np.sqrt(2))))),
+    "nn.leakyrelu": lambda call, x: np.where(x > 0, x, x * np.float32(call.attrs["alpha"])),
+    "nn.prelu": _prelu,
+    "nn.dropout": lambda _, x: (x, np.ones_like(x)),
+}

@@ -1,0 +1,45 @@
+"""Operators that have no definition here, run as TVM defines them, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from bitkiln.pipeline.passes.graph import op_name
+from bitkiln.pipeline.reference.values import Value
+
+
+def run_operator(call: Call, args: Sequence[np.ndarray]) -> Value:
+    """An operator that has no definition here, by TVM's own; NotImplementedError where it has none either."""
+    if not all(isinstance(arg, np.ndarray) for arg in args):
+        raise NotImplementedError(op_name(call))
+    params = [relax.Var(f"x{i}", relax.TensorType(arg.shape, str(arg.dtype))) for i, arg in enumerate(args)]
+    builder = relax.BlockBuilder()
+    with builder.function("main", params):
+        with builder.dataflow():
+            result = builder.emit_output(builder.emit(Call(call.op, params, call.attrs, call.ty_args)))
+        builder.emit_func_output(result)
+    try:
+        machine = relax.VirtualMachine(tvm.compile(builder.finalize(), target="llvm"), tvm.cpu())
+        result = machine["main"](*map(_tensor, args))
+    except (ValueError, tvm.error.InternalError):
+        raise NotImplementedError(op_name(call)) from None
+    return result.numpy() if isinstance(result, tvm.runtime.Tensor) else tuple(item.numpy() for item in result)
+
+
+def run_prim_func(func: tvm.tirx.PrimFunc, args: Sequence[np.ndarray], call: Call) -> np.ndarray:
+    """Run a PrimFunc that an importer put into the graph; it has no other definition than its TIR."""
+    library = tvm.compile(func.with_attr("global_symbol", "main"), target="llvm")
+    out = call.ty_args[0]
+    result = tvm.runtime.empty([int(size) for size in out.shape.values], str(out.dtype))
+    library["main"](*map(_tensor, args), result)
+    return result.numpy()
+
+
+def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+    """A copy for TVM; tvm.runtime.tensor would make a vector of a scalar."""
+    return tvm.runtime.empty(array.shape, str(array.dtype)).copyfrom(np.array(array, order="C"))
