@@ -90,6 +90,6 @@ def _judge_refusal(outcome: Outcome, model: str) -> tuple[Verdict, str]:
         return "DEFECT", line
     if not line.isprintable() or len(line) > _LONGEST_LINE:
         return "DEFECT", f"a line of {len(line)} characters, or with control characters: {line[:200]!r}"
-    if Path(model).name not in line and not re.match(r"bitkiln: \S+: ", line):
+    if model.startswith("m.") and model not in line and not re.match(r"bitkiln: \S+: ", line):
         return "DEFECT", f"names neither file nor node: {line[:300]}"
     return "refused", line

@@ -83,7 +83,28 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     if missing:
         raise BundleError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; compile or copy the bundle again")
+    steps = manifest["steps"] if isinstance(manifest["steps"], list) else []
+    chosen = [step for step in steps if isinstance(step, dict) and "workload" in step]
+    if not _fits(manifest, _MANIFEST) or not _fits(chosen, [_CHOSEN]):
+        raise BundleError(f"{path}: damaged, it holds something else than expected; compile or copy the bundle again")
     return manifest
+
+
+_TENSOR = {"name": str, "dtype": str, "shape": [int]}
+_STEP = {"name": str, "kind": str, "macs": (int, float), "weight_bytes": (int, float)}
+
+#: What a manifest must hold where commands take it for granted, and a step whose kernel was chosen for a workload.
+_MANIFEST = {"target": str, "files": dict, "inputs": [_TENSOR], "outputs": [_TENSOR], "steps": [_STEP], "model": dict}
+_CHOSEN = {"workload": str, "chosen": str, "knobs": dict}
+
+
+def _fits(value: Any, pattern: Any) -> bool:
+    """Is ``value`` of a type, a list of what fits the pattern's one item, or a table with what the pattern's keys ask for?"""
+    if isinstance(pattern, dict):
+        return isinstance(value, dict) and all(key in value and _fits(value[key], pattern[key]) for key in pattern)
+    if isinstance(pattern, list):
+        return isinstance(value, list) and all(_fits(item, pattern[0]) for item in value)
+    return isinstance(value, pattern)
 
 
 def describe_file(path: Path) -> dict[str, Any]:

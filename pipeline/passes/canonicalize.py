@@ -38,6 +38,8 @@ def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
     _check(module)
     module = rewrite(module, lambda graph, name, value: _visit(module, graph, name, value))
     for name, value in bindings(module["main"]):
+        if isinstance(value.ty, relax.ShapeType):
+            raise UnsupportedLayer(f"{name}: {op_name(value) or 'an operator'} makes a shape, which no kernel does")
         if not _is_static(value.ty):
             raise UnsupportedLayer(f"{name}: the shape that {op_name(value)} gives depends on the input's values")
     return module
