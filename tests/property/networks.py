@@ -78,8 +78,8 @@ def convolution(net, d, x, weights=None):
     )
 
 
-def pooling(net, d, x):
-    pool = d.pool(size_of(net, x))
+def pooling(net, d, x, kinds=("max", "avg")):
+    pool = d.pool(size_of(net, x), kinds)
     if pool is None:
         return x
     make = nn.max_pool2d if pool.kind == "max" else nn.avg_pool2d

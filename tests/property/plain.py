@@ -16,7 +16,7 @@ from tvm.ir import Call, GenericConst
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.schedules.workload import Binarize, Pool2d
+from bitkiln.schedules.workload import Binarize, Concat, Pool2d
 
 
 def run(module: tvm.IRModule, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -149,6 +149,11 @@ def workload(work, args):
     """One operator of ours by its workload."""
     if isinstance(work, Binarize):
         return packed(signs(stepped(work.epilogue, args[0], args[1:]), work.sign_zero))
+    if isinstance(work, Concat):
+        parts, operands = args[: len(work.parts)], args[len(work.parts) :]
+        if work.bits:
+            return packed(np.concatenate([bits_of(*part) for part in zip(parts, work.parts, strict=True)], 3) > 0)
+        return stepped(work.epilogue, np.concatenate(parts, 3), operands)
     window = work.pool
     if isinstance(work, Pool2d):
         if work.bits:

@@ -112,13 +112,17 @@ def test_dense_to_conv(d: Draw):
     assert_same(before, dense_to_conv(before), inputs_of(net, d))
 
 
-def layers(d: Draw, numbers, most=5):
-    """An NHWC network of float and binary convolutions, poolings, elementwise operators, residuals and signs."""
+def layers(d: Draw, numbers, whole=False):
+    """An NHWC network of float and binary convolutions, poolings, elementwise operators, residuals, concats and signs.
+
+    With ``whole`` nothing in it makes small multiples of powers of two into other numbers.
+    """
     net = start(d, ["NHWC"])
     x, seen = net.x, [net.x]
-    for _ in range(d.whole(1, most)):
+    kinds = ["conv", "binary", "pool", "elementwise", "elementwise", "elementwise", "residual", "concat"]
+    for _ in range(d.whole(1, 5)):
         channels, size = shape(x)[3], size_of(net, x)
-        match d.pick(["conv", "binary", "pool", "elementwise", "elementwise", "elementwise", "residual", "mean"]):
+        match d.pick(kinds if whole else [*kinds, "mean"]):
             case "conv":
                 how = d.window(size)
                 weight = numbers(d.whole(1, 9), *how.pop("kernel"), channels)
@@ -130,14 +134,17 @@ def layers(d: Draw, numbers, most=5):
                 weight = constant(d.bits(d.whole(1, 9), *how.pop("kernel"), channels))
                 x = net.add(ops.bconv2d(bits, weight, channels=channels, pad_value=d.pick([-1, 0, 1]), **how))
             case "pool":
-                x = pooling(net, d, x)
+                x = pooling(net, d, x, ["max"] if whole else ["max", "avg"])
             case "elementwise":
-                kinds = ["add", "multiply", "relu", "clip", "leaky", "our prelu", "tanh"]
-                x = elementwise(net, d, x, numbers, kinds)
+                steps = ["add", "multiply", "relu", "our prelu", *([] if whole else ["clip", "leaky", "tanh"])]
+                x = elementwise(net, d, x, numbers, steps)
             case "residual":
                 x = residual(net, d, x, seen)
             case "mean":
                 x = net.add(op.mean(x, [1, 2], keepdims=True))
+            case "concat":
+                others = [other for other in seen if list(shape(other)[1:3]) == size]
+                x = net.add(op.concat([x, d.pick(others)], 3))
         seen.append(x)
     if d.chance():
         x = net.add(ops.binarize(x, sign_zero=d.pick([1, -1])))
@@ -159,7 +166,7 @@ def test_to_operators_and_fuse_epilogue(d: Draw):
 @given(draws())
 def test_fold_affine(d: Draw):
     """Exact where float32 holds the merged constants exactly."""
-    net, before = layers(d, lambda *size: d.rng.choice(np.float32([0, 0.5, 1, 2, -1, -3]), size))
+    net, before = layers(d, lambda *size: d.rng.choice(np.float32([0, 0.5, 1, 2, -1, -3]), size), whole=True)
     inputs = inputs_of(net, d, odd=None)
     assert_same(before, fold_affine(before), inputs)
     fused = fuse_epilogue(to_operators(before))
