@@ -94,7 +94,7 @@ def compare_floats(step: Step, actual: np.ndarray, expected: np.ndarray, toleran
 def distance(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """|actual - expected| in float64: 0 where both are the same infinity or NaN, infinite where only one is."""
     with np.errstate(invalid="ignore"):
-        difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+        difference = np.array(np.abs(actual.astype(np.float64) - expected.astype(np.float64)))
     same = (actual == expected) | ((actual != actual) & (expected != expected))
     difference[np.isnan(difference) | ~(np.isfinite(actual) & np.isfinite(expected))] = np.inf
     difference[same] = 0.0
