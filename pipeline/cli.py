@@ -177,22 +177,22 @@ def inspect(
     Example: bitkiln inspect model.onnx --shape data=1,3,224,224 --html model.html
     """
     from bitkiln.pipeline import inspect as stage
-    from bitkiln.pipeline import inspect_page, inspect_table
     from bitkiln.pipeline.files import atomic_write
+    from bitkiln.pipeline.inspection import page, table
 
     names = sorted(targets.known(), key=lambda name: name != DEFAULT_TARGET)
     boards = [target] if target else [targets.load(name) for name in names]
     found = stage.inspect_model(_load(model, settings), boards)
     if html:
         with atomic_write(html) as temporary:
-            temporary.write_text(inspect_page.render(found), encoding="utf-8")
+            temporary.write_text(page.render(found), encoding="utf-8")
     if as_json:
         _print_json(found.as_json() if summary else [row.as_json() for row in found.rows])
         return
     console = _console()
     if not summary:
-        inspect_table.print_table(found.rows, console)
-    inspect_table.print_summary(found, console)
+        table.print_table(found.rows, console)
+    table.print_summary(found, console)
 
 
 @bitkiln.command(context_settings=_SETTINGS)

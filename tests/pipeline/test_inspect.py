@@ -13,7 +13,7 @@ from bitkiln.pipeline import ops
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.inspect import inspect_model, layer_table
 from bitkiln.pipeline.profile import LayerWork
-from tests.pipeline.inspected import RNG, model_of, weight
+from tests.pipeline.inspection.networks import RNG, model_of, weight
 
 
 def test_each_convolution_has_a_verdict():

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from bitkiln.pipeline import layered
+from bitkiln.pipeline.inspection import layered
 
 
 def overlap(drawing, sizes):

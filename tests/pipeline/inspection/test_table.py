@@ -9,9 +9,10 @@ from rich.console import Console
 from tvm import relax
 
 from bitkiln import targets
-from bitkiln.pipeline.inspect import Row, inspect_model
-from bitkiln.pipeline.inspect_table import print_summary, print_table
-from tests.pipeline.inspected import model_of, weight
+from bitkiln.pipeline.inspect import inspect_model
+from bitkiln.pipeline.inspection.result import Row
+from bitkiln.pipeline.inspection.table import print_summary, print_table
+from tests.pipeline.inspection.networks import model_of, weight
 
 ROWS = [
     Row("a", "conv2d", (1, 2, 3, 4), 1_500_000, True, "signs x +-1", weight_bytes=3200, packed_bytes=100),

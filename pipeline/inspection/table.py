@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitkiln.pipeline.inspect import Inspection, Row, gathered
+from bitkiln.pipeline.inspection.result import Inspection, Row, gathered
+from bitkiln.pipeline.inspection.wording import listed, logical, milliseconds, operation, size
 from bitkiln.pipeline.text import printable
 
 #: Columns that a reason needs beside its row; with fewer it goes below.
@@ -75,35 +76,6 @@ def _remarks(found: Inspection, kind: str) -> Iterator[str]:
         yield f"{listed(names)}: {text}"
 
 
-def listed(names: Sequence[str], limit: int = 3) -> str:
-    """The first names, and how many there are more."""
-    shown = ", ".join(printable(name) for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    if count < 1000:
-        return f"{count} B"
-    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
-
-
-def milliseconds(value: float) -> str:
-    """A time for people, four digits of it."""
-    return f"{value:.4g} ms"
-
-
-def operation(row: Row) -> str:
-    """What a row does, with its kernel: "conv2d 3x3/2 g4"."""
-    words = [row.kind]
-    if row.kernel:
-        strides = sorted(set(row.strides))
-        words.append("x".join(map(str, row.kernel)) + ("" if strides == [1] else "/" + "x".join(map(str, strides))))
-    words += [f"d{max(row.dilation)}"] if row.dilation and max(row.dilation) > 1 else []
-    words += [f"g{row.groups}"] if row.groups > 1 else []
-    return " ".join(words)
-
-
 def shapes(row: Row, whole: bool = True) -> str:
     """The shape of a row's result, behind that of what it reads where they differ and ``whole`` is wanted."""
     read, result = _shape(row.input_shape, row.input_bits), _shape(row.shape, row.bits)
@@ -114,11 +86,6 @@ def _shape(shape: Sequence[int], bits: int) -> str:
     """A shape as text; ``bits`` are the channels of a packed one."""
     sizes = "x".join("?" if extent < 0 else str(extent) for extent in logical(shape, bits)) or "scalar"
     return f"{sizes} bits" if bits else sizes
-
-
-def logical(shape: Sequence[int], bits: int) -> tuple[int, ...]:
-    """The shape of a tensor that is ``shape`` in memory, where ``bits`` channels are packed into its last axis."""
-    return (*shape[:-1], bits) if bits else tuple(shape)
 
 
 def answer(row: Row) -> str:

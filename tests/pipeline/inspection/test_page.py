@@ -11,11 +11,12 @@ from tvm import relax
 
 from bitkiln import targets
 from bitkiln.pipeline.importers import load_model
-from bitkiln.pipeline.inspect import Inspection, Row, Totals, inspect_model
-from bitkiln.pipeline.inspect_graph import blocks_of
-from bitkiln.pipeline.inspect_page import render
+from bitkiln.pipeline.inspect import inspect_model
+from bitkiln.pipeline.inspection.blocks import blocks_of
+from bitkiln.pipeline.inspection.page import render
+from bitkiln.pipeline.inspection.result import Inspection, Row, Totals
 from bitkiln.pipeline.model import TensorSpec
-from tests.pipeline.inspected import model_of, weight
+from tests.pipeline.inspection.networks import model_of, weight
 
 RASP3B = [targets.load("rasp3b")]
 

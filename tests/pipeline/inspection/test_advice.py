@@ -7,7 +7,7 @@ import pytest
 from tvm import relax
 
 from bitkiln.pipeline.inspect import layer_table
-from tests.pipeline.inspected import model_of, weight
+from tests.pipeline.inspection.networks import model_of, weight
 
 
 def warned(body, shape=(1, 16, 6, 6)):

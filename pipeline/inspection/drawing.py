@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitkiln.pipeline.inspect import Row
-from bitkiln.pipeline.inspect_graph import Block
-from bitkiln.pipeline.inspect_table import logical, operation
-from bitkiln.pipeline.layered import Drawing, Point, draw
+from bitkiln.pipeline.inspection.blocks import Block
+from bitkiln.pipeline.inspection.layered import Drawing, Point, draw
+from bitkiln.pipeline.inspection.result import Row
+from bitkiln.pipeline.inspection.wording import count, image, logical, operation
 from bitkiln.pipeline.page import shown
 from bitkiln.targets import Target
 
@@ -115,20 +115,3 @@ def _is_bits(source: Block, reader: Block) -> bool:
         return False
     # What follows a block may have been drawn into its convolution, so that only a binary one tells that it reads bits.
     return source.rows[-1].bits > 0 or (source.main.result == "bits" and bool(reader.main.binary))
-
-
-def image(shape: Sequence[int]) -> str:
-    """A shape without its batch of one."""
-    return times(shape[1:] if len(shape) > 1 and shape[0] == 1 else shape)
-
-
-def times(shape: Sequence[int]) -> str:
-    return "×".join("?" if extent < 0 else str(extent) for extent in shape)
-
-
-def count(number: int) -> str:
-    """A count for people: 1.83 G, 118 M."""
-    for factor, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if number >= factor:
-            return f"{number / factor:.3g}{unit}"
-    return str(number)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bitkiln.pipeline.inspect import Inspection, Row
+from bitkiln.pipeline.inspection.result import Inspection, Row
 
 #: Operations that make the input of the convolution behind them.
 LEADING = frozenset({"sign", "binarize", "pad"})

@@ -1,6 +1,6 @@
 """The inspection of a network as a self-contained HTML page: totals, warnings, its graph with a panel of details, its layers.
 
-Layers are shown in blocks (inspect_graph). All of their details stand in the page as HTML; the script only shows those of the
+Layers are shown in blocks (``blocks``). All of their details stand in the page as HTML; the script only shows those of the
 block that is pointed at.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bitkiln.pipeline.inspect import Bound, Inspection, Row, gathered
-from bitkiln.pipeline.inspect_drawing import count, graph, image, times
-from bitkiln.pipeline.inspect_graph import Block, blocks_of
-from bitkiln.pipeline.inspect_style import SCRIPT, STYLE
-from bitkiln.pipeline.inspect_table import logical, milliseconds, operation, size
+from bitkiln.pipeline.inspection.blocks import Block, blocks_of
+from bitkiln.pipeline.inspection.drawing import graph
+from bitkiln.pipeline.inspection.result import Bound, Inspection, Row, gathered
+from bitkiln.pipeline.inspection.style import SCRIPT, STYLE
+from bitkiln.pipeline.inspection.wording import count, image, logical, milliseconds, operation, size, times
 from bitkiln.pipeline.page import BINARY, FLOAT, OTHER, page, shown
 from bitkiln.targets import Target
 
@@ -157,18 +157,12 @@ def _detail(block: Block, main: Row, bound: Bound | None) -> str:
         if len(block.rows) > 1
         else ""
     )
-    return f"<h3>{shown(block.name)}</h3>{_answer(main)}<table>{facts}</table>{_list(said)}{inside}"
+    verdict = f"<p>{_verdict(main)}</p>" if main.binary is not None else ""
+    return f"<h3>{shown(block.name)}</h3>{verdict}<table>{facts}</table>{_list(said)}{inside}"
 
 
 def _list(items: str) -> str:
     return f'<ul class="said">{items}</ul>' if items else ""
-
-
-def _answer(row: Row) -> str:
-    if row.binary is None:
-        return ""
-    kind, word = ("yes", "binary") if row.binary else ("no", "float")
-    return f'<p><span class="tag {kind}">{word}</span> {_reason(row.reason)}</p>'
 
 
 def _facts(row: Row, bound: Bound | None) -> Iterable[tuple[str, str]]:
