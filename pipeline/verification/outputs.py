@@ -19,6 +19,7 @@ from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.passes.graph import bindings
 from bitkiln.pipeline.passes.lower import Lowered
 from bitkiln.pipeline.verification.compare import TOLERANCE, Tensors, magnitude, relative_error
+from bitkiln.pipeline.verification.rivals import REFERENCE, Rival
 from bitkiln.pipeline.verification.sensitivity import Sensitivity
 from bitkiln.pipeline.verification.zeros import ExactZeros, ZeroSigns
 
@@ -33,15 +34,6 @@ APART = 1e-3
 
 #: Name and values of an output; None where no step computes it, as when the network hands an input through.
 Output = tuple[str, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Rival:
-    """Another engine's outputs for the same input; ``by_file`` if it may give zeros the sign 0 where the file says so."""
-
-    name: str
-    outputs: Sequence[np.ndarray | None]
-    by_file: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,24 +145,6 @@ class Judge:
     def _follows_file(self, at: int, expected: np.ndarray) -> bool:
         """Does the other engine give what the reference does where exact zeros have the sign 0?"""
         return relative_error(self.letter[at], expected) <= max(DRIFT, SPREAD * _spread(self.sensitivity, at))
-
-
-#: The name under which our own reference appears.
-REFERENCE = "reference"
-
-#: The network before any rewriting, evaluated in numpy.
-IMPORTED = "model as imported"
-
-#: What the user says that another engine gave.
-EXPECTED = "expected"
-
-
-def as_imported(lowered: Lowered, inputs: Tensors) -> list[np.ndarray] | None:
-    """The outputs of the network as imported; None where it has operators that the reference does not know."""
-    try:
-        return reference.run(lowered.phases["imported"], inputs)
-    except BitkilnError:
-        return None
 
 
 def has_residue(lowered: Lowered, inputs: Tensors) -> bool:

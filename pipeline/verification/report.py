@@ -13,7 +13,8 @@ from rich.table import Table
 from bitkiln.pipeline.verification.compare import TOLERANCE
 from bitkiln.pipeline.verification.constants import Damage
 from bitkiln.pipeline.verification.explain import Cause, Spot
-from bitkiln.pipeline.verification.outputs import EXPECTED, IMPORTED, REFERENCE, Decision
+from bitkiln.pipeline.verification.outputs import Decision
+from bitkiln.pipeline.verification.rivals import EXPECTED, IMPORTED, REFERENCE
 from bitkiln.pipeline.verification.zeros import ExactZeros
 
 #: Layers of the model's file that a line of the report names; the JSON has all.

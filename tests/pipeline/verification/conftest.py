@@ -12,9 +12,9 @@ import pytest
 from bitkiln import targets
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.lower import Lowered, lower
+from bitkiln.pipeline.verification.examination import compare_steps
 from bitkiln.pipeline.verification.samples import make_inputs
 from bitkiln.pipeline.verification.steps import named_steps
-from bitkiln.pipeline.verify import compare_steps
 from tests.pipeline.verification.fakes import PLAIN, FakeBoard, listed, run_steps, small_model
 
 

@@ -14,7 +14,8 @@ from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.passes.graph import rewrite
 from bitkiln.pipeline.passes.lower import lower
 from bitkiln.pipeline.verification import outputs as judging
-from bitkiln.pipeline.verification.outputs import REFERENCE, Judge, Rival, as_imported, has_residue
+from bitkiln.pipeline.verification.outputs import Judge, has_residue
+from bitkiln.pipeline.verification.rivals import REFERENCE, Rival, as_imported
 from bitkiln.pipeline.verification.samples import make_inputs
 from bitkiln.pipeline.verification.zeros import ZeroSigns
 
