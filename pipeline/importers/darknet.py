@@ -14,129 +14,29 @@ are stretched, as AlexeyAB's fork does (the original keeps the aspect ratio and 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.importers.archive import check_file, digest
+from bitkiln.pipeline.importers.archive import digest
 from bitkiln.pipeline.importers.building import build_main
-from bitkiln.pipeline.importers.darknet_cfg import Section, read_cfg, shown
+from bitkiln.pipeline.importers.darknet_cfg import Section, read_cfg
+from bitkiln.pipeline.importers.darknet_files import find_cfg, find_names, find_weights
+from bitkiln.pipeline.importers.darknet_keys import check_keys, ignored_keys
 from bitkiln.pipeline.importers.darknet_layer import Layer, Size, Tensors
 from bitkiln.pipeline.importers.darknet_layers import LAYERS, BatchNorm
 from bitkiln.pipeline.importers.darknet_weights import Weights
-from bitkiln.pipeline.importers.labels import read_labels
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
 _MAX_SIDE = 1 << 14
 _MAX_CHANNELS = 1 << 16
-_MAX_DATA_BYTES = 1 << 16
 
 #: Of all layers together: 1 GiB of floats.
 _MAX_TOTAL_ELEMENTS = 1 << 28
-
-#: What darknet adds to a cfg's name when it saves weights while training.
-_SAVED = ("_final", "_best", "_last")
-_SAVED_STEM = re.compile(r"(.+)_(?:final|best|last|\d+)")
-
-#: Keys that change what a layer computes in a way that is not supported, unless they are 0.
-_REFUSED = (
-    "antialiasing",
-    "coordconv",
-    "dontload",
-    "dontloadscales",
-    "maxpool_depth",
-    "numload",
-    "rotate",
-    "share_index",
-    "stretch",
-    "stretch_sway",
-    "sway",
-)
-
-#: Keys that matter for training, or for decoding boxes, alone.
-_HARMLESS = frozenset(
-    (
-        "absolute",
-        "anchors",
-        "angle",
-        "assisted_excitation",
-        "beta_nms",
-        "bflops",
-        "bias_match",
-        "burnin_update",
-        "class_scale",
-        "classfix",
-        "cls_normalizer",
-        "coord_scale",
-        "counters_per_class",
-        "delta_normalizer",
-        "dets_for_show",
-        "dets_for_track",
-        "dontsave",
-        "dot",
-        "dropblock",
-        "dropblock_size_abs",
-        "dropblock_size_rel",
-        "embedding_layer",
-        "exposure",
-        "flip",
-        "focal_loss",
-        "forced",
-        "grad_centr",
-        "ignore_thresh",
-        "iou_loss",
-        "iou_normalizer",
-        "iou_thresh",
-        "iou_thresh_kind",
-        "jitter",
-        "joint",
-        "label_smooth_eps",
-        "learning_rate",
-        "log",
-        "map",
-        "mask_scale",
-        "max",
-        "max_delta",
-        "nms_kind",
-        "noloss",
-        "noobj",
-        "noobject_scale",
-        "num",
-        "obj_normalizer",
-        "object_scale",
-        "objectness_smooth",
-        "onlyforward",
-        "out_channels",
-        "probability",
-        "random",
-        "ratio",
-        "reorg",
-        "rescore",
-        "resize",
-        "saturation",
-        "scale",
-        "shift",
-        "show_details",
-        "sim_thresh",
-        "smooth",
-        "softmax",
-        "sqrt",
-        "stopbackward",
-        "thresh",
-        "track_ciou_norm",
-        "track_history_size",
-        "train_only_bn",
-        "truth",
-        "truth_thresh",
-        "type",
-        "uc_normalizer",
-    )
-)
 
 
 def load(path: Path, options: ImportOptions) -> Model:
@@ -144,11 +44,11 @@ def load(path: Path, options: ImportOptions) -> Model:
 
     ``options.shapes`` may resize the input "input". Raises ModelError with one line that names the file, layer and line.
     """
-    cfg = _cfg(path, options)
+    cfg = find_cfg(path, options)
     net, sections = read_cfg(cfg)
     source = _input_size(net, options)
     layers = _plan(sections, source)
-    weights = Weights(_weights(path, options))
+    weights = Weights(find_weights(path, options))
     _check_length(cfg, weights, layers)
     module, outputs = _module(source, layers, weights)
     return Model(
@@ -158,43 +58,9 @@ def load(path: Path, options: ImportOptions) -> Model:
         outputs=outputs,
         source_digest=_digest(cfg, weights.path),
         preprocessing=_preprocessing(source, layers),
-        labels=_names(cfg, outputs),
-        warnings=tuple(_warnings(sections)),
+        labels=find_names(cfg, outputs),
+        warnings=tuple(ignored_keys(sections)),
     )
-
-
-def _cfg(path: Path, options: ImportOptions) -> Path:
-    """The cfg: ``path``, or what lies beside the weights ``path``."""
-    check_file(path)
-    if not _is_weights(path):
-        return path
-    if options.weights is not None:
-        raise ModelError(f"{path}: name the .cfg and give its weights with --weights, not two weights files")
-    saved = _SAVED_STEM.fullmatch(path.stem)
-    found = _beside(path, [path.stem, saved[1]] if saved else [path.stem], ".cfg")
-    if found is None:
-        raise ModelError(f"{path}: needs {path.stem}.cfg beside it; or name the .cfg and give --weights {path}")
-    return found
-
-
-def _weights(path: Path, options: ImportOptions) -> Path:
-    """The weights: ``path``, those the user names, or what lies beside the cfg ``path``."""
-    if _is_weights(path) or options.weights is not None:
-        return options.weights or path
-    found = _beside(path, [path.stem, *(path.stem + ending for ending in _SAVED)], ".weights")
-    if found is None:
-        raise ModelError(f"{path}: needs {path.stem}.weights beside it; say where it is with --weights FILE")
-    return found
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix.lower() == ".weights"
-
-
-def _beside(path: Path, stems: Sequence[str], suffix: str) -> Path | None:
-    """The file beside ``path`` with the first of ``stems`` that is there."""
-    candidates = (path.with_name(stem + ending) for stem in stems for ending in (suffix, suffix.upper()))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _input_size(net: Section, options: ImportOptions) -> Size:
@@ -221,9 +87,7 @@ def _plan(sections: Sequence[Section], source: Size) -> list[Layer]:
         kind = LAYERS.get(section.kind)
         if kind is None:
             raise section.unsupported(f"layers of kind {section.kind} are not supported")
-        for key in _REFUSED:
-            if section.text(key) and (key == "share_index" or section.number(key, 0)):
-                raise section.unsupported(f"{key}={shown(section.text(key))} is not supported", key)
+        check_keys(section)
         layers.append(kind(section, tuple(sizes)))
         sizes.append(layers[-1].size)
     elements = sum(size.count for size in sizes)
@@ -297,38 +161,6 @@ def _preprocessing(source: Size, layers: Sequence[Layer]) -> Preprocessing | Non
         resize="stretch" if detects else "short-side",
         resize_to=0 if detects else max(source[1:]),
     )
-
-
-def _names(cfg: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Class names from ``<stem>.names``, or from the file that ``<stem>.data`` calls ``names`` or ``labels``."""
-    candidates = [cfg.with_suffix(".names")]
-    data = cfg.with_suffix(".data")
-    if data.is_file() and data.stat().st_size < _MAX_DATA_BYTES:
-        for line in data.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = "".join(line.split()).partition("=")
-            relative = Path(value)
-            if key in ("names", "labels") and value and len(value) < 256:
-                candidates.append(cfg.parent / relative.name)
-                if not relative.is_absolute() and ".." not in relative.parts:
-                    candidates += [cfg.parent / relative, cfg.parent.parent / relative]
-    for candidate in candidates:
-        if candidate.is_file():
-            try:
-                return read_labels(candidate, outputs)
-            except ModelError:
-                continue  # nobody asked for this file: it may be anything
-    return ()
-
-
-def _warnings(sections: Sequence[Section]) -> Iterator[str]:
-    """Keys that nothing has read and that may have been meant to do something."""
-    for section in sections:
-        for key in section.options:
-            if key not in section.read and key not in _HARMLESS:
-                yield str(section.error(f"{shown(key)} is not known and was ignored", key))
-        for key, line in section.repeated.items():
-            if key in section.read:
-                yield str(section.error(f"{key} is given again in line {line}; the first one counts", key))
 
 
 def _digest(cfg: Path, weights: Path) -> str:
