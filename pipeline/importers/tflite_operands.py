@@ -82,10 +82,6 @@ class Tensors:
         self._bound_outputs: set[int] = set()
         self._folded = 0
 
-    def is_known(self, index: int) -> bool:
-        """Is the tensor constant, an input, or made by an operator before?"""
-        return index in self.values or index in self.constants
-
     def expression(self, index: int) -> relax.Expr:
         """A tensor as a Relax expression; bits as words."""
         value = self.values.get(index)
