@@ -106,17 +106,27 @@ def _pooling(node: Operands) -> relax.Expr:
     largest = node.node.op_type == "MaxPool"
     windows = Windows.of(node.attributes, shape[2:], tuple(node.attributes["kernel_shape"]))
     counted = bool(node.attributes.get("count_include_pad", 0))
-    if windows.overruns and counted and not largest:
-        raise node.unsupported("ceil_mode with count_include_pad is not supported")
+    x, padding = node.value(0), windows.padding
+    if any(windows.overruns) and counted and not largest:
+        # What a window reads behind the padding does not count: that padding is the pooling's, the file's one before it.
+        bottom, right = windows.overruns
+        top, left, *_ = padding
+        x = node.step(relax.op.nn.pad(x, _around(top, left, padding[2] - bottom, padding[3] - right)), "padded")
+        padding, counted = (0, 0, bottom, right), False
     operator = relax.op.nn.max_pool2d if largest else relax.op.nn.avg_pool2d
     return operator(
-        node.value(0),
+        x,
         windows.kernel,
         windows.strides,
-        windows.padding,
+        padding,
         windows.dilations,
         count_include_pad=counted and not largest,
     )
+
+
+def _around(top: int, left: int, bottom: int, right: int) -> list[int]:
+    """Padding of an NCHW image as nn.pad wants it."""
+    return [0, 0, 0, 0, top, bottom, left, right]
 
 
 def _dense(node: Operands) -> relax.Expr:

@@ -13,14 +13,14 @@ _Pair = tuple[int, int]
 class Windows:
     """Window geometry of a 2-d operator; ``padding`` is top, left, bottom, right.
 
-    ``overruns``: ceil_mode made a window read behind the padded input, and ``padding`` was enlarged for it.
+    ``overruns``: how many rows and columns behind the padded input ceil_mode made windows read; ``padding`` has them.
     """
 
     kernel: _Pair
     strides: _Pair
     dilations: _Pair
     padding: tuple[int, int, int, int]
-    overruns: bool = False
+    overruns: _Pair = (0, 0)
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any], size: _Pair, kernel: _Pair) -> Windows:
@@ -42,7 +42,7 @@ class Windows:
         if attributes.get("ceil_mode", 0):
             extra = [_overrun(size[i] + pads[i] + pads[i + 2], reach[i], strides[i], size[i] + pads[i]) for i in (0, 1)]
         padding = (pads[0], pads[1], pads[2] + extra[0], pads[3] + extra[1])
-        return cls(tuple(kernel), strides, dilations, padding, any(extra))
+        return cls(tuple(kernel), strides, dilations, padding, tuple(extra))
 
 
 def of_lines(attributes: Mapping[str, Any]) -> dict[str, Any]:

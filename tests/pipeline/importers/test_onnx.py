@@ -128,9 +128,19 @@ def test_poolings(write_onnx, kind, attributes):
     check(write_onnx([node(kind, ["x"], kernel_shape=[3, 3], **attributes)], {}, [1, 2, 8, 9]))
 
 
-def test_average_pooling_that_counts_its_padding(write_onnx):
-    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
-    check(write_onnx([node("AveragePool", ["x"], **attributes)], {}, [1, 2, 6, 6]))
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pads": [1, 1, 1, 1]},
+        {"pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1},
+        {"pads": [1, 0, 1, 2], "strides": [2, 3], "ceil_mode": 1},
+        {"strides": [3, 2], "ceil_mode": 1},
+    ],
+)
+def test_average_pooling_that_counts_its_padding(write_onnx, attributes):
+    """Of windows that ceil_mode lets read behind the padding, only what is padding counts."""
+    pooling = node("AveragePool", ["x"], kernel_shape=[3, 3], count_include_pad=1, **attributes)
+    check(write_onnx([pooling], {}, [1, 2, 6, 8], opset=19))
 
 
 @pytest.mark.parametrize(
