@@ -41,6 +41,7 @@ class Case:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         for name, target in self.links.items():
+            (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(target)
 
 

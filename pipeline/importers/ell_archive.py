@@ -22,6 +22,13 @@ from bitkiln.pipeline.importers.archive import read_model_text
 #: Lists at least this long become numpy arrays as soon as they are parsed: a list of Python floats takes 8 times the room.
 _ARRAY_FROM = 64
 
+#: What Python takes for the values that these marks announce, as long as they are not compacted: numbers and their places
+#: in lists, tables, lists, texts.
+_VALUE_BYTES = {b",": 36, b"{": 250, b"[": 70, b'"': 30}
+
+#: The most that reading an archive may take; the larger gallery network takes half of it.
+_MAX_PARSED_BYTES = 1280 << 20
+
 #: Nodes that hand their one input on unchanged.
 _PASS_THROUGH = ("OutputNode", "SinkNode")
 _INPUTS = ("InputNode", "SourceNode")
@@ -105,6 +112,9 @@ def read_graph(path: Path) -> Graph:
 
 def _parse(path: Path) -> Any:
     text = read_model_text(path, ".ell")
+    needed = len(text) * 2 + sum(size * text.count(mark) for mark, size in _VALUE_BYTES.items())
+    if needed > _MAX_PARSED_BYTES:
+        raise ModelError(f"{path}: its text takes more than {_MAX_PARSED_BYTES >> 20} MiB to read; refused")
     try:
         return json.loads(text, object_hook=_compact)
     except (ValueError, RecursionError) as error:
