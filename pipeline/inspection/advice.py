@@ -6,17 +6,19 @@ Warnings are about what one would change in the network; notes explain what the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
+from bitkiln.pipeline.inspection.wording import listed
 from bitkiln.pipeline.ops import has_workload, workload_of
 from bitkiln.pipeline.passes.canonicalize import clip_bounds
 from bitkiln.pipeline.passes.graph import array_of, bindings, op_name, result_of, variables
 from bitkiln.pipeline.passes.lower import Survey, origin
 from bitkiln.pipeline.passes.recognise_binary import TOLERANCE
+from bitkiln.pipeline.passes.split_groups import MOST_GROUPS, splits
 from bitkiln.schedules.binary_conv2d_geometry import LANES, MAX_BITS, Geometry
 from bitkiln.schedules.workload import Binarize, Conv2d
 
@@ -100,12 +102,13 @@ def _signs_as_floats(
     for name, value in after.items():
         if name not in read_as_bits and op_name(value) != "sign":
             continue
-        users = [user for user in readers.get(name, ()) if op_name(after.get(user)) != "bitkiln.binarize"]
+        reading = dict.fromkeys(readers.get(name, ()))
+        users = [user for user in reading if op_name(after.get(user)) != "bitkiln.binarize"]
         if users:
             also = "also feeds" if name in read_as_bits else "feeds only"
             advice.warn(
                 name,
-                f"{also} {_listed(users)}, which {'reads' if len(users) == 1 else 'read'} floats: the signs are stored "
+                f"{also} {listed(users)}, which {'reads' if len(users) == 1 else 'read'} floats: the signs are stored "
                 "as floats (32 times the bytes); feed that from before the sign, or make it binary",
             )
 
@@ -136,30 +139,39 @@ def _wasted_channels(advice: Advice, binary: Mapping[str, Call]) -> None:
     works = {name: workload_of(call) for name, call in binary.items()}
     whole = sum(work.macs / _used(work) for work in works.values())
     for name, work in works.items():
-        taps = work.kernel[0] * work.kernel[1]
-        if work.groups > 1:
+        group = _group(work)
+        bits = work.kernel[0] * work.kernel[1] * group.channels
+        each = f"in each of {work.groups} groups, " if work.groups > 1 else ""
+        if work.groups > 1 and not splits(work):
             advice.warn(
                 name,
-                f"is binary in {work.groups} groups, which is computed one output channel at a time without a "
-                "micro-kernel; one group, or a float depthwise layer, is faster",
+                f"is binary in {work.groups} groups of {group.channels} channels in and {group.out_channels} out, computed "
+                "one output channel at a time without a micro-kernel; multiples of 8 channels in and out, in at most "
+                f"{MOST_GROUPS} groups, have one",
             )
-        elif taps * work.channels > MAX_BITS:
-            advice.warn(name, f"sums over {taps * work.channels} bits, more than the fast kernels' {MAX_BITS}")
+        elif bits > MAX_BITS:
+            advice.warn(name, f"{each}sums over {bits} bits, more than the fast kernels' {MAX_BITS}")
         elif (used := _used(work)) < WORTHWHILE:
-            channels, out = _rounded(work.channels, 8 * WORD), _rounded(work.out_channels, LANES)
+            channels, out = _rounded(group.channels, 8 * WORD), _rounded(group.out_channels, LANES)
             say = advice.warn if work.macs / used >= MATTERS * whole else advice.note
             say(
                 name,
-                f"{work.channels} channels in and {work.out_channels} out take the time of {channels} and {out}: "
+                f"{each}{group.channels} channels in and {group.out_channels} out take the time of {channels} and {out}: "
                 f"{1 - used:.0%} of its arithmetic is on channels that are not there; "
                 f"multiples of {8 * WORD} in and {LANES} out waste none",
             )
 
 
+def _group(work: Conv2d) -> Conv2d:
+    """The convolution of one group."""
+    return replace(work, channels=work.channels // work.groups, out_channels=work.out_channels // work.groups, groups=1)
+
+
 def _used(work: Conv2d) -> float:
     """The share of the kernel's arithmetic that is on real channels."""
-    where = Geometry(work, alignment=WORD)
-    return work.channels * work.out_channels / (8 * where.pixel_bytes * where.channel_groups * LANES)
+    group = _group(work)
+    where = Geometry(group, alignment=WORD)
+    return group.channels * group.out_channels / (8 * where.pixel_bytes * where.channel_groups * LANES)
 
 
 def _rounded(count: int, step: int) -> int:
@@ -204,9 +216,3 @@ def _broken_weights(advice: Advice, function: relax.Function) -> None:
         arrays = [array_of(arg) for arg in value.args] if isinstance(value, Call) else []
         if any(a is not None and a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays):
             advice.warn(name, "has constants that are infinite or not a number: was training finished?")
-
-
-def _listed(names: list[str], limit: int = 3) -> str:
-    names = list(dict.fromkeys(names))
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -14,14 +14,21 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ops.register import workload_of
 from bitkiln.pipeline.passes.graph import Graph, array_of, op_name, rewrite
+from bitkiln.schedules.workload import Conv2d
 
 #: More groups than these are better off in one scalar kernel than in as many steps.
-_MOST_GROUPS = 64
+MOST_GROUPS = 64
 
 
 def split_groups(module: tvm.IRModule) -> tvm.IRModule:
     """The same network without grouped binary convolutions, as far as it goes."""
     return rewrite(module, _visit)
+
+
+def splits(work: Conv2d) -> bool:
+    """Whether the groups of a binary convolution become convolutions of their own."""
+    inputs, outputs = work.channels // work.groups, work.out_channels // work.groups
+    return 1 < work.groups <= MOST_GROUPS and not inputs % 8 and not outputs % 8
 
 
 def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
@@ -30,7 +37,7 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
     work = workload_of(value)
     inputs, outputs = work.channels // work.groups, work.out_channels // work.groups
     constants = [array_of(operand) for operand in value.args[1:]]
-    if not 1 < work.groups <= _MOST_GROUPS or inputs % 8 or outputs % 8 or any(array is None for array in constants):
+    if not splits(work) or any(array is None for array in constants):
         return None
     weight, *operands = constants
     parts = []

@@ -86,12 +86,17 @@ def test_waste_that_hardly_matters_is_a_note():
     assert "last" not in found and "3 out" in notes["last"][0]
 
 
-def test_groups():
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [(4, "4 groups of 4 channels in and 4 out"), (8, "in each of 4 groups, 8 channels in"), (64, "")],
+)
+def test_groups(channels, words):
     def body(emit, x):
-        weights = weight(16, 4, 3, 3, binary=True)
+        weights = weight(4 * channels, channels, 3, 3, binary=True)
         return emit(relax.op.nn.conv2d(relax.op.sign(x), weights, padding=1, groups=4), "conv")
 
-    assert "4 groups" in warned(body)[0]["conv"][0]
+    found = warned(body, (1, 4 * channels, 6, 6))[0]
+    assert words in found["conv"][0] if words else "conv" not in found
 
 
 @pytest.mark.parametrize("compare", [relax.op.greater_equal, relax.op.greater])
