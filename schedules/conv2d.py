@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from tvm import te, tirx
 
-from bitkiln.schedules import conv2d_depthwise, conv2d_depthwise_a53, conv2d_direct, conv2d_stem, conv2d_winograd
+from bitkiln.schedules import (
+    conv2d_depthwise,
+    conv2d_depthwise_a53,
+    conv2d_direct,
+    conv2d_stem,
+    conv2d_stem_winograd,
+    conv2d_winograd,
+)
 from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.workload import Conv2d
@@ -32,7 +39,7 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
     if is_stem(workload, target):
-        return {"algorithm": ["stem"]}
+        return {"algorithm": ["stem", *(["stem winograd"] if conv2d_stem_winograd.applies(workload) else [])]}
     if _is_tiled_depthwise(workload, target):
         return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload))}
     if conv2d_depthwise.applies(workload):
@@ -43,7 +50,7 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The untuned default: the algorithm with the lowest estimate."""
     if is_stem(workload, target):
-        return {"algorithm": "stem"}
+        return {"algorithm": "stem winograd" if conv2d_stem_winograd.applies(workload) else "stem"}
     if _is_tiled_depthwise(workload, target):
         return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload)[0]}
     if conv2d_depthwise.applies(workload):
@@ -66,7 +73,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
     algorithm, _, outputs = str(knobs["algorithm"]).partition(" ")
     if algorithm == "stem":
-        return conv2d_stem.emit(workload)
+        return conv2d_stem_winograd.emit(workload, (7, 8), 1) if outputs else conv2d_stem.emit(workload)
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     if algorithm == "depthwise" and "tile" in knobs:

@@ -20,6 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops, pool2d
+from bitkiln.schedules.conv2d_stem_image import ImageRows
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels import stem_a53, steps_a53
 from bitkiln.schedules.microkernels.stem_a53 import CHANNELS, Stem
@@ -76,11 +77,8 @@ class _Strips:
     def __init__(self, workload: Conv2d) -> None:
         self.workload = workload
         self.stem = _stem(workload)
-        _, left, _, right = workload.padding
-        self.channels = _channels(workload)
-        row = (left + workload.width + right) * self.channels
-        #: Floats from row to row of a strip: an even number, since loads of 64 bits that straddle their bounds take longer.
-        self.pitch = row + row % 2
+        self.rows_in = ImageRows(workload)
+        self.channels, self.pitch = self.rows_in.channels, self.rows_in.pitch
         self.panels = workload.out_channels // CHANNELS
         self.panel_floats = workload.kernel[0] * workload.kernel[1] * self.channels * CHANNELS
         #: Rows of tiles, and how many of them a strip has.
@@ -103,7 +101,7 @@ class _Strips:
             Argument(sources, rows, "float32", self.pack_operands) if sources else Constant(self.pack_operands(())),
         ]
         if work.shift:
-            arguments.append(Argument((2 + len(operands),), (work.width * work.channels,), "float32", self.pack_shift))
+            arguments.append(self.rows_in.shift_argument(2 + len(operands)))
         if not self.stem.steps:
             arguments += [Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)]
         with IRBuilder() as builder, T.prim_func():
@@ -130,10 +128,6 @@ class _Strips:
             return np.zeros(1, "float32")
         return rows.reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
 
-    def pack_shift(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The shift of each float of an image row."""
-        return np.tile(arrays[0], self.workload.width)
-
     def _body(self) -> None:
         work = self.workload
         data = loops.flat(self.data, work.height * work.width * work.channels)
@@ -148,46 +142,13 @@ class _Strips:
                 loops.claim(self.result, strip * floats, floats)
             with T.serial(work.groups) as group:
                 with T.serial(self.image_rows) as row:
-                    self._image_row(image, row * self.pitch, data, first + row - work.padding[0], group)
+                    self.rows_in.fill(image, row * self.pitch, data, first + row - work.padding[0], group, self.shift)
                 with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
                     self._row(image, strip, row, group * (self.panels // work.groups) + panel)
             if work.epilogue and not self.stem.steps:
                 self._epilogue(strip)
         if not self.whole:
             loops.finish(work, self.result, self.out)
-
-    def _image_row(self, image: Any, to: Any, data: Any, y: Any, group: Any) -> None:
-        """Row ``y`` of the group's data, or zeros where it has no such row, with its border left and right."""
-        work = self.workload
-        left = work.padding[1] * self.channels
-        end = left + work.width * self.channels
-        with T.If(tirx.all(y >= 0, y < work.height)):
-            with T.Then():
-                loops.fill(image, to, left)
-                self._copy_row(image, to + left, data, y, group)
-                loops.fill(image, to + end, self.pitch - end)
-            with T.Else():
-                loops.fill(image, to, self.pitch)
-
-    def _copy_row(self, image: Any, to: Any, data: Any, y: Any, group: Any) -> None:
-        work = self.workload
-        if work.groups > 1:
-            with T.serial(work.width) as x:
-                start = (y * work.width + x) * work.channels + group * self.channels
-                loops.copy(image, to + x * self.channels, data, start, self.channels)
-            return
-
-        def store(at: Any, source: Any) -> None:
-            value = data[source] + self.shift[at] if work.shift else data[source]
-            T.buffer_store(image, value, [to + at])
-
-        if work.layout == "NHWC":
-            row = work.width * work.channels
-            loops.sweep(row, lambda i: store(i, y * row + i))
-            return
-        for channel in range(work.channels):
-            start = channel * work.height * work.width + y * work.width
-            loops.sweep(work.width, lambda x, c=channel, start=start: store(x * work.channels + c, start + x))
 
     @cached_property
     def _out_width(self) -> int:
@@ -287,7 +248,7 @@ class _PooledStrips(_Strips):
         with T.serial(work.groups) as group:
             with T.serial(image_rows) as row:
                 y = first * work.strides[0] + row - work.padding[0]
-                self._image_row(image, row * self.pitch, data, y, group)
+                self.rows_in.fill(image, row * self.pitch, data, y, group, self.shift)
             with T.serial(self.panels // work.groups) as panel, T.serial(self.rows - known) as row:
                 y = first + row
                 with T.If(tirx.all(y >= 0, y < height)), T.Then():

@@ -16,8 +16,8 @@ F(4x4) are up to 1e-5 of the largest output, those of a direct sum up to 2e-6.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
@@ -32,7 +32,7 @@ from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.binarize_a53 import BATCH
 from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.sgemm_stack_a53 import MOST_DEPTH, SgemmStack
-from bitkiln.schedules.winograd import TRANSFORMS, Stage, transform_weights
+from bitkiln.schedules.winograd import TRANSFORMS, Stage, Transform, transform_weights
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
@@ -70,13 +70,19 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[
 
 def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> Kernel:
     """The implementation with ``outputs`` (my, mx) and register ``tile`` (pixels, channels)."""
-    return _Winograd(workload, outputs, tile, block).kernel()
+    return Winograd(workload, outputs, tile, block).kernel()
 
 
-class _Winograd:
+class Winograd:
+    """The kernel under construction."""
+
+    #: The transform along an axis by the outputs of a tile, and how many taps it is for.
+    transforms: ClassVar[Mapping[int, Transform]] = TRANSFORMS
+    taps: ClassVar[int] = 3
+
     def __init__(self, workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> None:
         self.workload = workload
-        self.along = tuple(TRANSFORMS[m] for m in outputs)
+        self.along = tuple(self.transforms[m] for m in outputs)
         self.outputs = outputs
         self.points = (self.along[0].points, self.along[1].points)
         self.positions = self.points[0] * self.points[1]
@@ -102,29 +108,34 @@ class _Winograd:
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs else None
         self.kernels: dict[str, Sgemm | SgemmStack] = {}
+        #: Shape of the data, shape and dtype of the output, and arguments behind those of a convolution.
+        self.data_shape = workload.shapes[0][0]
+        self.out_spec = workload.shapes[-1]
+        self.tables: list[Argument | Constant] = list(self.signs.constants) if self.signs else []
 
     def kernel(self) -> Kernel:
-        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        """The implementation."""
+        _, _, *operands, _ = self.workload.shapes
         packed = self.positions * self.workload.channels * self.workload.out_channels + AHEAD_BYTES // 4
         arguments = [
-            Argument((0,), data_shape, "float32"),
+            Argument((0,), self.data_shape, "float32"),
             Argument((1,), (packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
             Constant(np.zeros(2, "int32")),
-            *(self.signs.constants if self.signs else ()),
+            *self.tables,
         ]
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
             self.data, self.weights, *rest = loops.parameters(arguments)
             self.operands, rest = rest[: len(operands)], rest[len(operands) :]
-            self.pixels, self.rows, *self.sign_tables = rest
-            self.out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self.pixels, self.rows, *self.table_buffers = rest
+            self.out = T.arg("out", T.buffer(*self.out_spec))
             self._body()
         notes = (
-            f"Winograd F({self.outputs[0]}x{self.outputs[1]}, 3x3), tiles of {self.tile_m} x {self.tile_n}, "
-            f"{self.block} of {self.count} tiles a block"
+            f"Winograd F({self.outputs[0]}x{self.outputs[1]}, {self.taps}x{self.taps}), "
+            f"tiles of {self.tile_m} x {self.tile_n}, {self.block} of {self.count} tiles a block"
         )
         micro = [*self.kernels.values(), *([self.signs.micro] if self.signs else [])]
         return Kernel(builder.get(), tuple(arguments), tuple(micro), notes)
@@ -152,7 +163,7 @@ class _Winograd:
             with (T.parallel if many else T.serial)(run.count) as block:
                 self._block(run.first + block * run.size, run.used, T.serial if many else T.parallel)
         if self.signs:
-            self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.sign_tables, _THREADS)
+            self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.table_buffers, _THREADS)
         elif not self.straight:
             loops.finish(work, self.result, self.out)
 
@@ -335,11 +346,13 @@ class _Winograd:
 
             def store(within: tuple[int, int] = within, y: Any = y, x: Any = x) -> None:
                 value = self._final(outputs, pixel, within, channel)
-                T.buffer_store(
-                    self.result, value, [_vector((y * self.size[1] + x) * self.workload.out_channels + channel)]
-                )
+                T.buffer_store(self.result, value, [_vector(self._place(y, x) + channel)])
 
             self._guarded(store, (y, x), within)
+
+    def _place(self, y: Any, x: Any) -> Any:
+        """Where in ``result`` a pixel's channels begin."""
+        return (y * self.size[1] + x) * self.workload.out_channels
 
     def _places(self, pixel: tuple[Any, Any]) -> list[tuple[tuple[int, int], tuple[Any, Any]]]:
         """The results of a tile: where in the tile, and where in the result."""

@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering F(m, 3): m outputs of a 3-tap filter from m + 2 inputs with m + 2 multiplications.
+"""Winograd's minimal filtering F(m, r): m outputs of an r-tap filter from m + r - 1 inputs with as many multiplications.
 
 Transforms are short lists of stages; a stage gives each of its values as a sparse sum of values of the stage before. The
 factorisation shares sums and differences between the rows of the textbook matrices (Lavin and Gray, 2016).
@@ -6,6 +6,8 @@ factorisation shares sums and differences between the rows of the textbook matri
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ Stage = tuple[dict[int, float], ...]
 
 @dataclass(frozen=True)
 class Transform:
-    """F(``outputs``, 3) along one axis."""
+    """F(``outputs``, r) along one axis; ``weight`` has a column for each of the r taps."""
 
     outputs: int
     data: tuple[Stage, ...]
@@ -37,8 +39,18 @@ def matrix(stages: tuple[Stage, ...], inputs: int) -> np.ndarray:
     return product
 
 
+def _interpolation(points: Sequence[float], taps: int) -> np.ndarray:
+    """The weight transform of interpolation at ``points`` and infinity (Toom and Cook), for monic data polynomials."""
+    rows = [
+        [point**tap / math.prod(point - other for other in points if other != point) for tap in range(taps)]
+        for point in points
+    ]
+    return np.array([*rows, [0.0] * (taps - 1) + [1.0]])
+
+
 _PAIRS: Stage = ({0: 1}, {1: 1, 2: 1}, {1: 1, 2: -1}, {3: 1, 4: 1}, {3: 1, 4: -1}, {5: 1})
 
+#: F(m, 3) by m.
 TRANSFORMS = {
     # No saving: three taps are three multiplications. Along one axis it leaves the other its own filter.
     1: Transform(1, (({0: 1}, {1: 1}, {2: 1}),), np.eye(3), (({0: 1, 1: 1, 2: 1},),)),
@@ -67,6 +79,36 @@ TRANSFORMS = {
 }
 
 
+#: F(4, 4), for two taps of every four: interpolation at 0, 1, -1, 2, -2, 1/2 and infinity. With d'[i] = d[i+1] - d[i] / 2 it is
+#: the data transform of F(4, 3), and one sum more. As exact as F(4, 3).
+FOUR_TAPS = Transform(
+    4,
+    (
+        (*({i + 1: 1, i: -0.5} for i in range(6)), {1: 1}, {3: 1}, {5: 1}),
+        (
+            {4: 1, 0: 4, 2: -5},
+            {4: 1, 2: -4},
+            {3: 1, 1: -4},
+            {4: 1, 2: -1},
+            {3: 1, 1: -1},
+            {8: 1, 6: 4, 7: -5},
+            {5: 1, 1: 4, 3: -5},
+        ),
+        ({0: 1}, {1: 1, 2: 1}, {1: 1, 2: -1}, {3: 1, 4: 2}, {3: 1, 4: -2}, {5: 1}, {6: 1}),
+    ),
+    _interpolation((0, 1, -1, 2, -2, 0.5), 4),
+    (
+        (*_PAIRS, {6: 1}),
+        (
+            {0: 1, 1: 1, 3: 1, 5: 1},
+            {2: 1, 4: 2, 5: 0.5},
+            {1: 1, 3: 4, 5: 0.25},
+            {6: 1, 2: 1, 4: 8, 5: 0.125},
+        ),
+    ),
+)
+
+
 def transform_weights(weights: np.ndarray, along_y: Transform, along_x: Transform) -> np.ndarray:
-    """Weights [O, 3, 3, I] as float64 [points_y, points_x, O, I]."""
+    """Weights [O, taps, taps, I] as float64 [points_y, points_x, O, I]."""
     return np.einsum("py,qx,oyxi->pqoi", along_y.weight, along_x.weight, weights.astype("float64"))

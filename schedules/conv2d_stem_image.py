@@ -1,0 +1,70 @@
+"""Rows of a first layer's image as its kernels read them: NHWC, shifted where the workload says so, with zeros around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops
+from bitkiln.schedules.kernel import Argument
+from bitkiln.schedules.workload import Conv2d
+
+
+class ImageRows:
+    """Copies rows of the data of ``workload``, or of a group of its channels."""
+
+    def __init__(self, workload: Conv2d) -> None:
+        self.workload = workload
+        _, left, _, right = workload.padding
+        self.channels = workload.channels // workload.groups
+        row = (left + workload.width + right) * self.channels
+        #: Floats of a row with its border: an even number, since loads of 64 bits that straddle their bounds take longer.
+        self.pitch = row + row % 2
+
+    def shift_argument(self, index: int) -> Argument:
+        """The shift of each float of a row, made of argument ``index`` of the workload."""
+        return Argument((index,), (self.workload.width * self.workload.channels,), "float32", self.pack_shift)
+
+    def pack_shift(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The shift of each float of an image row."""
+        return np.tile(arrays[0], self.workload.width)
+
+    def fill(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any | None) -> None:
+        """Row ``y`` of the group's ``data``, or zeros where it has no such row, with its border left and right.
+
+        ``shift``: what ``pack_shift`` made, where the workload has one.
+        """
+        work = self.workload
+        left = work.padding[1] * self.channels
+        end = left + work.width * self.channels
+        with T.If(tirx.all(y >= 0, y < work.height)):
+            with T.Then():
+                loops.fill(image, to, left)
+                self._copy(image, to + left, data, y, group, shift)
+                loops.fill(image, to + end, self.pitch - end)
+            with T.Else():
+                loops.fill(image, to, self.pitch)
+
+    def _copy(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any | None) -> None:
+        work = self.workload
+        if work.groups > 1:
+            with T.serial(work.width) as x:
+                start = (y * work.width + x) * work.channels + group * self.channels
+                loops.copy(image, to + x * self.channels, data, start, self.channels)
+            return
+
+        def store(at: Any, source: Any) -> None:
+            value = data[source] + shift[at] if work.shift else data[source]
+            T.buffer_store(image, value, [to + at])
+
+        if work.layout == "NHWC":
+            row = work.width * work.channels
+            loops.sweep(row, lambda i: store(i, y * row + i))
+            return
+        for channel in range(work.channels):
+            start = channel * work.height * work.width + y * work.width
+            loops.sweep(work.width, lambda x, c=channel, start=start: store(x * work.channels + c, start + x))
