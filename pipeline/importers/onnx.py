@@ -34,6 +34,7 @@ from bitkiln.pipeline.importers.limits import check_steps
 from bitkiln.pipeline.importers.onnx_convert import convert
 from bitkiln.pipeline.importers.onnx_functions import inline
 from bitkiln.pipeline.importers.onnx_graph import DEFAULT_DOMAINS, Graph, clean, node_label
+from bitkiln.pipeline.importers.onnx_masks import join_masks
 from bitkiln.pipeline.importers.onnx_quantizers import expand
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
@@ -48,7 +49,7 @@ def load(path: Path, options: ImportOptions) -> Model:
     """Import the model at ``path``; ``options.shapes`` fixes dynamic dimensions, by input name."""
     proto = _read(path)
     opset = _opset(path, proto)
-    graph = clean(expand(_graph(path, proto, opset)))
+    graph = join_masks(clean(expand(_graph(path, proto, opset))))
     shapes = _input_shapes(path, proto.graph, options.shapes)
     module, outputs = convert(graph, shapes)
     inputs = tuple(TensorSpec(name, shape, "float32", _layout(shape)) for name, shape in shapes.items())

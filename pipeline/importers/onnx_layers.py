@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx_graph import MULTI_THRESHOLD
+from bitkiln.pipeline.importers.onnx_graph import ASSIGNMENT, MULTI_THRESHOLD
+from bitkiln.pipeline.importers.onnx_masks import assign
 from bitkiln.pipeline.importers.onnx_operands import Operands, static_shape
 from bitkiln.pipeline.importers.onnx_pads import cut, gather, gather_nd, pad
 from bitkiln.pipeline.importers.onnx_thresholds import dequantize, multi_threshold, quantize
@@ -287,6 +288,7 @@ _RESIZE_DEFAULTS = {
 
 #: ONNX operator -> its converter; all others go through TVM's frontend.
 CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
+    ASSIGNMENT: assign,
     "AveragePool": _pooling,
     "BatchNormalization": _batch_normalization,
     "Clip": _clip,

@@ -273,3 +273,20 @@ def test_least_and_enlarged_signs(write_onnx):
     first = net("Conv", net("Resize", least, "", np.float32([1, 1, 2, 2]), mode="nearest"), signs(4, 8, 3, 3))
     net("Add", first, net("Conv", large, signs(4, 24, 3, 3)))
     check(net.write(write_onnx, [1, 8, 5, 6]), [True, True])
+
+
+@pytest.mark.parametrize("masks", [["Equal"], ["GreaterOrEqual", "Less"]])
+def test_signs_by_assignment(write_onnx, masks):
+    """out = sign(x); out[out == 0] = 1, or out[x >= 0] = 1 and out[x < 0] = -1, as torch.export writes them."""
+    net = Sketch()
+    x = net.normalised(net("Conv", "x", normal(8, 3, 3, 3)), 8)
+    signed = net("Sign", x)
+    for kind in masks:
+        mask = net(kind, signed if kind == "Equal" else x, 0.0)
+        indices = net("Transpose", net("NonZero", mask), perm=[1, 0])
+        ones = net("Cast", net("Reshape", mask, np.int64([-1])), to=TensorProto.INT64)
+        value = net("Expand", -1.0 if kind == "Less" else 1.0, net("ReduceSum", ones, keepdims=1))
+        signed = net("ScatterND", signed, indices, net("Reshape", value, np.int64([-1])))
+    net("Conv", signed, signs(8, 8, 3, 3))
+    verdicts = check(net.write(write_onnx, [1, 3, 8, 8]), [False, True])
+    assert "zeros count" not in verdicts[1].reason
