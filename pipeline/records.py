@@ -104,6 +104,9 @@ def _empty(value: Any) -> bool:
     return value is None or value is False or value in ("", {})
 
 
+_TEXTS = ("status", "unit", "kind", "measured_by", "message", "time", "tvm")
+
+
 class NotARecord(ValueError):
     """A line of a log that is not a tuning record; the message says why."""
 
@@ -122,6 +125,8 @@ def parse(line: bytes) -> Record:
         raise NotARecord("no tuning record of this program")
     typed = isinstance(record.workload, str) and isinstance(record.target, str) and isinstance(record.knobs, dict)
     typed = typed and isinstance(record.value, int | float | None) and not isinstance(record.value, bool)
+    typed = typed and all(isinstance(getattr(record, name), str) for name in _TEXTS)
+    typed = typed and type(record.clock_mhz) in (int, float, type(None)) and isinstance(record.health, dict)
     if not typed or (record.status == "ok" and not (record.value and 0 < record.value < float("inf"))):
         raise NotARecord("a field has the wrong type")
     if not {"tvm", "schedule"} <= table.keys():

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.device import runner
-from bitkiln.pipeline.errors import BoardError, InputError, SetupError
+from bitkiln.pipeline.errors import BoardError, BundleError, InputError, SetupError
 from bitkiln.pipeline.ssh import Remote
 from bitkiln.pipeline.userland import userland
 from bitkiln.targets import Target
@@ -196,6 +196,8 @@ def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int, with_tr
     if with_trace and not traced:
         raise BoardError(f"the board gives no traces ({result.measured_by}); put this version's board_server.py on it")
     kinds = [row["kind"] for row in bundle.manifest["steps"]]
+    if len(kinds) != len(result.steps):
+        raise BundleError(f"{bundle.folder}: its manifest has other steps than model.so; compile or copy it again")
     steps = tuple(
         StepTime(row["name"], kind, _seconds(row, result)) for row, kind in zip(result.steps, kinds, strict=True)
     )

@@ -21,6 +21,7 @@ import statistics
 import struct
 import sys
 import time
+import warnings
 import zipfile
 from typing import IO, Any, Callable, Iterator, NamedTuple, Sequence
 
@@ -471,8 +472,10 @@ def load_image(path: str, how: dict[str, Any]) -> list[bytes]:
     except ImportError:
         raise RunnerError("images need Pillow (apt install python3-pil); --input takes tensors without it")
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if len(how["mean"]) == 1 else "RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow complains of damaged tags, and reads on.
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("L" if len(how["mean"]) == 1 else "RGB")
     except FileNotFoundError:
         raise RunnerError(f"{path}: no such file")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
