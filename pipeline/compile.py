@@ -41,7 +41,9 @@ WORKLOAD = "bitkiln.workload"
 class Record(Protocol):
     """A tuning record, as far as compiling looks at it."""
 
-    knobs: Knobs
+    @property
+    def knobs(self) -> Knobs:
+        """The values of the workload's tuning space."""
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain data: what measured it, and how fast it was."""

@@ -136,7 +136,7 @@ def _readers(function: relax.Function) -> dict[str, list[str]]:
 
 def _wasted_channels(advice: Advice, binary: Mapping[str, Call]) -> None:
     """Binary convolutions whose channel counts leave much of each vector empty, or that no fast kernel takes."""
-    works = {name: workload_of(call) for name, call in binary.items()}
+    works = {name: work for name, call in binary.items() if isinstance(work := workload_of(call), Conv2d)}
     whole = sum(work.macs / _used(work) for work in works.values())
     for name, work in works.items():
         group = _group(work)

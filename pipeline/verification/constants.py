@@ -57,7 +57,7 @@ class _Recorded:
         rows = bundle.manifest["steps"]
         self._known = {row["workload"]: row["knobs"] for row in rows if row.get("workload")}
 
-    def best(self, workload: str, _target: Target) -> _Knobs | None:
+    def best(self, workload: str, target: Target) -> _Knobs | None:
         """As the bundle was compiled."""
         return _Knobs(self._known[workload]) if workload in self._known else None
 
