@@ -206,7 +206,9 @@ def array_of(expr: relax.Expr) -> np.ndarray | None:
 
 def constant(array: np.ndarray, dtype: str = "float32") -> GenericConst:
     """An array as a constant."""
-    return relax.const(np.array(array, dtype=dtype, order="C"), dtype)
+    # What float32 cannot hold becomes infinite, as it does in every engine that reads the file.
+    with np.errstate(over="ignore"):
+        return relax.const(np.array(array, dtype=dtype, order="C"), dtype)
 
 
 def shape_of(expr: relax.Expr) -> tuple[int, ...]:
