@@ -13,8 +13,9 @@ from bitkiln.pipeline.verification.belonging import Belonging, Mismatch, check, 
 from bitkiln.pipeline.verification.compare import Tensors
 from bitkiln.pipeline.verification.constants import Damage, find_damage
 from bitkiln.pipeline.verification.examination import Examination, Tracer
+from bitkiln.pipeline.verification.printing import print_report
 from bitkiln.pipeline.verification.remedy import DAMAGED, advise
-from bitkiln.pipeline.verification.report import Report, print_report
+from bitkiln.pipeline.verification.report import Report
 from bitkiln.pipeline.verification.samples import Sample, make_inputs
 from bitkiln.pipeline.verification.steps import listed_steps, named_steps
 
