@@ -1,4 +1,4 @@
-"""Weights that are +-s in each output channel, or what they are instead."""
+"""Weights that are +-s in each output channel, some of them perhaps zero, or what they are instead."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ TOLERANCE = 1e-4
 def binary_weights(weight: np.ndarray, expected: bool) -> tuple[np.ndarray, np.ndarray]:
     """Scale of each output channel (float64 [O]) and signs (float32 +-1) of ``weight`` OHWI, or NotBinary.
 
-    ``expected`` says that what meets the weights is binary, so that the user will want to know why they are not.
+    ``expected`` says that what meets the weights is binary: then the user will want to know why they are not, and exact
+    zeros may be among them, whose sign is 0.
     """
     if not np.isfinite(weight).all():
         raise NotBinary("its weights are not finite", expected)
     size = np.abs(weight.reshape(len(weight), -1))
-    scales = size.mean(axis=1, dtype=np.float64)
+    counted = np.maximum((size > 0).sum(axis=1), 1) if expected else size.shape[1]
+    scales = size.sum(axis=1, dtype=np.float64) / counted
     if not scales.any():
         raise NotBinary("all its weights are zero", expected)
-    uneven = np.flatnonzero(np.abs(size - scales[:, None]).max(axis=1) > TOLERANCE * scales)
+    zero = (size == 0) & (expected and scales[:, None] > 0)
+    uneven = np.flatnonzero((np.abs(size - scales[:, None]) * ~zero).max(axis=1) > TOLERANCE * scales)
     if len(uneven):
         raise NotBinary(_what_instead(weight, int(uneven[0])), expected)
     if not expected and (size.shape[1] == 1 or np.all(weight >= 0)):
         # One weight a channel, or equal ones, have equal magnitudes without meaning anything by it.
         raise NotBinary("float weights", False)
-    return scales, np.where(weight > 0, np.float32(1), np.float32(-1))
+    signs = np.where(weight > 0, np.float32(1), np.float32(-1))
+    return scales, np.where(zero.reshape(weight.shape), np.float32(0), signs)
 
 
 def _what_instead(weight: np.ndarray, channel: int) -> str:

@@ -3,7 +3,7 @@
 ``binary_signs`` follows the activation back to the sign or comparison that decides it, ``binary_weights`` looks at the
 weights. Padding before or in the convolution may be +1, -1 or a true zero. An exact zero where the file says Sign(0) = 0
 counts as +1, but for signs of whole numbers, which are often 0: half the sum of two convolutions, to which zeros count as +1
-and as -1, is exact.
+and as -1, is exact. So it is of weights among which are zeros.
 
 An activation of other two levels, such as 0 and 1, is m + h * sign: its convolution is h times that of the signs plus m
 times the sum of the weights, in whole numbers for 0 and 1, whose true zero padding is the sign -1. A factor of each input
@@ -94,12 +94,12 @@ class _Recogniser:
         found = self._input(graph, call)
         signs, half = found.signs, (found.signs.positive - found.signs.negative) / 2
         padding, pad_value = _merged(found, ints(call.attrs["padding"]))
-        packed = relax.const(ops.pack_bits(weight if half > 0 else -weight), "uint8")
+        zeros = int((weight == 0).sum())
         twice = signs.zero == signs.middle and often_zero(graph, self._finder, signs.source)
         convs = [
             ops.bconv2d(
                 self._packed(graph, name, signs, sign_zero),
-                packed,
+                relax.const(ops.pack_bits(weights if half > 0 else -weights), "uint8"),
                 channels=shape_of(call.args[0])[3],
                 strides=ints(call.attrs["strides"]),
                 padding=padding,
@@ -108,13 +108,14 @@ class _Recogniser:
                 pad_value=pad_value,
             )
             for sign_zero in ((1, -1) if twice else (_sign_zero(signs),))
+            for weights in ([np.where(weight == 0, sign, weight) for sign in (1, -1)] if zeros else [weight])
         ]
         shift = signs.middle / abs(half) * weight.sum(axis=(1, 2, 3), dtype=np.float64)
-        self.verdicts.append(Verdict(name, True, _what(signs, scales * abs(half), padding, pad_value, twice)))
-        if twice:
-            both = [graph.emit(conv, f"{name}.sums") for conv in convs]
-            return _finished(graph, name, relax.op.add(*both), 2 * shift, scales * abs(half) / 2, signs.factor)
-        return _finished(graph, name, convs[0], shift, scales * abs(half), signs.factor)
+        self.verdicts.append(Verdict(name, True, _what(signs, scales * abs(half), padding, pad_value, twice, zeros)))
+        count, sums = len(convs), convs[0]
+        for conv in convs[1:]:
+            sums = relax.op.add(*(graph.emit(part, f"{name}.sums") for part in (sums, conv)))
+        return _finished(graph, name, sums, count * shift, scales * abs(half) / count, signs.factor)
 
     def _weights(self, graph: Graph, call: Call) -> tuple[np.ndarray, np.ndarray]:
         """Scale of each output channel and signs (float +-1, OHWI), or NotBinary."""
@@ -237,9 +238,9 @@ def _sign_zero(signs: Signs) -> int:
     return 1 if signs.zero == signs.positive else -1
 
 
-def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value: int, twice: bool) -> str:
+def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value: int, twice: bool, zeros: int) -> str:
     """A binary convolution in words."""
-    weights = "+-1" if np.all(scales == 1) else "scaled +-1"
+    weights = ("0 and " if zeros else "") + ("+-1" if np.all(scales == 1) else "scaled +-1")
     if signs.middle:
         lower, upper = sorted((signs.negative, signs.positive))
         value = (signs.negative, signs.middle, signs.positive)[pad_value + 1]
@@ -247,12 +248,14 @@ def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value:
         text, top = f"levels {lower:g} and {upper:g} x +-s, {held}", f"{upper:g}"
     else:
         text, top = f"signs x {weights}, {_padding_text(pad_value * (1 if signs.positive > 0 else -1), padding)}", "+1"
+    if signs.zero == signs.middle and not twice:
+        text += f", zeros count as {top}"
+    reasons = [f"{zeros} weights are zero"] if zeros else []
     if twice:
-        return (
-            f"{text}, in two convolutions, since Sign(0) = 0 in the file and the whole numbers before it are often 0: "
-            "where(x >= 0, 1, -1) would need one"
-        )
-    return f"{text}, zeros count as {top}" if signs.zero == signs.middle else text
+        reasons.append("Sign(0) = 0 in the file and the whole numbers before it are often 0")
+    if reasons:
+        text += f", in {2 ** len(reasons)} convolutions, since {' and '.join(reasons)}"
+    return f"{text}: where(x >= 0, 1, -1) would need half of them" if twice else text
 
 
 def _levels_text(signs: Signs) -> str:

@@ -339,8 +339,28 @@ def test_zeros_of_whole_numbers_stay_zeros(network, same, make, padding):
     before = net.module(net.add(nn.conv2d(sign, net.signs(4, 8, 3, 3), padding=padding)))
     after, (first, second) = lowered(before)
     assert second.binary
-    assert ("two convolutions" in first.reason, "two convolutions" in second.reason) == (False, True)
+    assert ("2 convolutions" in first.reason, "2 convolutions" in second.reason) == (False, True)
     same(before, after, scale=0.5)
+
+
+@pytest.mark.parametrize("weights", ["ternary", "zero_one", "one_zero"])
+@pytest.mark.parametrize(
+    ("zero_often", "groups", "padding"), [(False, 1, 1), (False, 4, 0), (True, 1, 1), (True, 4, 0)]
+)
+def test_weights_that_are_zero(network, same, weights, zero_often, groups, padding):
+    """Half the sum of two convolutions, whose weights have +1 and -1 in place of zeros."""
+    net = network((1, 8, 6, 6))
+    x = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(8, 8, 3, 3), padding=1)) if zero_often else net.x
+    weight = WEIGHTS[weights](net.rng.choice([-1, 1], (8, 8 // groups, 3, 3))) * np.linspace(0.5, 4, 8).reshape(
+        -1, 1, 1, 1
+    )
+    conv = nn.conv2d(net.add(op.sign(x)), C(weight.astype("float32")), padding=padding, groups=groups)
+    before = net.module(net.add(conv))
+    after, (*_, verdict) = lowered(before)
+    zeros = np.count_nonzero(weight == 0)
+    assert verdict.binary
+    assert f"in {4 if zero_often else 2} convolutions, since {zeros} weights are zero" in verdict.reason
+    same(before, after, 1e-6)
 
 
 def test_zeros_of_a_relu_stay_zeros(network, same):
@@ -435,6 +455,7 @@ WEIGHTS = {
     "zeros": np.zeros_like,
     "zero_one": lambda signs: signs > 0,
     "ternary": lambda signs: signs * (np.arange(signs.size).reshape(signs.shape) % 3 > 0),
+    "one_zero": lambda signs: signs * (np.arange(signs.size).reshape(signs.shape) != 5),
     "by_input": lambda signs: signs * np.linspace(0.5, 1.5, signs.shape[1]).reshape(-1, 1, 1),
     "two_values": lambda signs: 1.5 * signs + 0.5,
 }
@@ -449,8 +470,8 @@ REFUSED = {
     "two bits": (two_bits, "signs", "rounded to more than two levels", True),
     "a factor of each pixel": (scaled_by_pixel, "signs", "times 'mean', another number for each pixel", True),
     "a factor of each channel": (scaled_by_channel, "signs", "times another factor for each channel", True),
-    "weights 0 and 1": (sign, "zero_one", "its weights take the values 0 and 1, not +-s", True),
-    "ternary weights": (sign, "ternary", "ternary weights", True),
+    "weights 0 and 1": (relu_of, "zero_one", "its weights take the values 0 and 1, not +-s", False),
+    "ternary weights": (relu_of, "ternary", "ternary weights", False),
     "weights scaled by input channel": (sign, "by_input", "differs between input channels", True),
     "weights of two values": (sign, "two_values", "take the values -1 and 2 in output channel", True),
     "odd padding": (padded_with_half, "signs", "padded with 0.5", True),
