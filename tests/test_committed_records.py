@@ -61,7 +61,11 @@ def test_kernels_keep_the_cycles_of_their_records(models, records, tmp_path: Pat
 def test_cycles_do_not_depend_on_where_the_stack_lies(models, records, tmp_path: Path):
     """The length of the library's path moves the stack of whoever loads it."""
     task = max(
-        (task for task in extract_tasks(models, targets.load("rasp3b")) if "winograd" in str(_best_knobs(task, records))),
+        (
+            task
+            for task in extract_tasks(models, targets.load("rasp3b"))
+            if "winograd" in str(_best_knobs(task, records))
+        ),
         key=lambda task: task.workload.macs,
     )
     library = tmp_path / "model.so"
