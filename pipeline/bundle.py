@@ -74,6 +74,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder}: no bundle (it has no {MANIFEST}); bitkiln compile makes one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(manifest, ensure_ascii=False).encode()  # fails where a text could not be printed
         missing = {"format", "target", "files", "inputs", "outputs", "steps"} - manifest.keys()
     except (ValueError, AttributeError):
         raise BundleError(f"{path}: damaged; compile or copy the bundle again") from None
@@ -91,7 +92,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 _TENSOR = {"name": str, "dtype": str, "shape": [int]}
-_STEP = {"name": str, "kind": str, "macs": (int, float), "weight_bytes": (int, float)}
+_STEP = {"name": str, "kind": str, "macs": (int, float), "weight_bytes": (int, float), "binary": bool}
 
 #: What a manifest must hold where commands take it for granted, and a step whose kernel was chosen for a workload.
 _MANIFEST = {"target": str, "files": dict, "inputs": [_TENSOR], "outputs": [_TENSOR], "steps": [_STEP], "model": dict}
