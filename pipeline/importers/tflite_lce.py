@@ -118,7 +118,7 @@ def _dequantize(node: Operands) -> relax.Expr:
         raise node.error("its result does not say how many channels it has")
     bits = node.bits(0, shape[-1])
     if bits.source is not None:
-        return sign_of(bits.source)
+        return sign_of(node, bits.source)
     signs = words.unpack(bits.expr, channels=bits.channels)
     values = node.step(signs, "signs")
     return relax.op.reshape(values, bits.shape)
@@ -266,7 +266,7 @@ def _transformed(node: Operands, conv: relax.Expr, bounds: tuple[float, float] |
 def _bsign(node: Operands) -> relax.Expr:
     """The sign of the first releases, of which a zero's is +1."""
     node.check_types()
-    return sign_of(node.value(0))
+    return sign_of(node, node.value(0))
 
 
 #: Custom code -> converter. The first releases called their operators otherwise.

@@ -33,8 +33,9 @@ _TAKES_INFINITY = frozenset(
     {"GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"}
 )
 
-#: Elements that constants computed while importing may have together.
-_MAX_FOLDED = 1 << 24
+#: Elements that constants computed while importing may have together: so many, and so many times the file's own constants,
+#: whose weights a converter may leave to be computed by several operators (clip, |w|, sign, scale, transpose).
+_ROOM, _ROOM_PER_ELEMENT = 1 << 24, 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Tensors:
         self.variable = VariableNames().unique
         self._converted: dict[tuple[int, int], relax.Expr] = {}
         self._bound_outputs: set[int] = set()
-        self._folded = 0
+        self._room = _ROOM + _ROOM_PER_ELEMENT * sum(array.size for array in self.constants.values())
 
     def expression(self, index: int) -> relax.Expr:
         """A tensor as a Relax expression; bits as words."""
@@ -171,8 +172,8 @@ class Tensors:
             raise ValueError(f"gives a tensor of the absurd shape {list(shape)}")
 
     def _fold(self, expr: Call) -> relax.Expr:
-        self._folded += prod(shape_of(expr))
-        if self._folded > _MAX_FOLDED:
+        self._room -= prod(shape_of(expr))
+        if self._room < 0:
             raise ValueError("computes constants of an absurd size")
         array = reference.evaluate_call(tvm.IRModule(), expr, {})
         return relax.const(np.ascontiguousarray(array), str(expr.ty.dtype))
@@ -306,9 +307,9 @@ def scalar(value: float) -> relax.Expr:
     return relax.const(value, "float32")
 
 
-def sign_of(source: relax.Expr) -> relax.Expr:
+def sign_of(node: Operands, source: relax.Expr) -> relax.Expr:
     """+1 where ``source`` is at least zero, else -1."""
-    return relax.op.where(relax.op.greater_equal(source, scalar(0)), scalar(1), scalar(-1))
+    return relax.op.where(node.step(relax.op.greater_equal(source, scalar(0)), "positive"), scalar(1), scalar(-1))
 
 
 def bits_of(node: Operands, source: relax.Expr, name: str = "bits") -> Bits:

@@ -404,11 +404,27 @@ def dequantised(file, source):
     return [conv, dense], ["binary, no padding"] * 3
 
 
+def computed_weights(file, source):
+    """Weights that the converter leaves to be computed where they are large: mean(|w|) * sign(w), transposed."""
+    clipped = file.operator("RELU_N1_TO_1", [file.constant(normal(3, 3, 16, 8))], (3, 3, 16, 8))
+    size = file.operator("ABS", [clipped], (3, 3, 16, 8))
+    axes = file.constant(np.int32([0, 1, 2]))
+    mean = file.operator("MEAN", [size, axes], (1, 1, 1, 8), "ReducerOptions", KeepDims=True)
+    bits = file.custom("LceQuantize", [clipped], (3, 3, 16, 1), "int32")
+    sign = file.custom("LceDequantize", [bits], (3, 3, 16, 8))
+    scaled = file.operator("MUL", [mean, sign], (3, 3, 16, 8), "MulOptions")
+    weight = file.operator("TRANSPOSE", [scaled, file.constant(np.int32([3, 0, 1, 2]))], (8, 3, 3, 16))
+    image = file.custom("LceDequantize", [file.custom("LceQuantize", [source], (1, 6, 6, 1), "int32")], (1, 6, 6, 16))
+    inputs = [image, weight, file.constant(np.zeros(8, np.float32))]
+    window = {"Padding": VALID, "StrideH": 1, "StrideW": 1, "DilationHFactor": 1, "DilationWFactor": 1}
+    return file.operator("CONV_2D", inputs, (1, 4, 4, 8), "Conv2DOptions", **window), ["binary, no padding"]
+
+
 def _has_workload(function):
     return bool(function.attrs) and WORKLOAD_ATTR in function.attrs
 
 
-@pytest.mark.parametrize("draw", [larq_sign, chosen_sign, dequantised])
+@pytest.mark.parametrize("draw", [larq_sign, chosen_sign, dequantised, computed_weights])
 def test_signs_that_the_converter_left_in_floats(tmp_path, draw):
     file = TfliteFile()
     source = file.tensor((1, 6, 6, 16))
