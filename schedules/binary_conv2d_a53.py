@@ -37,6 +37,9 @@ WIDE = (2, 8)
 #: Tiles that fill the registers, and smaller ones for small images: pixels x vectors of 8 channels.
 TILES = ((6, 4), (12, 2), (8, 3), (4, 4), (8, 2), (10, 2), WIDE)
 
+#: Words of a pixel up to which ``WIDE`` wins where the result does not fit the L2 cache.
+_SHORT_AND_LARGE = 16
+
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space."""
@@ -49,7 +52,9 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     A product too short to hide the traffic of its floats takes the tile that meets memory in order itself.
     """
     where, threads = Geometry(workload, alignment=2), int(target.cpu["cores"])
-    short = where.taps * where.pixel_bytes // 2 <= TILES[0][0]
+    words = where.taps * where.pixel_bytes // 2
+    leaves_l2 = 4 * where.pixels * workload.out_channels > target.cpu["l2_kib"] * 1024
+    short = words <= (_SHORT_AND_LARGE if leaves_l2 else TILES[0][0])
     tile = WIDE if short and workload.out == "float32" and where.channel_groups >= WIDE[1] else TILES[0]
     tile = next((each for each in (tile, *TILES) if _unbroken(workload, each[1])), tile)
     tiles = where.pixels // tile[0]

@@ -32,6 +32,8 @@ _MOST_CHANNELS = 4
 _MOST_CHANNELS_OF_GROUP = 8
 #: Parts into which pooled rows are divided: one for each core that any of our boards has.
 _PARTS = 4
+#: Panels that fill a cache line of the result: the second follows while the first one's half is still on its way.
+_PANELS_OF_A_LINE = 2
 #: Floats behind an array that vector loads may touch.
 _AHEAD = 4
 
@@ -137,7 +139,7 @@ class _Strips:
         with T.parallel(self.tile_rows // self.strip) as strip:
             image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
             first = strip * (self.strip * self.stem.rows * work.strides[0])
-            if work.groups > 1 and self.whole:
+            if self.whole and self.panels > _PANELS_OF_A_LINE:
                 floats = self.strip * self._out_width * work.out_channels
                 loops.claim(self.result, strip * floats, floats)
             with T.serial(work.groups) as group:
