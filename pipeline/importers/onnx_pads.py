@@ -94,22 +94,37 @@ def gather(node: Operands) -> relax.Expr:
 
 
 def gather_nd(node: Operands) -> relax.Expr:
-    """Constant indices of the first axis alone; others are left to TVM's frontend."""
+    """Constant indices of the leading axes, which are taken as one; what a run computes is left to TVM's frontend."""
+    shape = node.shape()
     indices = node.array(1, "indices") if node.is_constant(1) else np.zeros((0, 0))
-    if not indices.size or indices.shape[-1:] != (1,) or node.attributes.get("batch_dims", 0) or not node.shape():
+    depth = indices.shape[-1] if indices.size else 0
+    if not 0 < depth <= len(shape) or node.attributes.get("batch_dims", 0):
         return node.by_frontend()
-    return _taken(node, 0, indices[..., 0].astype(np.int64))
+    leading, columns = shape[:depth], np.moveaxis(indices, -1, 0).astype(np.int64)
+    for size, column in zip(leading, columns, strict=True):
+        _check_indices(node, size, column)
+    flat = np.ravel_multi_index([column % size for size, column in zip(leading, columns, strict=True)], leading)
+    x = node.value(0)
+    if depth > 1:
+        x = node.step(relax.op.reshape(x, (int(np.prod(leading)), *shape[depth:])), "flat")
+    taken = relax.op.take(x, relax.const(flat.reshape(-1)), 0, "clip")
+    if flat.ndim == 1:
+        return taken
+    return relax.op.reshape(node.step(taken, "taken"), (*flat.shape, *shape[depth:]))
 
 
 def _taken(node: Operands, axis: int, indices: np.ndarray) -> relax.Expr:
     shape = node.shape()
-    size = shape[axis]
-    if np.any(indices < -size) or np.any(indices >= size):
-        raise node.unsupported(f"gathers indices {indices.min()} to {indices.max()} of {size}")
-    taken = relax.op.take(node.value(0), relax.const((indices % size).reshape(-1)), axis, "clip")
+    _check_indices(node, shape[axis], indices)
+    taken = relax.op.take(node.value(0), relax.const((indices % shape[axis]).reshape(-1)), axis, "clip")
     if indices.ndim == 1:
         return taken
     return relax.op.reshape(node.step(taken, "taken"), (*shape[:axis], *indices.shape, *shape[axis + 1 :]))
+
+
+def _check_indices(node: Operands, size: int, indices: np.ndarray) -> None:
+    if np.any(indices < -size) or np.any(indices >= size):
+        raise node.unsupported(f"gathers indices {indices.min()} to {indices.max()} of {size}")
 
 
 def _bounds(node: Operands, name: str, index: int, default: list[int] | None = None) -> list[int]:

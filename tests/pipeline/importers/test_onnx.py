@@ -171,6 +171,8 @@ def test_average_pooling_that_counts_its_padding(write_onnx, attributes):
             18,
         ),
         ([node("ReduceMean", ["x"], axes=[2, 3])], {}, 11),
+        ([node("GatherND", ["x", "i"])], {"i": np.int64([[[0, 1], [0, -2]], [[-1, 0], [0, 0]]])}, 13),
+        ([node("GatherND", ["x", "i"])], {"i": np.int64([[0, 1, -1, 2], [0, 0, 3, 4]])}, 13),
         ([node("GlobalAveragePool", ["x"])], {}, 13),
         ([node("HardSigmoid", ["x"], alpha=0.2, beta=0.5)], {}, 13),
         ([node("HardSwish", ["x"])], {}, 14),
