@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bitkiln.pipeline import reference
+from bitkiln.pipeline.errors import UnsupportedLayer
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.passes.lower import survey
 
@@ -290,3 +291,22 @@ def test_signs_by_assignment(write_onnx, masks):
     net("Conv", signed, signs(8, 8, 3, 3))
     verdicts = check(net.write(write_onnx, [1, 3, 8, 8]), [False, True])
     assert "zeros count" not in verdicts[1].reason
+
+
+def test_assignments_through_masks_of_whole_rows(write_onnx):
+    """x[0, mask] = 2, whose mask has an index for each of the leading axes."""
+    net = Sketch()
+    mask = net("Greater", net("ReduceMean", "x", axes=[2, 3], keepdims=0), 0.0)
+    indices = net("Transpose", net("NonZero", mask))
+    count = net("ReduceSum", net("Cast", mask, to=TensorProto.INT64), keepdims=0)
+    shape = net("Concat", net("Reshape", count, np.int64([1])), np.int64([5, 6]), axis=0)
+    net("ScatterND", "x", indices, net("Expand", 2.0, shape))
+    check(net.write(write_onnx, [1, 8, 5, 6]), [])
+
+
+def test_several_values_through_a_mask_are_refused(write_onnx):
+    net = Sketch()
+    indices = net("Transpose", net("NonZero", net("Greater", "x", 0.0)))
+    net("ScatterND", "x", indices, net("Expand", np.float32([1, 2]), np.int64([2])))
+    with pytest.raises(UnsupportedLayer, match=r"assigns values of \[2\] through a mask of \[4\] to \[4\]"):
+        load_model(net.write(write_onnx, [4]))
