@@ -181,7 +181,7 @@ def _choices(actual: np.ndarray, expected: np.ndarray) -> tuple[tuple[int, ...],
         return (), (), 0.0
     count = min(5, max(1, expected.size // 4))
     rows = actual.reshape(-1), expected.reshape(-1)
-    first, second = (tuple(int(i) for i in np.argsort(-row, kind="stable")[:count]) for row in rows)
+    first, second = (tuple(int(i) for i in np.argsort(-row.astype(np.float64), kind="stable")[:count]) for row in rows)
     best = np.sort(np.nan_to_num(rows[1].astype(np.float64), nan=-np.inf))
     margin = float(best[-1] - best[-2]) if np.isfinite(best[-2:]).all() else 0.0
     return first, second, margin
