@@ -21,7 +21,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops, pool2d
 from bitkiln.schedules.conv2d_stem_image import ImageRows
-from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels import stem_a53, steps_a53
 from bitkiln.schedules.microkernels.stem_a53 import CHANNELS, Stem
 from bitkiln.schedules.workload import Conv2d, Pool, packed
@@ -79,6 +79,7 @@ class _Strips:
     def __init__(self, workload: Conv2d) -> None:
         self.workload = workload
         self.stem = _stem(workload)
+        self.micro: list[MicroKernel] = [self.stem]
         self.rows_in = ImageRows(workload)
         self.channels, self.pitch = self.rows_in.channels, self.rows_in.pitch
         self.panels = workload.out_channels // CHANNELS
@@ -114,7 +115,7 @@ class _Strips:
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self._body()
         notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
-        return Kernel(builder.get(), tuple(arguments), (self.stem,), notes)
+        return Kernel(builder.get(), tuple(arguments), tuple(self.micro), notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI in panels."""
@@ -265,24 +266,24 @@ class _PooledStrips(_Strips):
     def _pool(self, strip: Any) -> None:
         """The strip's rows of the result."""
         work, (_, left, _, right) = self.workload, self.window.padding
-        shape = (1, self.rows, work.conv_size[1], work.out_channels)
-        rows = T.decl_buffer(shape, "float32", data=self.result.data)
+        size = (self.rows, work.conv_size[1])
         window = replace(self.window, padding=(0, left, 0, right))
+        if work.out != "bits":
+            with T.serial(self.pooled) as row:
+                y = strip * self.pooled + row
+                self.micro += pool2d.emit_row(self.out, y, self.result, size, window, work.out_channels, row)
+            return
+        rows = T.decl_buffer((1, *size, work.out_channels), "float32", data=self.result.data)
         width, channels = work.out_size[1], work.out_channels
-        bits = work.out == "bits"
-        pooled = T.alloc_buffer((width * channels,), "float32") if bits else None
+        pooled = T.alloc_buffer((width * channels,), "float32")
         with T.serial(self.pooled) as row:
             y = strip * self.pooled + row
 
             def store(x: Any, channel: Any, value: Any) -> None:
-                if bits:
-                    T.buffer_store(pooled, value, [x * channels + channel])
-                else:
-                    T.buffer_store(self.out, value, [0, y, x, channel])
+                T.buffer_store(pooled, value, [x * channels + channel])
 
             pool2d.pool_row(rows, window, row, store)
-            if bits:
-                target = loops.flat(self.out, work.out_size[0] * width * packed(channels), "uint8")
-                with T.serial(width) as x:
-                    at = (y * width + x) * packed(channels)
-                    loops.pack_signs(target, at, pooled, x * channels, channels, work.sign_zero)
+            target = loops.flat(self.out, work.out_size[0] * width * packed(channels), "uint8")
+            with T.serial(width) as x:
+                at = (y * width + x) * packed(channels)
+                loops.pack_signs(target, at, pooled, x * channels, channels, work.sign_zero)

@@ -166,12 +166,11 @@ class _Phases(Winograd):
     def _pool(self, strip: Any) -> None:
         """The strip's rows of the result."""
         _, left, _, right = self.overlapping.padding
-        shape = (1, _OUTPUTS + 1, self.size[1], self.layer.out_channels)
-        rows = T.decl_buffer(shape, "float32", data=self.result.data)
+        size, channels = (_OUTPUTS + 1, self.size[1]), self.layer.out_channels
         window = Pool((3, 3), (2, 2), (0, left, 0, right))
         with T.serial(_OUTPUTS // _STRIDE) as row:
             y = strip * (_OUTPUTS // _STRIDE) + row
-            pool2d.pool_row(rows, window, row, lambda x, c, value: T.buffer_store(self.out, value, [0, y, x, c]))
+            self.micro += pool2d.emit_row(self.out, y, self.result, size, window, channels, row)
 
     def _join(self, seams: Any, part: int, y: int) -> None:
         """Row ``y`` of the result, whose windows begin in the last row of ``part``."""

@@ -28,7 +28,7 @@ from bitkiln.schedules import epilogue, loops
 from bitkiln.schedules.binarize_a53 import FlatSigns
 from bitkiln.schedules.conv2d_direct import pack_panels
 from bitkiln.schedules.conv2d_geometry import Run, split
-from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.binarize_a53 import BATCH
 from bitkiln.schedules.microkernels.sgemm_a53 import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.sgemm_stack_a53 import MOST_DEPTH, SgemmStack
@@ -108,6 +108,8 @@ class Winograd:
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs else None
         self.kernels: dict[str, Sgemm | SgemmStack] = {}
+        #: Micro-kernels beside those of products.
+        self.micro: list[MicroKernel] = [self.signs.micro] if self.signs else []
         #: Shape of the data, shape and dtype of the output, and arguments behind those of a convolution.
         self.data_shape = workload.shapes[0][0]
         self.out_spec = workload.shapes[-1]
@@ -137,8 +139,7 @@ class Winograd:
             f"Winograd F({self.outputs[0]}x{self.outputs[1]}, {self.taps}x{self.taps}), "
             f"tiles of {self.tile_m} x {self.tile_n}, {self.block} of {self.count} tiles a block"
         )
-        micro = [*self.kernels.values(), *([self.signs.micro] if self.signs else [])]
-        return Kernel(builder.get(), tuple(arguments), tuple(micro), notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.micro), notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI transformed and in panels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -11,9 +12,9 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules import epilogue, loops, pool2d_a53
 from bitkiln.schedules import reference as stages
-from bitkiln.schedules.kernel import Argument, Kernel, Knobs
+from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
 from bitkiln.schedules.workload import Pool, Pool2d, packed
 from bitkiln.targets import Target
 
@@ -61,14 +62,46 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
         data, *operands, out = (
             T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(workload.shapes)
         )
+        lines = _by_lines(workload, target)
         with T.parallel(workload.out_size[0]) as y:
-            if workload.bits:
+            if lines:
+                size = (workload.height, workload.width)
+                source = loops.flat(data, math.prod(size) * workload.channels)
+                emit_row(out, y, source, size, workload.pool, workload.channels, y)
+            elif workload.bits:
                 pool_row(data, workload.pool, y, _store_bits(workload, operands, out, y))
             elif workload.out == "bits":
                 _signs_row(workload, data, operands, out, y)
             else:
                 pool_row(data, workload.pool, y, _store_floats(workload, operands, out, y))
+    if lines:
+        micro = pool2d_a53.kernel(workload.pool, workload.channels)
+        return Kernel(builder.get(), arguments, (micro,), "lines of 16 channels")
     return Kernel(builder.get(), arguments, notes="plain")
+
+
+def emit_row(
+    out: Any, y: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, row: Any
+) -> list[MicroKernel]:
+    """Emits row ``y`` of ``out`` [1, OH, OW, C] for 64-bit boards: row ``row`` of pooling an image of ``size`` of flat floats.
+
+    Returns the micro-kernels that it calls.
+    """
+    if pool2d_a53.applies(window, size, channels):
+        shape = [int(extent) for extent in out.shape]
+        target = loops.flat(out, math.prod(shape))
+        pool2d_a53.emit_row(target, y * (shape[2] * channels), source, size, window, channels, row)
+        return [pool2d_a53.kernel(window, channels)]
+    image = T.decl_buffer((1, *size, channels), "float32", data=source.data)
+    pool_row(image, window, row, lambda x, channel, value: T.buffer_store(out, value, [0, y, x, channel]))
+    return []
+
+
+def _by_lines(workload: Pool2d, target: Target) -> bool:
+    """Whether the micro-kernel of 64-bit boards serves ``workload``."""
+    floats = not (workload.bits or workload.epilogue or workload.out == "bits")
+    size = (workload.height, workload.width)
+    return target.bits == 64 and floats and pool2d_a53.applies(workload.pool, size, workload.channels)
 
 
 def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:

@@ -21,6 +21,17 @@ WORKLOADS = [
     Pool2d(8, 8, 20, Pool((3, 3), (2, 2), (0, 0, 1, 1)), bits=True),
     Pool2d(8, 8, 300, Pool((3, 3), (2, 2), BORDER), bits=True, invert=True),
 ]
+#: Pooled by the micro-kernel of 64-bit boards: windows at all edges, steps of every size, images of one pixel.
+LINES = [
+    WORKLOADS[0],
+    WORKLOADS[1],
+    Pool2d(8, 10, 16, Pool((3, 3), (1, 1), BORDER)),
+    Pool2d(11, 9, 48, Pool((2, 3), (2, 1), (1, 2, 0, 2))),
+    Pool2d(7, 11, 32, Pool((3, 2), (1, 2), kind="avg")),
+    Pool2d(6, 6, 64, Pool((2, 2), (2, 2), kind="avg")),
+    Pool2d(1, 1, 16, Pool((3, 3), (2, 2), BORDER)),
+    Pool2d(5, 4, 1024, Pool((1, 1), (1, 1))),
+]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=Pool2d.key)
@@ -31,11 +42,12 @@ def test_kernels_compute_the_definition(workload):
     assert same(on_host(kernel.func, bound(kernel, args), workload), defined(workload, args))
 
 
-@pytest.mark.parametrize("workload", [WORKLOADS[0], WORKLOADS[2], WORKLOADS[7]], ids=Pool2d.key)
+@pytest.mark.parametrize("workload", [*LINES, WORKLOADS[2], WORKLOADS[7]], ids=Pool2d.key)
 def test_kernels_of_64_bit_boards_compute_the_definition(workload, run_kernel):
     target = targets.load("rasp3b")
     args = example(workload)
     kernel = pool2d.emit(workload, {}, target)
+    assert bool(kernel.microkernels) == (workload in LINES)
     assert same(run_kernel(workload, kernel, args, target, 3), defined(workload, args))
 
 
