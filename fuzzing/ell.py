@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bitkiln.pipeline.importers.ell_writer import MIN, ZEROS, LayerRecord, numbers, write_archive
+from bitkiln.pipeline.importers.ell.writer import MIN, ZEROS, LayerRecord, numbers, write_archive
 from fuzzing.bytes_mutation import FLOATS, NUMBERS, TEXTS, damage
 from fuzzing.case import Case
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.files import cache_directory
-from bitkiln.pipeline.importers.ell_writer import MIN, ZEROS, LayerRecord, numbers, write_archive
+from bitkiln.pipeline.importers.ell.writer import MIN, ZEROS, LayerRecord, numbers, write_archive
 
 #: Raise it when the synthetic weights change: it is part of the cached file's name.
 REVISION = 3

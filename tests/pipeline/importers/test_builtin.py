@@ -10,7 +10,7 @@ import pytest
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers import BUILTIN_NAMES, builtin, load_model
-from bitkiln.pipeline.importers.ell_writer import LayerRecord
+from bitkiln.pipeline.importers.ell.writer import LayerRecord
 from bitkiln.pipeline.inspect import layer_table
 from bitkiln.pipeline.passes.graph import bindings
 

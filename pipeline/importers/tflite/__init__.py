@@ -1,7 +1,7 @@
 """TensorFlow Lite files (``.tflite``) as Relax: float networks, and binarised ones of Larq Compute Engine.
 
 The module is NHWC throughout, as the file: weights OHWI, constants of a rank's full number of dimensions. The operators of
-Larq Compute Engine are binary operators of ours from the start (``tflite_lce``); a tensor of its words is packed bits of ours
+Larq Compute Engine are binary operators of ours from the start (``lce``); a tensor of its words is packed bits of ours
 wherever only such operators see it, and is words again where anything else does, or where it leaves the network. Signs
 that a converter left as float operators stay as the file spells them, for the passes to recognise.
 
@@ -18,18 +18,18 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
-from bitkiln.pipeline.importers import tflite_layers, tflite_lce, tflite_shapes
 from bitkiln.pipeline.importers.archive import digest
 from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.options import ImportOptions
-from bitkiln.pipeline.importers.tflite_file import MAX_ELEMENTS, File, Operator, read
-from bitkiln.pipeline.importers.tflite_labels import embedded_labels
-from bitkiln.pipeline.importers.tflite_operands import Operands, Tensors
+from bitkiln.pipeline.importers.tflite import layers, lce, shapes
+from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, read
+from bitkiln.pipeline.importers.tflite.labels import embedded_labels
+from bitkiln.pipeline.importers.tflite.operands import Operands, Tensors
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 from bitkiln.pipeline.passes.graph import shape_of
 from bitkiln.pipeline.tvm_messages import reason_of
 
-_BUILTIN = tflite_layers.CONVERTERS | tflite_shapes.CONVERTERS
+_BUILTIN = layers.CONVERTERS | shapes.CONVERTERS
 
 #: Builtin operators whose operands may be of any type while constant, and which check that themselves.
 _ANY_CONSTANT = {"DEQUANTIZE": (0,)}
@@ -104,7 +104,7 @@ def _module(
 def _add(tensors: Tensors, operator: Operator) -> None:
     """Convert one operator and bind its results."""
     node = Operands(tensors, operator)
-    converter = (tflite_lce.CONVERTERS if operator.custom else _BUILTIN).get(operator.kind)
+    converter = (lce.CONVERTERS if operator.custom else _BUILTIN).get(operator.kind)
     if converter is None:
         node.check_types()  # of a quantised network, the type says more than the operator
         raise node.unsupported(f"{'custom ' if operator.custom else ''}operators of this type are not supported")
@@ -129,7 +129,7 @@ def _channels_of_inputs(tensors: Tensors, operators: Sequence[Operator]) -> dict
             continue
         source, result = operator.inputs[0], operator.outputs[0]
         if operator.kind == "LceBconv2d":
-            channels.setdefault(source, tflite_lce.channels_in(Operands(tensors, operator)))
+            channels.setdefault(source, lce.channels_in(Operands(tensors, operator)))
         elif operator.kind == "LceDequantize" and tensors.file.tensors[result].shape:
             channels.setdefault(source, tensors.file.tensors[result].shape[-1] or 0)
         elif operator.kind == "LceBMaxPool2d" and result in channels:

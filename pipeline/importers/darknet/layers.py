@@ -16,10 +16,10 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.darknet_activations import scalar
-from bitkiln.pipeline.importers.darknet_detectors import Detection, Region, Yolo
-from bitkiln.pipeline.importers.darknet_joins import Crop, Reorg, Route, Scaled, Shortcut, Upsample
-from bitkiln.pipeline.importers.darknet_layer import (
+from bitkiln.pipeline.importers.darknet.activations import scalar
+from bitkiln.pipeline.importers.darknet.detectors import Detection, Region, Yolo
+from bitkiln.pipeline.importers.darknet.joins import Crop, Reorg, Route, Scaled, Shortcut, Upsample
+from bitkiln.pipeline.importers.darknet.layer import (
     MAX_ELEMENTS,
     MAX_WINDOW,
     Layer,

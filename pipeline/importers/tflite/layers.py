@@ -1,7 +1,7 @@
 """TensorFlow Lite's layers as Relax, in NHWC: convolutions OHWI, constants of full rank, padding explicit.
 
 What its kernels define is kept: SAME averages do not count their padding, activations fused into an operator follow its bias,
-comparisons and selections broadcast. Operators that only move data are in ``tflite_shapes``.
+comparisons and selections broadcast. Operators that only move data are in ``shapes``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.importers.tflite_operands import Operands, scalar
-from bitkiln.pipeline.importers.tflite_windows import check_windows, windows_of
+from bitkiln.pipeline.importers.tflite.operands import Operands, scalar
+from bitkiln.pipeline.importers.tflite.windows import check_windows, windows_of
 from bitkiln.pipeline.passes.graph import shape_of
 
 _Converter = Callable[[Operands], relax.Expr]

@@ -2,7 +2,7 @@
 
 ``scale * quantise(x / scale + zero_point)`` becomes Div, Add, Max, Min, Round, Sub and Mul, and one bit of it a comparison, so
 that weights fold and activations convert as in any other network, in the order of operations that QONNX's own executor has.
-FINN's MultiThreshold of one threshold is a comparison too, but needs to know its input's rank: see ``onnx_layers``.
+FINN's MultiThreshold of one threshold is a comparison too, but needs to know its input's rank: see ``layers``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bitkiln.pipeline.errors import UnsupportedLayer
-from bitkiln.pipeline.importers.onnx_graph import QUANTIZER_DOMAINS, Graph, node_label
+from bitkiln.pipeline.importers.onnx.graph import QUANTIZER_DOMAINS, Graph, node_label
 
 #: Bits of a quantiser beyond which whole numbers are not exact in float32.
 _MOST_BITS = 24

@@ -12,8 +12,8 @@ from math import prod
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.tflite_file import MAX_ELEMENTS
-from bitkiln.pipeline.importers.tflite_operands import Operands
+from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS
+from bitkiln.pipeline.importers.tflite.operands import Operands
 from bitkiln.pipeline.passes.graph import shape_of
 
 _Result = relax.Expr | list[relax.Expr]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bitkiln.pipeline.importers.onnx_windows import Windows
-from bitkiln.pipeline.importers.tflite_operands import Operands
+from bitkiln.pipeline.importers.tflite.operands import Operands
+from bitkiln.pipeline.importers.windows import Windows
 
 _Pair = tuple[int, int]
 

@@ -1,7 +1,7 @@
 """ONNX files (``.onnx``, ``.onnx.xz``) as Relax, opsets 9 and later.
 
-The steps: read the file and its external data; clean the graph (``onnx_graph``); fold what is constant and convert the rest
-node by node (``onnx_convert``). The module keeps the file's own layout, NCHW as a rule. Its normal form, on which the
+The steps: read the file and its external data; clean the graph (``graph``); fold what is constant and convert the rest
+node by node (``convert``). The module keeps the file's own layout, NCHW as a rule. Its normal form, on which the
 passes rely:
 
 - Every ONNX tensor that survives is a variable of its (sanitised) name; a node of several steps adds ``<name>_<step>``.
@@ -31,11 +31,11 @@ from onnx import numpy_helper
 from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
 from bitkiln.pipeline.importers.archive import MAX_BYTES, check_file, digest, read_xz
 from bitkiln.pipeline.importers.limits import check_steps
-from bitkiln.pipeline.importers.onnx_convert import convert
-from bitkiln.pipeline.importers.onnx_functions import inline
-from bitkiln.pipeline.importers.onnx_graph import DEFAULT_DOMAINS, Graph, clean, node_label
-from bitkiln.pipeline.importers.onnx_masks import join_masks
-from bitkiln.pipeline.importers.onnx_quantizers import expand
+from bitkiln.pipeline.importers.onnx.convert import convert
+from bitkiln.pipeline.importers.onnx.functions import inline
+from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, Graph, clean, node_label
+from bitkiln.pipeline.importers.onnx.masks import join_masks
+from bitkiln.pipeline.importers.onnx.quantizers import expand
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 

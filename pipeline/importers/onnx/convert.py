@@ -1,7 +1,7 @@
 """Cleaned ONNX nodes as Relax, one after the other.
 
-What depends on constants and static shapes alone is evaluated (``onnx_fold``). Layers the passes look for
-have converters of their own (``onnx_layers``); everything else goes through TVM's ONNX frontend.
+What depends on constants and static shapes alone is evaluated (``fold``). Layers the passes look for
+have converters of their own (``layers``); everything else goes through TVM's ONNX frontend.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tvm import relax
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.building import build_main
 from bitkiln.pipeline.importers.limits import check_result
-from bitkiln.pipeline.importers.onnx_fold import Folder
-from bitkiln.pipeline.importers.onnx_graph import Graph, node_label
-from bitkiln.pipeline.importers.onnx_layers import CONVERTERS
-from bitkiln.pipeline.importers.onnx_operands import Operands, Tensors, static_shape
+from bitkiln.pipeline.importers.onnx.fold import Folder
+from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
+from bitkiln.pipeline.importers.onnx.layers import CONVERTERS
+from bitkiln.pipeline.importers.onnx.operands import Operands, Tensors, static_shape
 from bitkiln.pipeline.model import TensorSpec
 from bitkiln.pipeline.tvm_messages import reason_of
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.darknet_activations import ACTIVATIONS
-from bitkiln.pipeline.importers.darknet_cfg import Section, shown
-from bitkiln.pipeline.importers.darknet_weights import Header
+from bitkiln.pipeline.importers.darknet.activations import ACTIVATIONS
+from bitkiln.pipeline.importers.darknet.cfg import Section, shown
+from bitkiln.pipeline.importers.darknet.weights import Header
 
 #: The most elements of a tensor: 256 MiB of floats, several times what the largest networks need.
 MAX_ELEMENTS = 1 << 26

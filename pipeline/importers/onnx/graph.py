@@ -19,7 +19,7 @@ QUANTIZER_DOMAINS = ("onnx.brevitas", "qonnx.custom_op.general", "finn.custom_op
 #: FINN's quantiser: how many thresholds its input reaches.
 MULTI_THRESHOLD = "MultiThreshold"
 
-#: Our own operator, in which ``onnx_masks`` writes assignments through masks: (data, mask, value) -> data.
+#: Our own operator, in which ``masks`` writes assignments through masks: (data, mask, value) -> data.
 ASSIGNMENT = "bitkiln.Assignment"
 
 

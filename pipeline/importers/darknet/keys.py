@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bitkiln.pipeline.importers.darknet_cfg import Section, shown
+from bitkiln.pipeline.importers.darknet.cfg import Section, shown
 
 #: Keys that change what a layer computes in a way that is not supported, unless they are 0.
 _REFUSED = (

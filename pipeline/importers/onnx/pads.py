@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx_operands import Operands
+from bitkiln.pipeline.importers.onnx.operands import Operands
 
 #: Modes whose padding is made of the tensor's own elements, as numpy calls them.
 _OWN_ELEMENTS = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}

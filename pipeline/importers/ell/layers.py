@@ -20,7 +20,7 @@ from tvm import relax
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.ell_archive import Node, shape_of, shown, whole_number
+from bitkiln.pipeline.importers.ell.archive import Node, shape_of, shown, whole_number
 
 #: Lowest float32: ELL's "min" padding, which never wins a maximum.
 LOWEST = float(np.finfo(np.float32).min)

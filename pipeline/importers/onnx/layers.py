@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx_graph import ASSIGNMENT, MULTI_THRESHOLD
-from bitkiln.pipeline.importers.onnx_masks import assign
-from bitkiln.pipeline.importers.onnx_operands import Operands, static_shape
-from bitkiln.pipeline.importers.onnx_pads import cut, gather, gather_nd, pad
-from bitkiln.pipeline.importers.onnx_thresholds import dequantize, multi_threshold, quantize
-from bitkiln.pipeline.importers.onnx_windows import Windows, of_lines
+from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
+from bitkiln.pipeline.importers.onnx.masks import assign
+from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
+from bitkiln.pipeline.importers.onnx.pads import cut, gather, gather_nd, pad
+from bitkiln.pipeline.importers.onnx.thresholds import dequantize, multi_threshold, quantize
+from bitkiln.pipeline.importers.windows import Windows, of_lines
 
 
 def _convolution(node: Operands) -> relax.Expr:

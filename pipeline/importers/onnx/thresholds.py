@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx_operands import Operands
+from bitkiln.pipeline.importers.onnx.operands import Operands
 
 
 def quantize(node: Operands) -> relax.Expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.darknet_layer import MAX_WINDOW, Layer, Size, Tensors, per_channel
+from bitkiln.pipeline.importers.darknet.layer import MAX_WINDOW, Layer, Size, Tensors, per_channel
 
 
 class Detector(Layer):

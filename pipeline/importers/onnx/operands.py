@@ -10,7 +10,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_conver
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.building import VariableNames
-from bitkiln.pipeline.importers.onnx_graph import Graph, node_label
+from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
 
 
 class Tensors:

@@ -15,7 +15,7 @@ from tvm.ir import Call, GenericConst
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.building import VariableNames
-from bitkiln.pipeline.importers.tflite_file import MAX_ELEMENTS, File, Operator, Tensor
+from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, Tensor
 from bitkiln.pipeline.ops import words
 from bitkiln.pipeline.passes.graph import shape_of, variables
 

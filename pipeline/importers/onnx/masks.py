@@ -13,8 +13,8 @@ import onnx
 from onnx import helper
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx_graph import ASSIGNMENT, Graph, drop_dead_nodes
-from bitkiln.pipeline.importers.onnx_operands import Operands
+from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, Graph, drop_dead_nodes
+from bitkiln.pipeline.importers.onnx.operands import Operands
 
 #: Operators that repeat a value, or shape what is repeated.
 _REPEATING = frozenset({"Expand", "Flatten", "Reshape", "Squeeze", "Tile", "Unsqueeze"})

@@ -4,7 +4,7 @@ The module keeps darknet's layout, NCHW, in the normal form that ``onnx`` descri
 darknet's layer n is the variable ``<kind>_<n>``; further steps of the layer add ``_<step>``.
 
 Results: the predictions of each ``[yolo]``, ``[region]`` and ``[detection]`` layer as darknet has them in memory, boxes neither
-decoded nor suppressed, and the last layer's, as [1, n] where it is one pixel. ``darknet_layers`` says where darknet's builds
+decoded nor suppressed, and the last layer's, as [1, n] where it is one pixel. ``layers`` says where darknet's builds
 differ, and which one is followed.
 
 Images are RGB, 0..1. A classifier's are scaled by their short side and cut to the centre, as darknet validates; a detector's
@@ -23,12 +23,12 @@ from tvm import relax
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.archive import digest
 from bitkiln.pipeline.importers.building import build_main
-from bitkiln.pipeline.importers.darknet_cfg import Section, read_cfg
-from bitkiln.pipeline.importers.darknet_files import find_cfg, find_names, find_weights
-from bitkiln.pipeline.importers.darknet_keys import check_keys, ignored_keys
-from bitkiln.pipeline.importers.darknet_layer import Layer, Size, Tensors
-from bitkiln.pipeline.importers.darknet_layers import LAYERS, BatchNorm
-from bitkiln.pipeline.importers.darknet_weights import Weights
+from bitkiln.pipeline.importers.darknet.cfg import Section, read_cfg
+from bitkiln.pipeline.importers.darknet.files import find_cfg, find_names, find_weights
+from bitkiln.pipeline.importers.darknet.keys import check_keys, ignored_keys
+from bitkiln.pipeline.importers.darknet.layer import Layer, Size, Tensors
+from bitkiln.pipeline.importers.darknet.layers import LAYERS, BatchNorm
+from bitkiln.pipeline.importers.darknet.weights import Weights
 from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 

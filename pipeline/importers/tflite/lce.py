@@ -20,10 +20,10 @@ from flatbuffers import flexbuffers
 from tvm import relax
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.importers.onnx_windows import Windows
-from bitkiln.pipeline.importers.tflite_file import DAMAGE
-from bitkiln.pipeline.importers.tflite_operands import SET_BIT, Bits, Operands, bits_of, sign_of
-from bitkiln.pipeline.importers.tflite_windows import check_windows
+from bitkiln.pipeline.importers.tflite.file import DAMAGE
+from bitkiln.pipeline.importers.tflite.operands import SET_BIT, Bits, Operands, bits_of, sign_of
+from bitkiln.pipeline.importers.tflite.windows import check_windows
+from bitkiln.pipeline.importers.windows import Windows
 from bitkiln.pipeline.ops import words
 from bitkiln.schedules.workload import Pool
 
