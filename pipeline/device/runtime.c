@@ -57,9 +57,11 @@ WRAP_MATH(double, log2, (double x), (x))
 WRAP_MATH(double, pow, (double x, double y), (x, y))
 
 #if defined(__arm__)
-/* Unwind tables of TVM's objects name this routine of the C++ runtime; nothing here unwinds. */
+/* Unwind tables of TVM's objects name these routines of the C++ runtime; nothing here unwinds. */
 void __aeabi_unwind_cpp_pr0(void);
 void __aeabi_unwind_cpp_pr0(void) {}
+void __aeabi_unwind_cpp_pr1(void);
+void __aeabi_unwind_cpp_pr1(void) {}
 #endif
 
 #define API __attribute__((visibility("default")))

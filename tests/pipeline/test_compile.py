@@ -89,6 +89,37 @@ def test_a_convolution_computes_on_the_board_what_it_should(name: str, no_record
     np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-4, atol=1e-5)
 
 
+def wide_numbers_module() -> tvm.IRModule:
+    """x[1,24] -> (int64(x) * 3 - 7) // 5, and in float64 x / 3 to int64, both as float32."""
+    x = relax.Var("x", relax.TensorType((1, 24), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            whole = builder.emit(relax.op.multiply(relax.op.astype(x, "int64"), relax.const(3, "int64")))
+            whole = builder.emit(relax.op.subtract(whole, relax.const(7, "int64")))
+            whole = builder.emit(relax.op.floor_divide(whole, relax.const(5, "int64")))
+            third = builder.emit(relax.op.divide(relax.op.astype(x, "float64"), relax.const(3, "float64")))
+            third = builder.emit(relax.op.astype(third, "int64"))
+            results = [builder.emit(relax.op.astype(each, "float32")) for each in (whole, third)]
+            result = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(result)
+    return relax.transform.LegalizeOps()(builder.get())
+
+
+@pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
+def test_whole_numbers_of_64_bits_are_computed_by_the_boards_own_calls(name: str, no_records, tmp_path: Path) -> None:
+    """A 32-bit board converts and divides them by functions of its compiler's library, which take floats in core registers."""
+    module = wide_numbers_module()
+    specs = (TensorSpec("x", (1, 24)),), (TensorSpec("y", (1, 24)), TensorSpec("z", (1, 24)))
+    compile_lowered(Model("wide", module, *specs, "0" * 64), module, targets.load(name), no_records, tmp_path / "wide")
+    x = np.linspace(-6e9, 6e9, 24, dtype="float32")[None]
+    bundle = open_bundle(tmp_path / "wide")
+    answer = run.on_emulator(bundle.folder, bundle.target, {"x": x})
+    whole = x.astype("int64")
+    np.testing.assert_array_equal(answer.outputs["y"], ((whole * 3 - 7) // 5).astype("float32"))
+    np.testing.assert_array_equal(answer.outputs["z"], (x.astype("float64") / 3).astype("int64").astype("float32"))
+
+
 def test_equal_workloads_share_a_kernel_and_keep_their_weights() -> None:
     module, _ = conv_module(2)
     network = read_network(module)
