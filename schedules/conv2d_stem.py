@@ -86,11 +86,13 @@ class _Strips:
         self.panel_floats = workload.kernel[0] * workload.kernel[1] * self.channels * CHANNELS
         #: Rows of tiles, and how many of them a strip has.
         self.tile_rows = workload.out_size[0] if self.stem.pool else workload.conv_size[0]
-        most = max(1, _STRIP_ROWS // self.stem.rows)
+        self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
+        self.claims = self.whole and self.panels > _PANELS_OF_A_LINE
+        # A row of the result that was just claimed is still in the caches when its panels are stored.
+        most = 1 if self.claims and workload.groups == 1 else max(1, _STRIP_ROWS // self.stem.rows)
         self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
         self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
         self.operand_rows = sum(steps_a53.OPERANDS[step] for step in self.stem.steps)
-        self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
 
     def kernel(self) -> Kernel:
         work = self.workload
@@ -140,7 +142,7 @@ class _Strips:
         with T.parallel(self.tile_rows // self.strip) as strip:
             image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
             first = strip * (self.strip * self.stem.rows * work.strides[0])
-            if self.whole and self.panels > _PANELS_OF_A_LINE:
+            if self.claims:
                 floats = self.strip * self._out_width * work.out_channels
                 loops.claim(self.result, strip * floats, floats)
             with T.serial(work.groups) as group:
