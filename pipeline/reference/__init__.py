@@ -8,7 +8,16 @@ only convolutions and means sum in an order of numpy's choosing.
 
 from __future__ import annotations
 
-from bitkiln.pipeline.reference.network import Instead, evaluate, evaluate_call, needed, output_names, run
+from bitkiln.pipeline.reference.network import (
+    Instead,
+    evaluate,
+    evaluate_call,
+    needed,
+    output_names,
+    outputs,
+    outputs_of,
+    run,
+)
 from bitkiln.pipeline.reference.operators import OPERATORS
 from bitkiln.pipeline.reference.values import Tensors, Value
 from bitkiln.pipeline.reference.windows import convolve, pool
@@ -27,6 +36,8 @@ __all__ = [
     "evaluate_call",
     "needed",
     "output_names",
+    "outputs",
+    "outputs_of",
     "pool",
     "run",
     "sign_bits",

@@ -12,7 +12,7 @@ from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.pipeline.passes.graph import bindings, op_name, variables
+from bitkiln.pipeline.passes.graph import bindings, op_name, result_of, variables
 from bitkiln.pipeline.reference.operators import OPERATORS
 from bitkiln.pipeline.reference.through_tvm import run_operator, run_prim_func
 from bitkiln.pipeline.reference.values import Tensors, Value
@@ -50,9 +50,14 @@ def evaluate(
 
 def run(module: tvm.IRModule, inputs: Tensors) -> list[np.ndarray]:
     """The network's outputs."""
-    names = output_names(module)
-    values = evaluate(module, inputs, names)
-    return [values[name] for name in names]
+    return outputs_of(module, evaluate(module, inputs, output_names(module)))
+
+
+def outputs_of(module: tvm.IRModule, values: Tensors) -> list[np.ndarray]:
+    """The network's outputs, constants among them; ``values`` has the tensors that ``output_names`` gives."""
+    return [
+        values[output.name] if isinstance(output, relax.Var) else output.value.numpy() for output in outputs(module)
+    ]
 
 
 def needed(module: tvm.IRModule, known: Iterable[str], wanted: Iterable[str]) -> list[str]:
@@ -61,11 +66,20 @@ def needed(module: tvm.IRModule, known: Iterable[str], wanted: Iterable[str]) ->
 
 
 def output_names(module: tvm.IRModule) -> list[str]:
-    """Names of the tensors that ``main`` returns."""
-    function = module["main"]
-    result = function.body.body
-    made_by = dict(bindings(function)).get(result.name) if isinstance(result, relax.Var) else None
-    return [var.name for var in variables(made_by if isinstance(made_by, relax.Tuple) else result)]
+    """Names of the tensors that ``main`` returns. Constants that it returns have none."""
+    return [output.name for output in outputs(module) if isinstance(output, relax.Var)]
+
+
+def outputs(module: tvm.IRModule) -> list[relax.Var | GenericConst]:
+    """The tensors and constants that ``main`` returns, in order."""
+    pending, found = [result_of(module["main"])], []
+    while pending:
+        each = pending.pop(0)
+        if isinstance(each, relax.Tuple):
+            pending[:0] = each.fields
+        else:
+            found.append(each)
+    return found
 
 
 def _order(defined: Mapping[str, relax.Expr], known: Collection[str], wanted: Iterable[str]) -> list[str]:

@@ -54,13 +54,15 @@ class Examination:
         answer = tracer(bundle, sample.inputs)
         self.measured_by = answer.measured_by
         trace = {**sample.inputs, **(answer.trace or {})}
-        self.outputs: list[Output] = [(name, trace.get(step)) for name, step in output_steps(model, lowered)]
+        self.outputs: list[Output] = [
+            (name, trace.get(step, answer.outputs.get(name))) for name, step in output_steps(model, lowered)
+        ]
         self.notes = _whole_run(answer, self.outputs)
         self.zero_signs = ZeroSigns(lowered)
         names = [step.name for step in steps] + list(self.zero_signs.sources.values())
         ends = reference.evaluate(lowered.graph, sample.inputs, [*names, *reference.output_names(lowered.graph)])
         self.zeros = self.zero_signs.met(ends)
-        self.reference = [ends[name] for name in reference.output_names(lowered.graph)]
+        self.reference = reference.outputs_of(lowered.graph, ends)
         self.rows = tuple(compare_steps(lowered, steps, trace, ends))
 
     def decisions(self, source: Path | None) -> list[Decision]:

@@ -32,7 +32,7 @@ DRIFT = 1e-3
 #: Levels of a tensor of signs that are closer than this, relative to the largest, are one but for rounding.
 APART = 1e-3
 
-#: Name and values of an output; None where no step computes it, as when the network hands an input through.
+#: Name and values of an output; None where the board gave none of that name.
 Output = tuple[str, np.ndarray | None]
 
 

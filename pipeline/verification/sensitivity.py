@@ -63,4 +63,4 @@ class Sensitivity:
 
         names = reference.output_names(self._lowered.graph)
         values = reference.evaluate(self._lowered.graph, self._inputs, names, instead=instead)
-        return [values[name] for name in names]
+        return reference.outputs_of(self._lowered.graph, values)

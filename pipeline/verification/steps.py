@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import tvm
 from tvm import relax
-from tvm.ir import Call
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.bundle import Bundle
@@ -70,14 +69,13 @@ def workloads_of(lowered: Lowered) -> dict[str, Workload]:
 
 
 def output_steps(model: Model, lowered: Lowered) -> list[tuple[str, str]]:
-    """Name of each output, and of the step that computes it: reshapes are no steps."""
+    """Name of each output, and of the step that computes it ("" for a constant): reshapes are no steps."""
     defined = dict(bindings(lowered.module["main"]))
     names = []
-    for name in reference.output_names(lowered.module):
-        step = name
-        while isinstance(defined.get(step), Call) and op_name(defined[step]) == "reshape":
-            step = defined[step].args[0].name
-        names.append(step)
+    for output in reference.outputs(lowered.module):
+        while isinstance(output, relax.Var) and op_name(defined.get(output.name)) == "reshape":
+            output = defined[output.name].args[0]
+        names.append(output.name if isinstance(output, relax.Var) else "")
     specs = [spec.name for spec in model.outputs] if len(model.outputs) == len(names) else names
     return list(zip(specs, names, strict=True))
 

@@ -65,7 +65,7 @@ class ZeroSigns:
         """The network's outputs where the sign of zero is 0, as the file says."""
         names = reference.output_names(self._graph)
         values = reference.evaluate(self._graph, inputs, [*names, *self.sources.values()], instead=self._convolve)
-        return [values[name] for name in names]
+        return reference.outputs_of(self._graph, values)
 
     def _convolve(self, name: str, expr: relax.Expr, values: Mapping[str, reference.Value]) -> reference.Value | None:
         """A convolution of signs that may be 0; None for anything else."""

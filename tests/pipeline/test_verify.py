@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from tvm import relax
 
 from bitkiln import targets
 from bitkiln.pipeline import cli, run
@@ -18,6 +19,7 @@ from bitkiln.pipeline.boards import simulated_farm
 from bitkiln.pipeline.bundle import describe_file, open_bundle
 from bitkiln.pipeline.compile import choose_kernels, compile_model, plan_network
 from bitkiln.pipeline.importers import load_model
+from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.passes.graph import array_of, bindings
 from bitkiln.pipeline.passes.lower import lower
 from bitkiln.pipeline.plan import read_network
@@ -83,6 +85,29 @@ def test_a_whole_bundle_agrees(compiled):
     assert len(lines) <= 5 and "6 steps, each on the inputs it had" in lines[-1]
     assert "first_bits" in text_of(report, every=True)
     json.dumps(report.as_json())
+
+
+def test_outputs_that_no_step_computes_are_compared_too(tmp_path, no_records):
+    """A constant, the input itself, and a computed tensor between them."""
+    values = np.arange(6, dtype="float32").reshape(1, 6)
+    x = relax.Var("x", relax.TensorType((1, 6), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.nn.relu(x), "y")
+            result = builder.emit_output(relax.Tuple([relax.const(values), y, x]))
+        builder.emit_func_output(result)
+    module = relax.transform.Normalize()(builder.finalize())
+    specs = tuple(TensorSpec(name, (1, 6)) for name in ("c", "y", "same"))
+    model = Model("constant", module, (TensorSpec("x", (1, 6)),), specs, "0" * 64)
+    folder = compile_model(model, targets.load("rasp3b"), no_records, tmp_path / "constant")
+    report = verify_bundle(folder, model)
+    assert report.passed
+    assert {decision.output for decision in report.decisions} == {"c", "y", "same"}
+    replace_bytes(folder, values.tobytes(), (values + 1).tobytes())
+    report = verify_bundle(folder, model)
+    assert not report.passed
+    assert {decision.output for decision in report.decisions if not decision.passed} == {"c"}
 
 
 def test_an_altered_weight_is_found_where_it_is(bundle):
