@@ -22,7 +22,6 @@ _UPPER_HALF = 0x4B80
 CHANNEL_OPERATIONS = frozenset({"mul", "add", "max", "min", "leaky", "prelu"})
 HALF_OPERATIONS = frozenset({"mul_h", "add_h", "prelu_h"})
 TENSOR_OPERATIONS = frozenset({"mul_t", "add_t", "prelu_t"}) | HALF_OPERATIONS
-PLAIN_OPERATIONS = frozenset({"relu"})
 #: Tensors that a kernel has pointers for, and those beside a table of bases.
 MAX_TENSORS, MAX_TENSORS_WITH_BASES = 3, 1
 
