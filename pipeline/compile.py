@@ -15,7 +15,7 @@ from rich.console import Console
 from tvm import tirx
 
 from bitkiln.pipeline import bundle, golden
-from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.errors import BitkilnError, ModelError
 from bitkiln.pipeline.link import LibraryFacts, link_library
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.plan import (
@@ -33,6 +33,13 @@ from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Workload, from_json
 from bitkiln.targets import Target
+
+#: Bytes of memory that a network may take: boards have 1 GiB, of which the system and Python want the rest.
+MOST_MEMORY = 768 << 20
+
+#: How often inputs and outputs lie in memory while they are read or written: the network's own bytes, an array, the
+#: array's bytes, and the file they are part of.
+COPIES = 4
 
 #: The attribute by which a reference PrimFunc says what it computes.
 WORKLOAD = "bitkiln.workload"
@@ -102,6 +109,7 @@ def compile_lowered(
     network = read_network(module)
     chosen = choose_kernels(module, network, target, records)
     plan = plan_network(model, network, chosen)
+    _check_memory(model, plan)
     functions = {kernel.symbol: kernel.func for kernel in chosen.values()}
     microkernels = [micro for kernel in chosen.values() if kernel.kernel for micro in kernel.kernel.microkernels]
     with bundle.writing(out) as folder:
@@ -112,6 +120,22 @@ def compile_lowered(
         bundle.finish(folder, manifest)
     report(out, manifest, console)
     return out
+
+
+def _check_memory(model: Model, plan: ExecutionPlan) -> None:
+    """Raise ModelError where a board of 1 GiB could not run the network and hand over its outputs."""
+    needed = plan.arena_bytes + COPIES * plan.boundary_bytes
+    if needed <= MOST_MEMORY:
+        return
+    ends = [("input", index) for index in plan.inputs] + [("output", index) for index in plan.outputs]
+    kind, tensor = max(((kind, plan.tensors[index]) for kind, index in ends), key=lambda end: end[1].nbytes)
+    what = f"{kind} {tensor.name} has {tensor.nbytes / 1e6:.0f} MB ({tensor.dtype} {list(tensor.shape)})"
+    if plan.arena_bytes > COPIES * tensor.nbytes:
+        what = f"what its layers pass on takes {plan.arena_bytes / 1e6:.0f} MB"
+    raise ModelError(
+        f"{model.name}: {what}; the network and copies of its inputs and outputs take {needed / 1e6:.0f} MB of a board's "
+        f"memory, {MOST_MEMORY / 1e6:.0f} MB at most are supported: make its input smaller, or let it return less"
+    )
 
 
 def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: Path) -> Kernel:

@@ -12,6 +12,7 @@ import array
 import ast
 import ctypes
 import hashlib
+import heapq
 import json
 import os
 import platform
@@ -653,9 +654,10 @@ def check(bundle: Bundle, threads: int) -> None:
 
 def top(values: Any, labels: Sequence[str], count: int) -> list[tuple[str, float]]:
     """[(label, score)] of the highest scores."""
-    scores = flat_values(values)
-    order = sorted(range(len(scores)), key=lambda i: (-scores[i] if scores[i] == scores[i] else float("inf"), i))
-    return [(labels[i] if i < len(labels) else f"class {i}", scores[i]) for i in order[:count]]
+    scores = values.data if isinstance(values, Tensor) else array.array(DTYPES[str(values.dtype)][0], values.tobytes())
+    # A list of all, sorted, would take some hundred bytes for each.
+    order = heapq.nsmallest(count, range(len(scores)), lambda i: -scores[i] if scores[i] == scores[i] else float("inf"))
+    return [(labels[i] if i < len(labels) else f"class {i}", scores[i]) for i in order]
 
 
 def peak_memory_mib() -> float:

@@ -18,7 +18,7 @@ from bitkiln.pipeline import run
 from bitkiln.pipeline.boards import LocalBoard, Request
 from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.compile import build_kernel_library, choose_kernels, compile_lowered
-from bitkiln.pipeline.errors import BundleError
+from bitkiln.pipeline.errors import BundleError, ModelError
 from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.plan import read_network
 from bitkiln.schedules.registry import operator_for
@@ -118,6 +118,34 @@ def test_whole_numbers_of_64_bits_are_computed_by_the_boards_own_calls(name: str
     whole = x.astype("int64")
     np.testing.assert_array_equal(answer.outputs["y"], ((whole * 3 - 7) // 5).astype("float32"))
     np.testing.assert_array_equal(answer.outputs["z"], (x.astype("float64") / 3).astype("int64").astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (0, r"wide: output y has 268 MB \(float32 \[1, 64, 1024, 1024\]\)"),
+        (2, "wide: what its layers pass on takes 1342 MB"),
+    ],
+)
+def test_networks_too_large_for_a_boards_memory_are_refused_at_once(
+    layers, expected, no_records, tmp_path: Path
+) -> None:
+    x, size = relax.Var("x", relax.TensorType((1, 64, 1, 1), "float32")), (1, 64, 1024, 1024)
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.broadcast_to(x, size))
+            for _ in range(layers):
+                y = builder.emit(relax.op.concat([y, builder.emit(relax.op.nn.relu(y))], 1))
+                y = builder.emit(relax.op.strided_slice(y, [1], [0], [64]))
+            result = builder.emit_output(relax.op.max(y, [2, 3], keepdims=True) if layers else y)
+        builder.emit_func_output(result)
+    module = relax.transform.LegalizeOps()(builder.get())
+    shape = (1, 64, 1, 1) if layers else size
+    model = Model("wide", module, (TensorSpec("x", (1, 64, 1, 1)),), (TensorSpec("y", shape),), "0" * 64)
+    with pytest.raises(ModelError, match=expected):
+        compile_lowered(model, module, targets.load("rasp3b"), no_records, tmp_path / "wide")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_equal_workloads_share_a_kernel_and_keep_their_weights() -> None:
