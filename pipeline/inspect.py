@@ -9,7 +9,7 @@ from bitkiln.pipeline.inspection.operators import constant_args, constant_nbytes
 from bitkiln.pipeline.inspection.reader import Reader
 from bitkiln.pipeline.inspection.result import Bound, Inspection, Row, Totals
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.passes.graph import bindings
+from bitkiln.pipeline.passes.graph import array_of, bindings
 from bitkiln.pipeline.passes.lower import Survey, finish, survey
 from bitkiln.pipeline.plan import activation_bytes, read_network
 from bitkiln.targets import Target
@@ -74,4 +74,6 @@ def _constants(found: Survey) -> int:
     if "thresholds" not in found.phases:
         return 0
     values = [arg for _, value in bindings(found.phases["thresholds"]["main"]) for arg in constant_args(value)]
-    return sum(constant_nbytes(value) for value in dict.fromkeys(values))
+    # As in a bundle, where constants with the same bytes are kept once.
+    distinct = {array_of(value).tobytes(): value for value in dict.fromkeys(values)}
+    return sum(map(constant_nbytes, distinct.values()))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from tvm import relax
-from tvm.ir import Call
+from tvm.ir import Call, GenericConst
 
 from bitkiln.pipeline.inspection.advice import advise
 from bitkiln.pipeline.inspection.operators import (
     CONVOLUTIONS,
-    constant_args,
     constant_nbytes,
     is_convolution,
     macs_of,
@@ -28,7 +28,7 @@ from bitkiln.pipeline.inspection.operators import (
 from bitkiln.pipeline.inspection.result import Row
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.pipeline.passes.graph import op_name, shape_of, variables
+from bitkiln.pipeline.passes.graph import array_of, op_name, shape_of, variables
 from bitkiln.pipeline.passes.lower import Survey, origin
 from bitkiln.pipeline.passes.recognise_binary import Verdict
 from bitkiln.schedules.workload import Binarize, packed
@@ -122,10 +122,10 @@ class Reader:
             weight_bytes=count * FLOAT_BYTES,
             packed_bytes=count * FLOAT_BYTES,
         )
-        final = self._of(self.compiled, row.name)
-        if final is not None:
-            others = dict.fromkeys(constant_args(Call(final.op, final.args[2:], final.attrs)))
-            row = replace(row, result=workload_of(final).out, constant_bytes=sum(map(constant_nbytes, others)))
+        compiled = self._of(self.compiled, row.name)
+        if compiled is not None:
+            others = dict.fromkeys(arg for each in compiled for arg in each.args[2:] if isinstance(arg, GenericConst))
+            row = replace(row, result=workload_of(compiled[-1]).out, constant_bytes=sum(map(constant_nbytes, others)))
         return self._conventions(row) if verdict.binary else row
 
     def _conventions(self, row: Row) -> Row:
@@ -137,8 +137,10 @@ class Reader:
         work = workload_of(call)
         out_channels, *kernel, _ = shape_of(call.args[1])
         bits = out_channels * math.prod(kernel) * packed(work.channels // work.groups)
-        # Two operators with the two signs of zero add up to a zero that counts as none.
-        sign_zero = self._sign_zero(call.args[0]) if len(calls) == 1 else 0
+        weights = {array_of(each.args[1]).tobytes() for each in calls}
+        # Operators with the two signs of zero add up to a zero that counts as none.
+        signs = {self._sign_zero(each.args[0]) for each in calls}
+        sign_zero = signs.pop() if len(signs) == 1 else 0
         reason = row.reason
         if sign_zero and "zeros count" not in reason:
             reason = f"{reason}, sign(0) = {sign_zero:+d}"
@@ -146,7 +148,8 @@ class Reader:
         return replace(
             row,
             reason=f"{reason}; keeps floats: {floats}" if floats else reason,
-            packed_bytes=bits,
+            macs=len(calls) * row.macs,
+            packed_bytes=len(weights) * bits,
             sign_zero=sign_zero,
             padding=work.padding,
             pad_value=work.pad_value if any(work.padding) else None,
@@ -163,8 +166,8 @@ class Reader:
             bits = call.args[0]
         return None
 
-    def _compiled(self) -> dict[str, Call]:
-        """The operator that each convolution is compiled as, with what was drawn into it."""
+    def _compiled(self) -> dict[str, list[Call]]:
+        """The operators that each convolution is compiled as, with what was drawn into them; the last gives its result."""
         if "thresholds" not in self.found.phases:
             return {}
         # Passes rename operators as they draw others in; a float convolution's new name is behind the old one, a binary
@@ -175,13 +178,13 @@ class Reader:
             for name, value in self.found.defined("operators").items()
             if is_convolution(value)
         }
-        fused, compiled = self.found.defined("fused"), {}
+        fused, compiled = self.found.defined("fused"), defaultdict(list)
         for name, value in self.found.defined("thresholds").items():
             before = fused.get(name if name in fused else name.removesuffix(".unpooled"))
             if op_name(before) == "bitkiln.binarize":
                 before = fused.get(before.args[0].name)
             if is_convolution(value) and is_convolution(before) and before.args[1] in weights:
-                compiled[weights[before.args[1]]] = value
+                compiled[weights[before.args[1]]].append(value)
         return compiled
 
     def _base(self, name: str) -> str:

@@ -19,7 +19,8 @@ class Row:
     the rows and network inputs it reads. Where one of the two is packed bits, its last axis is bytes, and ``bits`` or
     ``input_bits`` says how many channels they hold.
 
-    ``macs`` are multiply-accumulates, padded taps included. ``binary`` is None for what is no convolution (dense layers count
+    ``macs`` are multiply-accumulates, padded taps included; a binary convolution with zeros among its inputs or weights runs
+    as two or four, and all count. ``binary`` is None for what is no convolution (dense layers count
     as convolutions); ``reason`` says why it is binary or not. ``suspicious``: half of the pattern of a binary convolution is
     there, and yet it is none.
 

@@ -71,14 +71,15 @@ class Survey:
     def binary_operators(self) -> dict[str, list[str]]:
         """For each binary convolution the names, in the recognised network, of the operators that sum its bits.
 
-        There are two where zeros have to count as 0: their sums are those with zeros as +1 and as -1.
+        There are two or four where zeros of the activation or of the weights have to count as 0: their sums are those
+        with zeros as +1 and as -1.
         """
         if "recognised" not in self.phases:
             return {}
         defined = self.defined("recognised")
         ours = {name for name, value in defined.items() if op_name(value) == "bitkiln.bconv2d"}
         binary = [verdict.name for verdict in self.verdicts if verdict.binary and verdict.name in defined]
-        found = {name: _origins(name, defined, ours) for name in binary}
+        found = {name: _operators(name, defined, ours) for name in binary}
         return {name: operators for name, operators in found.items() if operators}
 
 
@@ -96,20 +97,27 @@ def survey(module: tvm.IRModule) -> Survey:
 
 def origin(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> str:
     """The nearest of ``wanted`` before the tensor ``name``, or ``name`` where there is none."""
-    return next(iter(_origins(name, defined, wanted)), name)
-
-
-def _origins(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> list[str]:
-    """Those of ``wanted`` before the tensor ``name`` that are equally near, and no others nearer."""
     seen, level = {name}, [name]
     while level:
-        found = [each for each in level if each in wanted]
-        if found:
+        found = next((each for each in level if each in wanted), None)
+        if found is not None:
             return found
         before = [var.name for each in level if each in defined for var in variables(defined[each])]
         level = [each for each in dict.fromkeys(before) if each not in seen]
         seen.update(level)
-    return []
+    return name
+
+
+def _operators(name: str, defined: Mapping[str, relax.Expr], ours: Collection[str]) -> list[str]:
+    """Those of ``ours`` that the convolution ``name`` was recognised as, in order; their sums are called after it."""
+    found, pending = set(), [name]
+    while pending:
+        each = pending.pop()
+        if each in ours:
+            found.add(each)
+        else:
+            pending += [var.name for var in variables(defined[each]) if var.name.startswith(f"{name}.sums")]
+    return [each for each in defined if each in found]
 
 
 def lower(model: Model, target: Target) -> Lowered:

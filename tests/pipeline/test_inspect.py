@@ -12,7 +12,10 @@ from bitkiln import targets
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.inspect import inspect_model, layer_table
+from bitkiln.pipeline.passes.lower import lower
 from bitkiln.pipeline.profile import LayerWork
+from bitkiln.pipeline.verification.steps import workloads_of
+from bitkiln.schedules.workload import Conv2d
 from tests.pipeline.inspection.networks import RNG, model_of, weight
 
 
@@ -146,6 +149,31 @@ def test_zeros_that_count_as_zero():
     rows = {row.name: row for row in layer_table(model_of(body))}
     assert (rows["first"].sign_zero, rows["y"].sign_zero) == (1, 0)
     assert rows["y"].packed_bytes == 8
+
+
+@pytest.mark.parametrize(
+    ("ternary", "often_zero", "runs", "packings", "sign_zero"),
+    [(True, False, 2, 2, 1), (False, True, 2, 1, 0), (True, True, 4, 2, 0)],
+)
+def test_layers_that_run_as_several_convolutions_count_as_often(ternary, often_zero, runs, packings, sign_zero):
+    values = np.where(np.arange(8 * 8).reshape(8, 8, 1, 1) % 3 == 0, 0, 0.5) if ternary else np.full((8, 8, 1, 1), 0.5)
+
+    def body(emit, x):
+        first = emit(relax.op.nn.conv2d(relax.op.sign(x), weight(8, 4, 1, 1, binary=True)), "first")
+        first = first if often_zero else emit(relax.op.tanh(first), "bent")
+        signs = emit(relax.op.sign(first), "sign")
+        return relax.op.nn.conv2d(signs, relax.const(values.astype(np.float32)))
+
+    model, target = model_of(body), targets.load("rasp3b")
+    found = inspect_model(model, [target])
+    rows = {row.name: row for row in found.rows}
+    once = 36 * 8 * 8
+    assert f"in {runs} convolutions" in rows["y"].reason
+    assert (rows["y"].macs, rows["y"].packed_bytes, rows["y"].sign_zero) == (runs * once, packings * 8, sign_zero)
+    run = [work for work in workloads_of(lower(model, target)).values() if isinstance(work, Conv2d)]
+    assert found.totals.binary_macs == sum(work.macs for work in run)
+    assert found.bounds[0].ms == pytest.approx(sum(row.roof_ms(target) for row in found.rows))
+    assert found.bounds[0].ms >= found.totals.binary_macs / (target.cpu["peak_binary_mac_per_cycle"] * target.mhz * 1e3)
 
 
 def test_rows_know_what_they_read():
