@@ -121,7 +121,7 @@ def _fold(graph: Graph, name: str, chain: _Chain) -> relax.Expr:
     workload, pool = chain.workload, chain.workload.pool
     for step, values in (*chain.before, *chain.after):
         if step.operand == "tensor" or (step.operand and values is None):
-            raise NotMonotone(f"{step} adds a tensor that is not known before the network runs")
+            raise NotMonotone(f"another layer's result, not known before the network runs, comes between ({step})")
         if step.operand and not np.all(np.isfinite(values)):
             raise NotMonotone(f"{step} has infinities or NaN among its constants")
     invert = np.zeros(workload.out_channels, bool)
