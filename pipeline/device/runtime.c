@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -276,6 +277,13 @@ static void *allocate(uint64_t nbytes, size_t alignment)
     return memory;
 }
 
+/* Zeros on pages of their own, whatever the heap looks like. */
+static void *allocate_zeros(size_t count, size_t nbytes)
+{
+    void *memory = allocate(count * nbytes, PAGE);
+    return memory ? memset(memory, 0, count * nbytes) : NULL;
+}
+
 /* The smallest free block that holds `nbytes`, taken from the list, or NULL. */
 static block *take_block(bk_model *model, uint64_t nbytes)
 {
@@ -288,6 +296,14 @@ static block *take_block(bk_model *model, uint64_t nbytes)
     return found;
 }
 
+/* A new block, from the system itself: the heap's search for room touches whatever the program around us keeps there. */
+static block *map_block(uint64_t nbytes)
+{
+    if (nbytes > SIZE_MAX - ALIGNMENT) return NULL;
+    void *memory = mmap(NULL, (size_t)nbytes + ALIGNMENT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 static void *allocate_workspace(int device, int id, uint64_t nbytes, int code, int bits)
 {
     (void)device, (void)id, (void)code, (void)bits;
@@ -296,7 +312,7 @@ static void *allocate_workspace(int device, int id, uint64_t nbytes, int code, i
     block *found = take_block(model, nbytes);
     pthread_mutex_unlock(&model->scratch_mutex);
     if (!found) {
-        found = allocate(nbytes + ALIGNMENT, PAGE);
+        found = map_block(nbytes);
         if (!found) {
             fail(model, "out of memory: %llu bytes of scratch", (unsigned long long)nbytes);
             return NULL;
@@ -392,10 +408,10 @@ static int allocate_model(bk_model *model)
     for (int32_t i = 0; i < bk_network.step_count; i++) arguments += (size_t)bk_network.steps[i].arguments;
     model->arena = allocate(bk_network.arena_bytes, PAGE);
     model->boundary = allocate(bk_network.boundary_bytes, PAGE);
-    model->tensors = calloc((size_t)bk_network.tensor_count + 1, sizeof *model->tensors);
-    model->arguments = calloc(arguments, sizeof *model->arguments);
-    model->first_argument = calloc((size_t)bk_network.step_count + 1, sizeof *model->first_argument);
-    model->seconds = calloc((size_t)bk_network.step_count + 1, sizeof *model->seconds);
+    model->tensors = allocate_zeros((size_t)bk_network.tensor_count + 1, sizeof *model->tensors);
+    model->arguments = allocate_zeros(arguments, sizeof *model->arguments);
+    model->first_argument = allocate_zeros((size_t)bk_network.step_count + 1, sizeof *model->first_argument);
+    model->seconds = allocate_zeros((size_t)bk_network.step_count + 1, sizeof *model->seconds);
     if (!model->arena || !model->boundary || !model->tensors || !model->arguments || !model->first_argument ||
         !model->seconds)
         return fail(model, "out of memory: the network needs %llu bytes for activations",
@@ -417,7 +433,7 @@ API bk_model *bk_create(int threads)
         return NULL;
     }
     pthread_once(&current_model_once, make_current_model);
-    bk_model *model = current_model_made ? calloc(1, sizeof *model) : NULL;
+    bk_model *model = current_model_made ? allocate_zeros(1, sizeof *model) : NULL;
     if (!model) {
         fail(NULL, current_model_made ? "out of memory" : "out of thread-specific keys");
         return NULL;
@@ -444,7 +460,7 @@ API void bk_destroy(bk_model *model)
     stop_threads(model);
     while (model->scratch) {
         block *next = model->scratch->next;
-        free(model->scratch);
+        munmap(model->scratch, (size_t)model->scratch->nbytes + ALIGNMENT);
         model->scratch = next;
     }
     free(model->arena);
@@ -552,13 +568,8 @@ static double now(void)
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-/* Kernels find the stack at the same place in its page whoever calls: how their frames share cache sets with their tensors would
- * otherwise depend on the caller's depth and on the size of the environment (Mytkowicz et al., "Producing Wrong Data Without Doing
- * Anything Obviously Wrong!", 2009). */
-__attribute__((noinline)) static int call_step(bk_model *model, int32_t index)
+static int call_step(bk_model *model, int32_t index)
 {
-    const volatile void *down_to_page = __builtin_alloca((uintptr_t)__builtin_frame_address(0) % PAGE);
-    __asm__ volatile("" : : "r"(down_to_page));
     const bk_step *step = &bk_network.steps[index];
     bk_any result = {0, 0, {0}};
     if (step->kernel(NULL, &model->arguments[model->first_argument[index]], step->arguments, &result) == 0) return 0;
@@ -567,7 +578,7 @@ __attribute__((noinline)) static int call_step(bk_model *model, int32_t index)
     return fail(model, "step %d (%s) failed: %.400s", (int)index, step->name, cause);
 }
 
-static int timed_step(bk_model *model, int32_t index)
+static int timed_step(bk_model *model, int index)
 {
     double start = now();
     int code = call_step(model, index);
@@ -589,25 +600,27 @@ static int leave(bk_model *model, int code)
     return code;
 }
 
-API int bk_run(bk_model *model)
+/* Calls `work` with the stack at one place of a page, whoever calls: how frames share cache sets with tensors, and which pages are
+ * touched first, would otherwise depend on the caller's depth and on the size of the environment (Mytkowicz et al., "Producing Wrong
+ * Data Without Doing Anything Obviously Wrong!", 2009). */
+__attribute__((noinline)) static int at_page(int (*work)(bk_model *, int), bk_model *model, int argument)
 {
+    const volatile void *down_to_page = __builtin_alloca((uintptr_t)__builtin_frame_address(0) % PAGE);
+    __asm__ volatile("" : : "r"(down_to_page));
+    return work(model, argument);
+}
+
+static int run_all(bk_model *model, int unused)
+{
+    (void)unused;
     int code = 0;
-    enter(model);
     for (int32_t i = 0; i < bk_network.step_count && code == 0; i++) code = timed_step(model, i);
-    return leave(model, code);
+    return code;
 }
 
-API int bk_run_step(bk_model *model, int step)
-{
-    if (step < 0 || step >= bk_network.step_count) return fail(model, "there is no step %d", step);
-    enter(model);
-    return leave(model, timed_step(model, step));
-}
-
-API int bk_run_marked(bk_model *model, int per_step)
+static int run_marked(bk_model *model, int per_step)
 {
     int code = 0;
-    enter(model);
     if (!per_step) prctl(MARK_START, 0, 0, 0, 0);
     for (int32_t i = 0; i < bk_network.step_count && code == 0; i++) {
         if (per_step) prctl(MARK_START, 0, 0, 0, 0);
@@ -615,7 +628,26 @@ API int bk_run_marked(bk_model *model, int per_step)
         if (per_step) prctl(MARK_STOP, i, 0, 0, 0);
     }
     if (!per_step) prctl(MARK_STOP, 0, 0, 0, 0);
-    return leave(model, code);
+    return code;
+}
+
+API int bk_run(bk_model *model)
+{
+    enter(model);
+    return leave(model, at_page(run_all, model, 0));
+}
+
+API int bk_run_step(bk_model *model, int step)
+{
+    if (step < 0 || step >= bk_network.step_count) return fail(model, "there is no step %d", step);
+    enter(model);
+    return leave(model, at_page(timed_step, model, step));
+}
+
+API int bk_run_marked(bk_model *model, int per_step)
+{
+    enter(model);
+    return leave(model, at_page(run_marked, model, per_step));
 }
 
 static const bk_step *step_at(int step)
