@@ -151,6 +151,8 @@ def add_files(folder: Path, model: Model, manifest: dict[str, Any]) -> None:
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in model.labels), encoding="utf-8")
     if model.preprocessing:
         manifest["preprocessing"] = asdict(model.preprocessing)
+    if model.head:
+        manifest["head"] = asdict(model.head)
     finish(folder, manifest)
 
 

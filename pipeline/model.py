@@ -19,10 +19,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input: resize, crop, order channels, then ``(x - mean) * scale``.
+    """How an image becomes the network's input: resize, crop or fill up, order channels, then ``(x - mean) * scale``.
 
-    ``resize`` is "stretch" (to ``height`` x ``width``) or "short-side" (short side to ``resize_to``, then a centre crop).
-    ``mean`` and ``scale`` have one value per channel, in the network's channel order; pixel values are 0..255.
+    ``channel_order`` is "RGB", "BGR", or "GREY" for one channel (luma of ITU-R BT.601). ``mean`` and ``scale`` have one value
+    per channel, in the network's channel order; pixel values are 0..255. Where the input is of a type of integers, the
+    results are rounded to it and clipped. ``resize`` is one of
+
+    - "stretch": to ``height`` x ``width``, whatever the aspect ratio;
+    - "short-side": the short side to ``resize_to``, then a centre crop;
+    - "letterbox": as large as fits with the aspect ratio kept, centred, the bars of the pixel value ``fill``.
     """
 
     height: int
@@ -33,6 +38,75 @@ class Preprocessing:
     layout: str = "NHWC"
     resize: str = "stretch"
     resize_to: int = 0
+    fill: float = 127.5
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates for boxes in one output, or in two where ``scores`` names another output than ``boxes``.
+
+    Each candidate has entries: four of the box, one objectness where the head has it, and one score a class, in this order.
+    Where they are apart, the output ``boxes`` has the first four and ``scores`` the rest.
+
+    ``layout`` says where entries lie: "rows" [1, N, entries] and "columns" [1, entries, N]; of a grid with anchors "planes"
+    [1, anchors * entries, H, W], "cells" [1, H, W, anchors * entries] and "anchor-cells" [1, anchors, H, W, entries].
+
+    ``coding`` says what the four numbers are:
+
+    - "centre": x and y of the centre, width, height;
+    - "corners": left, top, right, bottom; "corners-yx": top, left, bottom, right;
+    - "cell-exp": ``(x + column) * cell width``, likewise y, ``exp(w) * anchor width``, likewise h (YOLOv2 to v4, YOLOX);
+    - "cell-square": x and y likewise, ``(2 w) ** 2 * anchor width``, likewise h (YOLOv5 before its decoding);
+    - "prior": shifts of the boxes in ``priors`` (centre x, centre y, width, height): ``x * variances[0] * width + centre``,
+      ``exp(w * variances[1]) * width``; "prior-yx": the same with the order y, x, h, w in the tensor (``priors`` as before).
+
+    ``units`` is "pixels" of the network's input or "unit" (0..1 of its width and height), also of ``anchors`` and ``priors``.
+    ``activation`` "sigmoid" is what all entries of cells, or the objectness and scores of other candidates, still want.
+    ``stretch`` widens x and y of a cell about its middle: ``x * stretch - (stretch - 1) / 2``.
+
+    Of "rows" and "columns", ``count`` candidates from ``first`` on are meant (count 0: all); ``grid`` (rows, columns) is
+    that of their cells. ``anchors`` are (width, height).
+    """
+
+    boxes: str
+    scores: str
+    layout: str
+    coding: str
+    units: str = "pixels"
+    activation: str = "none"
+    stretch: float = 1.0
+    anchors: tuple[tuple[float, float], ...] = ()
+    grid: tuple[int, int] = (0, 0)
+    first: int = 0
+    count: int = 0
+    priors: tuple[tuple[float, float, float, float], ...] = ()
+    variances: tuple[float, float] = (0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a network's outputs mean, where they are more than one row of class scores.
+
+    ``task`` is "detect" or "segment"; ``kind`` names what was recognised or declared ("darknet-yolo", "yolov8", ...).
+
+    To detect: the best class of each of the ``candidates`` counts, its score times the objectness where ``objectness`` is set;
+    ``background`` is a class that means nothing (-1: none). Candidates of at least ``threshold`` are kept, and of those of one
+    class that overlap by more than ``overlap`` (intersection over union) the best.
+
+    To segment: ``output`` holds scores of classes in the layout ``layout`` ("NCHW", "NHWC"), or class numbers ("labels"); the
+    best class counts. With one class a pixel belongs to it (1, else 0) where the score is above ``threshold``.
+    """
+
+    task: str
+    kind: str
+    classes: int
+    candidates: tuple[Candidates, ...] = ()
+    objectness: bool = False
+    background: int = -1
+    threshold: float = 0.25
+    overlap: float = 0.45
+    output: str = ""
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,8 +114,8 @@ class Model:
     """A network as the passes take it.
 
     ``module`` has one Relax function ``main``: inputs are its parameters, weights are constants, the result is a tensor
-    or a tuple of tensors. ``source_digest`` is the SHA-256 of the file the network came from. ``warnings`` are what the user
-    should know about that file, a line each.
+    or a tuple of tensors. ``source_digest`` is the SHA-256 of the file the network came from. ``head`` is what the outputs mean
+    (None: scores of classes, or nobody knows). ``warnings`` are what the user should know about that file, a line each.
     """
 
     name: str
@@ -51,4 +125,5 @@ class Model:
     source_digest: str
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = field(default=())
+    head: Head | None = None
     warnings: tuple[str, ...] = ()
