@@ -1,7 +1,8 @@
 """The deployable folder: how it is written, and how the host reads and verifies one.
 
 manifest.json   what the bundle is, and the size and SHA-256 of every other file
-model.so        the compiled network; bitkiln.h is its interface for C and C++
+model.so        the compiled network
+bitkiln.h       its interface for C and C++; bitkiln.c opens bundles by their path
 runner.py       runs it from Python or the command line
 labels.txt      class names, one a line, where the model has them
 golden_*.npy    an input and the answer the compiled network gave for it
@@ -29,7 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 DEVICE = Path(__file__).parent / "device"
 #: Files that are the same in every bundle.
-DEVICE_FILES = ("bitkiln.h", "runner.py")
+DEVICE_FILES = ("bitkiln.c", "bitkiln.h", "runner.py")
 
 
 @dataclass(frozen=True)

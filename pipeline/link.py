@@ -70,7 +70,7 @@ def link_library(
         flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
         objects.append(_cc(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
         with atomic_write(out, mode=0o755) as temporary:
-            _link(target, objects, folder, temporary)
+            _link(target, objects, _soname(objects), folder, temporary)
             facts = library_facts(temporary, target)
     return facts
 
@@ -192,12 +192,20 @@ def _runtime_object(target: Target) -> Path:
     return out
 
 
-def _link(target: Target, objects: Sequence[Path], folder: Path, out: Path) -> None:
+def _soname(objects: Sequence[Path]) -> str:
+    """A name for the library that no other network's has: the loader takes libraries of one name for one library."""
+    digest = hashlib.sha256()
+    for path in objects:
+        digest.update(path.read_bytes())
+    return f"bitkiln-{digest.hexdigest()[:16]}.so"
+
+
+def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, out: Path) -> None:
     (folder / "exports.map").write_text(_EXPORTS)
     flags = [
         "-shared",
         "-s",
-        "-Wl,-soname,model.so",
+        f"-Wl,-soname,{soname}",
         "-Wl,-Bsymbolic",
         "-static-libgcc",
         "-Wl,--no-undefined",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from bitkiln import targets
 from bitkiln.pipeline.boards import simulated_farm
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.tracker import Address
+from bitkiln.targets import Target
 from tests.ssh_board import device, sshd  # noqa: F401  Fixtures for every test.
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,6 +34,24 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip("needs ../shared/models: real networks and golden outputs that are not part of this repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def host() -> Target:
+    """This machine as a target: what needs no ARM runs natively."""
+    if platform.machine() != "x86_64" or shutil.which("gcc") is None:
+        pytest.skip("needs an x86-64 machine with gcc")
+    board = targets.load("rasp3b")
+    return Target(
+        name="host",
+        description="this machine",
+        llvm={"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
+        cc={"compiler": "gcc", "flags": []},
+        cpu=board.cpu,
+        dram=board.dram,
+        userland={},
+        records=(),
+    )
 
 
 @pytest.fixture(scope="session")

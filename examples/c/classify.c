@@ -1,6 +1,6 @@
 /* Classifies one input with a compiled network, in C.
  *
- *     ./classify [INPUT.raw [LABELS.txt]]
+ *     ./classify BUNDLE [INPUT.raw]
  *
  * INPUT.raw holds the bytes of the network's first input as the manifest describes it (without a file: zeros).
  * Prints the five best classes of the first output, then the time of each step.
@@ -27,13 +27,14 @@ static int read_input(const char *path, void *buffer, size_t nbytes)
     return got == nbytes && !more ? 0 : die(path, "has not the size of the network's input");
 }
 
-/* Line `wanted` of a text file in `line`, or its number. */
-static void label_of(const char *path, size_t wanted, char *line, size_t size)
+/* Line `wanted` of the bundle's labels in `line`, or its number. */
+static void label_of(const char *bundle, size_t wanted, char *line, size_t size)
 {
-    FILE *file = path ? fopen(path, "r") : NULL;
-    size_t at = 0;
+    char path[4096], text[256];
+    snprintf(path, sizeof path, "%s/labels.txt", bundle);
     snprintf(line, size, "class %zu", wanted);
-    char text[256];
+    FILE *file = fopen(path, "r");
+    size_t at = 0;
     while (file && fgets(text, sizeof text, file))
         if (at++ == wanted) {
             text[strcspn(text, "\n")] = 0;
@@ -42,7 +43,7 @@ static void label_of(const char *path, size_t wanted, char *line, size_t size)
     if (file) fclose(file);
 }
 
-static void print_best(const float *scores, size_t count, const char *labels)
+static void print_best(const float *scores, size_t count, const char *bundle)
 {
     char *taken = calloc(count, 1);
     for (int rank = 0; taken && rank < 5 && (size_t)rank < count; rank++) {
@@ -51,7 +52,7 @@ static void print_best(const float *scores, size_t count, const char *labels)
             if (!taken[i] && (best == count || scores[i] > scores[best])) best = i;
         taken[best] = 1;
         char label[256];
-        label_of(labels, best, label, sizeof label);
+        label_of(bundle, best, label, sizeof label);
         printf("%12.5f  %s\n", scores[best], label);
     }
     free(taken);
@@ -59,18 +60,18 @@ static void print_best(const float *scores, size_t count, const char *labels)
 
 int main(int argc, char **argv)
 {
-    if (bk_abi_version() != BK_ABI_VERSION) return die("model.so", "is of another version than bitkiln.h");
-    bk_model *model = bk_create(0);
-    if (!model) return die("bk_create", bk_last_error(NULL));
+    if (argc < 2) return die("usage", "classify BUNDLE [INPUT.raw]");
+    bk_model *model = bk_open(argv[1], 0);
+    if (!model) return die("bk_open", bk_last_error(NULL));
 
     bk_tensor_info input, output;
     bk_input_info(model, 0, &input);
     bk_output_info(model, 0, &output);
     if (strcmp(output.dtype, "float32") != 0) return die(output.name, "is no float32 tensor");
-    if (argc > 1 && read_input(argv[1], bk_input_data(model, 0), input.nbytes) != 0) return 2;
+    if (argc > 2 && read_input(argv[2], bk_input_data(model, 0), input.nbytes) != 0) return 2;
 
     if (bk_run(model) != 0) return die("bk_run", bk_last_error(model));
-    print_best(bk_output_data(model, 0), output.nbytes / sizeof(float), argc > 2 ? argv[2] : NULL);
+    print_best(bk_output_data(model, 0), output.nbytes / sizeof(float), argv[1]);
     for (int i = 0; i < bk_step_count(model); i++)
         printf("%9.3f ms  %s (%s)\n", 1e3 * bk_step_seconds(model, i), bk_step_name(model, i), bk_step_kind(model, i));
     bk_destroy(model);

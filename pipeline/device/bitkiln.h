@@ -1,17 +1,24 @@
-/* bitkiln.h: run a compiled network from C or C++.
+/* bitkiln.h: run compiled networks from C or C++.
  *
- * A bundle's model.so holds one network: its kernels, weights and memory plan. Link with it, or load it with dlopen.
- * It needs libc, libm and pthreads, nothing else.
+ * A bundle's model.so holds one network: its kernels, weights and memory plan. It needs libc, libm and pthreads, nothing else.
+ * Compile the bundle's bitkiln.c into the program (any bundle's will do) and open bundles by their path:
  *
- *     bk_model *model = bk_create(4);
+ *     bk_model *model = bk_open("bundle", 4);
+ *     if (!model) return fprintf(stderr, "%s\n", bk_last_error(NULL)), 1;
  *     bk_set_input(model, 0, pixels, sizeof pixels);
  *     if (bk_run(model) != 0) fprintf(stderr, "%s\n", bk_last_error(model));
  *     bk_get_output(model, 0, scores, sizeof scores);
  *     bk_destroy(model);
  *
+ * A program of one network may load model.so itself (dlopen) and begin with bk_create. Linking with model.so works under the name
+ * that its SONAME says, which is each bundle's own; but of two that are linked with, bk_create is always the first one's.
+ *
  * Functions that return int give 0 on success (or a count) and -1 on an error, which bk_last_error describes; nothing
  * aborts. Each call locks its model, so threads may share one; for answers of one's own set, run and get must then be
  * kept together by the caller. Different models run side by side.
+ *
+ * After fork() the child may use, destroy or leave its copies of the parent's models; its first run starts threads of its own. What
+ * another thread of the parent was computing during the fork has to be run again.
  */
 #ifndef BITKILN_H
 #define BITKILN_H
@@ -39,12 +46,16 @@ typedef struct {
 
 int bk_abi_version(void);
 
-/* A runnable copy of the network with its own buffers and `threads` threads (1 to 16, the caller's included; 0 = one for
- * each processor, at most 4). NULL on failure: bk_last_error(NULL) says why. */
+/* A runnable copy of the network of the bundle, or of the model.so, at `path`: with its own buffers and `threads` threads (1 to 16,
+ * the caller's included; 0 = one for each processor that it may use, at most 4). NULL on failure: bk_last_error(NULL) says
+ * why. Defined in bitkiln.c. */
+bk_model *bk_open(const char *path, int threads);
+
+/* The same for the library that defines it. */
 bk_model *bk_create(int threads);
 void bk_destroy(bk_model *model);
 
-/* The last error of the model, or of bk_create for NULL; "" when there was none. Valid until the next call. */
+/* The last error of the model, or of bk_open and bk_create for NULL; "" when there was none. Valid until the next call. */
 const char *bk_last_error(const bk_model *model);
 
 int bk_thread_count(const bk_model *model);

@@ -7,23 +7,29 @@ same without numpy. This file stands alone: it travels inside every bundle.
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
+    del sys.path[0]  # A numpy.py that lies in the bundle is not what is to be imported.
+
 import argparse
 import array
 import ast
 import ctypes
 import hashlib
 import heapq
+import io
 import json
-import os
-import platform
 import random
 import resource
+import stat
 import statistics
 import struct
-import sys
 import time
 import warnings
 import zipfile
+import zlib
 from typing import IO, Any, Callable, Iterator, NamedTuple, Sequence
 
 try:
@@ -35,6 +41,7 @@ except ImportError:
 STARTED = time.perf_counter() - time.process_time()
 
 ABI_VERSION = 1
+MAX_THREADS = 16
 FORMAT_VERSION = 1
 
 # numpy's name of a type: its array.array code, its code in .npy files, its bytes.
@@ -162,10 +169,14 @@ def machine_name(machine: int, bits: int) -> str:
     return MACHINES.get(machine, f"{bits}-bit CPU number {machine}")
 
 
+def own_machine() -> tuple[int, int]:
+    """(machine number, bits) of this Python: its kernel's may differ."""
+    return elf_machine("/proc/self/exe" if os.path.exists("/proc/self/exe") else sys.executable)
+
+
 def check_machine(library: str) -> None:
     """Raise RunnerError where ``library`` is for another CPU than this Python."""
-    theirs = elf_machine(library)
-    ours = elf_machine("/proc/self/exe" if os.path.exists("/proc/self/exe") else sys.executable)
+    theirs, ours = elf_machine(library), own_machine()
     if theirs != ours:
         raise RunnerError(
             f"{library} is for {machine_name(*theirs)}, this Python is {machine_name(*ours)}: "
@@ -195,13 +206,18 @@ def open_library(path: str) -> ctypes.CDLL:
 class Model:
     """A compiled network: a bundle's folder, or a ``.so``.
 
-    ``inputs`` and ``outputs`` list TensorInfo. ``threads`` 0 uses every processor, at most 4. Not for use by two threads
-    at a time; make one Model for each instead.
+    ``inputs`` and ``outputs`` list TensorInfo. ``threads`` 0 uses every processor that this process may, at most 4. Threads
+    may share a Model, but setting inputs, running and reading outputs are then to be kept together: a Model for each is
+    simpler. After ``os.fork`` (or multiprocessing's) a child may use, close or leave the Models of its parent.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
         self._model = None
         path = os.fspath(path)
+        if not path:
+            raise RunnerError("the path of the bundle, or of its model.so, is empty")
+        if not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
+            raise RunnerError(f"{threads!r} threads: give 1 to {MAX_THREADS}, or 0 for one per processor")
         if os.path.isdir(path):
             path = os.path.join(path, "model.so")
         self.path = path
@@ -328,6 +344,8 @@ def to_bytes(values: Any, info: TensorInfo) -> bytes:
         return data
     if isinstance(values, (list, tuple)):
         values = from_lists(values, info.dtype)
+    if not all(hasattr(values, name) for name in ("shape", "dtype", "tobytes")):
+        raise RunnerError(f"input {info.name} takes an array, nested lists or bytes, not {type(values).__name__}")
     shape, dtype = tuple(values.shape), str(values.dtype)
     if shape != info.shape:
         raise RunnerError(f"input {info.name} has shape {show_shape(info.shape)}, not {show_shape(shape)}")
@@ -384,19 +402,24 @@ def read_npy(file: IO[bytes], name: str) -> Any:
             raise ValueError
         major = file.read(2)[0]
         (length,) = struct.unpack("<H" if major == 1 else "<I", file.read(2 if major == 1 else 4))
+        if length > 1 << 16:
+            raise ValueError
         header = ast.literal_eval(file.read(length).decode("latin-1").strip())
         descr, order, shape = header["descr"], header["fortran_order"], tuple(map(int, header["shape"]))
-    except (ValueError, SyntaxError, KeyError, IndexError, struct.error, TypeError):
+        if min(shape, default=0) < 0 or not isinstance(descr, (str, list)):
+            raise ValueError
+    except (ValueError, SyntaxError, KeyError, IndexError, struct.error, TypeError, RecursionError, OverflowError):
         raise RunnerError(f"{name}: not a .npy file")
     known = {code: dtype for dtype, (_, code, _) in DTYPES.items()}
-    if descr not in known:
+    if str(descr) not in known:
         raise RunnerError(f"{name}: tensors of type {descr} are not supported")
-    count = 1
+    nbytes = DTYPES[known[descr]][2]
     for extent in shape:
-        count *= extent
-    data = file.read()
-    if len(data) != count * DTYPES[known[descr]][2]:
-        raise RunnerError(f"{name}: {len(data)} bytes of data, {count * DTYPES[known[descr]][2]} expected")
+        nbytes *= extent
+    data = file.read(min(nbytes, sys.maxsize - 1) + 1)
+    if len(data) != nbytes:
+        more = "more" if len(data) > nbytes else len(data)
+        raise RunnerError(f"{name}: {more} bytes of data, {nbytes} expected")
     if order and len(shape) > 1:
         data = to_c_order(data, shape, DTYPES[known[descr]][0])
     return make_array(known[descr], shape, data)
@@ -439,26 +462,41 @@ def read_tensors(path: str) -> dict[str, Any]:
             return {"": read_npy(file, path)}
     except OSError as error:
         raise RunnerError(f"{path}: {error.strerror}")
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
         raise RunnerError(f"{path}: a damaged .npz file")
 
 
 def write_tensors(path: str, tensors: dict[str, Any]) -> None:
     """Write {name: array} as .npz, or the only one as .npy where ``path`` ends so."""
-    temporary = f"{path}.{os.getpid()}.part"
+    if path.endswith(".npy"):
+        if len(tensors) != 1:
+            raise RunnerError(f"{path}: {len(tensors)} tensors need a .npz file")
+        write_file(path, npy_bytes(next(iter(tensors.values()))))
+        return
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, values in tensors.items():
+            archive.writestr(name.replace("/", "_") + ".npy", npy_bytes(values))
+    write_file(path, content.getbuffer())
+
+
+def write_file(path: str, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all. A link leads to the file that is written; devices and pipes are written into."""
+    temporary = ""
     try:
-        if path.endswith(".npy"):
-            if len(tensors) != 1:
-                raise RunnerError(f"{path}: {len(tensors)} tensors need a .npz file")
-            with open(temporary, "wb") as file:
-                file.write(npy_bytes(next(iter(tensors.values()))))
-        else:
-            with zipfile.ZipFile(temporary, "w") as archive:
-                for name, values in tensors.items():
-                    archive.writestr(name.replace("/", "_") + ".npy", npy_bytes(values))
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as file:
+                file.write(content)
+            return
+        path = os.path.realpath(path)
+        temporary = f"{path}.{os.getpid()}.part"
+        with open(temporary, "xb") as file:
+            file.write(content)
+        if os.path.exists(path):
+            os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
         os.replace(temporary, path)
     except OSError as error:
-        if os.path.exists(temporary):
+        if temporary and os.path.exists(temporary) and not isinstance(error, FileExistsError):
             os.unlink(temporary)
         raise RunnerError(f"{path}: {error.strerror}")
 
@@ -531,6 +569,57 @@ def interleave(planes: Sequence[Any]) -> bytes:
 
 # --- The bundle -------------------------------------------------------------------------------------------------------
 
+MAX_MANIFEST = 64 << 20
+MAX_LABELS = 16 << 20
+
+_NUMBER = (int, float)
+_TENSOR = {"name": str, "dtype": str, "shape": [int]}
+_IMAGE = {
+    "height": int,
+    "width": int,
+    "channel_order": str,
+    "mean": [_NUMBER],
+    "scale": [_NUMBER],
+    "layout": str,
+    "resize": str,
+    "resize_to": int,
+}
+
+# What a manifest must hold where this runner takes it for granted. A key with "?" may be absent or null.
+MANIFEST = {
+    "files": {"*": {"size": int, "sha256": str}},
+    "requires": {"glibc": str},
+    "inputs": [_TENSOR],
+    "outputs": [_TENSOR],
+    "golden?": {"inputs": [str], "outputs": [str]},
+    "preprocessing?": _IMAGE,
+}
+
+
+def fits(value: Any, pattern: Any) -> bool:
+    """Is ``value`` of a type, a list of what fits the pattern's one item, or a dict with what the pattern's keys ask for?
+
+    A key "NAME?" may be absent or None; what "*" asks for holds for all values.
+    """
+    if isinstance(pattern, list):
+        return isinstance(value, list) and all(fits(item, pattern[0]) for item in value)
+    if not isinstance(pattern, dict):
+        return isinstance(value, pattern) and (pattern is bool or not isinstance(value, bool))
+    if not isinstance(value, dict):
+        return False
+    if "*" in pattern:
+        return all(fits(item, pattern["*"]) for item in value.values())
+    for key, wanted in pattern.items():
+        found = value.get(key.rstrip("?"))
+        if not (found is None and key.endswith("?")) and not fits(found, wanted):
+            return False
+    return True
+
+
+def plain_name(name: str) -> bool:
+    """Is it the name of a file in this folder?"""
+    return os.path.basename(name) == name and name not in ("", ".", "..") and "\0" not in name
+
 
 class Bundle:
     """A folder as ``bitkiln compile`` writes it."""
@@ -539,32 +628,66 @@ class Bundle:
         self.folder = folder
         path = self.path("manifest.json")
         try:
-            with open(path, encoding="utf-8") as file:
-                self.manifest = json.load(file)
-        except OSError as error:
-            raise RunnerError(f"{path}: {error.strerror}; this is no bundle")
-        except ValueError:
+            manifest = json.loads(self.read("manifest.json", MAX_MANIFEST).decode("utf-8"))
+        except (ValueError, RecursionError):
             raise RunnerError(f"{path}: damaged; copy the bundle again")
-        if self.manifest.get("format") != FORMAT_VERSION:
+        if isinstance(manifest, dict) and manifest.get("format") != FORMAT_VERSION:
             raise RunnerError(
-                "{}: format {}, this runner knows {}".format(path, self.manifest.get("format"), FORMAT_VERSION)
+                "{}: format {!r}, this runner knows {}".format(path, manifest.get("format"), FORMAT_VERSION)
             )
+        if not fits(manifest, MANIFEST) or not all(map(plain_name, manifest["files"])):
+            raise RunnerError(f"{path}: damaged, it holds something else than expected; copy the bundle again")
+        self.manifest = manifest
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
+    def read(self, name: str, most: int) -> bytes:
+        """The content of a file of the bundle, of ``most`` bytes at most."""
+        with self.open(name) as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise RunnerError(f"{self.path(name)}: too large; copy the bundle again")
+        return content
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file of the bundle, opened; RunnerError unless it is a file there, and no link or device."""
+        path = self.path(name)
+        try:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise RunnerError(f"{path}: not a file; copy the bundle again")
+            return open(path, "rb")
+        except OSError as error:
+            what = "this is no bundle" if name == "manifest.json" else "copy the bundle again"
+            raise RunnerError(f"{path}: {error.strerror}; {what}")
+
     def labels(self) -> list[str]:
         if "labels.txt" not in self.manifest["files"]:
             return []
-        with open(self.path("labels.txt"), encoding="utf-8") as file:
-            return file.read().splitlines()
+        return self.read("labels.txt", MAX_LABELS).decode("utf-8", "replace").splitlines()
+
+    def check_files(self) -> None:
+        """Raise RunnerError where a file is missing, altered, or lies in the folder though the manifest does not list it."""
+        listed = self.manifest["files"]
+        for name in ("model.so", "runner.py"):
+            if name not in listed:
+                raise RunnerError(
+                    "{}: does not list {}; copy the bundle again".format(self.path("manifest.json"), name)
+                )
+        for name in sorted(listed):
+            self.check_digest(name)
+        for name in sorted(os.listdir(self.folder)):
+            if name not in listed and name.endswith((".py", ".so", ".pth")):
+                raise RunnerError(f"{self.path(name)}: no part of the bundle, and a program: remove it")
 
     def check_digest(self, name: str) -> None:
         """Raise RunnerError where a file is missing or altered."""
-        expected = self.manifest["files"][name]
+        expected = self.manifest["files"].get(name)
+        if expected is None:
+            raise RunnerError("{}: does not list {}; copy the bundle again".format(self.path("manifest.json"), name))
         digest, size = hashlib.sha256(), 0
         try:
-            with open(self.path(name), "rb") as file:
+            with self.open(name) as file:
                 for part in iter(lambda: file.read(1 << 20), b""):
                     digest.update(part)
                     size += len(part)
@@ -577,7 +700,7 @@ class Bundle:
         """Raise RunnerError where this system is too old or another CPU."""
         check_machine(self.path("model.so"))
         have, need = glibc_version(), self.manifest["requires"]["glibc"]
-        if have and tuple(map(int, have.split(".")[:2])) < tuple(map(int, need.split(".")[:2])):
+        if have and version_numbers(have) < version_numbers(need):
             raise RunnerError(f"this system has glibc {have}, the bundle needs {need}")
 
     def set_image(self, model: Model, path: str) -> None:
@@ -597,7 +720,13 @@ class Bundle:
             model.set_input(info.name, tensors[info.name])
 
     def golden(self, kind: str) -> list[Any]:
-        return [next(iter(read_tensors(self.path(name)).values())) for name in self.manifest["golden"][kind]]
+        names = self.manifest["golden"][kind]
+        for name in names:
+            if name not in self.manifest["files"]:
+                raise RunnerError(
+                    "{}: does not list {}; copy the bundle again".format(self.path("manifest.json"), name)
+                )
+        return [next(iter(read_tensors(self.path(name)).values())) for name in names]
 
 
 def glibc_version() -> str:
@@ -607,6 +736,11 @@ def glibc_version() -> str:
         return version if name == "glibc" else ""
     except (ValueError, OSError, AttributeError):
         return ""
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """(2, 31) of "2.31"; what is no number counts as 0."""
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:2])
 
 
 def largest_error(values: Any, expected: Any) -> float:
@@ -627,13 +761,12 @@ def largest_error(values: Any, expected: Any) -> float:
 
 def check(bundle: Bundle, threads: int) -> None:
     """Print what was checked; raises RunnerError at the first thing that is wrong."""
-    for name in sorted(bundle.manifest["files"]):
-        bundle.check_digest(name)
+    bundle.check_files()
     print("files: {} as compiled".format(len(bundle.manifest["files"])))
     bundle.check_system()
     print(
         "system: {}, glibc {} (needs {})".format(
-            platform.machine(), glibc_version() or "unknown", bundle.manifest["requires"]["glibc"]
+            machine_name(*own_machine()), glibc_version() or "unknown", bundle.manifest["requires"]["glibc"]
         )
     )
     if not bundle.manifest.get("golden"):
@@ -791,6 +924,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print_report(model, report, options)
     except RunnerError as error:
         print(f"runner: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(
+            "runner: out of memory: close other programs, or let the network run on a board with more", file=sys.stderr
+        )
         return 2
     return 0
 

@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -33,6 +34,7 @@
 
 #define USE_FIRST_VERSION(name) __asm__(".symver " #name "," #name "@" FIRST_GLIBC)
 USE_FIRST_VERSION(pthread_create);
+USE_FIRST_VERSION(pthread_sigmask);
 USE_FIRST_VERSION(pthread_join);
 USE_FIRST_VERSION(pthread_once);
 USE_FIRST_VERSION(pthread_key_create);
@@ -66,7 +68,7 @@ void __aeabi_unwind_cpp_pr1(void) {}
 #endif
 
 #define API __attribute__((visibility("default")))
-#define ALIGNMENT 64
+#define ALIGNMENT 64 /* of tensors; a cache line */
 #define PAGE 4096
 #define MAX_THREADS 16
 #define DEFAULT_THREADS 4
@@ -91,21 +93,23 @@ typedef struct block {
 } block;
 
 /* `ticket` is a round's number (24 bits), its number of tasks (20) and its next task (20) in one word: whoever adds one to
- * it has taken a task of the round it names, however late. So a launch waits for its tasks, never for sleeping workers. */
+ * it has taken a task of the round it names, however late. So a launch waits for its tasks, never for sleeping workers.
+ * It and `done` have cache lines of their own: who waits reads the one, who works writes the other. */
 typedef struct {
+    _Alignas(ALIGNMENT) atomic_uint_least64_t ticket;
+    _Alignas(ALIGNMENT) atomic_int done; /* tasks of the current round */
+    _Alignas(ALIGNMENT) atomic_int failed;
+    atomic_bool stop;
+    parallel_task task;
+    void *closure;
     pthread_t threads[MAX_THREADS - 1];
     int started;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    atomic_uint_least64_t ticket;
-    atomic_int done; /* tasks of the current round */
-    atomic_int failed;
-    atomic_bool stop;
-    parallel_task task;
-    void *closure;
 } pool;
 
 struct bk_model {
+    bk_model *next; /* in the list of all models */
     pthread_mutex_t mutex;
     pthread_mutex_t error_mutex;
     pthread_mutex_t scratch_mutex;
@@ -129,15 +133,14 @@ static pthread_mutex_t create_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* The model whose kernel runs on this thread: TVM's services are not told. */
 static pthread_key_t current_model;
-static pthread_once_t current_model_once = PTHREAD_ONCE_INIT;
+static pthread_once_t prepare_once = PTHREAD_ONCE_INIT;
 static bool current_model_made;
+static void before_fork(void), after_fork(void), after_fork_in_child(void);
 
-static void make_current_model(void) { current_model_made = pthread_key_create(&current_model, NULL) == 0; }
-
-/* A process has 1024 keys: a library that is unloaded gives its own back. */
-__attribute__((destructor)) static void delete_current_model(void)
+static void prepare_library(void)
 {
-    if (current_model_made) pthread_key_delete(current_model);
+    current_model_made = pthread_key_create(&current_model, NULL) == 0 &&
+                         pthread_atfork(before_fork, after_fork, after_fork_in_child) == 0;
 }
 
 __attribute__((format(printf, 2, 3))) static int fail(bk_model *model, const char *format, ...)
@@ -220,14 +223,20 @@ static void next_round(pool *pool, int tasks)
     pthread_mutex_unlock(&pool->mutex);
 }
 
+/* Starts those threads that do not run yet. They leave all signals to the program's own threads. */
 static int start_threads(bk_model *model)
 {
-    for (int i = 0; i < model->threads - 1; i++) {
-        int code = pthread_create(&model->pool.threads[i], NULL, work, model);
-        if (code != 0) return fail(model, "cannot start thread %d of %d: %s", i + 2, model->threads, strerror(code));
-        model->pool.started++;
-    }
-    return 0;
+    pool *pool = &model->pool;
+    if (pool->started == model->threads - 1) return 0;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int code = 0;
+    for (; pool->started < model->threads - 1; pool->started++)
+        if ((code = pthread_create(&pool->threads[pool->started], NULL, work, model)) != 0) break;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (code == 0) return 0;
+    return fail(model, "cannot start thread %d of %d: %s", pool->started + 2, model->threads, strerror(code));
 }
 
 static void stop_threads(bk_model *model)
@@ -420,11 +429,81 @@ static int allocate_model(bk_model *model)
     return 0;
 }
 
+/* One for each processor that this thread may use. */
 static int default_threads(void)
 {
+    cpu_set_t allowed;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) processors = CPU_COUNT(&allowed);
     return processors < 1 ? 1 : processors > DEFAULT_THREADS ? DEFAULT_THREADS : (int)processors;
 }
+
+static void make_locks(bk_model *model)
+{
+    pthread_mutex_init(&model->mutex, NULL);
+    pthread_mutex_init(&model->error_mutex, NULL);
+    pthread_mutex_init(&model->scratch_mutex, NULL);
+    pthread_mutex_init(&model->pool.mutex, NULL);
+    pthread_cond_init(&model->pool.wake, NULL);
+}
+
+/* --- fork ---------------------------------------------------------------------------------------------------------
+ * A child has a copy of every model, of the threads only the one that forked, and of the locks whatever state they were
+ * in. So the child makes the locks anew, and its first run starts threads again. */
+
+static pthread_mutex_t models_mutex = PTHREAD_MUTEX_INITIALIZER;
+static bk_model *models;
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&models_mutex);
+    pthread_mutex_lock(&create_mutex);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&create_mutex);
+    pthread_mutex_unlock(&models_mutex);
+}
+
+static void after_fork_in_child(void)
+{
+    for (bk_model *model = models; model; model = model->next) {
+        make_locks(model);
+        model->pool.started = 0;
+        model->in_parallel = false;
+        atomic_store(&model->pool.ticket, 0); /* a round that the parent's threads were in goes on in the parent alone */
+    }
+    after_fork();
+}
+
+static void list_model(bk_model *model)
+{
+    pthread_mutex_lock(&models_mutex);
+    model->next = models;
+    models = model;
+    pthread_mutex_unlock(&models_mutex);
+}
+
+static void unlist_model(bk_model *model)
+{
+    pthread_mutex_lock(&models_mutex);
+    for (bk_model **at = &models; *at; at = &(*at)->next)
+        if (*at == model) {
+            *at = model->next;
+            break;
+        }
+    pthread_mutex_unlock(&models_mutex);
+}
+
+/* A process has 1024 keys: a library that is unloaded gives its own back. Where models are left the process ends, perhaps
+ * while another thread runs one. */
+__attribute__((destructor)) static void delete_current_model(void)
+{
+    if (current_model_made && !models) pthread_key_delete(current_model);
+}
+
+/* --- Creating and destroying -------------------------------------------------------------------------------------- */
 
 API bk_model *bk_create(int threads)
 {
@@ -432,17 +511,14 @@ API bk_model *bk_create(int threads)
         fail(NULL, "%d threads: give 1 to %d, or 0 for one per processor", threads, MAX_THREADS);
         return NULL;
     }
-    pthread_once(&current_model_once, make_current_model);
+    pthread_once(&prepare_once, prepare_library);
     bk_model *model = current_model_made ? allocate_zeros(1, sizeof *model) : NULL;
     if (!model) {
         fail(NULL, current_model_made ? "out of memory" : "out of thread-specific keys");
         return NULL;
     }
-    pthread_mutex_init(&model->mutex, NULL);
-    pthread_mutex_init(&model->error_mutex, NULL);
-    pthread_mutex_init(&model->scratch_mutex, NULL);
-    pthread_mutex_init(&model->pool.mutex, NULL);
-    pthread_cond_init(&model->pool.wake, NULL);
+    make_locks(model);
+    list_model(model);
     model->threads = threads ? threads : default_threads();
     if (allocate_model(model) != 0 || start_threads(model) != 0) {
         fail(NULL, "%s", model->error);
@@ -457,6 +533,7 @@ API bk_model *bk_create(int threads)
 API void bk_destroy(bk_model *model)
 {
     if (!model) return;
+    unlist_model(model);
     stop_threads(model);
     while (model->scratch) {
         block *next = model->scratch->next;
@@ -477,7 +554,7 @@ API void bk_destroy(bk_model *model)
     free(model);
 }
 
-API int bk_thread_count(const bk_model *model) { return model->threads; }
+API int bk_thread_count(const bk_model *model) { return model ? model->threads : -1; }
 
 /* --- Tensors ------------------------------------------------------------------------------------------------------ */
 
@@ -522,18 +599,20 @@ API int bk_output_info(const bk_model *model, int index, bk_tensor_info *info)
 
 API void *bk_input_data(bk_model *model, int index)
 {
-    const bk_tensor *tensor = input_at(index);
+    const bk_tensor *tensor = model ? input_at(index) : NULL;
     return tensor ? tensor_data(model, tensor) : NULL;
 }
 
 API const void *bk_output_data(const bk_model *model, int index)
 {
-    const bk_tensor *tensor = output_at(index);
+    const bk_tensor *tensor = model ? output_at(index) : NULL;
     return tensor ? tensor_data(model, tensor) : NULL;
 }
 
-static int check_copy(bk_model *model, const char *what, const bk_tensor *tensor, int index, size_t nbytes)
+static int check_copy(bk_model *model, const char *what, const bk_tensor *tensor, int index, const void *data, size_t nbytes)
 {
+    if (!model) return fail(NULL, "no model was given");
+    if (!data && nbytes) return fail(model, "%s %d: the data's address is NULL", what, index);
     if (!tensor) return fail(model, "there is no %s %d", what, index);
     if (nbytes != tensor->nbytes)
         return fail(model, "%s %d (%s) has %llu bytes, not %llu", what, index, tensor->name,
@@ -543,7 +622,7 @@ static int check_copy(bk_model *model, const char *what, const bk_tensor *tensor
 
 API int bk_set_input(bk_model *model, int index, const void *data, size_t nbytes)
 {
-    if (check_copy(model, "input", input_at(index), index, nbytes) != 0) return -1;
+    if (check_copy(model, "input", input_at(index), index, data, nbytes) != 0) return -1;
     pthread_mutex_lock(&model->mutex);
     memcpy(tensor_data(model, input_at(index)), data, nbytes);
     pthread_mutex_unlock(&model->mutex);
@@ -552,7 +631,7 @@ API int bk_set_input(bk_model *model, int index, const void *data, size_t nbytes
 
 API int bk_get_output(bk_model *model, int index, void *data, size_t nbytes)
 {
-    if (check_copy(model, "output", output_at(index), index, nbytes) != 0) return -1;
+    if (check_copy(model, "output", output_at(index), index, data, nbytes) != 0) return -1;
     pthread_mutex_lock(&model->mutex);
     memcpy(data, tensor_data(model, output_at(index)), nbytes);
     pthread_mutex_unlock(&model->mutex);
@@ -586,20 +665,6 @@ static int timed_step(bk_model *model, int index)
     return code;
 }
 
-static void enter(bk_model *model)
-{
-    pthread_mutex_lock(&model->mutex);
-    pthread_setspecific(current_model, model);
-    model->error[0] = 0;
-}
-
-static int leave(bk_model *model, int code)
-{
-    pthread_setspecific(current_model, NULL);
-    pthread_mutex_unlock(&model->mutex);
-    return code;
-}
-
 /* Calls `work` with the stack at one place of a page, whoever calls: how frames share cache sets with tensors, and which pages are
  * touched first, would otherwise depend on the caller's depth and on the size of the environment (Mytkowicz et al., "Producing Wrong
  * Data Without Doing Anything Obviously Wrong!", 2009). */
@@ -608,6 +673,19 @@ __attribute__((noinline)) static int at_page(int (*work)(bk_model *, int), bk_mo
     const volatile void *down_to_page = __builtin_alloca((uintptr_t)__builtin_frame_address(0) % PAGE);
     __asm__ volatile("" : : "r"(down_to_page));
     return work(model, argument);
+}
+
+/* Runs kernels: `work` with the model locked and its threads there. */
+static int with_kernels(int (*work)(bk_model *, int), bk_model *model, int argument)
+{
+    if (!model) return fail(NULL, "no model was given");
+    pthread_mutex_lock(&model->mutex);
+    pthread_setspecific(current_model, model);
+    model->error[0] = 0;
+    int code = start_threads(model) == 0 ? at_page(work, model, argument) : -1;
+    pthread_setspecific(current_model, NULL);
+    pthread_mutex_unlock(&model->mutex);
+    return code;
 }
 
 static int run_all(bk_model *model, int unused)
@@ -633,21 +711,18 @@ static int run_marked(bk_model *model, int per_step)
 
 API int bk_run(bk_model *model)
 {
-    enter(model);
-    return leave(model, at_page(run_all, model, 0));
+    return with_kernels(run_all, model, 0);
 }
 
 API int bk_run_step(bk_model *model, int step)
 {
     if (step < 0 || step >= bk_network.step_count) return fail(model, "there is no step %d", step);
-    enter(model);
-    return leave(model, at_page(timed_step, model, step));
+    return with_kernels(timed_step, model, step);
 }
 
 API int bk_run_marked(bk_model *model, int per_step)
 {
-    enter(model);
-    return leave(model, at_page(run_marked, model, per_step));
+    return with_kernels(run_marked, model, per_step);
 }
 
 static const bk_step *step_at(int step)
@@ -667,7 +742,10 @@ API const char *bk_step_kind(const bk_model *model, int step)
     return (void)model, step_at(step) ? step_at(step)->kind : NULL;
 }
 
-API double bk_step_seconds(const bk_model *model, int step) { return step_at(step) ? model->seconds[step] : -1; }
+API double bk_step_seconds(const bk_model *model, int step)
+{
+    return model && step_at(step) ? model->seconds[step] : -1;
+}
 
 API int bk_step_output_count(const bk_model *model, int step)
 {
@@ -681,6 +759,6 @@ API int bk_step_output_info(const bk_model *model, int step, int index, bk_tenso
 
 API const void *bk_step_output_data(const bk_model *model, int step, int index)
 {
-    const bk_tensor *tensor = step_output_at(step, index);
+    const bk_tensor *tensor = model ? step_output_at(step, index) : NULL;
     return tensor ? tensor_data(model, tensor) : NULL;
 }

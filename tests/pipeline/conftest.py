@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,24 +25,6 @@ class NoRecords:
 
     def best(self, workload: str, target: Target) -> None:
         """Nothing is known."""
-
-
-@pytest.fixture(scope="session")
-def host() -> Target:
-    """This machine as a target: what needs no ARM runs natively."""
-    if platform.machine() != "x86_64" or shutil.which("gcc") is None:
-        pytest.skip("needs an x86-64 machine with gcc")
-    board = targets.load("rasp3b")
-    return Target(
-        name="host",
-        description="this machine",
-        llvm={"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
-        cc={"compiler": "gcc", "flags": []},
-        cpu=board.cpu,
-        dram=board.dram,
-        userland={},
-        records=(),
-    )
 
 
 def toy_module() -> tvm.IRModule:

@@ -17,6 +17,7 @@ from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
 
 FILES = {
+    "bitkiln.c",
     "bitkiln.h",
     "golden_input.npy",
     "golden_output.npy",

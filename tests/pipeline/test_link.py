@@ -87,8 +87,18 @@ def test_a_library_exports_its_interface_alone(name: str, tmp_path: Path) -> Non
     nm = target.cc["compiler"].replace("gcc", "nm")
     text = subprocess.run([nm, "-D", "--defined-only", tmp_path / "model.so"], capture_output=True, text=True).stdout
     exported = {line.split()[-1] for line in text.splitlines()}
-    declared = set(re.findall(r"\b(bk_[a-z_]+)\(", (link.DEVICE / "bitkiln.h").read_text())) - {"bk_model"}
+    declared = set(re.findall(r"\b(bk_[a-z_]+)\(", (link.DEVICE / "bitkiln.h").read_text())) - {"bk_model", "bk_open"}
     assert exported == declared
+
+
+def test_each_network_has_a_name_of_its_own(tmp_path: Path) -> None:
+    target, names = targets.load("rasp3b"), set()
+    for number, kernel in enumerate((CURVES, FILL, CURVES)):
+        link_kernel(kernel, target, tmp_path / f"{number}.so")
+        command = [target.cc["compiler"].replace("gcc", "readelf"), "-d", tmp_path / f"{number}.so"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        names.update(re.findall(r"SONAME.*\[(.+)\]", text))
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,10 @@ def test_answers_are_the_same_without_numpy(
         ([[1.0, 2.0], [3.0]], "rows of different lengths"),
         ([1.0, "a"], "values that are no float32"),
         ([[1.0, 2.0], [3.0, 4.0]], "not 2x2"),
+        (None, "takes an array, nested lists or bytes, not NoneType"),
+        (5, "not int"),
+        ("x", "not str"),
+        ([["a"]], "values that are no float32"),
     ],
 )
 def test_wrong_inputs_are_refused(library: Path, values: object, message: str) -> None:
@@ -103,6 +108,37 @@ def test_wrong_names_and_numbers_are_refused(library: Path) -> None:
             model.output(2)
         with pytest.raises(runner.RunnerError, match="has 1 inputs, 2 were given"):
             model(b"", b"")
+
+
+@pytest.mark.parametrize("threads", [2**40, -1, 17, 1.5, "4", None])
+def test_impossible_numbers_of_threads_are_refused(library: Path, threads: object) -> None:
+    with pytest.raises(runner.RunnerError, match="threads: give 1 to 16"):
+        runner.Model(library, threads)
+
+
+def test_an_empty_path_is_named(library: Path) -> None:
+    with pytest.raises(runner.RunnerError, match="is empty"):
+        runner.Model("")
+
+
+def test_children_of_a_fork_may_use_a_model_close_it_or_exit(library: Path, toy_input: np.ndarray) -> None:
+    """A loaded model and ``os.fork``, as multiprocessing and servers of web pages have it."""
+    script = (
+        "import os, sys, runner\n"
+        "m = runner.Model(sys.argv[1], 4); m.fill_random(); m.run(); expected = m.output(0).tobytes()\n"
+        "for what in ('use', 'close', 'exit') * 5:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        if what == 'use': m.run(); m.run(); os._exit(m.output(0).tobytes() != expected)\n"
+        "        if what == 'close': m.close(); os._exit(0)\n"
+        "        sys.exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0, what\n"
+        "m.run(); assert m.output(0).tobytes() == expected; print('done')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(RUNNER.parent)}
+    command = [sys.executable, "-c", script, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_a_closed_model_says_so(library: Path) -> None:
@@ -215,6 +251,42 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
+def test_outputs_go_into_special_files_and_through_links(tmp_path: Path) -> None:
+    tensors = {"y": np.arange(3, dtype="float32")}
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    runner.write_tensors(str(tmp_path / "pipe"), tensors)
+    content = os.read(reader, 1 << 16)
+    os.close(reader)
+    assert list(np.load(io.BytesIO(content))) == ["y"] and (tmp_path / "pipe").is_fifo()
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "y.npy").write_bytes(b"old")
+    (tmp_path / "real" / "y.npy").chmod(0o600)
+    (tmp_path / "link.npy").symlink_to("real/y.npy")
+    runner.write_tensors(str(tmp_path / "link.npy"), tensors)
+    assert (tmp_path / "link.npy").is_symlink()
+    assert np.load(tmp_path / "real" / "y.npy").tolist() == [0, 1, 2]
+    assert (tmp_path / "real" / "y.npy").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.npy", "pipe", "real", "y.npy"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{" * 200,
+        b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,), }",
+        b"{'descr': '<f4', 'shape': (-1,)}",
+        b"\xff",
+    ],
+)
+def test_damaged_arrays_are_refused(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(12))
+    with pytest.raises(runner.RunnerError, match=r"x\.npy: "):
+        runner.read_tensors(str(path))
+
+
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 HOW = {
@@ -279,7 +351,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 def test_check_passes_on_the_board(toy_bundle: Bundle) -> None:
     done = on_board(toy_bundle, "--check")
     assert done.returncode == 0, done.stderr
-    assert "files: 7 as compiled" in done.stdout and "output scores within" in done.stdout
+    assert "files: 8 as compiled" in done.stdout and "output scores within" in done.stdout
 
 
 def test_tensors_run_on_the_board_without_numpy(
@@ -340,6 +412,69 @@ def test_errors_are_one_line_and_exit_2(toy_bundle: Bundle, tmp_path: Path, caps
     (toy_bundle.folder / "manifest.json").write_text("{")
     assert runner.main([str(toy_bundle.folder), "--bench"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def damage(bundle: Bundle, change: Callable[[dict], object]) -> None:
+    """Rewrite the manifest."""
+    manifest = json.loads((bundle.folder / "manifest.json").read_text())
+    change(manifest)
+    (bundle.folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(files=None),
+        lambda m: m.update(files={"model.so": 3}),
+        lambda m: m["files"].update({"model.so": {"size": "1", "sha256": 2}}),
+        lambda m: m.update(files=["model.so"]),
+        lambda m: m.update(inputs=3),
+        lambda m: m.pop("requires"),
+        lambda m: m.update(preprocessing={"mean": "a"}),
+        lambda m: m.update(golden=[1]),
+        lambda m: m["files"].update({"/etc/passwd": m["files"]["model.so"]}),
+        lambda m: m["files"].update({"../model.so": m["files"]["model.so"]}),
+        lambda m: m["files"].pop("model.so"),
+        lambda m: m.update(format=[]),
+    ],
+)
+def test_damaged_manifests_are_one_line(toy_bundle: Bundle, capsys, change: Callable[[dict], object]) -> None:
+    damage(toy_bundle, change)
+    assert runner.main([str(toy_bundle.folder), "--check"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "manifest.json: " in error
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "[" * 100000, "nul", '{"format": 1e999}'])
+def test_what_is_no_manifest_is_one_line(toy_bundle: Bundle, capsys, text: str) -> None:
+    (toy_bundle.folder / "manifest.json").write_text(text)
+    assert runner.main([str(toy_bundle.folder), "--check"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_links_are_no_part_of_a_bundle(toy_bundle: Bundle, tmp_path: Path, capsys) -> None:
+    library = toy_bundle.folder / "model.so"
+    library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(tmp_path / "elsewhere.so")
+    assert runner.main([str(toy_bundle.folder), "--check"]) == 2
+    assert "model.so: not a file" in capsys.readouterr().err
+
+
+def test_programs_that_are_no_part_of_a_bundle_are_named_and_not_run(toy_bundle: Bundle) -> None:
+    foreign = toy_bundle.folder / "argparse.py"
+    foreign.write_text("print('imported')")
+    done = on_board(toy_bundle, "--check")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "argparse.py: no part of the bundle" in done.stderr
+
+
+def test_too_little_memory_is_one_line(toy_bundle: Bundle, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(runner, "run", fail)
+    assert runner.main([str(toy_bundle.folder), "--bench"]) == 2
+    assert capsys.readouterr().err.startswith("runner: out of memory")
 
 
 def test_top_is_stable_and_ignores_nan() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -198,16 +200,127 @@ def test_threads_and_memory_are_given_back(library: Path) -> None:
     assert threads_alive() <= before
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_sanitizers_find_nothing(host, tmp_path: Path, sanitizer: str) -> None:
-    build(tmp_path, ["twice", "nested", "twice"], (f"-fsanitize={sanitizer}",))
-    (tmp_path / "main.c").write_text(
-        '#include "bitkiln.h"\n#include <stdio.h>\n'
-        "int main(void) { for (int t = 1; t <= 4; t++) { bk_model *m = bk_create(t); float x[1000] = {1}, y[1000];"
-        "bk_set_input(m, 0, x, sizeof x); for (int i = 0; i < 100; i++) if (bk_run(m)) return 1;"
-        'bk_get_output(m, 0, y, sizeof y); bk_destroy(m); if (y[0] != 15) return 2; } puts("done"); return 0; }'
+def test_the_default_heeds_what_the_process_may_use(library: Path) -> None:
+    script = (
+        "import os, sys, runner; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "print(runner.Model(sys.argv[1]).threads)"
     )
-    command = ["gcc", f"-fsanitize={sanitizer}", f"-I{DEVICE}", "main.c", "./model.so", "-Wl,-rpath,.", "-o", "main"]
+    environment = {**os.environ, "PYTHONPATH": str(DEVICE)}
+    command = [sys.executable, "-c", script, str(library)]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout == "1\n"
+
+
+def test_threads_may_load_at_once(library: Path) -> None:
+    answers: list[float] = []
+
+    def load() -> None:
+        with runner.Model(str(library), 2) as model:
+            answers.append(float(model(np.zeros(1000, "float32"))[0]))
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [3.0] * 8
+
+
+USES = r"""
+#include "bitkiln.h"
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+enum { N = 1000 };
+static bk_model *shared;
+static int stop;
+
+static void check(const bk_model *model, float x)
+{
+    const float *y = bk_output_data(model, 0);
+    for (int i = 0; i < N; i++)
+        if (y[i] != 8 * x + 7) exit(3);
+}
+
+static void use(bk_model *model, float x)
+{
+    float *input = bk_input_data(model, 0);
+    for (int i = 0; i < N; i++) input[i] = x;
+    if (bk_run(model)) exit(2);
+    check(model, x);
+}
+
+static void *create_and_use(void *unused)
+{
+    for (int i = 0; i < 20; i++) {
+        bk_model *model = bk_create(i % 5);
+        use(model, (float)i);
+        bk_destroy(model);
+    }
+    return unused;
+}
+
+static void *run_shared(void *unused)
+{
+    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED))
+        if (bk_run(shared)) exit(4);
+    return unused;
+}
+
+/* Children use the model, destroy it or leave it, while another thread may be running it. */
+static void fork_children(int busy, int count)
+{
+    pthread_t thread;
+    if (busy) pthread_create(&thread, NULL, run_shared, NULL);
+    for (int i = 0; i < count; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(30);
+            if (i % 3 == 0) use(shared, (float)i), use(shared, 1);
+            if (i % 3 < 2) bk_destroy(shared);
+            _exit(0);
+        }
+        int status;
+        if (waitpid(child, &status, 0) != child || status != 0) exit(5);
+    }
+    __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+    if (busy) pthread_join(thread, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, create_and_use, NULL);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    shared = bk_create(4);
+    use(shared, 1);
+    for (int i = 0; i < 4; i++) pthread_create(&threads[i], NULL, run_shared, NULL);
+    usleep(100000);
+    __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    stop = 0;
+    if (argc > 1) fork_children(0, atoi(argv[1])), stop = 0, fork_children(1, atoi(argv[1]));
+    check(shared, 1);
+    bk_destroy(shared);
+    puts("done");
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "forks"),
+    # ThreadSanitizer does not know of threads that are started after a fork.
+    [("thread", None), ("address,undefined", "60"), ("", "300")],
+    ids=["thread", "address,undefined", "none"],
+)
+def test_threads_forks_and_sanitizers(host, tmp_path: Path, sanitizer: str, forks: str | None) -> None:
+    flags = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all") if sanitizer else ()
+    build(tmp_path, ["twice", "nested", "twice"], flags)
+    (tmp_path / "main.c").write_text(USES)
+    command = ["gcc", "-g", *flags, f"-I{DEVICE}", "main.c", "./model.so", "-Wl,-rpath,.", "-o", "main", "-lpthread"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    done = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    arguments = ["./main", *([forks] if forks else [])]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
