@@ -17,7 +17,7 @@ from benchmarks.networks import Work
 from benchmarks.report import Row
 from bitkiln import targets
 from bitkiln.pipeline.errors import BitkilnError
-from bitkiln.pipeline.files import atomic_write
+from bitkiln.pipeline.support.files import atomic_write
 
 ENGINES = (report.OURS, *peers.PEERS)
 

@@ -11,14 +11,15 @@ import tvm
 
 from benchmarks.networks import Layer, Work
 from benchmarks.stand import UNMODELLED
-from bitkiln.pipeline.boards import LocalBoard, Measurement, Request
+from bitkiln.pipeline.boards.board import LocalBoard, Measurement, Request
 from bitkiln.pipeline.bundle import open_bundle
-from bitkiln.pipeline.compile import choose_knobs, compile_model
+from bitkiln.pipeline.compile import compile_model
+from bitkiln.pipeline.compile.kernels import choose_knobs
 from bitkiln.pipeline.errors import BitkilnError, VerifyError
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.records import Records
-from bitkiln.pipeline.tuning.builder import SEED, Artifact, build
-from bitkiln.pipeline.tuning.data import arguments, disagreement
+from bitkiln.pipeline.tune.builder import SEED, Artifact, build
+from bitkiln.pipeline.tune.data import arguments, disagreement
 from bitkiln.pipeline.verify import verify_bundle
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Conv2d, Step, to_json

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import wheels
+from bitkiln.pipeline.boards.userland import Userland, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
-from bitkiln.pipeline.userland import Userland, userland
 from bitkiln.targets import Target
 from bitkiln.targets.sim.build import SimUnavailable, plugin, plugin_options
 from bitkiln.targets.sim.identity import write_cpu_identity

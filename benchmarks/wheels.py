@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.pipeline.files import cache_directory
+from bitkiln.pipeline.support.files import cache_directory
 
 VERSIONS = {"ncnn": "1.0.20261020", "onnxruntime": "1.31.1", "litert": "2.3.0"}
 #: What the engines need at run time and no more: their other dependencies are for downloads and model zoos.

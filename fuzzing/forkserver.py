@@ -35,7 +35,7 @@ def import_everything() -> None:
     """Import what the commands import when they are called, so that every fork has it."""
     from bitkiln.pipeline import compile, inspect, records  # noqa: F401
     from bitkiln.pipeline.importers import FORMATS
-    from bitkiln.pipeline.passes import lower  # noqa: F401
+    from bitkiln.pipeline.passes import pipeline  # noqa: F401
 
     for module in set(FORMATS.values()):
         import_module(f"bitkiln.pipeline.importers.{module}")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitkiln import targets
+from bitkiln.pipeline import api
 from bitkiln.pipeline.errors import BitkilnError
 
 if TYPE_CHECKING:
     from bitkiln.pipeline.model import Model
-    from bitkiln.pipeline.records import Records
 
 # Stages are imported inside the commands: TVM takes a second to import, and --help should not.
 
@@ -28,12 +28,7 @@ class TargetName(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> targets.Target:
         """Look the name up."""
-        if isinstance(value, targets.Target):
-            return value
-        try:
-            return targets.load(value)
-        except targets.UnknownTarget as error:
-            raise BitkilnError(str(error)) from None
+        return api.target(value)
 
 
 class InputShape(click.ParamType):
@@ -109,9 +104,8 @@ MODEL_OPTION_NAMES = (
     "leaky_factor",
     "weights",
 )
-DEFAULT_TARGET = "rasp3b"
 TARGET_OPTION = click.option(
-    "--target", type=TargetName(), default=DEFAULT_TARGET, show_default=True, help="Kind of board."
+    "--target", type=TargetName(), default=api.DEFAULT_TARGET, show_default=True, help="Kind of board."
 )
 LOGS_OPTION = click.option(
     "--logs",
@@ -127,17 +121,8 @@ BOARD_OPTIONS = options(
 
 def _load(model: str, settings: dict[str, Any]) -> Model:
     """Import ``model`` with the MODEL_OPTIONS found in ``settings``."""
-    from bitkiln.pipeline.importers import ImportOptions, load_model
-
     values = {name: settings[name] for name in MODEL_OPTION_NAMES}
-    return load_model(model, ImportOptions(**{**values, "shapes": dict(values["shapes"])}))
-
-
-def _records(logs: Path | None) -> Records:
-    """The user's records, then the committed ones."""
-    from bitkiln.pipeline.records import Records
-
-    return Records.open(logs)
+    return api.load(model, **{**values, "shapes": dict(values["shapes"])})
 
 
 def _print_json(value: Any) -> None:
@@ -176,13 +161,12 @@ def inspect(
     \b
     Example: bitkiln inspect model.onnx --shape data=1,3,224,224 --html model.html
     """
-    from bitkiln.pipeline import inspect as stage
-    from bitkiln.pipeline.files import atomic_write
-    from bitkiln.pipeline.inspection import page, table
+    from bitkiln.pipeline.inspect import page, table
+    from bitkiln.pipeline.support.files import atomic_write
 
-    names = sorted(targets.known(), key=lambda name: name != DEFAULT_TARGET)
+    names = sorted(targets.known(), key=lambda name: name != api.DEFAULT_TARGET)
     boards = [target] if target else [targets.load(name) for name in names]
-    found = stage.inspect_model(_load(model, settings), boards)
+    found = api.inspect(_load(model, settings), boards)
     if html:
         with atomic_write(html) as temporary:
             temporary.write_text(page.render(found), encoding="utf-8")
@@ -218,12 +202,9 @@ def tune(models: tuple[str, ...], target: targets.Target, logs: Path, **settings
     \b
     Example: tune model.onnx --target rasp3b --tracker pi-lab:9190 --key rasp3b
     """
-    from bitkiln.pipeline import tune as stage
-
-    networks = [_load(model, settings) for model in models or ("card-binary", "card-float")]
-    budget = stage.Budget(trials=settings["trials"], minutes=settings["minutes"])
-    boards = {name: settings[name] for name in ("tracker", "key", "boards")}
-    stage.tune(networks, target, logs, budget, console=_console(), **boards)
+    networks = [_load(model, settings) for model in models or api.BUILTIN]
+    chosen = {name: settings[name] for name in ("trials", "minutes", "tracker", "key", "boards")}
+    api.tune(*networks, target=target, logs=logs, console=_console(), **chosen)
 
 
 @bitkiln.command()
@@ -238,9 +219,7 @@ def compile(model: str, target: targets.Target, output: Path, logs: Path | None,
     \b
     Example: bitkiln compile model.onnx --target rasp3b -o bundle
     """
-    from bitkiln.pipeline import compile as stage
-
-    stage.compile_model(_load(model, settings), target, _records(logs), output, console=_console())
+    api.compile(_load(model, settings), output, target, logs, console=_console())
 
 
 @bitkiln.command()
@@ -258,9 +237,7 @@ def run(bundle: Path, **settings: Any) -> None:
     \b
     Example: bitkiln run bundle --image cat.jpg
     """
-    from bitkiln.pipeline import run as stage
-
-    stage.run(bundle, console=_console(), **settings)
+    api.run(bundle, console=_console(), **settings)
 
 
 @bitkiln.command()
@@ -277,10 +254,10 @@ def profile(bundle: Path, html: Path | None, layer: str | None, as_json: bool, c
     Example: bitkiln profile bundle --html profile.html
     """
     from bitkiln.pipeline import profile as stage
-    from bitkiln.pipeline import profile_page
-    from bitkiln.pipeline.files import atomic_write
+    from bitkiln.pipeline.profile import page as profile_page
+    from bitkiln.pipeline.support.files import atomic_write
 
-    result = stage.profile_bundle(bundle, board=board, cold=cold, layer=layer)
+    result = api.profile(bundle, board, cold, layer)
     if html:
         with atomic_write(html) as temporary:
             temporary.write_text(profile_page.render(result, targets.load(result.target)), encoding="utf-8")
@@ -316,24 +293,17 @@ def verify(bundle: Path, model: str, as_json: bool, every: bool, board: str, thr
     Example: bitkiln verify bundle model.onnx
     Example: bitkiln verify bundle model.tflite --input x.npy --expected y.npy
     """
-    from bitkiln.pipeline import run
-    from bitkiln.pipeline import verify as stage
-    from bitkiln.pipeline.bundle import open_bundle
-    from bitkiln.pipeline.verification.samples import read_samples
+    from bitkiln.pipeline.verify.printing import print_report
+    from bitkiln.pipeline.verify.samples import read_samples
 
-    opened, loaded = open_bundle(bundle), _load(model, settings)
-    report = stage.verify_bundle(
-        bundle,
-        loaded,
-        read_samples(opened, loaded, *(settings[name] for name in ("image", "tensor", "expected"))),
-        source=Path(model),
-        tracer=lambda made, inputs: run.trace_on(board, made, inputs, threads),
-        stated=[name for name in MODEL_OPTION_NAMES if settings[name]],
-    )
+    opened, loaded = api.open_bundle(bundle), _load(model, settings)
+    samples = read_samples(opened, loaded, *(settings[name] for name in ("image", "tensor", "expected")))
+    stated = [name for name in MODEL_OPTION_NAMES if settings[name]]
+    report = api.verify(bundle, loaded, samples, board, threads, Path(model), stated)
     if as_json:
         _print_json(report.as_json())
     else:
-        stage.print_report(report, _console(), every)
+        print_report(report, _console(), every)
     if not report.passed:
         raise SystemExit(1)
 
@@ -348,9 +318,7 @@ def deploy(bundle: Path, destination: str, port: int | None) -> None:
     \b
     Example: bitkiln deploy bundle pi@raspberrypi:models/net
     """
-    from bitkiln.pipeline import deploy as stage
-
-    stage.deploy(bundle, destination, port=port, console=_console())
+    api.deploy(bundle, destination, port, console=_console())
 
 
 @bitkiln.group()
@@ -371,13 +339,13 @@ def boards_list(tracker: str, as_json: bool) -> None:
     \b
     Example: bitkiln boards list --tracker pi-lab:9190
     """
-    from bitkiln.pipeline import boards as stage
+    from bitkiln.pipeline.boards import farm
 
-    rows = stage.list_boards(tracker)
+    rows = farm.list_boards(tracker)
     if as_json:
         _print_json(rows)
     else:
-        stage.print_boards(rows, _console())
+        farm.print_boards(rows, _console())
 
 
 @boards.command("doctor")
@@ -388,9 +356,9 @@ def boards_doctor(as_json: bool) -> None:
     \b
     Example: bitkiln boards doctor
     """
-    from bitkiln.pipeline import boards as stage
+    from bitkiln.pipeline.boards.doctor import doctor
 
-    checks = stage.doctor()
+    checks = doctor()
     if as_json:
         _print_json([check._asdict() for check in checks])
     else:
@@ -410,9 +378,9 @@ def boards_start_sim(target: targets.Target, tracker: str | None, key: str | Non
     \b
     Example: bitkiln boards start-sim --target rasp3b --count 2
     """
-    from bitkiln.pipeline import boards as stage
+    from bitkiln.pipeline.boards import farm
 
-    stage.serve_simulated(target, tracker=tracker, key=key, count=count, console=_console())
+    farm.serve_simulated(target, tracker=tracker, key=key, count=count, console=_console())
 
 
 @bitkiln.group()
@@ -462,7 +430,7 @@ def logs_best(target: targets.Target, logs: Path | None, as_json: bool) -> None:
     \b
     Example: bitkiln logs best --target rasp3b
     """
-    rows = _records(logs).best_of_each(target)
+    rows = api.records(logs).best_of_each(target)
     if as_json:
         _print_json([row.as_json() for row in rows])
     elif not rows:

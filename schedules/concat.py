@@ -9,8 +9,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from bitkiln.schedules import definition as stages
 from bitkiln.schedules import loops
-from bitkiln.schedules import reference as stages
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs
 from bitkiln.schedules.workload import Concat, packed
 from bitkiln.targets import Target

@@ -13,8 +13,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import epilogue
+from bitkiln.schedules.definition import window_size
 from bitkiln.schedules.kernel import Argument, Constant
-from bitkiln.schedules.reference import window_size
 from bitkiln.schedules.workload import Conv2d, Pool, Step, packed
 
 #: A buffer of the IR builder.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bitkiln.schedules import binarize, binary_conv2d, concat, conv2d, pool2d
+from bitkiln.schedules import bconv2d as binary_conv2d
+from bitkiln.schedules import binarize, concat, conv2d, pool2d
 from bitkiln.schedules.kernel import Operator
 from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Workload
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bitkiln import targets
-from bitkiln.pipeline.boards import simulated_farm
+from bitkiln.pipeline.boards.farm import simulated_farm
+from bitkiln.pipeline.boards.tracker import Address
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.pipeline.tracker import Address
 from bitkiln.targets import Target
 from tests.ssh_board import device, sshd  # noqa: F401  Fixtures for every test.
 

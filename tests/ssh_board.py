@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bitkiln import targets
-from bitkiln.pipeline.userland import userland
+from bitkiln.pipeline.boards.userland import userland
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 

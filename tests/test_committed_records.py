@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from bitkiln import targets
-from bitkiln.pipeline.boards import LocalBoard, Request
-from bitkiln.pipeline.compile import build_kernel_library
+from bitkiln.pipeline.boards.board import LocalBoard, Request
+from bitkiln.pipeline.boards.simulated import Machine, measure_once
+from bitkiln.pipeline.compile.single import build_kernel_library
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.records import COMMITTED, Records
-from bitkiln.pipeline.simulated import Machine, measure_once
-from bitkiln.pipeline.tuning.tasks import Task, extract_tasks
+from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 
 NETWORKS = ("card-binary", "card-float")
 #: Kernels above this are left to the benchmark: they take long to simulate.

@@ -13,12 +13,12 @@ from types import ModuleType
 
 from bitkiln.pipeline.errors import BitkilnError, ModelError
 from bitkiln.pipeline.importers import builtin
-from bitkiln.pipeline.importers.labels import find_labels, read_labels
-from bitkiln.pipeline.importers.limits import check_module
-from bitkiln.pipeline.importers.options import ImportOptions
-from bitkiln.pipeline.importers.preprocessing import with_options
+from bitkiln.pipeline.importers.common.labels import find_labels, read_labels
+from bitkiln.pipeline.importers.common.limits import check_module
+from bitkiln.pipeline.importers.common.options import ImportOptions
+from bitkiln.pipeline.importers.common.preprocessing import with_options
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.tvm_messages import reason_of, silenced
+from bitkiln.pipeline.support.tvm_messages import reason_of, silenced
 
 __all__ = ["BUILTIN_NAMES", "FORMATS", "ImportOptions", "load_model"]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.pipeline.files import cache_directory
 from bitkiln.pipeline.importers.ell.writer import MIN, ZEROS, LayerRecord, numbers, write_archive
+from bitkiln.pipeline.support.files import cache_directory
 
 #: Raise it when the synthetic weights change: it is part of the cached file's name.
 REVISION = 3

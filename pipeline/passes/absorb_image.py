@@ -14,9 +14,9 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.operands import channel_operand, fits_float32
 from bitkiln.pipeline.ops.register import ints, workload_of
-from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
-from bitkiln.pipeline.passes.operands import channel_operand, fits_float32
 from bitkiln.schedules.conv2d import is_stem
 from bitkiln.targets import Target
 

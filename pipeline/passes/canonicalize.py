@@ -19,17 +19,8 @@ from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.passes.graph import (
-    Graph,
-    array_of,
-    bindings,
-    constant,
-    op_name,
-    rewrite,
-    shape_of,
-    variables,
-)
-from bitkiln.pipeline.passes.operands import fits_float32
+from bitkiln.pipeline.ir.graph import Graph, array_of, bindings, constant, op_name, rewrite, shape_of, variables
+from bitkiln.pipeline.ir.operands import fits_float32
 
 
 def canonicalize(module: tvm.IRModule) -> tvm.IRModule:

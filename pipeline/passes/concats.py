@@ -15,9 +15,9 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of
 from bitkiln.pipeline.ops.concat import parts_of
 from bitkiln.pipeline.ops.register import workload_of
-from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, shape_of
 
 
 def joined(graph: Graph, call: Call) -> relax.Expr | None:

@@ -14,8 +14,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst
 
-from bitkiln.pipeline.passes.elementwise import ELEMENTWISE
-from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 
 
 def dense_to_conv(module: tvm.IRModule) -> tvm.IRModule:

@@ -19,9 +19,8 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst
 
-from bitkiln.pipeline.ops.register import epilogue_of, has_workload, ints, operands_of, with_epilogue
-from bitkiln.pipeline.passes.elementwise import ELEMENTWISE
-from bitkiln.pipeline.passes.graph import (
+from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
+from bitkiln.pipeline.ir.graph import (
     Graph,
     array_of,
     bindings,
@@ -32,7 +31,8 @@ from bitkiln.pipeline.passes.graph import (
     shape_of,
     variables,
 )
-from bitkiln.pipeline.passes.operands import channel_operand, fits_float32
+from bitkiln.pipeline.ir.operands import channel_operand, fits_float32
+from bitkiln.pipeline.ops.register import epilogue_of, has_workload, ints, operands_of, with_epilogue
 from bitkiln.schedules.workload import Step
 
 

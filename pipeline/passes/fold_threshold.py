@@ -24,8 +24,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite
 from bitkiln.pipeline.ops.register import workload_of
-from bitkiln.pipeline.passes.graph import Graph, array_of, op_name, rewrite
 from bitkiln.pipeline.reference import apply_epilogue
 from bitkiln.schedules.workload import Conv2d, Step
 

@@ -16,11 +16,11 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.operands import operand
 from bitkiln.pipeline.ops.register import attributes, ints, workload_of
 from bitkiln.pipeline.passes import concats
 from bitkiln.pipeline.passes.canonicalize import clip_bounds
-from bitkiln.pipeline.passes.graph import Graph, array_of, constant, op_name, rewrite, shape_of
-from bitkiln.pipeline.passes.operands import operand
 from bitkiln.schedules.workload import Concat, Conv2d, Pool, Pool2d, Step, Workload
 
 _OURS = ("bitkiln.conv2d", "bitkiln.bconv2d", "bitkiln.pool2d", "bitkiln.concat")

@@ -14,8 +14,8 @@ from tvm.ir import Call, GenericConst, GlobalVar
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import UnsupportedLayer
-from bitkiln.pipeline.passes.graph import bindings, make_function, op_name, result_of, substitute, variables, with_main
-from bitkiln.pipeline.tvm_messages import reason_of, silenced
+from bitkiln.pipeline.ir.graph import bindings, make_function, op_name, result_of, substitute, variables, with_main
+from bitkiln.pipeline.support.tvm_messages import reason_of, silenced
 from bitkiln.targets import Target
 
 

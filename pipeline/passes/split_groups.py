@@ -12,8 +12,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite
 from bitkiln.pipeline.ops.register import workload_of
-from bitkiln.pipeline.passes.graph import Graph, array_of, op_name, rewrite
 from bitkiln.schedules.workload import Conv2d
 
 #: More groups than these are better off in one scalar kernel than in as many steps.

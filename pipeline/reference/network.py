@@ -11,8 +11,8 @@ from tvm.ir import Call, GenericConst
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.ir.graph import bindings, op_name, result_of, variables
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.pipeline.passes.graph import bindings, op_name, result_of, variables
 from bitkiln.pipeline.reference.operators import OPERATORS
 from bitkiln.pipeline.reference.through_tvm import run_operator, run_prim_func
 from bitkiln.pipeline.reference.values import Tensors, Value

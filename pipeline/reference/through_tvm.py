@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.passes.graph import op_name
+from bitkiln.pipeline.ir.graph import op_name
 from bitkiln.pipeline.reference.values import Value
 
 

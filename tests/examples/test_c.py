@@ -11,9 +11,9 @@ import pytest
 from tvm.script import tirx as T
 
 from bitkiln import targets
-from bitkiln.pipeline.compile import link_kernel
-from bitkiln.pipeline.link import DEVICE
-from bitkiln.pipeline.userland import userland
+from bitkiln.pipeline.boards.userland import userland
+from bitkiln.pipeline.compile.link import DEVICE
+from bitkiln.pipeline.compile.single import link_kernel
 from bitkiln.schedules import generic
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.targets import Target

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from tvm import relax
 
 from bitkiln import targets
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model, TensorSpec
-from bitkiln.pipeline.passes.graph import bindings, op_name
-from bitkiln.pipeline.passes.lower import lower
+from bitkiln.pipeline.passes.pipeline import lower
 from tests.property import plain
 from tests.property.draws import Draw, draws
 from tests.property.networks import batch_norm, channel_axis, constant, elementwise, pooling, shape, size_of, start

@@ -17,7 +17,7 @@ from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 from bitkiln.pipeline.passes.fold_affine import fold_affine, fold_steps
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.to_nhwc import to_nhwc
+from bitkiln.pipeline.passes.layout import to_nhwc
 from tests.property import plain
 from tests.property.draws import ODD, ODDER, Draw, draws
 from tests.property.networks import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitkiln.pipeline import compile as compiling
-from bitkiln.pipeline import link, plan
+from bitkiln.pipeline.compile import link, plan
+from bitkiln.pipeline.compile.single import link_kernel
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
@@ -45,7 +45,7 @@ class _Bench:
         """The program's command line for ``kernel`` on ``args``; it writes ``output``."""
         _need_tools(target)
         library, inputs = self.folder / "kernel.so", self.folder / "inputs"
-        compiling.link_kernel(kernel, target, library)
+        link_kernel(kernel, target, library)
         # Tables are embedded in the library; the rest are its inputs.
         arrays = zip(bound(kernel, args), kernel.arguments, strict=True)
         inputs.write_bytes(b"".join(array.tobytes() for array, kind in arrays if isinstance(kind, Argument)))

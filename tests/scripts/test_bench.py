@@ -79,8 +79,8 @@ def test_our_kernel_of_a_layer_has_the_same_work(layer):
 
 def test_our_layers_are_checked_against_the_plain_definition():
     from benchmarks.ours import expected, workload
-    from bitkiln.pipeline.tuning.builder import SEED
-    from bitkiln.pipeline.tuning.data import arguments
+    from bitkiln.pipeline.tune.builder import SEED
+    from bitkiln.pipeline.tune.data import arguments
 
     layer = networks.Layer(3, 8, 6, binary=False)
     data, weight, bias = arguments(workload(layer), SEED)

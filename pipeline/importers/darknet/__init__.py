@@ -21,15 +21,15 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.importers.archive import digest
-from bitkiln.pipeline.importers.building import build_main
+from bitkiln.pipeline.importers.common.archive import digest
+from bitkiln.pipeline.importers.common.building import build_main
+from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.darknet.cfg import Section, read_cfg
 from bitkiln.pipeline.importers.darknet.files import find_cfg, find_names, find_weights
 from bitkiln.pipeline.importers.darknet.keys import check_keys, ignored_keys
 from bitkiln.pipeline.importers.darknet.layer import Layer, Size, Tensors
 from bitkiln.pipeline.importers.darknet.layers import LAYERS, BatchNorm
 from bitkiln.pipeline.importers.darknet.weights import Weights
-from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
 _MAX_SIDE = 1 << 14

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import check_file
+from bitkiln.pipeline.importers.common.archive import check_file
 
 #: The longest cfg of darknet's own collection has 50 KB and 300 sections.
 _MAX_BYTES = 1 << 20

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.importers.archive import check_file
-from bitkiln.pipeline.importers.labels import read_labels
-from bitkiln.pipeline.importers.options import ImportOptions
+from bitkiln.pipeline.importers.common.archive import check_file
+from bitkiln.pipeline.importers.common.labels import read_labels
+from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.model import TensorSpec
 
 _MAX_DATA_BYTES = 1 << 16

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.importers.archive import check_file
+from bitkiln.pipeline.importers.common.archive import check_file
 
 #: The first revision of AlexeyAB's fork that says so in its header; the original has always written 0.
 _FORK_REVISION = 5

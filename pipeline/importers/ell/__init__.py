@@ -20,11 +20,11 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import digest
-from bitkiln.pipeline.importers.building import build_main
+from bitkiln.pipeline.importers.common.archive import digest
+from bitkiln.pipeline.importers.common.building import build_main
+from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.ell.archive import Graph, Node, read_graph, shape_of, shown
 from bitkiln.pipeline.importers.ell.layers import Layer, Tensor, constant, import_layer
-from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
 #: Short names of the layers, for variables.

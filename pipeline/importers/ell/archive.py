@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import read_model_text
+from bitkiln.pipeline.importers.common.archive import read_model_text
 
 #: Lists at least this long become numpy arrays as soon as they are parsed: a list of Python floats takes 8 times the room.
 _ARRAY_FROM = 64

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bitkiln.pipeline.files import atomic_write
+from bitkiln.pipeline.support.files import atomic_write
 
 #: PaddingScheme values.
 ZEROS, MIN = 0, 4

@@ -29,14 +29,14 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import MAX_BYTES, check_file, digest, read_xz
-from bitkiln.pipeline.importers.limits import check_steps
+from bitkiln.pipeline.importers.common.archive import MAX_BYTES, check_file, digest, read_xz
+from bitkiln.pipeline.importers.common.limits import check_steps
+from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.onnx.convert import convert
 from bitkiln.pipeline.importers.onnx.functions import inline
 from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, Graph, clean, node_label
 from bitkiln.pipeline.importers.onnx.masks import join_masks
 from bitkiln.pipeline.importers.onnx.quantizers import expand
-from bitkiln.pipeline.importers.options import ImportOptions
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
 _OLDEST_OPSET = 9

@@ -14,14 +14,14 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.building import build_main
-from bitkiln.pipeline.importers.limits import check_result
+from bitkiln.pipeline.importers.common.building import build_main
+from bitkiln.pipeline.importers.common.limits import check_result
 from bitkiln.pipeline.importers.onnx.fold import Folder
 from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
 from bitkiln.pipeline.importers.onnx.layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx.operands import Operands, Tensors, static_shape
 from bitkiln.pipeline.model import TensorSpec
-from bitkiln.pipeline.tvm_messages import reason_of
+from bitkiln.pipeline.support.tvm_messages import reason_of
 
 
 def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:

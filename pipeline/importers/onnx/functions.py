@@ -13,8 +13,8 @@ import onnx
 import onnx.inliner
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.importers.limits import check_steps
-from bitkiln.pipeline.tvm_messages import reason_of
+from bitkiln.pipeline.importers.common.limits import check_steps
+from bitkiln.pipeline.support.tvm_messages import reason_of
 
 #: How deep functions may call each other; exporters nest as deep as people nest modules.
 _MAX_DEPTH = 50

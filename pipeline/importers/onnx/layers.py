@@ -14,7 +14,7 @@ from bitkiln.pipeline.importers.onnx.masks import assign
 from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
 from bitkiln.pipeline.importers.onnx.pads import cut, gather, gather_nd, pad
 from bitkiln.pipeline.importers.onnx.thresholds import dequantize, multi_threshold, quantize
-from bitkiln.pipeline.importers.windows import Windows, of_lines
+from bitkiln.pipeline.ir.windows import Windows, of_lines
 
 
 def _convolution(node: Operands) -> relax.Expr:

@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map, onnx_input
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.building import VariableNames
+from bitkiln.pipeline.importers.common.building import VariableNames
 from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
 
 

@@ -18,16 +18,16 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import digest
-from bitkiln.pipeline.importers.building import build_main
-from bitkiln.pipeline.importers.options import ImportOptions
+from bitkiln.pipeline.importers.common.archive import digest
+from bitkiln.pipeline.importers.common.building import build_main
+from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.tflite import layers, lce, shapes
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, read
 from bitkiln.pipeline.importers.tflite.labels import embedded_labels
 from bitkiln.pipeline.importers.tflite.operands import Operands, Tensors
+from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
-from bitkiln.pipeline.passes.graph import shape_of
-from bitkiln.pipeline.tvm_messages import reason_of
+from bitkiln.pipeline.support.tvm_messages import reason_of
 
 _BUILTIN = layers.CONVERTERS | shapes.CONVERTERS
 

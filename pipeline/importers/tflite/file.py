@@ -20,7 +20,7 @@ import numpy as np
 import tflite
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.archive import check_file
+from bitkiln.pipeline.importers.common.archive import check_file
 
 _IDENTIFIER = b"TFL3"
 _VERSION = 3

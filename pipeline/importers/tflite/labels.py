@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from bitkiln.pipeline.importers.archive import MAX_RATIO
+from bitkiln.pipeline.importers.common.archive import MAX_RATIO
 from bitkiln.pipeline.model import TensorSpec
 
 #: A list of names larger than this, or among more files, is none.

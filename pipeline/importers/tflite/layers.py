@@ -16,7 +16,7 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.importers.tflite.operands import Operands, scalar
 from bitkiln.pipeline.importers.tflite.windows import check_windows, windows_of
-from bitkiln.pipeline.passes.graph import shape_of
+from bitkiln.pipeline.ir.graph import shape_of
 
 _Converter = Callable[[Operands], relax.Expr]
 

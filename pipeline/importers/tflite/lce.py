@@ -23,7 +23,7 @@ from bitkiln.pipeline import ops
 from bitkiln.pipeline.importers.tflite.file import DAMAGE
 from bitkiln.pipeline.importers.tflite.operands import SET_BIT, Bits, Operands, bits_of, sign_of
 from bitkiln.pipeline.importers.tflite.windows import check_windows
-from bitkiln.pipeline.importers.windows import Windows
+from bitkiln.pipeline.ir.windows import Windows
 from bitkiln.pipeline.ops import words
 from bitkiln.schedules.workload import Pool
 

@@ -14,10 +14,10 @@ from tvm.ir import Call, GenericConst
 
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.building import VariableNames
+from bitkiln.pipeline.importers.common.building import VariableNames
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, Tensor
+from bitkiln.pipeline.ir.graph import shape_of, variables
 from bitkiln.pipeline.ops import words
-from bitkiln.pipeline.passes.graph import shape_of, variables
 
 #: In the words of Larq's files a set bit stands for -1.
 SET_BIT = -1

@@ -14,7 +14,7 @@ from tvm import relax
 
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS
 from bitkiln.pipeline.importers.tflite.operands import Operands
-from bitkiln.pipeline.passes.graph import shape_of
+from bitkiln.pipeline.ir.graph import shape_of
 
 _Result = relax.Expr | list[relax.Expr]
 

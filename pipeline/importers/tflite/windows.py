@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitkiln.pipeline.importers.tflite.operands import Operands
-from bitkiln.pipeline.importers.windows import Windows
+from bitkiln.pipeline.ir.windows import Windows
 
 _Pair = tuple[int, int]
 

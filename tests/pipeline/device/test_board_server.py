@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from bitkiln import targets
-from bitkiln.pipeline.board_session import Session
+from bitkiln.pipeline.boards.session import Session
+from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.device import board_server
 from bitkiln.pipeline.device.board_server import AnyValue, ByteArray, Payload, in_child
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.pipeline.tracker import Address, TrackerClient
-from bitkiln.pipeline.userland import userland
 
 SERVER = Path(board_server.__file__)
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.bundle import Bundle, describe_file
+from bitkiln.pipeline.compile.link import link_library
+from bitkiln.pipeline.compile.plan import make_plan, read_network
 from bitkiln.pipeline.device import runner
-from bitkiln.pipeline.link import link_library
-from bitkiln.pipeline.plan import make_plan, read_network
-from bitkiln.pipeline.userland import userland
 from bitkiln.schedules import generic
 
 RUNNER = Path(runner.__file__)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitkiln.pipeline.compile.link import DEVICE, plan_source
+from bitkiln.pipeline.compile.plan import PlannedCall, make_plan, new_view
 from bitkiln.pipeline.device import runner
-from bitkiln.pipeline.link import DEVICE, plan_source
-from bitkiln.pipeline.plan import PlannedCall, make_plan, new_view
 
 KERNELS = r"""
 #include "plan.h"

@@ -12,7 +12,7 @@ from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers import BUILTIN_NAMES, builtin, load_model
 from bitkiln.pipeline.importers.ell.writer import LayerRecord
 from bitkiln.pipeline.inspect import layer_table
-from bitkiln.pipeline.passes.graph import bindings
+from bitkiln.pipeline.ir.graph import bindings
 
 BIAS = LayerRecord("BiasLayer<float>", (1, 1, 3), {"bias": [0, 0, 0]})
 

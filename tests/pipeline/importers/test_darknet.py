@@ -11,9 +11,9 @@ from bitkiln import targets
 from bitkiln.pipeline import reference, run
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.importers import ImportOptions, load_model
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.passes.graph import bindings, op_name
-from bitkiln.pipeline.passes.lower import lower
+from bitkiln.pipeline.passes.pipeline import lower
 from tests.pipeline.importers.darknet_files import (
     FIRST,
     FORK,

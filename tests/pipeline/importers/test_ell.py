@@ -10,8 +10,8 @@ import pytest
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers import ImportOptions, load_model
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.passes.graph import bindings, op_name
 
 MIN = 4
 RNG = np.random.default_rng(7)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.importers import ImportOptions, load_model
-from bitkiln.pipeline.passes.graph import bindings, op_name
+from bitkiln.pipeline.ir.graph import bindings, op_name
 
 RNG = np.random.default_rng(11)
 

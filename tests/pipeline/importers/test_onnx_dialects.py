@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import UnsupportedLayer
 from bitkiln.pipeline.importers import load_model
-from bitkiln.pipeline.passes.lower import survey
+from bitkiln.pipeline.passes.pipeline import survey
 
 RNG = np.random.default_rng(5)
 

@@ -8,7 +8,7 @@ import pytest
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import UnsupportedLayer
 from bitkiln.pipeline.importers import load_model
-from bitkiln.pipeline.passes.graph import bindings, op_name
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from tests.pipeline.importers.test_onnx_dialects import Sketch, check, normal, signs
 
 QONNX = "qonnx.custom_op.general"

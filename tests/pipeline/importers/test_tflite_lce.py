@@ -13,9 +13,9 @@ from bitkiln import targets
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers import load_model
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import WORKLOAD_ATTR, workload_of
-from bitkiln.pipeline.passes.graph import bindings, op_name
-from bitkiln.pipeline.passes.lower import lower
+from bitkiln.pipeline.passes.pipeline import lower
 from tests.pipeline.importers.test_tflite_layers import (
     ACTIVATIONS,
     NONE,

@@ -12,7 +12,7 @@ from benchmarks.tflite_file import TfliteFile
 from bitkiln import targets
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.importers import load_model
-from bitkiln.pipeline.passes.lower import lower
+from bitkiln.pipeline.passes.pipeline import lower
 from tests.pipeline.importers.test_tflite_layers import ACTIVATIONS, SAME, VALID, pooled, same_pads
 from tests.pipeline.importers.test_tflite_lce import bconv, convolved, words
 

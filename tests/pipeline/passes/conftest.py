@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline import reference
-from bitkiln.pipeline.passes.graph import bindings, op_name
+from bitkiln.pipeline.ir.graph import bindings, op_name
 
 
 @dataclass

@@ -7,10 +7,10 @@ import pytest
 from tvm import relax
 
 from bitkiln import targets
+from bitkiln.pipeline.ir.graph import bindings
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.graph import bindings
 
 op, nn = relax.op, relax.op.nn
 RASP3B = targets.load("rasp3b")

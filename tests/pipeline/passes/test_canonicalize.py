@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from bitkiln.pipeline.ir.graph import bindings
 from bitkiln.pipeline.passes.canonicalize import canonicalize
-from bitkiln.pipeline.passes.graph import bindings
 
 nn = relax.op.nn
 C = relax.const

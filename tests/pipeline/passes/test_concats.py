@@ -6,10 +6,10 @@ import pytest
 from tvm import relax
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.graph import bindings, op_name
-from bitkiln.pipeline.passes.to_nhwc import to_nhwc
+from bitkiln.pipeline.passes.layout import to_nhwc
 
 op, nn = relax.op, relax.op.nn
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm import relax
 
+from bitkiln.pipeline.ir.graph import bindings, shape_of
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
-from bitkiln.pipeline.passes.graph import bindings, shape_of
 
 nn = relax.op.nn
 

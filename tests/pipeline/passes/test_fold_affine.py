@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from bitkiln.pipeline.ir.graph import bindings
 from bitkiln.pipeline.passes.fold_affine import fold_affine
-from bitkiln.pipeline.passes.graph import bindings
 
 op, nn = relax.op, relax.op.nn
 C = relax.const

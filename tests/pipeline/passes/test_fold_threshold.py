@@ -7,9 +7,9 @@ import pytest
 from tvm import relax
 
 from bitkiln.pipeline import ops, reference
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.passes.fold_threshold import NotMonotone, find_thresholds, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.graph import bindings, op_name
 from bitkiln.schedules.workload import Step
 
 op, nn = relax.op, relax.op.nn

@@ -7,9 +7,9 @@ import pytest
 from tvm import relax
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.graph import bindings, op_name
 from bitkiln.schedules.workload import Pool, Step
 
 op, nn = relax.op, relax.op.nn

@@ -7,8 +7,8 @@ import pytest
 from tvm import relax
 
 from bitkiln.pipeline import ops
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
-from bitkiln.pipeline.passes.graph import bindings, op_name
 from bitkiln.pipeline.passes.merge_padding import merge_padding
 
 nn = relax.op.nn

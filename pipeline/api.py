@@ -1,0 +1,195 @@
+"""The public Python interface: what each command does, as a typed function. ``import bitkiln`` gives these names.
+
+Stages are imported inside the functions: TVM takes a second to import, and ``import bitkiln`` should not. All errors that a
+user can mend are ``BitkilnError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitkiln import targets
+from bitkiln.pipeline.errors import BitkilnError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bitkiln.pipeline.boards.emulated import Answer, Tensors
+    from bitkiln.pipeline.bundle import Bundle
+    from bitkiln.pipeline.inspect.result import Inspection
+    from bitkiln.pipeline.model import Model
+    from bitkiln.pipeline.profile import Profile
+    from bitkiln.pipeline.records import Records
+    from bitkiln.pipeline.tune import TaskState
+    from bitkiln.pipeline.verify.report import Report
+    from bitkiln.pipeline.verify.samples import Sample
+
+__all__ = [
+    "DEFAULT_TARGET",
+    "BitkilnError",
+    "compile",
+    "deploy",
+    "inspect",
+    "load",
+    "open_bundle",
+    "profile",
+    "records",
+    "run",
+    "target",
+    "tune",
+    "verify",
+]
+
+DEFAULT_TARGET = "rasp3b"
+#: The networks that ``tune`` tunes when it is given none.
+BUILTIN = ("card-binary", "card-float")
+
+TargetLike = str | targets.Target
+
+
+def target(name: TargetLike) -> targets.Target:
+    """The target with that name. Raises BitkilnError, which lists those there are."""
+    if isinstance(name, targets.Target):
+        return name
+    try:
+        return targets.load(name)
+    except targets.UnknownTarget as error:
+        raise BitkilnError(str(error)) from None
+
+
+def load(model: str | Path, **options: Any) -> Model:
+    """Import a model file, or the built-in network of that name.
+
+    ``options`` are the fields of ``ImportOptions``: shapes, labels, channel_order, mean, scale, resize, ... Raises ModelError.
+    """
+    from bitkiln.pipeline.importers import ImportOptions, load_model
+
+    return load_model(model, ImportOptions(**options))
+
+
+def records(logs: Path | None = None) -> Records:
+    """The tuning records of the folder ``logs``, then the committed ones."""
+    from bitkiln.pipeline.records import Records
+
+    return Records.open(logs)
+
+
+def inspect(model: str | Path | Model, targets: Sequence[TargetLike] = (DEFAULT_TARGET,)) -> Inspection:
+    """What ``model`` consists of: layers, which of them are binary and why not, and the bound on each of ``targets``."""
+    from bitkiln.pipeline.inspect import inspect_model
+
+    return inspect_model(_loaded(model), [target(each) for each in targets])
+
+
+def tune(
+    *models: str | Path | Model,
+    target: TargetLike = DEFAULT_TARGET,
+    logs: Path = Path("tuning_logs"),
+    trials: int = 400,
+    minutes: float | None = None,
+    tracker: str | None = None,
+    key: str | None = None,
+    boards: int | None = None,
+    console: Console | None = None,
+) -> list[TaskState]:
+    """Search the fastest kernels for ``models`` (the built-in networks unless given), appending records to ``logs``.
+
+    Boards are those with ``key`` at ``tracker`` ("HOST:PORT"); without a tracker, ``boards`` simulated ones. Ends after
+    ``trials`` measurements or ``minutes``. Raises BoardError, SetupError, RecordError; finished trials are on disk by then.
+    """
+    from bitkiln.pipeline import tune as stage
+
+    networks = [_loaded(model) for model in models or BUILTIN]
+    budget = stage.Budget(trials=trials, minutes=minutes)
+    return stage.tune(networks, _target(target), logs, budget, tracker, key, boards, console)
+
+
+def compile(
+    model: str | Path | Model,
+    output: Path,
+    target: TargetLike = DEFAULT_TARGET,
+    logs: Path | None = None,
+    console: Console | None = None,
+) -> Bundle:
+    """Compile ``model`` into the bundle ``output`` with the best kernels known from ``logs`` and the committed records.
+
+    ``output`` is replaced only when everything has succeeded. Raises BitkilnError.
+    """
+    from bitkiln.pipeline.compile import compile_model
+
+    return open_bundle(compile_model(_loaded(model), _target(target), records(logs), output, console=console))
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """The bundle in ``folder``, its manifest checked. Raises BundleError."""
+    from bitkiln.pipeline.bundle import open_bundle
+
+    return open_bundle(folder)
+
+
+def run(
+    bundle: Path,
+    image: Path | None = None,
+    tensor: Path | None = None,
+    board: str = "sim",
+    threads: int = 1,
+    **options: Any,
+) -> Answer:
+    """Run the bundle on an ``image`` or a ``tensor`` file (.npy, .npz), on "sim", an ssh host or "HOST:PORT/KEY".
+
+    Raises BundleError, InputError, BoardError.
+    """
+    from bitkiln.pipeline import run as stage
+
+    return stage.run(bundle, image, tensor, board=board, threads=threads, **options)
+
+
+def profile(bundle: Path, board: str = "sim", cold: bool = False, layer: str | None = None) -> Profile:
+    """Where the time of the bundle goes, layer by layer. Raises BundleError, InputError, BoardError."""
+    from bitkiln.pipeline.profile import profile_bundle
+
+    return profile_bundle(bundle, board, cold, layer)
+
+
+def verify(
+    bundle: Path,
+    model: str | Path | Model,
+    samples: Sequence[Sample] = (),
+    board: str = "sim",
+    threads: int = 1,
+    source: Path | None = None,
+    stated: Sequence[str] = (),
+) -> Report:
+    """Hold every layer of the bundle, and its outputs, against ``model``, on identical inputs.
+
+    ``samples`` default to random numbers of a plausible range; ``source`` is the model's file, where ``model`` was loaded from
+    one, for engines that run it themselves; ``stated`` names the options of the import that the user gave.
+    Raises BundleError, VerifyError, BoardError.
+    """
+    from bitkiln.pipeline.run import trace_on
+    from bitkiln.pipeline.verify import verify_bundle
+
+    def traced(made: Bundle, inputs: Tensors) -> Answer:
+        return trace_on(board, made, inputs, threads)
+
+    return verify_bundle(bundle, _loaded(model), samples, source or _source(model), traced, stated)
+
+
+def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> str:
+    """Copy the bundle to ``destination`` (USER@HOST[:DIR]) over ssh and check it there; gives the folder on the board."""
+    from bitkiln.pipeline.run.deploy import deploy
+
+    return deploy(bundle, destination, port=port, console=console)
+
+
+_target = target
+
+
+def _loaded(model: str | Path | Model) -> Model:
+    return load(model) if isinstance(model, str | Path) else model
+
+
+def _source(model: str | Path | Model) -> Path | None:
+    return Path(model) if isinstance(model, str | Path) else None

@@ -1,0 +1,168 @@
+"""The deployable folder: how it is written, and how the host reads and verifies one.
+
+manifest.json   what the bundle is, and the size and SHA-256 of every other file
+model.so        the compiled network
+bitkiln.h       its interface for C and C++; bitkiln.c opens bundles by their path
+runner.py       runs it from Python or the command line
+labels.txt      class names, one a line, where the model has them
+golden_*.npy    an input and the answer the compiled network gave for it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitkiln import targets
+from bitkiln.pipeline.errors import BundleError
+from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.support.files import fsync_directory
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+DEVICE = Path(__file__).parents[1] / "device"
+#: Files that are the same in every bundle.
+DEVICE_FILES = ("bitkiln.c", "bitkiln.h", "runner.py")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on this machine. ``manifest`` is the parsed manifest.json."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def target(self) -> targets.Target:
+        """The kind of board it was compiled for."""
+        return targets.load(self.manifest["target"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names; empty where the model has none."""
+        if "labels.txt" not in self.manifest["files"]:
+            return ()
+        return tuple((self.folder / "labels.txt").read_text(encoding="utf-8").splitlines())
+
+    def files(self) -> list[Path]:
+        """All files of the bundle, the manifest included."""
+        return [self.folder / MANIFEST, *(self.folder / name for name in self.manifest["files"])]
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read and verify the bundle in ``folder``; raises BundleError."""
+    bundle = Bundle(folder, _read_manifest(folder))
+    for name, expected in bundle.manifest["files"].items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle; compile or copy it again")
+        if describe_file(path) != expected:
+            raise BundleError(f"{path}: altered since it was compiled; compile or copy the bundle again")
+    return bundle
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder}: no bundle (it has no {MANIFEST}); bitkiln compile makes one")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(manifest, ensure_ascii=False).encode()  # fails where a text could not be printed
+        missing = {"format", "target", "files", "inputs", "outputs", "steps"} - manifest.keys()
+    except (ValueError, AttributeError):
+        raise BundleError(f"{path}: damaged; compile or copy the bundle again") from None
+    if manifest.get("format") != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format {manifest.get('format')}, this bitkiln knows {FORMAT_VERSION}; compile again"
+        )
+    if missing:
+        raise BundleError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; compile or copy the bundle again")
+    steps = manifest["steps"] if isinstance(manifest["steps"], list) else []
+    chosen = [step for step in steps if isinstance(step, dict) and "workload" in step]
+    if not _fits(manifest, _MANIFEST) or not _fits(chosen, [_CHOSEN]):
+        raise BundleError(f"{path}: damaged, it holds something else than expected; compile or copy the bundle again")
+    return manifest
+
+
+_TENSOR = {"name": str, "dtype": str, "shape": [int]}
+_STEP = {"name": str, "kind": str, "macs": (int, float), "weight_bytes": (int, float), "binary": bool}
+
+#: What a manifest must hold where commands take it for granted, and a step whose kernel was chosen for a workload.
+_MANIFEST = {"target": str, "files": dict, "inputs": [_TENSOR], "outputs": [_TENSOR], "steps": [_STEP], "model": dict}
+_CHOSEN = {"workload": str, "chosen": str, "knobs": dict}
+
+
+def _fits(value: Any, pattern: Any) -> bool:
+    """Is ``value`` of a type, a list of what fits the pattern's one item, or a table with what the pattern's keys ask for?"""
+    if isinstance(pattern, dict):
+        return isinstance(value, dict) and all(key in value and _fits(value[key], pattern[key]) for key in pattern)
+    if isinstance(pattern, list):
+        return isinstance(value, list) and all(_fits(item, pattern[0]) for item in value)
+    return isinstance(value, pattern)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and SHA-256, as the manifest lists them."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise BundleError where ``folder`` exists and is neither empty nor a bundle: it would be overwritten."""
+    if folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise BundleError(f"{folder}: exists and is no bundle; name another folder or remove it")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` that takes its place at the end; on an error nothing changes."""
+    refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fresh = scratch / "new"
+        fresh.mkdir()
+        yield fresh
+        if folder.exists():
+            folder.rename(scratch / "old")
+        fresh.rename(folder)
+        fsync_directory(folder.parent)
+    finally:
+        if (scratch / "old").exists() and not folder.exists():
+            (scratch / "old").rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def add_files(folder: Path, model: Model, manifest: dict[str, Any]) -> None:
+    """Put everything beside the library into ``folder``; a first manifest makes it runnable."""
+    for name in DEVICE_FILES:
+        shutil.copyfile(DEVICE / name, folder / name)
+    (folder / "runner.py").chmod(0o755)
+    if model.labels:
+        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in model.labels), encoding="utf-8")
+    if model.preprocessing:
+        manifest["preprocessing"] = asdict(model.preprocessing)
+    if model.head:
+        manifest["head"] = asdict(model.head)
+    finish(folder, manifest)
+
+
+def finish(folder: Path, manifest: dict[str, Any]) -> None:
+    """List all files in the manifest, write it, and flush everything to the disk."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    manifest["files"] = {name: describe_file(folder / name) for name in names}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=float) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,89 @@
+"""Turns a network into a bundle: a kernel for each step, packed weights, a plan, a library, a golden answer.
+
+``kernels`` chooses, ``arguments`` packs weights, ``plan`` places tensors in memory, ``link`` makes ``model.so``, ``manifest``
+describes it, ``golden`` asks the emulated board for its answer. ``single`` does the same for one kernel that is tuned.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+from rich.console import Console
+
+from bitkiln.pipeline import bundle
+from bitkiln.pipeline.compile import golden
+from bitkiln.pipeline.compile.arguments import plan_network
+from bitkiln.pipeline.compile.kernels import RecordSource, choose_kernels
+from bitkiln.pipeline.compile.link import link_library
+from bitkiln.pipeline.compile.manifest import describe, report
+from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
+from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.model import Model
+from bitkiln.targets import Target
+
+#: Bytes of memory that a network may take: boards have 1 GiB, of which the system and Python want the rest.
+MOST_MEMORY = 768 << 20
+
+
+#: How often inputs and outputs lie in memory while they are read or written: the network's own bytes, an array, the
+#: array's bytes, and the file they are part of.
+COPIES = 4
+
+
+def compile_model(
+    model: Model, target: Target, records: RecordSource, out: Path, console: Console | None = None
+) -> Path:
+    """Compile ``model`` for ``target`` into the bundle ``out``, with the best kernels that ``records`` know.
+
+    Raises BitkilnError; ``out`` is replaced only when everything has succeeded.
+    """
+    from bitkiln.pipeline.passes.pipeline import lower  # Processes that only build kernels for tuning do without.
+
+    bundle.refuse_foreign(out)
+    lowered = lower(model, target)
+    for warning in (*model.warnings, *lowered.warnings()) if console else ():
+        console.print(f"warning: {warning}", highlight=False)
+    return compile_lowered(model, lowered.module, target, records, out, console)
+
+
+def compile_lowered(
+    model: Model,
+    module: tvm.IRModule,
+    target: Target,
+    records: RecordSource,
+    out: Path,
+    console: Console | None = None,
+) -> Path:
+    """As ``compile_model``, for a network already lowered to ``module``."""
+    console = console or Console(quiet=True)
+    network = read_network(module)
+    chosen = choose_kernels(module, network, target, records)
+    plan = plan_network(model, network, chosen)
+    _check_memory(model, plan)
+    functions = {kernel.symbol: kernel.func for kernel in chosen.values()}
+    microkernels = [micro for kernel in chosen.values() if kernel.kernel for micro in kernel.kernel.microkernels]
+    with bundle.writing(out) as folder:
+        facts = link_library(functions, microkernels, plan, target, folder / "model.so")
+        manifest = describe(model, target, network, chosen, plan, facts)
+        bundle.add_files(folder, model, manifest)
+        manifest["golden"] = golden.make(folder, target, plan, console)
+        bundle.finish(folder, manifest)
+    report(out, manifest, console)
+    return out
+
+
+def _check_memory(model: Model, plan: ExecutionPlan) -> None:
+    """Raise ModelError where a board of 1 GiB could not run the network and hand over its outputs."""
+    needed = plan.arena_bytes + COPIES * plan.boundary_bytes
+    if needed <= MOST_MEMORY:
+        return
+    ends = [("input", index) for index in plan.inputs] + [("output", index) for index in plan.outputs]
+    kind, tensor = max(((kind, plan.tensors[index]) for kind, index in ends), key=lambda end: end[1].nbytes)
+    what = f"{kind} {tensor.name} has {tensor.nbytes / 1e6:.0f} MB ({tensor.dtype} {list(tensor.shape)})"
+    if plan.arena_bytes > COPIES * tensor.nbytes:
+        what = f"what its layers pass on takes {plan.arena_bytes / 1e6:.0f} MB"
+    raise ModelError(
+        f"{model.name}: {what}; the network and copies of its inputs and outputs take {needed / 1e6:.0f} MB of a board's "
+        f"memory, {MOST_MEMORY / 1e6:.0f} MB at most are supported: make its input smaller, or let it return less"
+    )

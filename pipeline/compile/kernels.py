@@ -1,0 +1,104 @@
+"""Chooses the kernel of each step: by the best tuning record, by default, or generic where no schedule exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import tvm
+from tvm import tirx
+
+from bitkiln.pipeline.compile.plan import (
+    Network,
+)
+from bitkiln.schedules import generic
+from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Workload, from_json
+from bitkiln.targets import Target
+
+#: The attribute by which a reference PrimFunc says what it computes.
+WORKLOAD = "bitkiln.workload"
+
+
+class Record(Protocol):
+    """A tuning record, as far as compiling looks at it."""
+
+    @property
+    def knobs(self) -> Knobs:
+        """The values of the workload's tuning space."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain data: what measured it, and how fast it was."""
+
+
+class RecordSource(Protocol):
+    """Where the best known knobs come from."""
+
+    def best(self, workload: str, target: Target) -> Record | None:
+        """The fastest record of the workload with that key, for a board of this kind."""
+
+
+@dataclass(frozen=True)
+class ChosenKernel:
+    """The kernel of one workload, or a generic one, under its name in the library.
+
+    ``source`` says who chose its knobs: "tuned", "default", or "generic" for kernels that have none.
+    """
+
+    symbol: str
+    kind: str
+    func: tirx.PrimFunc
+    source: str
+    kernel: Kernel | None = None
+    workload: Workload | None = None
+    knobs: Knobs = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+
+
+def choose_kernels(
+    module: tvm.IRModule, network: Network, target: Target, records: RecordSource
+) -> dict[str, ChosenKernel]:
+    """The kernel of every PrimFunc that ``network`` calls, by the PrimFunc's name; equal ones share a symbol."""
+    chosen: dict[str, ChosenKernel] = {}
+    known: dict[str, ChosenKernel] = {}
+    for name in dict.fromkeys(call.kernel for call in network.calls):
+        func = module[name]
+        identity = _identity(func)
+        if identity not in known:
+            known[identity] = _choose(f"kernel{len(known)}", name, func, target, records)
+        chosen[name] = known[identity]
+    return chosen
+
+
+def _identity(func: tirx.PrimFunc) -> str:
+    """Equal for functions that may share a kernel. A workload's key would not do: it rounds numbers."""
+    if func.attrs and WORKLOAD in func.attrs:
+        return str(func.attrs[WORKLOAD])
+    return tvm.ir.save_json(func.without_attr("global_symbol"))
+
+
+def _choose(symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource) -> ChosenKernel:
+    if not (func.attrs and WORKLOAD in func.attrs):
+        return ChosenKernel(symbol, name, generic.schedule(func), "generic")
+    workload = from_json(str(func.attrs[WORKLOAD]))
+    knobs, record = choose_knobs(workload, target, records)
+    kernel = operator_for(workload).emit(workload, knobs, target)
+    source, proof = ("tuned", record.as_json()) if record else ("default", None)
+    kind = workload.key().split()[0]
+    return ChosenKernel(symbol, kind, kernel.func, source, kernel, workload, dict(knobs), proof)
+
+
+def choose_knobs(workload: Workload, target: Target, records: RecordSource) -> tuple[Knobs, Record | None]:
+    """The best recorded knobs and their record; the untuned default where no record fits the tuning space."""
+    operator = operator_for(workload)
+    record = records.best(workload.key(), target)
+    if record is not None and _within(record.knobs, operator.space(workload, target)):
+        return record.knobs, record
+    return operator.default(workload, target), None
+
+
+def _within(knobs: Knobs, space: Mapping[str, Sequence[int | str]]) -> bool:
+    """Records of another kind of board, or of older schedules, may lie outside of the space."""
+    return knobs.keys() == space.keys() and all(value in space[name] for name, value in knobs.items())

@@ -1,0 +1,251 @@
+"""From kernels and a plan to a shared library: TVM compiles the kernels, the target's gcc everything else, and links."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import tvm
+from tvm import tirx
+
+from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
+from bitkiln.pipeline.errors import BitkilnError, SetupError
+from bitkiln.pipeline.support.files import atomic_write, cache_directory
+from bitkiln.schedules.kernel import MicroKernel
+from bitkiln.targets import Target
+
+DEVICE = Path(__file__).parents[1] / "device"
+
+#: DLPack's type codes.
+_DLPACK_CODE = {"int": 0, "uint": 1, "float": 2, "bool": 6}
+
+#: Functions whose newest version in libm is younger than the systems we support; runtime.c leads them to the oldest.
+_WRAPPED_MATH = ("expf", "exp2f", "logf", "log2f", "powf", "exp", "exp2", "log", "log2", "pow")
+
+#: A compiler or linker that takes longer hangs.
+TOOL_SECONDS = 300.0
+
+_EXPORTS = "{ global: bk_*; local: *; };\n"
+
+
+@dataclass(frozen=True)
+class LibraryFacts:
+    """What a linked library asks of the system it runs on."""
+
+    needed: tuple[str, ...]
+    glibc: str
+
+
+def link_library(
+    functions: Mapping[str, tirx.PrimFunc],
+    microkernels: Iterable[MicroKernel],
+    plan: ExecutionPlan,
+    target: Target,
+    out: Path,
+) -> LibraryFacts:
+    """Compile and link everything a network consists of into the shared library ``out``.
+
+    ``functions`` are the kernels by the name that the plan's steps give them.
+    """
+    with tempfile.TemporaryDirectory(prefix="bitkiln-link-") as name:
+        folder = Path(name)
+        objects = [_runtime_object(target)]
+        if functions:
+            objects.append(compile_functions(functions, target, folder / "kernels.o"))
+        assembly = assembly_text(microkernels)
+        if assembly:
+            (folder / "microkernels.S").write_text(assembly)
+            objects.append(_cc(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
+        (folder / "constants.bin").write_bytes(plan.constants)
+        (folder / "constants.S").write_text(_constants_source(folder / "constants.bin", target))
+        (folder / "plan.c").write_text(plan_source(plan))
+        objects.append(_cc(target, ["-c", folder / "constants.S"], folder / "constants.o"))
+        flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
+        objects.append(_cc(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
+        with atomic_write(out, mode=0o755) as temporary:
+            _link(target, objects, _soname(objects), folder, temporary)
+            facts = library_facts(temporary, target)
+    return facts
+
+
+def compile_functions(functions: Mapping[str, tirx.PrimFunc], target: Target, out: Path) -> Path:
+    """Compile kernels to one object file; each is exported as ``__tvm_ffi_<name>``."""
+    module = tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
+    # That pass shrinks a buffer to the elements it sees used, and does not see what micro-kernels use by its address.
+    with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
+        executable = tvm.compile(module, target=target.tvm_target())
+    executable.mod.write_to_file(str(out), "o")
+    return out
+
+
+def assembly_text(microkernels: Iterable[MicroKernel]) -> str:
+    """The assembly of all micro-kernels, each symbol once, in the order of their names."""
+    unique = {micro.symbol: micro for micro in microkernels}
+    return "\n".join(unique[symbol].assembly() for symbol in sorted(unique))
+
+
+def plan_source(plan: ExecutionPlan) -> str:
+    """The plan as the C tables of plan.h."""
+    lines = ['#include "plan.h"', "extern const unsigned char bk_constants[];"]
+    kernels = sorted({step.kernel for step in plan.steps} - {COPY})
+    lines += [f"int {_symbol(name)}(void *, const bk_any *, int32_t, bk_any *);" for name in kernels]
+    lines += ["static const int64_t shapes[] = {" + _row(d for t in plan.tensors for d in t.shape) + "};"]
+    lines += ["static const int32_t arguments[] = {" + _row(a for s in plan.steps for a in s.arguments) + "};"]
+    lines += ["static const int32_t inputs[] = {" + _row(plan.inputs) + "};"]
+    lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
+    lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
+    lines += ["static const bk_step steps[] = {", *_step_rows(plan), "};"]
+    counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
+    lines += [
+        "const bk_plan bk_network = {tensors, steps, inputs, outputs, "
+        f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants}};"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def library_facts(library: Path, target: Target) -> LibraryFacts:
+    """Which libraries and which glibc ``library`` needs, read from its dynamic section."""
+    readelf = target.cc["compiler"].replace("gcc", "readelf")
+    text = _run([readelf, "-dVW", library])
+    needed = tuple(re.findall(r"\(NEEDED\).*\[(.+?)\]", text))
+    versions = {tuple(map(int, version.split("."))) for version in re.findall(r"Name: GLIBC_([0-9.]+)", text)}
+    return LibraryFacts(needed, ".".join(map(str, max(versions, default=(2, 0)))))
+
+
+def _tensor_rows(plan: ExecutionPlan) -> list[str]:
+    rows, at = [], 0
+    for tensor in plan.tensors:
+        kind = re.match(r"[a-z]+", tensor.dtype).group()
+        bits = 8 if kind == "bool" else re.sub(r"\D", "", tensor.dtype)
+        rows.append(
+            f'{{{_string(tensor.name)}, "{tensor.dtype}", {_DLPACK_CODE[kind]}, {bits}, BK_{tensor.place.upper()}, '
+            f"{len(tensor.shape)}, shapes + {at}, {tensor.nbytes}u, {tensor.offset}u}},"
+        )
+        at += len(tensor.shape)
+    return rows
+
+
+def _step_rows(plan: ExecutionPlan) -> list[str]:
+    rows, at = [], 0
+    for step in plan.steps:
+        rows.append(
+            f"{{{_string(step.name)}, {_string(step.kind)}, {_symbol(step.kernel)}, {len(step.arguments)}, "
+            f"{step.outputs}, arguments + {at}}},"
+        )
+        at += len(step.arguments)
+    return rows
+
+
+def _symbol(kernel: str) -> str:
+    return kernel if kernel == COPY else f"__tvm_ffi_{kernel}"
+
+
+def _row(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values)) or "0"
+
+
+def _string(text: str) -> str:
+    """``text`` as a C string literal."""
+    plain = (
+        c if c.isascii() and c.isprintable() and c not in '"\\?' else "".join(f"\\{b:03o}" for b in c.encode())
+        for c in text
+    )
+    return '"' + "".join(plain) + '"'
+
+
+def _constants_source(blob: Path, target: Target) -> str:
+    mark = "%" if target.bits == 32 else "@"
+    return f"""\
+    .section .rodata.bk_constants, "a", {mark}progbits
+    .balign 4096
+    .hidden bk_constants
+    .global bk_constants
+bk_constants:
+    .incbin "{blob}"
+    .byte 0
+    .section .note.GNU-stack, "", {mark}progbits
+"""
+
+
+@cache
+def _compiler_version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _runtime_object(target: Target) -> Path:
+    """runtime.c compiled for ``target``, kept in the cache under a digest of all it depends on."""
+    sources = b"".join((DEVICE / name).read_bytes() for name in ("runtime.c", "plan.h", "bitkiln.h"))
+    settings = (target.cc["compiler"], target.cc["flags"], _compiler_version(target.cc["compiler"]))
+    digest = hashlib.sha256(sources + repr(settings).encode()).hexdigest()[:16]
+    out = cache_directory() / "runtime" / f"{target.name}-{digest}.o"
+    if not out.exists():
+        flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"]
+        with atomic_write(out) as temporary:
+            _cc(target, [*flags, "-x", "c", "-c", DEVICE / "runtime.c"], temporary)
+    return out
+
+
+def _soname(objects: Sequence[Path]) -> str:
+    """A name for the library that no other network's has: the loader takes libraries of one name for one library."""
+    digest = hashlib.sha256()
+    for path in objects:
+        digest.update(path.read_bytes())
+    return f"bitkiln-{digest.hexdigest()[:16]}.so"
+
+
+def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, out: Path) -> None:
+    (folder / "exports.map").write_text(_EXPORTS)
+    flags = [
+        "-shared",
+        "-s",
+        f"-Wl,-soname,{soname}",
+        "-Wl,-Bsymbolic",
+        "-static-libgcc",
+        "-Wl,--no-undefined",
+        "-Wl,--gc-sections",
+        "-Wl,-z,noexecstack",
+    ]
+    flags += [f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,now"]
+    flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
+    # libpthread is named even where libc has taken it in: on older systems the threads are there.
+    libraries = ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-Wl,--as-needed", "-lm"]
+    _cc(target, [*flags, *objects, *libraries], out)
+
+
+def _cc(target: Target, arguments: Sequence[str | Path], out: Path) -> Path:
+    """Run the target's compiler; gives ``out``."""
+    _run([target.cc["compiler"], *target.cc["flags"], *arguments, "-o", out])
+    return out
+
+
+def _run(command: Sequence[str | Path]) -> str:
+    """Run a tool and give what it prints; its first complaint becomes the error."""
+    try:
+        done = subprocess.run(
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            timeout=TOOL_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
+    except subprocess.TimeoutExpired:
+        raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
+    if done.returncode != 0:
+        raise BitkilnError(f"{command[0]} failed: {_complaint(done.stderr)}")
+    return done.stdout
+
+
+def _complaint(text: str) -> str:
+    """The line of a compiler's or linker's output that says what is wrong."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("collect2:")]
+    words = ("error", "undefined reference", "failed", "No space left")
+    return next((line for line in lines if any(word in line for word in words)), (lines or ["no message"])[-1])

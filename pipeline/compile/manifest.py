@@ -1,0 +1,98 @@
+"""The bundle's manifest, and the lines that report it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bitkiln.pipeline import bundle
+from bitkiln.pipeline.compile.kernels import ChosenKernel
+from bitkiln.pipeline.compile.link import LibraryFacts
+from bitkiln.pipeline.compile.plan import (
+    ExecutionPlan,
+    Network,
+    PlannedCall,
+)
+from bitkiln.pipeline.model import Model
+from bitkiln.targets import Target
+
+
+def describe(
+    model: Model,
+    target: Target,
+    network: Network,
+    chosen: Mapping[str, ChosenKernel],
+    plan: ExecutionPlan,
+    facts: LibraryFacts,
+) -> dict[str, Any]:
+    """The manifest, but for the list of files and the golden answer."""
+    weights = {call.name: _constant_bytes(call) for call in network.calls}
+    kernels = {call.name: chosen[call.kernel] for call in network.calls}
+    steps = []
+    for step in plan.steps:
+        row: dict[str, Any] = {"name": step.name, "kind": step.kind, "macs": 0, "binary": False, "weight_bytes": 0}
+        if step.name in kernels and step.kind != "copy":
+            row |= _describe_kernel(kernels[step.name]) | {"weight_bytes": weights[step.name]}
+        steps.append(row)
+    return {
+        "format": bundle.FORMAT_VERSION,
+        "model": {"name": model.name, "sha256": model.source_digest},
+        "target": target.name,
+        "requires": {
+            "cpu": "aarch64" if target.bits == 64 else "armv7l",
+            "glibc": facts.glibc,
+            "libraries": list(facts.needed),
+        },
+        "inputs": [_describe_tensor(plan, index, model.inputs, at) for at, index in enumerate(plan.inputs)],
+        "outputs": [_describe_tensor(plan, index, model.outputs, at) for at, index in enumerate(plan.outputs)],
+        "memory": {
+            "activations": plan.arena_bytes,
+            "boundary": plan.boundary_bytes,
+            "constants": len(plan.constants),
+        },
+        "steps": steps,
+    }
+
+
+def _describe_kernel(kernel: ChosenKernel) -> dict[str, Any]:
+    if kernel.workload is None or kernel.kernel is None:
+        return {"chosen": kernel.source}
+    return {
+        "macs": kernel.workload.macs,
+        "binary": bool(getattr(kernel.workload, "binary", False)),
+        "workload": kernel.workload.key(),
+        "chosen": kernel.source,
+        "knobs": dict(kernel.knobs),
+        "record": kernel.record,
+        "notes": kernel.kernel.notes,
+    }
+
+
+def _constant_bytes(call: PlannedCall) -> int:
+    """Bytes of weights that the step reads, before packing."""
+    return sum(view.storage.nbytes for view in call.inputs if view.storage.constant is not None)
+
+
+def _describe_tensor(plan: ExecutionPlan, index: int, specs: Sequence[Any], at: int) -> dict[str, Any]:
+    tensor = plan.tensors[index]
+    layout = specs[at].layout if len(specs) > at else ""
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "layout": layout}
+
+
+def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
+    """Say in a few lines what was made."""
+    counts = dict.fromkeys(("tuned", "default", "generic"), 0)
+    for step in manifest["steps"]:
+        if "chosen" in step:
+            counts[step["chosen"]] += 1
+    size = sum(file["size"] for file in manifest["files"].values())
+    memory = manifest["memory"]["activations"] + manifest["memory"]["boundary"]
+    console.print(
+        f"{out}: {manifest['model']['name']} for {manifest['target']}, {len(manifest['steps'])} steps "
+        f"({counts['tuned']} tuned, {counts['default']} by default, {counts['generic']} generic), "
+        f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations",
+        highlight=False,
+    )

@@ -1,0 +1,43 @@
+"""One kernel as a library of its own: what a trial of tuning sends to a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitkiln.pipeline.compile.link import LibraryFacts, link_library
+from bitkiln.pipeline.compile.plan import (
+    PlannedCall,
+    View,
+    constant_view,
+    make_plan,
+    new_view,
+)
+from bitkiln.schedules.kernel import Constant, Kernel, Knobs
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Workload
+from bitkiln.targets import Target
+
+
+def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: Path) -> Kernel:
+    """Link one kernel as a network of one step whose arguments, as packed, are all inputs: the unit of tuning.
+
+    Inputs are called ``arg0``, ``arg1``, ... and the output ``out``. Tables the kernel needs are embedded.
+    """
+    kernel = operator_for(workload).emit(workload, knobs, target)
+    link_kernel(kernel, target, out, kind=workload.key().split()[0])
+    return kernel
+
+
+def link_kernel(kernel: Kernel, target: Target, out: Path, kind: str = "kernel") -> LibraryFacts:
+    """As ``build_kernel_library``, for a kernel already emitted."""
+    views: list[View] = []
+    for index, argument in enumerate(kernel.arguments):
+        if isinstance(argument, Constant):
+            views.append(constant_view(f"table{index}", argument.array))
+        else:
+            views.append(new_view(f"arg{index}", argument.shape, argument.dtype, boundary=True))
+    written = kernel.func.params[-1]
+    result = new_view("out", [int(extent) for extent in written.shape], str(written.dtype))
+    call = PlannedCall("out", kind, "kernel0", tuple(views), (result,))
+    plan = make_plan([call], [view for view in views if view.storage.constant is None], [result])
+    return link_library({"kernel0": kernel.func}, kernel.microkernels, plan, target, out)

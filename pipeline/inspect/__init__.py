@@ -1,0 +1,79 @@
+"""What a network consists of: a row for each layer, for each convolution whether it is binary or why not, totals and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitkiln.pipeline.compile.plan import activation_bytes, read_network
+from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.inspect.operators import constant_args, constant_nbytes
+from bitkiln.pipeline.inspect.reader import Reader
+from bitkiln.pipeline.inspect.result import Bound, Inspection, Row, Totals
+from bitkiln.pipeline.ir.graph import array_of, bindings
+from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.passes.pipeline import Survey, finish, survey
+from bitkiln.targets import Target
+
+
+def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
+    """Look at ``model`` without compiling it: what compiling would refuse is a problem in the answer, not an error."""
+    found = survey(model.module)
+    reader = Reader(model, found)
+    rows = reader.rows()
+    memory, refused = _activations(found, targets) if targets and not found.problem else (None, found.problem)
+    return Inspection(
+        name=model.name,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        rows=tuple(rows),
+        totals=_totals(rows, memory, _constants(found)),
+        bounds=tuple(_bound(rows, target) for target in targets),
+        problems=(refused,) if refused else (),
+        results=reader.results(),
+    )
+
+
+def layer_table(model: Model) -> list[Row]:
+    """One row for each operation of ``model``, in execution order."""
+    return Reader(model, survey(model.module)).rows()
+
+
+def _activations(found: Survey, targets: Sequence[Target]) -> tuple[int | None, str]:
+    """The bytes that activations share, and why the network cannot be compiled."""
+    try:
+        return activation_bytes(read_network(finish(found, targets[0]).module)), ""
+    except BitkilnError as error:
+        return None, str(error)
+
+
+def _totals(rows: Sequence[Row], activations: int | None, constants: int) -> Totals:
+    convolutions = [row for row in rows if row.binary is not None]
+    binary = [row for row in convolutions if row.binary]
+    binary_macs = sum(row.macs for row in binary)
+    packed_bytes = sum(row.packed_bytes for row in rows)
+    return Totals(
+        convolutions=len(convolutions),
+        binary=len(binary),
+        binary_macs=binary_macs,
+        float_macs=sum(row.macs for row in rows) - binary_macs,
+        weight_bytes=sum(row.weight_bytes for row in rows),
+        packed_bytes=packed_bytes,
+        constant_bytes=max(constants - packed_bytes, 0),
+        activation_bytes=activations,
+    )
+
+
+def _bound(rows: Sequence[Row], target: Target) -> Bound:
+    binary = sum(row.roof_ms(target) for row in rows if row.binary)
+    floats = sum(row.roof_ms(target) for row in rows if not row.binary)
+    return Bound(target, binary + floats, binary, floats)
+
+
+def _constants(found: Survey) -> int:
+    """Bytes of all constants of the network as it is compiled, each counted once."""
+    if "thresholds" not in found.phases:
+        return 0
+    values = [arg for _, value in bindings(found.phases["thresholds"]["main"]) for arg in constant_args(value)]
+    # As in a bundle, where constants with the same bytes are kept once.
+    distinct = {array_of(value).tobytes(): value for value in dict.fromkeys(values)}
+    return sum(map(constant_nbytes, distinct.values()))

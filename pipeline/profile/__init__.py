@@ -1,0 +1,216 @@
+"""Where a bundle's time goes: per layer cycles, MACs a cycle, distance from the roof, and what the cycles wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request, TrackerBoard
+from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+from bitkiln.pipeline.bundle import Bundle, open_bundle
+from bitkiln.pipeline.errors import InputError
+from bitkiln.targets import Target
+
+#: Seconds a whole network may take on a board before its profile is given up.
+LIMIT_SECONDS = 600.0
+#: How many of a layer's hottest blocks ``--layer`` shows.
+BLOCKS = 4
+
+#: What a simulated cycle was spent on, in the order reports show it.
+CAUSES = ("issue", "dependency", "l1", "l2", "dram", "branch", "fetch")
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """What a layer has to do: multiply-accumulates and bytes of weights it must read from DRAM once a frame."""
+
+    name: str
+    kind: str
+    macs: int = 0
+    binary: bool = False
+    weight_bytes: int = 0
+
+    def roof_cycles(self, target: Target) -> float:
+        """The bound of this layer on one core: peak MACs a cycle or DRAM bandwidth for its weights, whichever is worse."""
+        peak = target.cpu["peak_binary_mac_per_cycle" if self.binary else "peak_f32_mac_per_cycle"]
+        bytes_per_cycle = target.dram["bandwidth_mb_s"] / target.mhz
+        return max(self.macs / peak, self.weight_bytes / bytes_per_cycle)
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One row of a profile. ``roof_percent`` is the bound's share of the cycles taken; None where there are no MACs.
+
+    ``causes`` and ``mix`` are cycles by cause and instructions by class, empty where the board cannot tell; ``blocks`` are the
+    hottest basic blocks as the simulator reports them (docs/simulator.md), where they were asked for.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    binary: bool
+    weight_bytes: int
+    cycles: float
+    ms: float
+    share: float
+    mac_per_cycle: float
+    roof_percent: float | None
+    causes: Mapping[str, float] = field(default_factory=dict)
+    mix: Mapping[str, int] = field(default_factory=dict)
+    blocks: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def intensity(self) -> float:
+        """MACs for each byte of weights."""
+        return self.macs / max(self.weight_bytes, 1)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A bundle's profile and what measured it, e.g. "simulated Cortex-A53, model v1, 1200 MHz".
+
+    ``complete`` is false when the simulator met instructions it has no rule for.
+    """
+
+    bundle: str
+    target: str
+    measured_by: str
+    mhz: float
+    layers: tuple[LayerProfile, ...]
+    complete: bool = True
+
+    @property
+    def cycles(self) -> float:
+        """Cycles of the whole network, the sum of its layers."""
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds of the whole network at the target's clock."""
+        return self.cycles / (self.mhz * 1e3)
+
+    def as_json(self) -> dict[str, Any]:
+        """The profile as plain data."""
+        return {**asdict(self), "cycles": self.cycles, "ms": self.ms}
+
+
+def profile_bundle(folder: Path, board: str = "sim", cold: bool = False, layer: str | None = None) -> Profile:
+    """Measure every step of the bundle in ``folder`` on "sim" or on a board of the tracker "HOST:PORT/KEY".
+
+    With ``layer`` the profile has that layer alone, with its hottest blocks. Raises InputError for an unknown layer.
+    """
+    bundle = open_bundle(folder)
+    works = [_work(step) for step in bundle.manifest["steps"]]
+    names = [work.name for work in works]
+    if layer is not None and layer not in names:
+        raise InputError(f"{folder}: no layer {layer!r}; it has {', '.join(names)}")
+    request = Request(per_step=True, cold=cold, blocks=BLOCKS if layer else 0, limit_seconds=LIMIT_SECONDS)
+    measurement = _board(board, bundle).measure(bundle.folder / "model.so", request)
+    result = build(str(folder), works, _rows(measurement), bundle.target, measurement)
+    if layer is None:
+        return result
+    return replace(result, layers=tuple(row for row in result.layers if row.name == layer))
+
+
+def _board(board: str, bundle: Bundle) -> Board:
+    if board == "sim":
+        return LocalBoard(bundle.target)
+    tracker, separator, key = board.partition("/")
+    if not separator:
+        raise InputError(f"board {board!r} is neither sim nor of the form HOST:PORT/KEY")
+    return TrackerBoard(TrackerClient(Address.parse(tracker)), key)
+
+
+def _work(step: Mapping[str, Any]) -> LayerWork:
+    return LayerWork(*(step[name] for name in ("name", "kind", "macs", "binary", "weight_bytes")))
+
+
+def _rows(measurement: Measurement) -> list[Mapping[str, Any]]:
+    """The board's rows with cycles in each; a real board's come from its times and measured clock."""
+    if measurement.unit == "cycles":
+        return list(measurement.steps)
+    return [{**row, "cycles": row["seconds"] * (measurement.clock_mhz or 0) * 1e6} for row in measurement.steps]
+
+
+def build(
+    bundle: str,
+    works: Sequence[LayerWork],
+    measured: Sequence[Mapping[str, Any]],
+    target: Target,
+    measurement: Measurement,
+) -> Profile:
+    """Join what each layer has to do with what the board measured for it.
+
+    ``measured`` has one mapping for each layer: ``cycles`` and, from a simulated board, ``where``, ``mix`` and ``blocks``.
+    """
+    total = sum(float(row["cycles"]) for row in measured) or 1.0
+    mhz = measurement.clock_mhz or target.mhz
+    layers = tuple(_layer(work, row, total, target, mhz) for work, row in zip(works, measured, strict=True))
+    return Profile(bundle, target.name, measurement.measured_by, mhz, layers, measurement.complete)
+
+
+def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target, mhz: float) -> LayerProfile:
+    cycles = float(row["cycles"])
+    return LayerProfile(
+        name=work.name,
+        kind=work.kind,
+        macs=work.macs,
+        binary=work.binary,
+        weight_bytes=work.weight_bytes,
+        cycles=cycles,
+        ms=cycles / (mhz * 1e3),
+        share=cycles / total,
+        mac_per_cycle=work.macs / cycles if cycles else 0.0,
+        roof_percent=100 * work.roof_cycles(target) / cycles if work.macs and cycles else None,
+        causes=row.get("where", {}),
+        mix=row.get("mix", {}),
+        blocks=tuple(row.get("blocks", ())),
+    )
+
+
+def print_table(profile: Profile, console: Console) -> None:
+    """The profile for a terminal."""
+    table = Table(
+        title=f"{profile.bundle}: {profile.ms:.2f} ms on one core ({profile.measured_by})", title_justify="left"
+    )
+    table.add_column("layer")
+    table.add_column("kind")
+    for heading in ("cycles", "ms", "share", "MAC/cycle", "% of roof"):
+        table.add_column(heading, justify="right")
+    table.add_column("where the cycles went")
+    for layer in profile.layers:
+        roof = "" if layer.roof_percent is None else f"{layer.roof_percent:.0f}"
+        rate = f"{layer.mac_per_cycle:.2f}" if layer.macs else ""
+        row = (f"{layer.cycles:,.0f}", f"{layer.ms:.3f}", f"{layer.share:.1%}", rate, roof)
+        table.add_row(layer.name, layer.kind, *row, describe_causes(layer))
+    table.add_section()
+    table.add_row("total", "", f"{profile.cycles:,.0f}", f"{profile.ms:.3f}", "100%", "", "", "")
+    console.print(table)
+    if any((layer.roof_percent or 0) > 100 for layer in profile.layers):
+        console.print("Above 100 % of the roof: Winograd's method, with fewer multiplications than the MACs counted.")
+    if not profile.complete:
+        console.print("The simulator met instructions it has no rule for: these cycles are a guess.")
+
+
+def print_blocks(profile: Profile, console: Console) -> None:
+    """A layer's hottest blocks: cycles for each instruction, averaged over the executions."""
+    for layer in profile.layers:
+        share = describe_causes(layer)
+        console.print(f"{layer.name} ({layer.kind}): {layer.cycles:,.0f} cycles, {share}; {profile.measured_by}")
+        for block in layer.blocks:
+            times = f"{block['executions']:,} times {block['cycles'] / max(block['executions'], 1):.2f} cycles"
+            where = f"{block['symbol'] or 'model.so'}+{block['offset']}"
+            console.print(f"\n{where}: {block['cycles'] / layer.cycles:.1%} of the layer, {times}")
+            for text, cycles in block.get("code", ()):
+                console.print(f"{cycles:8.2f}  {text}", highlight=False, markup=False)
+
+
+def describe_causes(layer: LayerProfile) -> str:
+    """The causes that take at least a twentieth of a layer's cycles, the largest first."""
+    shares = [(layer.causes.get(cause, 0.0) / layer.cycles, cause) for cause in CAUSES if layer.cycles]
+    return ", ".join(f"{cause} {share:.0%}" for share, cause in sorted(shares, reverse=True) if share >= 0.05)

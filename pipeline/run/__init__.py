@@ -1,0 +1,197 @@
+"""Runs a bundle as the board would: on a simulated or emulated one, over ssh, or on a board of a tracker."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bitkiln.pipeline.boards.emulated import RUN_SECONDS, Answer, StepTime, Tensors, answer_of, on_emulator, read_arrays
+from bitkiln.pipeline.boards.ssh import Remote
+from bitkiln.pipeline.bundle import Bundle, open_bundle
+from bitkiln.pipeline.device import runner
+from bitkiln.pipeline.errors import BoardError, BundleError, InputError, SetupError
+
+
+def run(
+    bundle: Path,
+    image: Path | None = None,
+    tensor: Path | None = None,
+    output: Path | None = None,
+    board: str = "sim",
+    threads: int = 1,
+    steps: bool = False,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> Answer:
+    """Run ``bundle`` on an image or tensors and print the answer. Raises BundleError, InputError, BoardError."""
+    console = console or Console(quiet=True)
+    opened = open_bundle(bundle)
+    answer = answer_on(board, opened, read_inputs(opened, image, tensor), threads)
+    if output is not None:
+        _write_outputs(output, answer.outputs)
+    best = runner.top(next(iter(answer.outputs.values())), opened.labels, 5)
+    if as_json:
+        console.print_json(json.dumps(_as_json(answer, best)))
+        return answer
+    for label, score in best if image is not None or output is None else ():
+        console.print(f"{score:12.5f}  {label}", highlight=False, markup=False)
+    for step in answer.steps if steps else ():
+        share = 100 * step.seconds / (sum(each.seconds for each in answer.steps) or 1.0)
+        line = f"{1e3 * step.seconds:9.3f} ms {share:5.1f} %  {step.name}  ({step.kind})"
+        console.print(line, highlight=False, markup=False)
+    plural = "thread" if answer.threads == 1 else "threads"
+    console.print(f"{1e3 * answer.seconds:.2f} ms, {answer.threads} {plural}, {answer.measured_by}", highlight=False)
+    return answer
+
+
+def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
+    """Run ``bundle`` on "sim", on the ssh host ``board``, or on a board of the tracker "HOST:PORT/KEY"."""
+    if "/" in board:
+        return on_tracker(board, bundle, inputs, threads)
+    if board != "sim":
+        return over_ssh(Remote(board), bundle, inputs, threads)
+    if bundle.target.bits == 64 and threads == 1:
+        try:
+            return on_simulator(bundle, inputs)
+        except SetupError:
+            # Without the timing model the answer is the same, and its time is labelled as an emulator's.
+            pass
+    return on_emulator(bundle.folder, bundle.target, inputs, threads)
+
+
+def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
+    """As ``answer_on``, and the outputs of every step by its name; those beyond a step's first are ``name.1`` ...
+
+    Views (reshapes) are no steps and do not appear. "sim" is emulated: only its times would differ from a simulated board.
+    """
+    if "/" in board:
+        return on_tracker(board, bundle, inputs, threads, with_trace=True)
+    if board != "sim":
+        return over_ssh(Remote(board), bundle, inputs, threads, with_trace=True)
+    return on_emulator(bundle.folder, bundle.target, inputs, threads, with_trace=True)
+
+
+def trace(bundle: Path, inputs: Tensors) -> dict[str, np.ndarray]:
+    """The outputs of every step on the emulated board, as ``trace_on`` gives them."""
+    answer = trace_on("sim", open_bundle(bundle), inputs)
+    assert answer.trace is not None
+    return answer.trace
+
+
+def read_inputs(bundle: Bundle, image: Path | None, tensor: Path | None) -> dict[str, np.ndarray]:
+    """The network's inputs by name, from an image or from a .npy or .npz file. Raises InputError."""
+    infos = [_info(row) for row in bundle.manifest["inputs"]]
+    if (image is None) == (tensor is None):
+        raise InputError("give either an image (--image) or a tensor (--input)")
+    try:
+        if tensor is not None:
+            return _match(infos, runner.read_tensors(str(tensor)), tensor)
+        how = bundle.manifest.get("preprocessing")
+        if not how:
+            raise InputError(f"{bundle.folder}: says nothing of how images become inputs; give --input")
+        data = runner.preprocess(runner.load_image(str(image), how), how, infos[0])
+        return {infos[0].name: np.frombuffer(runner.to_bytes(data, infos[0]), infos[0].dtype).reshape(infos[0].shape)}
+    except runner.RunnerError as error:
+        raise InputError(str(error)) from None
+
+
+def _match(infos: Sequence[runner.TensorInfo], tensors: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    if len(infos) == 1 and len(tensors) == 1:
+        tensors = {infos[0].name: next(iter(tensors.values()))}
+    for info in infos:
+        if info.name not in tensors:
+            raise InputError(f"{path}: no tensor {info.name!r}; it has {', '.join(sorted(tensors))}")
+        runner.to_bytes(tensors[info.name], info)
+    return {info.name: np.asarray(tensors[info.name]) for info in infos}
+
+
+def on_simulator(bundle: Bundle, inputs: Tensors) -> Answer:
+    """Run on the simulated Cortex-A53, one core."""
+    from bitkiln.pipeline.boards.board import LocalBoard  # Brings TVM's RPC with it, which other boards do without.
+
+    return _measured(LocalBoard(bundle.target), bundle, inputs, 1)
+
+
+def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
+    """Run on a board with the key of ``board``, "HOST:PORT/KEY"."""
+    from bitkiln.pipeline.boards.board import TrackerBoard
+    from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+
+    tracker, _, key = board.partition("/")
+    return _measured(TrackerBoard(TrackerClient(Address.parse(tracker)), key), bundle, inputs, threads, with_trace)
+
+
+def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
+    from bitkiln.pipeline.boards.board import Request
+
+    raw = {name: np.ascontiguousarray(values).tobytes() for name, values in inputs.items()}
+    request = Request(threads=threads, per_step=True, outputs=True, trace=with_trace, limit_seconds=RUN_SECONDS)
+    result = board.measure(bundle.folder / "model.so", request, raw)
+    outputs, traced = (
+        {row.name: np.frombuffer(row.data or b"", row.dtype).reshape(row.shape) for row in rows}
+        for rows in (result.outputs, result.trace)
+    )
+    if with_trace and not traced:
+        raise BoardError(f"the board gives no traces ({result.measured_by}); put this version's board_server.py on it")
+    kinds = [row["kind"] for row in bundle.manifest["steps"]]
+    if len(kinds) != len(result.steps):
+        raise BundleError(f"{bundle.folder}: its manifest has other steps than model.so; compile or copy it again")
+    steps = tuple(
+        StepTime(row["name"], kind, _seconds(row, result)) for row, kind in zip(result.steps, kinds, strict=True)
+    )
+    return Answer(outputs, result.seconds, result.measured_by, threads, steps, traced if with_trace else None)
+
+
+def _seconds(row: Mapping[str, Any], result: Any) -> float:
+    """A step's time from what the board measured of it."""
+    return float(row["seconds"]) if "seconds" in row else float(row["cycles"]) / (float(result.clock_mhz) * 1e6)
+
+
+def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
+    """Copy the bundle to a temporary folder on the board, run it there, and fetch the answer."""
+    folder = remote.run("mktemp -d").strip()
+    where = shlex.quote(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bitkiln-run-") as name:
+            sent = Path(name) / "in.npz"
+            runner.write_tensors(str(sent), dict(inputs))
+            remote.copy([*bundle.files(), sent], folder)
+            command = f"cd {where} && python3 runner.py . --input in.npz --output out.npz --json --threads {threads}"
+            command += " --trace trace.npz" if with_trace else ""
+            report = json.loads(remote.run(command, RUN_SECONDS))
+            fetched = {}
+            for file in ("out.npz", "trace.npz") if with_trace else ("out.npz",):
+                (Path(name) / file).write_bytes(remote.read(f"{folder}/{file}"))
+                fetched[file] = read_arrays(Path(name) / file)
+            return answer_of(report, fetched["out.npz"], f"measured on {remote.host}", fetched.get("trace.npz"))
+    finally:
+        remote.run(f"rm -rf {where}")
+
+
+def _info(row: Mapping[str, Any]) -> runner.TensorInfo:
+    shape = tuple(row["shape"])
+    return runner.TensorInfo(row["name"], row["dtype"], shape, int(np.prod(shape)) * np.dtype(row["dtype"]).itemsize)
+
+
+def _write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
+    try:
+        runner.write_tensors(str(path), dict(outputs))
+    except runner.RunnerError as error:
+        raise InputError(str(error)) from None
+
+
+def _as_json(answer: Answer, best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    return {
+        "top": [{"label": label, "score": score} for label, score in best],
+        "seconds": answer.seconds,
+        "measured_by": answer.measured_by,
+        "threads": answer.threads,
+        "steps": [{"name": step.name, "kind": step.kind, "seconds": step.seconds} for step in answer.steps],
+    }

@@ -1,0 +1,72 @@
+"""Puts a bundle on a board: copied aside, verified and run there, and only then renamed into place."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path, PurePosixPath
+
+from rich.console import Console
+
+from bitkiln.pipeline.boards.ssh import Remote
+from bitkiln.pipeline.bundle import MANIFEST, open_bundle
+from bitkiln.pipeline.errors import BoardError, BundleError
+
+#: Loading and one run on a slow board, after reading all files once.
+CHECK_SECONDS = 300.0
+
+
+def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> str:
+    """Copy ``bundle`` to ``destination`` (USER@HOST[:DIR]) and check it there; gives the folder on the board.
+
+    Without DIR it goes to bitkiln/<the bundle's name> in the home folder. Raises BundleError, BoardError, SetupError.
+    """
+    console = console or Console(quiet=True)
+    opened = open_bundle(bundle)
+    host, _, named = destination.partition(":")
+    folder = "." if named == "~" else named.removeprefix("~/") or f"bitkiln/{bundle.resolve().name}"
+    remote = Remote(host, port)
+    _refuse_foreign(remote, folder)
+    aside = _make_aside(remote, folder)
+    try:
+        remote.copy(opened.files(), aside)
+        for line in _check(remote, aside).splitlines():
+            console.print(f"{host}: {line}", highlight=False)
+        _put_in_place(remote, aside, folder)
+    except BaseException:
+        _remove(remote, aside)
+        raise
+    console.print(f"{host}:{folder} is ready: ssh {host} python3 {folder}/runner.py --bench", highlight=False)
+    return folder
+
+
+def _refuse_foreign(remote: Remote, folder: str) -> None:
+    where, manifest = shlex.quote(folder), shlex.quote(f"{folder}/{MANIFEST}")
+    if remote.run(f"if [ -e {where} ] && [ ! -f {manifest} ]; then echo foreign; fi").strip():
+        raise BundleError(f"{remote.host}:{folder} exists and is no bundle; name another folder or remove it")
+
+
+def _make_aside(remote: Remote, folder: str) -> str:
+    parent, name = str(PurePosixPath(folder).parent), PurePosixPath(folder).name
+    template = shlex.quote(f"{parent}/.{name}.XXXXXX")
+    return remote.run(f"mkdir -p {shlex.quote(parent)} && mktemp -d {template}").strip()
+
+
+def _check(remote: Remote, folder: str) -> str:
+    runner, where = shlex.quote(f"{folder}/runner.py"), shlex.quote(folder)
+    try:
+        return remote.run(f"python3 {runner} {where} --check", CHECK_SECONDS)
+    except BoardError as error:
+        raise BoardError(f"the bundle does not run there: {error}") from None
+
+
+def _put_in_place(remote: Remote, aside: str, folder: str) -> None:
+    new, here, old = shlex.quote(aside), shlex.quote(folder), shlex.quote(f"{aside}.old")
+    remote.run(f"chmod 755 {new} && if [ -e {here} ]; then mv {here} {old}; fi && mv {new} {here} && rm -rf {old}")
+
+
+def _remove(remote: Remote, folder: str) -> None:
+    try:
+        remote.run(f"rm -rf {shlex.quote(folder)}", 30.0)
+    except BoardError:
+        # The board is gone: the first error says so, and the folder's name begins with a dot.
+        return

@@ -1,0 +1,110 @@
+"""Builds candidates in worker processes, which a compiler that hangs or crashes takes down instead of us."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm.support.popen_pool import PopenPoolExecutor
+
+from bitkiln import targets
+from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.schedules.workload import Workload, from_json, to_json
+from bitkiln.targets import Target
+
+BUILD_SECONDS = 120.0
+#: Fixes the tensors that candidates of a task run on.
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A candidate as a board takes it: a library and its raw inputs by name, in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def library(self) -> Path:
+        """The library."""
+        return self.folder / "model.so"
+
+    def inputs(self) -> dict[str, bytes]:
+        """The raw inputs by name."""
+        return {path.stem: path.read_bytes() for path in sorted(self.folder.glob("*.raw"))}
+
+    def discard(self) -> None:
+        """Delete it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class BuildFailed(Exception):
+    """A candidate that does not compile; the message is one line."""
+
+
+class Builder:
+    """``workers`` processes that emit, compile and link kernels."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or max(1, min(8, os.cpu_count() or 1))
+        self._folder = scratch_folder()
+        self._pool = PopenPoolExecutor(
+            self.workers, timeout=BUILD_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+        # Workers take seconds to load the compiler: they may as well begin at once.
+        for _ in range(self.workers):
+            self._pool.submit(prepare)
+
+    def close(self) -> None:
+        """End the workers and delete what they built."""
+        self._pool.shutdown(wait=False)
+        self._folder.cleanup()
+
+    def build(self, workload: Workload, knobs: Mapping[str, int | str], target: Target) -> Artifact:
+        """Build one candidate; threads may call this side by side. Raises BuildFailed."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        try:
+            complaint = self._pool.submit(build, to_json(workload), dict(knobs), target.name, str(folder)).result()
+        except TimeoutError:
+            complaint = f"the compiler took more than {BUILD_SECONDS:g} s"
+        except Exception as error:
+            complaint = f"the compiler's process died ({type(error).__name__})"
+        if complaint:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise BuildFailed(complaint)
+        return Artifact(folder)
+
+
+def prepare() -> None:
+    """In a worker: load what building needs."""
+    from bitkiln.pipeline import compile  # noqa: F401
+
+
+def build(workload_json: str, knobs: dict[str, int | str], target_name: str, folder: str) -> str:
+    """In a worker: build a candidate and its inputs into ``folder``; gives what went wrong, or nothing."""
+    import numpy as np
+
+    from bitkiln.pipeline.compile.single import build_kernel_library
+    from bitkiln.pipeline.tune.data import arguments
+    from bitkiln.schedules.kernel import Constant
+
+    try:
+        workload = from_json(workload_json)
+        kernel = build_kernel_library(workload, knobs, targets.load(target_name), Path(folder) / "model.so")
+        sources = arguments(workload, SEED)
+        for index, argument in enumerate(kernel.arguments):
+            if isinstance(argument, Constant):
+                continue
+            arrays = [sources[at] for at in argument.sources]
+            array = argument.pack(arrays) if argument.pack else arrays[0]
+            raw = np.ascontiguousarray(array, argument.dtype).tobytes()
+            (Path(folder) / f"arg{index}.raw").write_bytes(raw)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[-1]}"
+    return ""

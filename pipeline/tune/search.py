@@ -1,0 +1,177 @@
+"""Which candidates of a task to measure next: MetaSchedule's evolutionary search under a model of their cost."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bitkiln.pipeline.records import Record
+from bitkiln.pipeline.tune.features import KnobFeatures, Layout
+from bitkiln.pipeline.tune.metaschedule import ms
+from bitkiln.pipeline.tune.space import MutateKnob, Point
+from bitkiln.pipeline.tune.tasks import Task
+
+#: A smaller space is tried point by point: there is nothing to learn that trying would not tell.
+ENUMERATED = 24
+#: Trials of a family before its cost model's word counts.
+WARMUP = 12
+
+
+def cost_models(tasks: Sequence[Task]) -> dict[str, ms.cost_model.XGBModel]:
+    """A cost model for each family of tasks."""
+    models = {}
+    for family in {task.family for task in tasks}:
+        members = [task for task in tasks if task.family == family]
+        features = KnobFeatures(Layout.of(members), {task.key: task for task in members})
+        # Few samples of few columns: shallow trees and an early stop train in a fraction of a second.
+        config = ms.cost_model.xgb_model.XGBConfig(max_depth=6, eta=0.3, nthread=1)
+        models[family] = ms.cost_model.XGBModel(
+            extractor=features, config=config, num_warmup_samples=WARMUP, early_stopping_rounds=10
+        )
+    return models
+
+
+@dataclass
+class Search:
+    """The search of one task. ``propose`` gives points not proposed before, ``learn`` takes what became of them."""
+
+    task: Task
+    model: ms.cost_model.XGBModel
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        self._seen: set[tuple[int | str, ...]] = set()
+        self._random = random.Random(self.seed)
+        self._function = self.task.operator.reference(self.task.workload)
+        self._target = self.task.target.tvm_target()
+        self._database = ms.database.MemoryDatabase()
+        self._context: ms.TuneContext | None = None
+        self._suggested: list[Point] = []
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every point of the space was proposed."""
+        return len(self._seen) >= self.task.space.size
+
+    def propose(self, count: int) -> list[Point]:
+        """Up to ``count`` new points, the most promising ones; none when the space is exhausted."""
+        points = self._take(self._new(self._suggested)[:count])
+        if self.task.space.size > ENUMERATED:
+            points += self._evolve(count - len(points))
+        return points + self._neighbours(count - len(points))
+
+    def suggest(self, points: Iterable[Point]) -> None:
+        """Propose these first, as far as the space has them."""
+        self._suggested += [point for point in points if self.task.space.positions(point) is not None]
+
+    def learn(self, records: Iterable[Record]) -> None:
+        """Take in trials, of this run or of earlier ones."""
+        inside = [record for record in records if self.task.space.positions(record.knobs) is not None]
+        self._seen |= {_identity(record.knobs) for record in inside}
+        if self.task.space.size <= ENUMERATED or not inside:
+            return
+        context = self._tune_context()
+        candidates = [self._candidate(record.knobs) for record in inside]
+        results = [_result(record) for record in inside]
+        workload = self._database.commit_workload(context.mod)
+        for candidate, result in zip(candidates, results, strict=True):
+            if result.run_secs:
+                self._database.commit_tuning_record(
+                    ms.database.TuningRecord(
+                        candidate.sch.trace, workload, result.run_secs, self._target, candidate.args_info
+                    )
+                )
+        self.model.update(context, candidates, results)
+
+    def _evolve(self, count: int) -> list[Point]:
+        """New points from MetaSchedule; it may also give old ones, which are dropped."""
+        context = self._tune_context()
+        points: list[Point] = []
+        for _attempt in range(3):
+            candidates = context.generate_measure_candidates()
+            if not candidates:
+                break
+            # The strategy counts on an answer before it is asked again; records reach it by database and cost model.
+            context.notify_runner_results(candidates, [ms.runner.RunnerResult(None, "elsewhere")] * len(candidates))
+            points += self._new(self.task.space.point(candidate.sch.trace) for candidate in candidates)
+            if len(points) >= count:
+                break
+        return self._take(points[:count])
+
+    def _neighbours(self, count: int) -> list[Point]:
+        """New points, those that differ in the fewest knobs from the best known (else the default) first."""
+        centre = {**self.task.default, **(self._best() or {})}
+        points: list[Point] = []
+        for distance in range(len(centre) + 1):
+            if len(points) >= count:
+                break
+            ring = self._new(itertools.islice(self._ring(centre, distance), 5000))
+            self._random.shuffle(ring)
+            points += ring
+        return self._take(points[:count])
+
+    def _ring(self, centre: Point, distance: int) -> Iterable[Point]:
+        """All points that differ from ``centre`` in just so many knobs."""
+        knobs = self.task.space.knobs
+        for names in itertools.combinations(knobs, distance):
+            others = [[value for value in knobs[name] if value != centre[name]] for name in names]
+            for values in itertools.product(*others):
+                yield {**centre, **dict(zip(names, values, strict=True))}
+
+    def _best(self) -> Point | None:
+        if self._context is None:
+            return None
+        workload = self._database.commit_workload(self._context.mod)
+        top = self._database.get_top_k(workload, 1)
+        return self.task.space.point(top[0].trace) if top else None
+
+    def _new(self, points: Iterable[Point]) -> list[Point]:
+        return [point for point in points if _identity(point) not in self._seen]
+
+    def _take(self, points: list[Point]) -> list[Point]:
+        distinct = {_identity(point): point for point in points}
+        self._seen |= distinct.keys()
+        return list(distinct.values())
+
+    def _candidate(self, point: Mapping[str, int | str]) -> ms.MeasureCandidate:
+        schedule = self.task.space.schedule(self._function, point)
+        return ms.MeasureCandidate(schedule, ms.arg_info.ArgInfo.from_entry_func(schedule.mod))
+
+    def _tune_context(self) -> ms.TuneContext:
+        if self._context is None:
+            mutators = {MutateKnob(self.seed): 1.0}
+            self._context = ms.TuneContext(
+                mod=self._function,
+                target=self._target,
+                space_generator=ms.space_generator.ScheduleFn(
+                    self.task.space.sample, sch_rules=[], postprocs=[], mutator_probs=mutators
+                ),
+                search_strategy=ms.search_strategy.EvolutionarySearch(
+                    population_size=96, init_min_unmeasured=min(24, self.task.space.size // 4), genetic_num_iters=3
+                ),
+                task_name=self.task.key,
+                rand_state=self.seed,
+                num_threads=1,
+                logger=_quiet(),
+            )
+            self._context.pre_tuning(1 << 20, 8, database=self._database, cost_model=self.model)
+        return self._context
+
+
+def _identity(point: Mapping[str, int | str]) -> tuple[int | str, ...]:
+    return tuple(point[name] for name in sorted(point))
+
+
+def _result(record: Record) -> ms.runner.RunnerResult:
+    return ms.runner.RunnerResult([record.seconds], None) if record.ok else ms.runner.RunnerResult(None, record.status)
+
+
+def _quiet() -> logging.Logger:
+    """MetaSchedule tells its life story to its logger."""
+    logger = logging.getLogger("bitkiln.metaschedule")
+    logger.setLevel(logging.CRITICAL)
+    logger.propagate = False
+    return logger

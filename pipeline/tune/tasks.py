@@ -1,0 +1,68 @@
+"""What there is to tune in a set of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+
+from bitkiln.pipeline.compile.kernels import WORKLOAD
+from bitkiln.pipeline.compile.plan import read_network
+from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.passes.pipeline import lower
+from bitkiln.pipeline.tune.space import Point, Space
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Conv2d, Workload, from_json
+from bitkiln.targets import Target
+
+
+@dataclass
+class Task:
+    """A workload to tune; ``occurrences`` counts the layers that have it, over all networks."""
+
+    workload: Workload
+    target: Target
+    occurrences: int = 0
+    models: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.operator = operator_for(self.workload)
+        self.space = Space(self.operator.space(self.workload, self.target))
+        self.default: Point = dict(self.operator.default(self.workload, self.target))
+        self.key = self.workload.key()
+
+    @property
+    def family(self) -> str:
+        """Tasks of one family have alike spaces and share a cost model."""
+        return self.key.split()[0]
+
+    @property
+    def roof_seconds(self) -> float:
+        """The time that the target's peak arithmetic and memory allow a direct computation; transforms may beat it."""
+        binary = isinstance(self.workload, Conv2d) and self.workload.binary
+        peak = float(self.target.cpu["peak_binary_mac_per_cycle" if binary else "peak_f32_mac_per_cycle"])
+        arithmetic = self.workload.macs / (peak * self.target.mhz * 1e6)
+        return max(arithmetic, self._streamed / (float(self.target.dram["bandwidth_mb_s"]) * 1e6))
+
+    @property
+    def _streamed(self) -> int:
+        """Bytes of constants too large to stay in the cache from one run to the next."""
+        constants = sum(prod(shape) * (1 if dtype == "uint8" else 4) for shape, dtype in self.workload.shapes[1:-1])
+        return constants if constants > 1024 * int(self.target.cpu["l2_kib"]) else 0
+
+
+def extract_tasks(models: Iterable[Model], target: Target) -> list[Task]:
+    """The distinct workloads of ``models`` whose schedules leave a choice, in the order in which the networks run them."""
+    tasks: dict[str, Task] = {}
+    for model in models:
+        module = lower(model, target).module
+        for call in read_network(module).calls:
+            function = module[call.kernel]
+            if not (function.attrs and WORKLOAD in function.attrs):
+                continue
+            workload = from_json(str(function.attrs[WORKLOAD]))
+            task = tasks.setdefault(workload.key(), Task(workload, target))
+            task.occurrences += 1
+            if model.name not in task.models:
+                task.models.append(model.name)
+    return [task for task in tasks.values() if task.space.size > 1]

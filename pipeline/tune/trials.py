@@ -1,0 +1,148 @@
+"""One trial: build a candidate, run it on a board, hold its results against the default's, say how fast it was."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bitkiln.pipeline.boards.board import Board, KernelFailed, Measurement, Request
+from bitkiln.pipeline.boards.session import hang_up_all
+from bitkiln.pipeline.boards.tracker import NoBoard
+from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.records import Record
+from bitkiln.pipeline.tune.builder import Artifact, Builder, BuildFailed
+from bitkiln.pipeline.tune.data import disagreement
+from bitkiln.pipeline.tune.tasks import Task
+
+#: A candidate this many times slower than the best is stopped early.
+GIVE_UP_AT = 3.0
+#: Seconds for a trial before anything is known of its task.
+FIRST_LIMIT = 300.0
+#: Seconds to wait for a tracker or a board that went away.
+PATIENCE = 120.0
+#: How much slower than the board it stands for a simulated one runs, at worst.
+SIMULATION_SLOWDOWN = 400.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The default's results: their digest and bytes."""
+
+    sha256: str
+    data: bytes
+
+
+class BoardLost(BoardError):
+    """There is no board any more: tuning cannot go on."""
+
+
+class Trials:
+    """Runs trials; threads may do so side by side, as many as there are boards and builders."""
+
+    def __init__(self, builder: Builder, board: Board, slots: int) -> None:
+        self._builder = builder
+        self._board = board
+        self._slots = threading.BoundedSemaphore(slots)
+        self._abandoned = threading.Event()
+
+    def abandon(self) -> None:
+        """Give up all trials in flight, soon."""
+        self._abandoned.set()
+        hang_up_all()
+
+    def reference(self, task: Task) -> tuple[Expected, Record]:
+        """Build and measure the untuned default of ``task``. Raises BoardError where even that fails."""
+        try:
+            artifact = self._builder.build(task.workload, task.default, task.target)
+        except BuildFailed as problem:
+            raise BoardError(f"{task.key}: the untuned default does not compile ({problem})")
+        try:
+            found = self._measure(artifact, Request(outputs=True, limit_seconds=FIRST_LIMIT), frozenset())
+        except KernelFailed as problem:
+            raise BoardError(f"{task.key}: the untuned default fails ({problem})")
+        finally:
+            artifact.discard()
+        (output,) = found.outputs
+        assert output.data is not None
+        return Expected(output.sha256, output.data), _record(task, task.default, found, default=True)
+
+    def candidate(self, task: Task, knobs: Mapping[str, int | str], expected: Expected, best: Record) -> Record:
+        """Try one candidate; whatever becomes of it is a record. Raises BoardLost."""
+        try:
+            artifact = self._builder.build(task.workload, knobs, task.target)
+        except BuildFailed as problem:
+            return _failure(task, knobs, "build", str(problem), best)
+        try:
+            found = self._measure(artifact, _request(best), frozenset([expected.sha256]))
+        except KernelFailed as problem:
+            return _failure(task, knobs, problem.status, str(problem), best)
+        finally:
+            artifact.discard()
+        (output,) = found.outputs
+        if output.sha256 != expected.sha256:
+            problem = disagreement(task.workload, expected.data, output.data or b"")
+            if problem:
+                return _failure(task, knobs, "wrong", problem, best)
+        return _record(task, knobs, found)
+
+    def _measure(self, artifact: Artifact, request: Request, known: frozenset[str]) -> Measurement:
+        """Measure; a board lost meanwhile, and a tracker gone, get a second chance. Raises KernelFailed, BoardLost."""
+        inputs = artifact.inputs()
+        losses = 0
+        deadline = time.monotonic() + PATIENCE
+        with self._slots:
+            while True:
+                if self._abandoned.is_set():
+                    raise BoardLost("tuning was ended")
+                try:
+                    return self._board.measure(artifact.library, request, inputs, known)
+                except KernelFailed:
+                    raise
+                except NoBoard as error:
+                    if time.monotonic() > deadline:
+                        raise BoardLost(f"{error}; finished trials are saved, run again to go on")
+                    time.sleep(1)
+                except BoardError as error:
+                    losses += 1
+                    if losses == 2:
+                        raise KernelFailed("lost", f"the board was lost twice while it ran ({error})")
+                    deadline = time.monotonic() + PATIENCE
+
+
+def _request(best: Record) -> Request:
+    """How long a candidate may take, given the best so far."""
+    if best.unit == "cycles":
+        seconds = 20 + GIVE_UP_AT * best.seconds * SIMULATION_SLOWDOWN
+        return Request(outputs=True, limit_cycles=int(GIVE_UP_AT * (best.value or 0)), limit_seconds=seconds)
+    return Request(outputs=True, limit_seconds=10 + 20 * GIVE_UP_AT * best.seconds)
+
+
+def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, default: bool = False) -> Record:
+    return Record(
+        task.key,
+        task.target.name,
+        dict(knobs),
+        unit=found.unit,
+        value=found.value,
+        clock_mhz=found.clock_mhz,
+        kind=found.kind,
+        measured_by=found.measured_by,
+        default=default,
+        health=dict(found.health),
+        message="" if found.steady else "the board's clock moved while it was measured",
+    )
+
+
+def _failure(task: Task, knobs: Mapping[str, int | str], status: str, message: str, best: Record) -> Record:
+    return Record(
+        task.key,
+        task.target.name,
+        dict(knobs),
+        status=status,
+        message=message,
+        kind=best.kind,
+        measured_by=best.measured_by,
+        clock_mhz=best.clock_mhz,
+    )

@@ -1,0 +1,62 @@
+"""Packing signs into bits: float32 activations, after an optional epilogue, become one bit each."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import definition as stages
+from bitkiln.schedules import loops
+from bitkiln.schedules.binarize import a53 as binarize_a53
+from bitkiln.schedules.kernel import Argument, Kernel, Knobs
+from bitkiln.schedules.workload import Binarize, packed
+from bitkiln.targets import Target
+
+
+def reference(workload: Binarize) -> tirx.PrimFunc:
+    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    size = (workload.height, workload.width, workload.channels)
+    data = te.placeholder((1, *size), "float32", name="data")
+    operands = stages.operand_tensors(workload.epilogue, size)
+    value = stages.apply_epilogue(data, workload.epilogue, operands)
+    return te.create_prim_func([data, *operands, stages.signs(value, workload.sign_zero)])
+
+
+def space(workload: Binarize, target: Target) -> dict[str, list[int | str]]:
+    """Nothing to choose."""
+    return {}
+
+
+def default(workload: Binarize, target: Target) -> dict[str, int | str]:
+    """Nothing to choose."""
+    return {}
+
+
+def emit(workload: Binarize, knobs: Knobs, target: Target) -> Kernel:
+    """The implementation."""
+    if target.bits == 64 and binarize_a53.applies(workload):
+        return binarize_a53.emit(workload, int(target.cpu["cores"]))
+    arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
+    return Kernel(_rows(workload), arguments, notes="plain")
+
+
+def _rows(workload: Binarize) -> tirx.PrimFunc:
+    width, channels = workload.width, workload.channels
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("binarize")
+        T.func_attr({"tirx.noalias": True})
+        data, *operands, bits = (
+            T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(workload.shapes)
+        )
+        source = loops.flat(data, workload.height * width * channels)
+        target = loops.flat(bits, workload.height * width * packed(channels), "uint8")
+        with T.parallel(workload.height) as y, T.serial(width) as x:
+            pixel = y * width + x
+            start = pixel * channels
+            if workload.epilogue:
+                value = T.alloc_buffer((channels,), "float32")
+                loops.apply_epilogue(value, 0, source, start, channels, workload.epilogue, operands, (y, x), 0)
+                source, start = value, 0
+            loops.pack_signs(target, pixel * packed(channels), source, start, channels, workload.sign_zero)
+    return builder.get()

@@ -1,0 +1,132 @@
+"""Float convolution: its definition, and which schedule implements a workload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import te, tirx
+
+from bitkiln.schedules import definition as stages
+from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
+from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
+from bitkiln.schedules.conv2d import direct as conv2d_direct
+from bitkiln.schedules.conv2d import stem as conv2d_stem
+from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
+from bitkiln.schedules.conv2d import winograd as conv2d_winograd
+from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.workload import Conv2d
+from bitkiln.targets import Target
+
+
+def reference(workload: Conv2d) -> tirx.PrimFunc:
+    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    (data_shape, _), (weight_shape, _), *_ = workload.shapes
+    data = te.placeholder(data_shape, "float32", name="data")
+    weight = te.placeholder(weight_shape, "float32", name="weight")
+    operands = stages.operand_tensors(workload.epilogue, (*workload.conv_size, workload.out_channels))
+    shift = [te.placeholder((workload.channels,), "float32", name="shift")] if workload.shift else []
+    image = _image(workload, data, shift)
+    result = stages.apply_epilogue(_convolve(workload, image, weight), workload.epilogue, operands)
+    if workload.pool:
+        result = stages.pool(result, workload.pool)
+    if workload.out == "bits":
+        result = stages.signs(result, workload.sign_zero)
+    return te.create_prim_func([data, weight, *operands, *shift, result])
+
+
+def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
+    """The tuning space: the algorithm, the register tile and the tiles of a block (0: all)."""
+    if is_stem(workload, target):
+        return {"algorithm": ["stem", *(["stem winograd"] if conv2d_stem_winograd.applies(workload) else [])]}
+    if _is_tiled_depthwise(workload, target):
+        return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload))}
+    if conv2d_depthwise.applies(workload):
+        return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
+    return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
+
+
+def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+    """The untuned default: the algorithm with the lowest estimate."""
+    if is_stem(workload, target):
+        return {"algorithm": "stem winograd" if conv2d_stem_winograd.applies(workload) else "stem"}
+    if _is_tiled_depthwise(workload, target):
+        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload)[0]}
+    if conv2d_depthwise.applies(workload):
+        return {"algorithm": "depthwise", "pixels": 4}
+    algorithms = _algorithms(workload, target)
+    if len(algorithms) == 1:
+        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
+    cycles_per_byte = target.mhz / target.dram["bandwidth_mb_s"]
+    estimates = {"direct": conv2d_direct.estimate(workload, cycles_per_byte)}
+    for algorithm in algorithms[1:]:
+        outputs = _pair(str(algorithm).removeprefix("winograd "))
+        estimates[str(algorithm)] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
+    best = min(estimates, key=lambda algorithm: estimates[algorithm])
+    if best == "direct":
+        return {"algorithm": best, **conv2d_direct.default(workload, target)}
+    return {"algorithm": best, **conv2d_winograd.default(workload, _pair(best.removeprefix("winograd ")), target)}
+
+
+def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
+    """The implementation at one point of the space."""
+    algorithm, _, outputs = str(knobs["algorithm"]).partition(" ")
+    if algorithm == "stem":
+        return conv2d_stem_winograd.emit(workload, (7, 8), 1) if outputs else conv2d_stem.emit(workload)
+    if workload.shift or workload.layout != "NHWC":
+        raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
+    if algorithm == "depthwise" and "tile" in knobs:
+        return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]))
+    if algorithm == "depthwise":
+        return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
+    tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
+    if algorithm == "winograd":
+        return conv2d_winograd.emit(workload, _pair(outputs), tile, block)
+    return conv2d_direct.emit(workload, tile, block, target)
+
+
+def is_stem(workload: Conv2d, target: Target) -> bool:
+    """Whether it is a first layer, which has one schedule that none of the others comes near."""
+    return target.bits == 64 and conv2d_stem.applies(workload)
+
+
+def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
+    return target.bits == 64 and conv2d_depthwise_a53.applies(workload)
+
+
+def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:
+    winograd = target.bits == 64 and conv2d_winograd.applies(workload)
+    return ["direct", *(f"winograd {outputs}" for outputs in ("4x4", "2x2", "2x4", "1x2") if winograd)]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = map(int, text.split("x"))
+    return first, second
+
+
+def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.Tensor:
+    """The data as NHWC, shifted."""
+    if workload.layout == "NHWC" and not shift:
+        return data
+
+    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
+        value = data[n, y, x, c] if workload.layout == "NHWC" else data[n, c, y, x]
+        return value + shift[0][c] if shift else value
+
+    return te.compute((1, workload.height, workload.width, workload.channels), element, name="image")
+
+
+def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+    padded = stages.pad(data, workload.padding, tirx.const(0, "float32"))
+    (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation
+    per_group = workload.channels // workload.groups
+    out_per_group = workload.out_channels // workload.groups
+    ry = te.reduce_axis((0, workload.kernel[0]), "ry")
+    rx = te.reduce_axis((0, workload.kernel[1]), "rx")
+    rc = te.reduce_axis((0, per_group), "rc")
+
+    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
+        channel = (o // out_per_group) * per_group + rc
+        tap = padded[n, y * stride_y + ry * step_y, x * stride_x + rx * step_x, channel]
+        return te.sum(tap * weight[o, ry, rx, rc], axis=[ry, rx, rc])
+
+    return te.compute((1, *workload.conv_size, workload.out_channels), element, name="conv")

@@ -1,0 +1,205 @@
+"""Depthwise convolution on the Cortex-A53: block by block of 16 channels, tiles whose sums stay in registers.
+
+A cell is some output rows and columns that a block of the image suffices for, which is copied with its zero border into a
+buffer that stays in the L1 cache; the micro-kernel then goes along its rows of tiles. The last tile of a row overlaps the one
+before where the width is no multiple of the tile's; rows that are left over make a flatter tile.
+Weights are packed [vector of 4 channels][ky][kx][4].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops
+from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns
+from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
+from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES, Depthwise, Gather
+from bitkiln.schedules.workload import Conv2d
+
+#: Rows x columns of output pixels.
+TILES = ("1x4", "1x8", "2x4", "2x6", "2x7", "3x4")
+
+
+def applies(workload: Conv2d) -> bool:
+    """Whether this schedule can compute ``workload``."""
+    whole = workload.depthwise and workload.out_channels == workload.channels and workload.channels % LANES == 0
+    return whole and all(map(steps_a53.known, workload.epilogue)) and bool(tiles(workload))
+
+
+@cache
+def tiles(workload: Conv2d) -> tuple[str, ...]:
+    """The tiles whose values fit the registers: first those whose bands fit the L2 cache, by their cycles."""
+    cells = {tile: Cells(workload, tile) for tile in TILES}
+    estimates = {tile: (each.beyond_cache, each.cycles) for tile, each in cells.items()}
+    return tuple(sorted((tile for tile in TILES if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
+
+
+def emit(workload: Conv2d, tile: str) -> Kernel:
+    """The implementation with tiles of ``tile`` output pixels."""
+    return _Emitter(Cells(workload, tile)).kernel()
+
+
+class _Emitter:
+    """Writes the kernel of a layer cut into ``cells``."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells, self.workload = cells, cells.workload
+        self.straight = not self.workload.pool and self.workload.out == "float32"
+        self.used: dict[str, Depthwise | Gather] = {}
+
+    def kernel(self) -> Kernel:
+        work = self.workload
+        (data_shape, _), (_, _), *operands, (out_shape, out_dtype) = work.shapes
+        sources = tuple(range(2, 2 + len(operands)))
+        self.operand_rows = sum(steps_a53.OPERANDS[step.op] for step in work.epilogue)
+        rows = (max(1, work.channels * self.operand_rows),)
+        arguments = [
+            Argument((0,), data_shape, "float32"),
+            Argument((1,), (work.kernel[0] * work.kernel[1] * work.channels,), "float32", _pack),
+            Argument(sources, rows, "float32", self._pack_operands) if sources else Constant(self._pack_operands(())),
+        ]
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("conv2d")
+            T.func_attr({"tirx.noalias": True})
+            data, self.weights, self.operands = loops.parameters(arguments)
+            out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self._body(data, out)
+        tile = "x".join(map(str, self.cells.tile))
+        notes = f"depthwise, tiles of {tile} pixels x {LANES} channels, cells of {self.cells.rows} rows"
+        return Kernel(builder.get(), tuple(arguments), tuple(self.used.values()), notes)
+
+    def _pack_operands(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Operands of the steps, [vector][row][4]."""
+        rows = steps_a53.operand_rows(self.workload.epilogue, arrays, self.workload.channels)
+        if not len(rows):
+            return np.zeros(1, "float32")
+        return np.ascontiguousarray(rows.reshape(len(rows), -1, LANES).transpose(1, 0, 2)).ravel()
+
+    def _body(self, data: Any, out: Any) -> None:
+        work = self.workload
+        size = math.prod(work.conv_size) * work.channels
+        self.image = loops.flat(data, work.height * work.width * work.channels)
+        self.result = loops.flat(out, size) if self.straight else T.alloc_buffer((size,), "float32")
+        whole, left = divmod(work.conv_size[0], self.cells.rows)
+        with T.parallel((whole + bool(left)) * self.cells.groups) as task:
+            band, group = task // self.cells.groups, task % self.cells.groups
+            if whole:
+                with T.If(band < whole), T.Then():
+                    self._band(band * self.cells.rows, self.cells.rows, group)
+            if left:
+                with T.If(band >= whole), T.Then():
+                    self._band(whole * self.cells.rows, left, group)
+        if not self.straight:
+            loops.finish(work, self.result, out)
+
+    def _band(self, y: Any, rows: int, group: Any) -> None:
+        """The cells of ``rows`` output rows from row ``y`` on, in the channels of ``group``."""
+        width, channels = self.workload.conv_size[1], self.workload.channels
+        if self.cells.groups == 1:
+            loops.claim(self.result, y * width * channels, rows * width * channels)
+        block = T.alloc_buffer((self.cells.reach(0, rows) * self.cells.block_width * BLOCK,), "float32")
+        blocks, left = divmod(channels, BLOCK)
+        each = blocks // self.cells.groups
+        for columns in self.cells.columns:
+            self._border(block, y, rows, columns)
+            if each:
+                with T.serial(each) as index:
+                    self._cell(block, y, rows, columns, (group * each + index) * BLOCK, BLOCK)
+            if left:
+                self._cell(block, y, rows, columns, blocks * BLOCK, left)
+
+    def _row_inside(self, y: Any, row: Any) -> tuple[Any, Any]:
+        """The image row that a block's ``row`` is, for a cell from output row ``y`` on, and whether the image has it."""
+        at = y * self.workload.strides[0] - self.workload.padding[0] + row
+        return at, tirx.all(at >= 0, at < self.workload.height)
+
+    def _border(self, block: Any, y: Any, rows: int, columns: Columns) -> None:
+        """Zeros around the image; the same for all blocks of channels."""
+        before, _, count = self.cells.inside(columns)
+        pitch = self.cells.block_width * BLOCK
+        with T.serial(self.cells.reach(0, rows)) as row, T.If(self._row_inside(y, row)[1]):
+            with T.Then():
+                loops.fill(block, row * pitch, before * BLOCK)
+                loops.fill(block, row * pitch + (before + count) * BLOCK, pitch - (before + count) * BLOCK)
+            with T.Else():
+                loops.fill(block, row * pitch, pitch)
+
+    def _cell(self, block: Any, y: Any, rows: int, columns: Columns, channel: Any, lanes: int) -> None:
+        """``lanes`` channels from ``channel`` on of one cell."""
+        work = self.workload
+        gather = Gather(work.channels, lanes // LANES)
+        self.used[gather.symbol] = gather
+        before, first, count = self.cells.inside(columns)
+        with T.serial(self.cells.reach(0, rows)) as row:
+            at, inside = self._row_inside(y, row)
+            with T.If(inside), T.Then():
+                to = T.address_of(block[(row * self.cells.block_width + before) * BLOCK])
+                source = T.address_of(self.image[(at * work.width + first) * work.channels + channel])
+                T.evaluate(T.call_extern("int32", gather.symbol, to, source, T.int64(count)))
+        done = 0
+        for height, many in self.cells.tile_rows(rows):
+            with T.serial(many) as index:
+                self._tile_row(block, (y, done + index * height), height, columns, (channel, lanes))
+            done += height * many
+
+    def _tile_row(
+        self, block: Any, rows: tuple[Any, Any], height: int, columns: Columns, channels: tuple[Any, int]
+    ) -> None:
+        """Tiles of ``height`` rows at row ``rows[1]`` of the cell that begins at ``rows[0]``."""
+        if columns.tiles:
+            self._call(block, rows, height, columns, columns.start, columns.tiles, channels)
+        if columns.last >= 0:
+            self._call(block, rows, height, columns, columns.last, 1, channels)
+
+    def _call(
+        self,
+        block: Any,
+        rows: tuple[Any, Any],
+        height: int,
+        columns: Columns,
+        x: int,
+        count: int,
+        channels: tuple[Any, int],
+    ) -> None:
+        """``count`` tiles from output column ``x`` on; the arguments are those of ``Depthwise``."""
+        work, (channel, lanes) = self.workload, channels
+        micro = self.cells.micro(height)
+        self.used[micro.symbol] = micro
+        within = rows[1] * work.strides[0] * self.cells.block_width + (x - columns.start) * work.strides[1]
+        # The image's rows below this band, evenly spread over the band's tiles.
+        below = (
+            (rows[0] + self.cells.rows) * work.strides[0] - work.padding[0] + self.cells.reach(0, 1) - work.strides[0]
+        )
+        share = channel // BLOCK * self.cells.rows + rows[1]
+        fetched = (
+            below * work.width * work.channels + (share * work.width + (x * height)) * math.prod(work.strides) * BLOCK
+        )
+        last = work.height * work.width * work.channels - count * (lanes // LANES) * micro.fetched * BLOCK
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                micro.symbol,
+                T.address_of(self.result[((rows[0] + rows[1]) * work.conv_size[1] + x) * work.channels + channel]),
+                T.address_of(block[within * BLOCK]),
+                T.address_of(self.weights[channel * (work.kernel[0] * work.kernel[1])]),
+                T.address_of(self.operands[channel * self.operand_rows]),
+                T.address_of(self.image[tirx.min(fetched, last) if self.cells.fetches else 0]),
+                T.int64(count),
+                T.int64(lanes // LANES),
+            )
+        )
+
+
+def _pack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Weights [C, kh, kw, 1] as [vector][kh][kw][4]."""
+    weights = arrays[0].reshape(arrays[0].shape[0] // LANES, LANES, -1)
+    return np.ascontiguousarray(weights.transpose(0, 2, 1)).ravel()

@@ -1,0 +1,121 @@
+"""How the depthwise schedule for the Cortex-A53 cuts a layer: bands of rows, cells of them, tiles of a cell."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, Depthwise
+from bitkiln.schedules.workload import Conv2d
+
+#: A block of the image takes at most so much of the L1 cache: the rest is for weights, the output and what is fetched.
+_BLOCK_BYTES = 16 * 1024
+#: A band's share of the L2 cache: what it reads and writes, and what is fetched for the next one.
+_BAND_BYTES = 320 * 1024
+#: An image as small as this is in the L2 cache when it is needed.
+_IN_CACHE = 128 * 1024
+#: Tasks that keep four threads busy.
+_TASKS = 4
+
+
+class Columns(NamedTuple):
+    """A cell's output columns: ``tiles`` whole tiles from ``start`` on, and the ``last`` tile's start, or -1."""
+
+    start: int
+    end: int
+    tiles: int
+    last: int
+
+
+class Cells:
+    """The bands, cells and tiles of ``workload``. A cell is as wide as its block of the image allows, then as high.
+
+    ``tile`` is rows x columns of output pixels, ``rows`` the output rows of a band, ``columns`` the cells across, whose blocks
+    are ``block_width`` pixels wide. ``groups`` of blocks of channels are shared among threads; ``fetches``: the image is too
+    large to be in the L2 cache already.
+    """
+
+    def __init__(self, workload: Conv2d, tile: str) -> None:
+        self.workload = workload
+        height, width = workload.conv_size
+        rows, columns = map(int, tile.split("x"))
+        self.tile = min(rows, height), min(columns, width)
+        most = _BLOCK_BYTES // (BLOCK * 4)
+        across = (most // self.reach(0, self.tile[0]) - self.reach(1, 1)) // (self.tile[1] * workload.strides[1])
+        self.columns = self._split(max(across, 1))
+        self.block_width = max(self.reach(1, columns.end - columns.start) for columns in self.columns)
+        self.rows = self.tile[0]
+        while self.rows < height and self._fits(self.rows + self.tile[0], most):
+            self.rows += self.tile[0]
+        self.rows = min(self.rows, height)
+        self.fetches = workload.height * workload.width * workload.channels * 4 > _IN_CACHE
+        self.groups = self._groups()
+
+    def reach(self, axis: int, outputs: int) -> int:
+        """Image rows or columns, zeros included, that ``outputs`` neighbouring outputs read."""
+        work = self.workload
+        return (outputs - 1) * work.strides[axis] + (work.kernel[axis] - 1) * work.dilation[axis] + 1
+
+    @property
+    def beyond_cache(self) -> bool:
+        """Whether even a band of one row of tiles is more than the L2 cache holds."""
+        return self._traffic(self.tile[0]) > _BAND_BYTES
+
+    @property
+    def cycles(self) -> float:
+        """Cycles of a vector of channels when every load hits; infinite where a tile does not fit the registers."""
+        try:
+            heights = self.tile_rows(self.workload.conv_size[0])
+            width = sum(columns.tiles + (columns.last >= 0) for columns in self.columns)
+            return sum(count * width * self.micro(rows).cycles for rows, count in heights)
+        except ValueError:
+            return math.inf
+
+    def tile_rows(self, rows: int) -> list[tuple[int, int]]:
+        """Heights of the tiles of ``rows`` rows, and how many there are of each."""
+        whole, left = divmod(rows, self.tile[0])
+        return [(self.tile[0], whole)] * bool(whole) + [(left, 1)] * bool(left)
+
+    def micro(self, rows: int) -> Depthwise:
+        """The micro-kernel of tiles of so many rows."""
+        work = self.workload
+        tile = (rows, self.tile[1])
+        steps = tuple(step.op for step in work.epilogue)
+        size = (work.channels, self.block_width, work.conv_size[1])
+        return Depthwise(*size, work.kernel, work.strides, work.dilation, tile, steps, self.fetches)
+
+    def inside(self, columns: Columns) -> tuple[int, int, int]:
+        """Columns of a cell's block that are zeros left of the image, its first image column, and how many there are."""
+        work = self.workload
+        left = columns.start * work.strides[1] - work.padding[1]
+        right = left + self.reach(1, columns.end - columns.start)
+        first = max(left, 0)
+        return first - left, first, min(right, work.width) - first
+
+    def _fits(self, rows: int, most: int) -> bool:
+        """Whether a block of so many output rows has ``most`` pixels, and a band's image and output stay in the L2 cache."""
+        return self.reach(0, rows) * self.block_width <= most and self._traffic(rows) <= _BAND_BYTES
+
+    def _traffic(self, rows: int) -> int:
+        """Bytes that a band of so many output rows reads and writes, and those that the next one adds."""
+        work = self.workload
+        pixels = work.conv_size[1] * rows + work.width * (self.reach(0, rows) + rows * work.strides[0])
+        return pixels * work.channels * 4
+
+    def _split(self, most: int) -> list[Columns]:
+        """The columns in cells of ``most`` tiles at most, of about the same width."""
+        width, tile = self.workload.conv_size[1], self.tile[1]
+        whole = width // tile
+        count = -(-whole // most)
+        bounds = [whole * i // count for i in range(count + 1)]
+        cells = [Columns(a * tile, b * tile, b - a, -1) for a, b in pairwise(bounds)]
+        if width % tile:
+            cells[-1] = cells[-1]._replace(end=width, last=width - tile)
+        return cells
+
+    def _groups(self) -> int:
+        """Groups of blocks that threads share where there are few bands."""
+        bands, blocks = -(-self.workload.conv_size[0] // self.rows), self.workload.channels // BLOCK
+        enough = [count for count in range(1, _TASKS + 1) if blocks % count == 0 and bands * count >= _TASKS]
+        return enough[0] if enough and self.workload.channels % BLOCK == 0 else 1

@@ -1,0 +1,311 @@
+"""Direct convolution: tiles of output pixels x output channels, the whole sum in registers.
+
+The input is read in place, or from a copy with a zero border. A tile's pixels are pointers into it, so that a tile may span
+rows and every stride works; the taps are rows at offsets common to all pixels. Weights are packed in panels of ``tile_n``
+output channels, [panel][row][k][tile_n], rows filled up with zeros to whole steps of the micro-kernel.
+
+Where the epilogue is a bias and a simple activation, perhaps before a 2x2 maximum, the micro-kernel finishes its sums in
+registers and stores results: pixels are then taken in the order of the pooling windows. Otherwise sums go through a tile in
+the L1 cache.
+
+Loops: blocks of ``block`` pixel tiles; panels; pixel tiles of the block. A small block reads the input once and the weights
+again for each block; one block of all tiles reads the weights once, which suits weights that stream from DRAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops
+from bitkiln.schedules.conv2d.geometry import Run, geometry, split
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, REACH_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.workload import Conv2d, Pool
+from bitkiln.targets import Target
+
+#: Floats behind a copied image: what filled up rows and fetching ahead may read.
+_SLACK = STEP + REACH_BYTES // 4
+#: The smallest piece of output that is claimed before it is computed.
+_CLAIM_FLOATS = 256
+#: Tiles (pixels, channels) that the micro-kernels are fast at, and those for plain loops.
+TILES = {64: ("8x8", "8x12", "7x12", "11x8", "6x12", "6x16", "4x16", "4x20"), 32: ("4x8", "2x8", "4x4")}
+
+
+def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
+    """The register tile, and the pixel tiles of a block (0: all)."""
+    return {"tile": list(TILES[target.bits]), "block": [1, 2, 4, 8, 0]}
+
+
+def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+    """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do."""
+    pixels = workload.conv_size[0] * workload.conv_size[1]
+    tile = TILES[target.bits][0]
+    if target.bits == 64 and pixels <= 4:
+        tile = "4x16"
+    elif target.bits == 64 and pixels < 100 and pixels % 8 and pixels % 7 == 0:
+        tile = "7x12"
+    cache = target.cpu["l2_kib"] * 1024
+    weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+    images = 4 * (geometry(workload).size + pixels * workload.out_channels)
+    return {"tile": tile, "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
+
+
+def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
+    """Cycles, roughly: arithmetic near the micro-kernels' pace, or weights from memory at ``cycles_per_byte``."""
+    weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+    return max(workload.macs / 2.8, weights * cycles_per_byte)
+
+
+def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target) -> Kernel:
+    """The implementation with register ``tile`` (pixels, channels)."""
+    return _Direct(workload, tile, block, target.bits == 64).kernel()
+
+
+class _Direct:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int, assembly: bool) -> None:
+        tile_m, tile_n = tile
+        self.workload = workload
+        self.assembly = assembly
+        self.geometry = geometry(workload)
+        self.groups = workload.groups
+        self.out_per_group = workload.out_channels // workload.groups
+        self.finish = finish_of(workload) if assembly else None
+        self.window = self.finish.window if self.finish else 1
+        self.order = _window_order(workload) if self.window > 1 else np.arange(len(self.geometry.pixels))
+        # The micro-kernels begin at 3 pixels; windows are not split.
+        self.least = (4 if self.window > 1 else 3) if assembly else 1
+        tile_m = max(tile_m // self.window * self.window, self.least)
+        pixels = len(self.order)
+        self.tile_m = min(tile_m, max(pixels, self.least))
+        self.pixel_runs = [_at_least(run, self.least) for run in split(pixels, self.tile_m)]
+        self.panel_runs = split(self.out_per_group, tile_n, 4)
+        self.block = block or max(1, pixels // self.tile_m)
+        self.row_length = -(-self.geometry.row_length // STEP) * STEP if assembly else self.geometry.row_length
+        self.depth = len(self.geometry.rows) * self.row_length
+        self.panel_floats = self.depth * sum(run.count * run.size for run in self.panel_runs)
+        self.used: dict[str, Sgemm] = {}
+        # Rows that are filled up read beyond the last pixel.
+        self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
+
+    def kernel(self) -> Kernel:
+        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        packed = self.panel_floats * self.groups + AHEAD_BYTES // 4
+        arguments = [
+            Argument((0,), data_shape, "float32"),
+            Argument((1,), (packed,), "float32", self.pack),
+            *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
+            Constant(self._pixel_table()),
+            Constant(np.array([*self.geometry.rows, self.geometry.rows[0]], "int32") * 4),
+        ]
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("conv2d")
+            T.func_attr({"tirx.noalias": True})
+            self.data, self.weights, *self.operands, self.pixels, self.rows = loops.parameters(arguments)
+            self.out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self._body()
+        notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
+        return Kernel(builder.get(), tuple(arguments), self.microkernels, notes)
+
+    @property
+    def microkernels(self) -> tuple[MicroKernel, ...]:
+        return tuple(self.used.values())
+
+    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Weights OHWI in panels."""
+        rows, length = len(self.geometry.rows), self.geometry.row_length
+        weights = np.zeros((self.groups, self.out_per_group, rows, self.row_length), "float32")
+        weights[..., :length] = arrays[0].reshape(self.groups, self.out_per_group, rows, length)
+        parts = [pack_panels(group.reshape(self.out_per_group, -1), self.panel_runs) for group in weights]
+        return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+
+    def _pixel_table(self) -> np.ndarray:
+        """Byte offsets of the pixels; the last is repeated where a tile is filled up."""
+        pixels, last = self.geometry.pixels[self.order], self.pixel_runs[-1]
+        return np.pad(pixels, (0, last.size - last.used), "edge").astype("int32") * 4
+
+    def _body(self) -> None:
+        work = self.workload
+        self.image = self._image(loops.flat(self.data, work.height * work.width * work.channels))
+        straight = self.finish is not None or (not work.pool and work.out == "float32")
+        floats = len(self.order) // self.window * work.out_channels
+        self.result = loops.flat(self.out, floats) if straight else T.alloc_buffer((floats,), "float32")
+        if self.block * self.tile_m * 4 <= len(self.order):
+            self._blocks_in_parallel(straight)
+        else:
+            self._panels_in_parallel()
+        if not straight:
+            loops.finish(work, self.result, self.out)
+
+    def _blocks(self) -> list[tuple[Run, bool]]:
+        """Runs of blocks, and whether all their pixels may be read beyond their taps, as ``Sgemm.reach`` asks."""
+        size, far = self.tile_m * self.block, 0
+        if self.assembly:
+            last_tap = (
+                max(self.geometry.rows) + (self.groups - 1) * self.workload.channels // self.groups + self.row_length
+            )
+            ends = self.geometry.pixels[self.order] + last_tap + REACH_BYTES // 4
+            inside = ends <= self.geometry.size + (_SLACK if self.copies else 0)
+            far = (len(inside) if inside.all() else int(inside.argmin())) // self.tile_m * self.tile_m
+            far = len(inside) if len(inside) - far < self.tile_m and inside.all() else far
+        runs = [(run, True) for run in split(far, size)]
+        rest = [Run(far + run.first, run.count, run.size, run.used) for run in split(len(self.order) - far, size)]
+        return [*runs, *((run, False) for run in rest)]
+
+    def _blocks_in_parallel(self, straight: bool) -> None:
+        for run, reach in self._blocks():
+            # With one tile in a block, none of it filled up, the micro-kernel itself goes from panel to panel.
+            together = self.block == 1 and self.finish is not None and run.used >= self.least
+            floats = run.used // self.window * self.workload.out_channels
+            with T.parallel(run.count) as block:
+                if straight and floats >= _CLAIM_FLOATS:
+                    loops.claim(
+                        self.result, run.first // self.window * self.workload.out_channels + block * floats, floats
+                    )
+                with T.serial(self.groups) as group:
+                    for panels in self.panel_runs:
+                        inside = panels.count if together and panels.used == panels.size else 1
+                        with T.serial(panels.count // inside) as panel:
+                            first = panels.first + panel * panels.size
+                            pixel = run.first + block * run.size
+                            self._tiles(pixel, run.used, group, first, panels, inside, reach)
+
+    def _panels_in_parallel(self) -> None:
+        for panels in self.panel_runs:
+            with T.parallel(self.groups * panels.count) as piece:
+                for run, reach in self._blocks():
+                    with T.serial(run.count) as block:
+                        group, first = piece // panels.count, panels.first + piece % panels.count * panels.size
+                        self._tiles(run.first + block * run.size, run.used, group, first, panels, 1, reach)
+
+    def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int, reach: bool) -> None:
+        """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""
+        for run in [_at_least(run, self.least) for run in split(pixels, self.tile_m)]:
+            with T.serial(run.count) as tile:
+                self._tile(first + run.first + tile * run.size, run, group, channel, panels, count, reach)
+
+    def _image(self, data: Any) -> Any:
+        """The image with its border, or the input itself."""
+        if not self.copies:
+            return data
+        work = self.workload
+        height, width, channels = self.geometry.padded
+        padded = T.alloc_buffer((self.geometry.size + _SLACK,), "float32")
+        with T.parallel(height) as y:
+            loops.pad_row(padded, y * width * channels, data, y, (work.height, work.width, channels), work.padding)
+        loops.fill(padded, self.geometry.size, _SLACK)
+        return padded
+
+    def _tile(
+        self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run, count: int, reach: bool
+    ) -> None:
+        work = self.workload
+        channel = group * self.out_per_group + channel_in_group
+        weights = group * self.panel_floats + channel_in_group * self.depth
+        to = first // self.window * work.out_channels + channel
+        if self.finish is not None and pixels.used == pixels.size and panels.used == panels.size:
+            tile = Sgemm(pixels.size, panels.size, self.finish, reach)
+            self._call(tile, self.result, to, work.out_channels, first, group, weights, count, channel)
+            return
+        sums = T.alloc_buffer((pixels.size * panels.size,), "float32", scope="local")
+        if self.assembly:
+            self._call(Sgemm(pixels.size, panels.size, reach=reach), sums, 0, panels.size, first, group, weights, 1, 0)
+        else:
+            self._plain(sums, first, pixels.size, group, weights, panels.size)
+        with T.serial(pixels.used) as m:
+            at = ((first + m) // work.conv_size[1], (first + m) % work.conv_size[1])
+            start, end = m * panels.size, to + m * work.out_channels
+            self._apply(end, sums, start, panels.used, at, channel)
+
+    def _apply(self, to: Any, sums: Any, start: Any, used: int, pixel: tuple[Any, Any], channel: Any) -> None:
+        steps = self.workload.epilogue
+        loops.apply_epilogue(self.result, to, sums, start, used, steps, self.operands, pixel, channel)
+
+    def _call(
+        self,
+        tile: Sgemm,
+        out: Any,
+        to: Any,
+        pitch: int,
+        first: Any,
+        group: Any,
+        weights: Any,
+        panels: int,
+        channel: Any,
+    ) -> None:
+        """A tile by its micro-kernel; the arguments are those of ``Sgemm``."""
+        self.used[tile.symbol] = tile
+        per_group = self.workload.channels // self.groups
+        bias = self.operands[0][channel] if tile.finish.bias else self.weights[0]
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                tile.symbol,
+                T.address_of(out[to]),
+                T.int64(pitch * 4),
+                T.address_of(self.image[group * per_group]),
+                T.address_of(self.pixels[first]),
+                T.address_of(self.weights[weights]),
+                T.address_of(self.rows[0]),
+                T.int64(len(self.geometry.rows)),
+                T.int64(self.row_length // STEP),
+                T.int64(panels),
+                T.int64(tile.tile_n * 4),
+                T.address_of(bias),
+                T.int64(0),
+            )
+        )
+
+    def _plain(self, sums: Any, first: Any, tile_m: int, group: Any, weights: Any, tile_n: int) -> None:
+        """A tile by loops that any machine runs."""
+        per_group = self.workload.channels // self.groups
+        loops.fill(sums, 0, tile_m * tile_n)
+        with T.serial(len(self.geometry.rows)) as row, T.serial(self.row_length) as k:
+            at = group * per_group + self.rows[row] // 4 + k
+            weight = weights + (row * self.row_length + k) * tile_n
+            for m in range(tile_m):
+                tap = self.image[at + self.pixels[first + m] // 4]
+                with T.vectorized(tile_n) as n:
+                    index = m * tile_n + n
+                    T.buffer_store(sums, sums[index] + tap * self.weights[weight + n], [index])
+
+
+def finish_of(workload: Conv2d) -> Finish | None:
+    """The epilogue and pooling of ``workload`` as a micro-kernel finishes them, if it can."""
+    steps = list(workload.epilogue)
+    bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
+    rest = steps[bias:]
+    if len(rest) > 1 or workload.out == "bits":
+        return None
+    if workload.pool and (workload.pool != Pool((2, 2), (2, 2)) or workload.out_channels // workload.groups % 4):
+        return None
+    window = 4 if workload.pool else 1
+    if not rest:
+        return Finish(bias, window=window)
+    leaky = rest[0].op == "leaky" and 0 <= rest[0].values[0] <= 1
+    return Finish(bias, rest[0].op, rest[0].values, window) if leaky or rest[0].op in ("relu", "clip") else None
+
+
+def _window_order(workload: Conv2d) -> np.ndarray:
+    """Pixels of the convolution, the four of a 2x2 window one after the other."""
+    height, width = workload.out_size
+    y, x, dy, dx = np.mgrid[0:height, 0:width, 0:2, 0:2]
+    return ((2 * y + dy) * workload.conv_size[1] + 2 * x + dx).ravel()
+
+
+def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:
+    """``weights`` [channels][k] as [panel][k][size], one panel after the other, filled up with zeros."""
+    parts = []
+    for run in panels:
+        rows = np.zeros((run.count * run.size, weights.shape[1]), "float32")
+        rows[: min(len(rows), len(weights) - run.first)] = weights[run.first : run.first + run.count * run.size]
+        parts.append(rows.reshape(run.count, run.size, -1).transpose(0, 2, 1).ravel())
+    return np.concatenate(parts)
+
+
+def _at_least(run: Run, size: int) -> Run:
+    return Run(run.first, run.count, max(run.size, size), run.used)

@@ -1,0 +1,292 @@
+"""First layers: few input channels, so that a pixel's taps are a handful of floats and the image is read once, in strips.
+Groups of as few channels are first layers side by side.
+
+Each strip of the image is copied with its zero border into a buffer that stays in the L1 cache, on the way brought to NHWC
+and shifted where the workload says so. The micro-kernel runs along its rows, one panel of output channels after the other,
+and applies the epilogue, and a 2x2 maximum pooling, in registers.
+Weights are packed [panel][ky][kx][c][8].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops, pool2d
+from bitkiln.schedules.conv2d.stem_image import ImageRows
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
+from bitkiln.schedules.microkernels.a53 import stem as stem_a53
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
+from bitkiln.schedules.microkernels.a53.stem import CHANNELS, Stem
+from bitkiln.schedules.workload import Conv2d, Pool, packed
+
+#: A strip is at most this many output rows: enough to share image rows, few enough to stay in the L1 cache.
+_STRIP_ROWS = 8
+_MOST_CHANNELS = 4
+_MOST_CHANNELS_OF_GROUP = 8
+#: Parts into which pooled rows are divided: one for each core that any of our boards has.
+_PARTS = 4
+#: Panels that fill a cache line of the result: the second follows while the first one's half is still on its way.
+_PANELS_OF_A_LINE = 2
+#: Floats behind an array that vector loads may touch.
+_AHEAD = 4
+
+
+def applies(workload: Conv2d) -> bool:
+    """Whether this schedule can compute ``workload``."""
+    if workload.binary or workload.dilation != (1, 1):
+        return False
+    if workload.groups > 1 and (workload.shift or workload.layout != "NHWC"):
+        return False
+    most = _MOST_CHANNELS if workload.groups == 1 else _MOST_CHANNELS_OF_GROUP
+    if _channels(workload) > most or workload.out_channels // workload.groups % CHANNELS:
+        return False
+    stem = _stem(workload)
+    enough = _used_width(workload, stem) >= stem.pixels
+    return enough and stem_a53.fits(stem.channels, stem.kernel, stem.strides, stem.pool)
+
+
+def emit(workload: Conv2d) -> Kernel:
+    """The implementation."""
+    return (_PooledStrips if _PooledStrips.applies(workload) else _Strips)(workload).kernel()
+
+
+def _stem(workload: Conv2d) -> Stem:
+    inside = all(map(steps_a53.known, workload.epilogue))
+    steps = tuple(step.op for step in workload.epilogue) if inside else ()
+    pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
+    stem = Stem(_channels(workload), workload.kernel, workload.strides, steps, pool)
+    return replace(stem, pool=pool and not stem.looped)
+
+
+def _channels(workload: Conv2d) -> int:
+    """Input channels of a group."""
+    return workload.channels // workload.groups
+
+
+def _used_width(workload: Conv2d, stem: Stem) -> int:
+    """Columns of the convolution that are computed: pooling may leave the last one out."""
+    return workload.out_size[1] * 2 if stem.pool else workload.conv_size[1]
+
+
+class _Strips:
+    def __init__(self, workload: Conv2d) -> None:
+        self.workload = workload
+        self.stem = _stem(workload)
+        self.micro: list[MicroKernel] = [self.stem]
+        self.rows_in = ImageRows(workload)
+        self.channels, self.pitch = self.rows_in.channels, self.rows_in.pitch
+        self.panels = workload.out_channels // CHANNELS
+        self.panel_floats = workload.kernel[0] * workload.kernel[1] * self.channels * CHANNELS
+        #: Rows of tiles, and how many of them a strip has.
+        self.tile_rows = workload.out_size[0] if self.stem.pool else workload.conv_size[0]
+        self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
+        self.claims = self.whole and self.panels > _PANELS_OF_A_LINE
+        # A row of the result that was just claimed is still in the caches when its panels are stored.
+        most = 1 if self.claims and workload.groups == 1 else max(1, _STRIP_ROWS // self.stem.rows)
+        self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
+        self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
+        self.operand_rows = sum(steps_a53.OPERANDS[step] for step in self.stem.steps)
+
+    def kernel(self) -> Kernel:
+        work = self.workload
+        (data_shape, _), _, *operands, (out_shape, out_dtype) = work.shapes
+        operands = operands[: len(operands) - work.shift]
+        sources = tuple(range(2, 2 + len(operands))) if self.stem.steps else ()
+        rows = (max(1, self.panels * self.operand_rows * CHANNELS),)
+        arguments = [
+            Argument((0,), data_shape, "float32"),
+            Argument((1,), (self.panels * self.panel_floats + _AHEAD,), "float32", self.pack),
+            Argument(sources, rows, "float32", self.pack_operands) if sources else Constant(self.pack_operands(())),
+        ]
+        if work.shift:
+            arguments.append(self.rows_in.shift_argument(2 + len(operands)))
+        if not self.stem.steps:
+            arguments += [Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)]
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("conv2d")
+            T.func_attr({"tirx.noalias": True})
+            self.data, self.weights, self.operands, *rest = loops.parameters(arguments)
+            self.shift, self.plain_operands = (rest[0], rest[1:]) if work.shift else (None, rest)
+            self.out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self._body()
+        notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
+        return Kernel(builder.get(), tuple(arguments), tuple(self.micro), notes)
+
+    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Weights OHWI in panels."""
+        panels = arrays[0].reshape(self.panels, CHANNELS, -1).transpose(0, 2, 1)
+        return np.concatenate([panels.ravel(), np.zeros(_AHEAD, "float32")])
+
+    def pack_operands(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Operands and constants of the steps in the micro-kernel, [panel][row][8]."""
+        rows = steps_a53.operand_rows(
+            self.workload.epilogue if self.stem.steps else (), arrays, self.workload.out_channels
+        )
+        if not len(rows):
+            return np.zeros(1, "float32")
+        return rows.reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
+
+    def _body(self) -> None:
+        work = self.workload
+        data = loops.flat(self.data, work.height * work.width * work.channels)
+        conv = work.conv_size[0] * work.conv_size[1] * work.out_channels
+        size = work.out_size[0] * work.out_size[1] * work.out_channels
+        self.result = loops.flat(self.out, size) if self.whole else T.alloc_buffer((conv,), "float32")
+        with T.parallel(self.tile_rows // self.strip) as strip:
+            image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
+            first = strip * (self.strip * self.stem.rows * work.strides[0])
+            if self.claims:
+                floats = self.strip * self._out_width * work.out_channels
+                loops.claim(self.result, strip * floats, floats)
+            with T.serial(work.groups) as group:
+                with T.serial(self.image_rows) as row:
+                    self.rows_in.fill(image, row * self.pitch, data, first + row - work.padding[0], group, self.shift)
+                with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
+                    self._row(image, strip, row, group * (self.panels // work.groups) + panel)
+            if work.epilogue and not self.stem.steps:
+                self._epilogue(strip)
+        if not self.whole:
+            loops.finish(work, self.result, self.out)
+
+    @cached_property
+    def _out_width(self) -> int:
+        return self.workload.out_size[1] if self.stem.pool else self.workload.conv_size[1]
+
+    def _row(self, image: Any, strip: Any, row: Any, panel: Any) -> None:
+        """One row of tiles; the last tile overlaps the one before where the width is no multiple."""
+        width, pixels = _used_width(self.workload, self.stem), self.stem.pixels
+        self._call(image, strip, row, panel, 0, width // pixels)
+        if width % pixels:
+            self._call(image, strip, row, panel, width - pixels, 1)
+
+    def _call(self, image: Any, strip: Any, row: Any, panel: Any, column: int, tiles: int) -> None:
+        """``tiles`` tiles from ``column`` of the convolution on; the arguments are those of ``Stem``."""
+        work = self.workload
+        to = (strip * self.strip + row) * self._out_width + column // self.stem.rows
+        start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * self.channels
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                self.stem.symbol,
+                T.address_of(self.result[to * work.out_channels + panel * CHANNELS]),
+                T.int64(work.out_channels * 4),
+                T.address_of(image[start]),
+                T.int64(self.pitch * 4),
+                T.address_of(self.weights[panel * self.panel_floats]),
+                T.address_of(self.operands[panel * (self.operand_rows * CHANNELS)]),
+                T.int64(tiles),
+            )
+        )
+
+    def _epilogue(self, strip: Any) -> None:
+        """The steps that the micro-kernel does not know, in place, while the strip is in the cache."""
+        work = self.workload
+        with T.serial(self.strip) as row, T.serial(work.conv_size[1]) as x:
+            y = strip * self.strip + row
+            at = (y * work.conv_size[1] + x) * work.out_channels
+            loops.apply_epilogue(
+                self.result, at, self.result, at, work.out_channels, work.epilogue, self.plain_operands, (y, x), 0
+            )
+
+
+class _PooledStrips(_Strips):
+    """Strips of rows of a maximum pooling whose windows the micro-kernel does not know.
+
+    The convolution's rows wait in a buffer that stays in the L2 cache; those that the next strip's windows need as well are
+    moved to its beginning. A part of the rows for each thread: only at their seams are rows computed twice.
+    """
+
+    @staticmethod
+    def applies(workload: Conv2d) -> bool:
+        """Whether all steps of the epilogue are the micro-kernel's, and a maximum follows whose windows leave nothing out.
+
+        Writing and reading a row through memory must also take longer than computing some rows again at the seams.
+        """
+        stem, pool = _stem(workload), workload.pool
+        if pool is None or stem.pool or pool.kind != "max" or (workload.epilogue and not stem.steps):
+            return False
+        again = pool.kernel[0] - pool.strides[0]
+        taps = workload.kernel[0] * workload.kernel[1] * _channels(workload)
+        # A float takes 4 cycles through memory and back, and a third of a cycle for each tap to compute.
+        return 0 <= again * (_PARTS - 1) * taps / 3 < 4 * workload.conv_size[0]
+
+    def __init__(self, workload: Conv2d) -> None:
+        super().__init__(workload)
+        self.window = workload.pool
+        pooled = workload.out_size[0]
+        #: Rows of the result in a strip; rows of the convolution that it needs, and that the next one needs again.
+        self.pooled = next(rows for rows in (2, 1) if pooled % rows == 0)
+        self.rows = (self.pooled - 1) * self.window.strides[0] + self.window.kernel[0]
+        self.again = self.window.kernel[0] - self.window.strides[0]
+        self.image_rows = (self.rows - 1) * workload.strides[0] + workload.kernel[0]
+        self.strip = 1
+
+    def _body(self) -> None:
+        work = self.workload
+        data = loops.flat(self.data, work.height * work.width * work.channels)
+        floats = work.conv_size[1] * work.out_channels
+        strips = work.out_size[0] // self.pooled
+        threads = min(_PARTS, strips)
+        with T.parallel(threads) as thread:
+            image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
+            self.result = T.alloc_buffer((self.rows * floats,), "float32")
+            begin, end = (bound * strips // threads for bound in (thread, thread + 1))
+            with T.serial(begin, end) as strip:
+                known = tirx.Select(strip > begin, self.again, 0)
+                loops.copy(self.result, 0, self.result, (self.rows - self.again) * floats, self.again * floats)
+                self._fill(image, data, strip, known)
+                self._pool(strip)
+
+    def _fill(self, image: Any, data: Any, strip: Any, known: Any) -> None:
+        """The convolution's rows of a strip from its row ``known`` on."""
+        work = self.workload
+        height, width = work.conv_size
+        first = strip * (self.pooled * self.window.strides[0]) - self.window.padding[0] + known
+        image_rows = (self.rows - 1 - known) * work.strides[0] + work.kernel[0]
+        with T.serial(work.groups) as group:
+            with T.serial(image_rows) as row:
+                y = first * work.strides[0] + row - work.padding[0]
+                self.rows_in.fill(image, row * self.pitch, data, y, group, self.shift)
+            with T.serial(self.panels // work.groups) as panel, T.serial(self.rows - known) as row:
+                y = first + row
+                with T.If(tirx.all(y >= 0, y < height)), T.Then():
+                    self._row(image, known, row, group * (self.panels // work.groups) + panel)
+        # A maximum does not see what lies outside.
+        with T.serial(self.rows - known) as row:
+            y = first + row
+            with T.If(tirx.any(y < 0, y >= height)), T.Then():
+                floats = width * work.out_channels
+                loops.fill(self.result, (known + row) * floats, floats, float(np.finfo("float32").min))
+
+    def _pool(self, strip: Any) -> None:
+        """The strip's rows of the result."""
+        work, (_, left, _, right) = self.workload, self.window.padding
+        size = (self.rows, work.conv_size[1])
+        window = replace(self.window, padding=(0, left, 0, right))
+        if work.out != "bits":
+            with T.serial(self.pooled) as row:
+                y = strip * self.pooled + row
+                self.micro += pool2d.emit_row(self.out, y, self.result, size, window, work.out_channels, row)
+            return
+        rows = T.decl_buffer((1, *size, work.out_channels), "float32", data=self.result.data)
+        width, channels = work.out_size[1], work.out_channels
+        pooled = T.alloc_buffer((width * channels,), "float32")
+        with T.serial(self.pooled) as row:
+            y = strip * self.pooled + row
+
+            def store(x: Any, channel: Any, value: Any) -> None:
+                T.buffer_store(pooled, value, [x * channels + channel])
+
+            pool2d.pool_row(rows, window, row, store)
+            target = loops.flat(self.out, work.out_size[0] * width * packed(channels), "uint8")
+            with T.serial(width) as x:
+                at = (y * width + x) * packed(channels)
+                loops.pack_signs(target, at, pooled, x * channels, channels, work.sign_zero)

@@ -1,0 +1,413 @@
+"""3x3 convolution of stride 1 by Winograd's minimal filtering, F(my x mx, 3x3).
+
+Tiles of my x mx outputs. The input is transformed to V [tile][position][channel], multiplied at each position with the packed,
+transformed weights U to M, by the matrix micro-kernel, and M transformed back; then come epilogue, pooling where the window
+divides the tile, and the store. Two loop orders:
+
+- ``block`` n: blocks of n groups of ``tile_m`` tiles; for each panel of ``tile_n`` output channels the micro-kernel itself
+  goes through the positions, and M [tile][position][tile_n] stays in the L1 cache. U [panel][position][channel][tile_n] is
+  read once for each block: for weights that stay in the L2 cache, or nearly.
+- ``block`` 0: all tiles at once, position by position: U [position][panel][channel][tile_n] is read once, from memory.
+
+Multiplications per output: F(2x2) 4, F(2x4) 3, F(4x4) 2.25 instead of 9; weights grow 1.8, 2.7 and 4 times. Rounding errors of
+F(4x4) are up to 1e-5 of the largest output, those of a direct sum up to 2e-6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules.binarize.a53 import FlatSigns
+from bitkiln.schedules.conv2d.direct import pack_panels
+from bitkiln.schedules.conv2d.geometry import Run, split
+from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
+from bitkiln.schedules.microkernels.a53.binarize import BATCH
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
+from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
+from bitkiln.schedules.workload import Conv2d, Pool
+from bitkiln.targets import Target
+
+#: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
+_GAP = 16
+_LANES = 4
+#: Parts that the packing of signs is cut in.
+_THREADS = 4
+
+
+def applies(workload: Conv2d) -> bool:
+    """Whether ``workload`` can be computed so."""
+    plain = workload.kernel == (3, 3) and workload.strides == (1, 1) and workload.dilation == (1, 1)
+    return plain and workload.groups == 1 and workload.channels % STEP == 0 and workload.out_channels % 4 == 0
+
+
+def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float) -> float:
+    """Cycles, roughly: products near the micro-kernels' pace or weights from memory, and the transforms' passes."""
+    positions, tiles = _counts(workload, outputs)
+    products = positions * tiles * workload.channels * workload.out_channels
+    pace = 2.8 if tiles >= 8 else 2.4
+    weights = 4 * positions * workload.channels * workload.out_channels
+    transforms = 2.5 * positions * tiles * (workload.channels + workload.out_channels)
+    return max(products / pace, 1.2 * weights * cycles_per_byte) + transforms
+
+
+def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[str, int | str]:
+    """Small blocks, unless the weights come from memory."""
+    positions, tiles = _counts(workload, outputs)
+    weights = 4 * positions * workload.channels * workload.out_channels
+    stays = weights < target.cpu["l2_kib"] * 1024 * 5
+    wide = "4x16" if tiles <= 4 else "8x12"
+    return {"tile": "8x8" if stays and tiles > 4 else wide, "block": 1 if stays else 0}
+
+
+def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> Kernel:
+    """The implementation with ``outputs`` (my, mx) and register ``tile`` (pixels, channels)."""
+    return Winograd(workload, outputs, tile, block).kernel()
+
+
+class Winograd:
+    """The kernel under construction."""
+
+    #: The transform along an axis by the outputs of a tile, and how many taps it is for.
+    transforms: ClassVar[Mapping[int, Transform]] = TRANSFORMS
+    taps: ClassVar[int] = 3
+
+    def __init__(self, workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> None:
+        self.workload = workload
+        self.along = tuple(self.transforms[m] for m in outputs)
+        self.outputs = outputs
+        self.points = (self.along[0].points, self.along[1].points)
+        self.positions = self.points[0] * self.points[1]
+        # Tiles give results that only lack their signs, unless windows cross tiles.
+        self.complete = not workload.pool or _divides(workload.pool, outputs)
+        self.window = workload.pool.kernel if self.complete and workload.pool else (1, 1)
+        # Results of a tile along each axis, and tiles that cover the whole result.
+        self.results = (outputs[0] // self.window[0], outputs[1] // self.window[1])
+        self.size = workload.out_size if self.complete else workload.conv_size
+        self.tiles = tuple(-(-extent // count) for extent, count in zip(self.size, self.results, strict=True))
+        self.count = self.tiles[0] * self.tiles[1]
+        # The micro-kernels begin at 3 pixels.
+        self.tile_m = min(tile[0], max(3, self.count))
+        self.block = min(block or self.count, -(-self.count // self.tile_m)) * self.tile_m
+        self.data_pitch = self.positions * workload.channels + _GAP
+        self.inside = block > 0
+        # A chunk: output channels that are multiplied before they are transformed back.
+        self.chunk_runs = split(workload.out_channels, tile[1] if self.inside else workload.out_channels, 4)
+        self.tile_n = tile[1]
+        self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
+        self.straight = self.complete and workload.out == "float32"
+        whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
+        packs = self.complete and workload.out == "bits" and whole_bytes
+        self.signs = FlatSigns(workload.sign_zero) if packs else None
+        self.kernels: dict[str, Sgemm | SgemmStack] = {}
+        #: Micro-kernels beside those of products.
+        self.micro: list[MicroKernel] = [self.signs.micro] if self.signs else []
+        #: Shape of the data, shape and dtype of the output, and arguments behind those of a convolution.
+        self.data_shape = workload.shapes[0][0]
+        self.out_spec = workload.shapes[-1]
+        self.tables: list[Argument | Constant] = list(self.signs.constants) if self.signs else []
+
+    def kernel(self) -> Kernel:
+        """The implementation."""
+        _, _, *operands, _ = self.workload.shapes
+        packed = self.positions * self.workload.channels * self.workload.out_channels + AHEAD_BYTES // 4
+        arguments = [
+            Argument((0,), self.data_shape, "float32"),
+            Argument((1,), (packed,), "float32", self.pack),
+            *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
+            Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
+            Constant(np.zeros(2, "int32")),
+            *self.tables,
+        ]
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("conv2d")
+            T.func_attr({"tirx.noalias": True})
+            self.data, self.weights, *rest = loops.parameters(arguments)
+            self.operands, rest = rest[: len(operands)], rest[len(operands) :]
+            self.pixels, self.rows, *self.table_buffers = rest
+            self.out = T.arg("out", T.buffer(*self.out_spec))
+            self._body()
+        notes = (
+            f"Winograd F({self.outputs[0]}x{self.outputs[1]}, {self.taps}x{self.taps}), "
+            f"tiles of {self.tile_m} x {self.tile_n}, {self.block} of {self.count} tiles a block"
+        )
+        return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.micro), notes)
+
+    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Weights OHWI transformed and in panels."""
+        transformed = transform_weights(arrays[0], *self.along).reshape(self.positions, self.workload.out_channels, -1)
+        transformed = transformed.astype("float32")
+        parts = []
+        for run in self.chunk_runs:
+            panels = split(run.used, self.tile_n, 4)
+            for first in range(run.first, run.first + run.count * run.size, run.size):
+                parts += [pack_panels(weights, panels) for weights in transformed[:, first : first + run.used]]
+        return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+
+    def _body(self) -> None:
+        work = self.workload
+        size = math.prod(self.size) * work.out_channels
+        out = loops.flat(self.out, size) if self.straight else None
+        self.image = loops.flat(self.data, work.height * work.width * work.channels)
+        self.result = out if self.straight else T.alloc_buffer((size,), "float32")
+        blocks = split(self.count, self.block)
+        many = blocks[0].count >= 4
+        for run in blocks:
+            with (T.parallel if many else T.serial)(run.count) as block:
+                self._block(run.first + block * run.size, run.used, T.serial if many else T.parallel)
+        if self.signs:
+            self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.table_buffers, _THREADS)
+        elif not self.straight:
+            loops.finish(work, self.result, self.out)
+
+    def _block(self, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
+        groups = [Run(run.first, run.count, max(run.size, 3), run.used) for run in split(tiles, self.tile_m)]
+        room = groups[-1].first + groups[-1].count * groups[-1].size
+        data = T.alloc_buffer((room * self.data_pitch + _GAP,), "float32")
+        products = T.alloc_buffer((room * self.result_pitch,), "float32")
+        with loop(tiles) as tile:
+            self._transform_data(data, tile * self.data_pitch, first + tile)
+        if self.straight and self.window == (1, 1):
+            self._claim(first, tiles)
+        for run in self.chunk_runs:
+            with T.serial(run.count) as index:
+                chunk = run.first + index * run.size
+                self._multiply(products, data, chunk, run.used, groups, loop)
+                with loop(tiles) as tile:
+                    self._transform_result(products, tile * self.result_pitch, first + tile, chunk, run.used)
+
+    def _claim(self, first: Any, tiles: int) -> None:
+        """Claims the output of the block, row by row of its tiles."""
+        height, width = self.workload.conv_size
+        channels = self.workload.out_channels
+        with T.serial(self.outputs[0]) as dy, T.serial(tiles) as tile:
+            y = (first + tile) // self.tiles[1] * self.outputs[0] + dy
+            x = (first + tile) % self.tiles[1] * self.outputs[1]
+            start = (y * width + x) * channels
+            whole = self.outputs[1] * channels
+
+            def row(start: Any = start, whole: int = whole) -> None:
+                loops.claim(self.result, start, whole)
+
+            complete = [] if height % self.outputs[0] == 0 else [y < height]
+            complete += [] if width % self.outputs[1] == 0 else [x + self.outputs[1] <= width]
+            if complete:
+                with T.If(tirx.all(*complete)), T.Then():
+                    row()
+            else:
+                row()
+
+    def _multiply(
+        self, products: Any, data: Any, chunk: Any, width: int, groups: Sequence[Run], loop: Callable[..., Any]
+    ) -> None:
+        """M of the ``width`` output channels from ``chunk`` on, for all groups of tiles of the block."""
+        panels = split(width, self.tile_n, 4)
+        if self.inside:
+            for group in groups:
+                with loop(group.count) as index:
+                    tile = group.first + index * group.size
+                    self._call(products, data, chunk, width, panels[0], tile, group.size, 0)
+            return
+        with loop(self.positions) as position:
+            for group in groups:
+                with T.serial(group.count) as index:
+                    tile = group.first + index * group.size
+                    for run in panels:
+                        self._call(products, data, chunk, width, run, tile, group.size, position)
+
+    def _transform_data(self, data: Any, to: Any, tile: Any) -> None:
+        """V of a tile, from the image or, where the tile reaches over its edge, from a copy with zeros around."""
+        work = self.workload
+        channels = work.channels
+        y = tile // self.tiles[1] * self.outputs[0] - work.padding[0]
+        x = tile % self.tiles[1] * self.outputs[1] - work.padding[1]
+        inside = tirx.all(y >= 0, y + self.points[0] <= work.height, x >= 0, x + self.points[1] <= work.width)
+
+        def from_image() -> None:
+            self._transform_patch(data, to, self.image, (y * work.width + x) * channels, work.width * channels)
+
+        def from_patch() -> None:
+            patch = T.alloc_buffer((self.positions * channels,), "float32")
+            with T.serial(self.points[0]) as dy, T.serial(self.points[1]) as dx:
+                start = (dy * self.points[1] + dx) * channels
+                with T.If(tirx.all(y + dy >= 0, y + dy < work.height, x + dx >= 0, x + dx < work.width)):
+                    with T.Then():
+                        loops.copy(patch, start, self.image, ((y + dy) * work.width + x + dx) * channels, channels)
+                    with T.Else():
+                        loops.fill(patch, start, channels)
+            self._transform_patch(data, to, patch, 0, self.points[1] * channels)
+
+        with T.If(inside):
+            with T.Then():
+                from_image()
+            with T.Else():
+                from_patch()
+
+    def _transform_patch(self, data: Any, to: Any, source: Any, start: Any, pitch: int) -> None:
+        channels, (points_y, points_x) = self.workload.channels, self.points
+        with T.serial(channels // _LANES) as vector:
+            # Row by row: neighbours in a row are neighbours in memory, which the core's prefetcher follows.
+            rows = [
+                _through(
+                    self.along[1].data,
+                    [
+                        T.bind(source[_vector(start + dy * pitch + dx * channels + vector * _LANES)])
+                        for dx in range(points_x)
+                    ],
+                )
+                for dy in range(points_y)
+            ]
+            for px in range(points_x):
+                column = _through(self.along[0].data, [row[px] for row in rows])
+                for py, value in enumerate(column):
+                    at = to + (py * points_x + px) * channels + vector * _LANES
+                    T.buffer_store(data, value, [_vector(at)])
+
+    def _call(
+        self,
+        products: Any,
+        data: Any,
+        chunk: Any,
+        width: int,
+        panels: Run,
+        tile: Any,
+        tile_m: int,
+        position: Any,
+    ) -> None:
+        """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position or, inside, at all."""
+        channels = self.workload.channels
+        out = tile * self.result_pitch + panels.first * self.positions + position * panels.size
+        weights = chunk * self.positions * channels + (position * width + panels.first) * channels
+        step = panels.size * 4
+        ends = [T.address_of(products[out]), T.int64(self.result_pitch * 4)]
+        ends += [T.address_of(data[tile * self.data_pitch + position * channels]), T.address_of(self.pixels[0])]
+        ends.append(T.address_of(self.weights[weights]))
+        if self.inside and channels <= MOST_DEPTH:
+            stack = SgemmStack(tile_m, panels.size, channels)
+            self.kernels[stack.symbol] = stack
+            T.evaluate(T.call_extern("int32", stack.symbol, *ends, T.int64(self.positions), T.int64(step)))
+            return
+        kernel = Sgemm(tile_m, panels.size, reach=True)
+        self.kernels[kernel.symbol] = kernel
+        sums = [T.address_of(self.rows[0]), T.int64(1), T.int64(channels // STEP)]
+        count, pitch, image_pitch = panels.count, self.positions * step, 0
+        if self.inside:
+            count, pitch, image_pitch = self.positions, step, channels * 4
+        ways = [T.int64(count), T.int64(pitch), T.address_of(self.weights[0]), T.int64(image_pitch)]
+        T.evaluate(T.call_extern("int32", kernel.symbol, *ends, *sums, *ways))
+
+    def _transform_result(self, products: Any, start: Any, tile: Any, chunk: Any, channels: int) -> None:
+        """The outputs of a tile in a chunk of output channels."""
+        y, x = tile // self.tiles[1] * self.outputs[0], tile % self.tiles[1] * self.outputs[1]
+        for run in split(channels, self.tile_n, 4):
+            with T.serial(run.count * run.size // _LANES) as vector:
+                panel, part = vector * _LANES // run.size, vector * _LANES % run.size
+                at = start + (run.first + panel * run.size) * self.positions + part
+                self._store(self._outputs(products, at, run.size), (y, x), chunk + run.first + vector * _LANES)
+
+    def _outputs(self, products: Any, at: Any, pitch: int) -> list[list[Any]]:
+        """Four channels of a tile's outputs, [y][x]."""
+        points_y, points_x = self.points
+        columns = [
+            _through(
+                self.along[0].result,
+                [T.bind(products[_vector(at + (py * points_x + px) * pitch)]) for py in range(points_y)],
+            )
+            for px in range(points_x)
+        ]
+        return [_through(self.along[1].result, [column[dy] for column in columns]) for dy in range(self.outputs[0])]
+
+    def _final(self, outputs: list[list[Any]], pixel: tuple[Any, Any], within: tuple[int, int], channel: Any) -> Any:
+        """Result ``within`` a tile, whose first output is ``pixel``: epilogue, and the maximum of its window."""
+        work = self.workload
+        window_y, window_x = self.window
+        # Of values that a monotone epilogue treats alike, the largest gives the largest result: it alone needs computing.
+        late = self.window != (1, 1) and epilogue.monotone(work.epilogue)
+        largest = None
+        for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
+            for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
+                where = (pixel[0] + dy, pixel[1] + dx, _vector(channel))
+                value = outputs[dy][dx]
+                if not late:
+                    value = T.bind(epilogue.apply(work.epilogue, value, self.operands, where))
+                largest = value if largest is None else T.bind(tirx.max(largest, value))
+        return epilogue.apply(work.epilogue, largest, self.operands, where) if late else largest
+
+    def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
+        """Four channels of a tile's results."""
+        for within, (y, x) in self._places(pixel):
+
+            def store(within: tuple[int, int] = within, y: Any = y, x: Any = x) -> None:
+                value = self._final(outputs, pixel, within, channel)
+                T.buffer_store(self.result, value, [_vector(self._place(y, x) + channel)])
+
+            self._guarded(store, (y, x), within)
+
+    def _place(self, y: Any, x: Any) -> Any:
+        """Where in ``result`` a pixel's channels begin."""
+        return (y * self.size[1] + x) * self.workload.out_channels
+
+    def _places(self, pixel: tuple[Any, Any]) -> list[tuple[tuple[int, int], tuple[Any, Any]]]:
+        """The results of a tile: where in the tile, and where in the result."""
+        first = (pixel[0] // self.window[0], pixel[1] // self.window[1])
+        return [
+            ((oy, ox), (first[0] + oy, first[1] + ox)) for oy in range(self.results[0]) for ox in range(self.results[1])
+        ]
+
+    def _guarded(self, store: Callable[[], None], place: tuple[Any, Any], within: tuple[int, int]) -> None:
+        """Runs ``store`` where ``place``, which is ``within`` a tile, lies inside the result."""
+        conditions = [
+            at < extent
+            for at, offset, extent, step in zip(place, within, self.size, self.results, strict=True)
+            if extent % step and offset >= extent % step
+        ]
+        if not conditions:
+            store()
+            return
+        with T.If(tirx.all(*conditions)), T.Then():
+            store()
+
+
+def _vector(first: Any) -> Any:
+    """Indices of ``_LANES`` elements."""
+    return T.ramp(first, 1, _LANES)
+
+
+def _through(stages: Sequence[Stage], values: Sequence[Any]) -> list[Any]:
+    """Vectors after the stages of a transform."""
+    for stage in stages:
+        values = [_sum(row, values) for row in stage]
+    return list(values)
+
+
+def _sum(row: dict[int, float], values: Sequence[Any]) -> Any:
+    """The sparse sum of vectors that ``row`` describes; its first coefficient is 1."""
+    (first, _), *others = row.items()
+    total = values[first]
+    for index, coefficient in others:
+        if abs(coefficient) == 1:
+            total = total + values[index] if coefficient > 0 else total - values[index]
+        else:
+            total = T.fma(values[index], T.broadcast(tirx.const(coefficient, "float32"), _LANES), total)
+    return T.bind(total) if others else total
+
+
+def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:
+    """Positions of a tile, and tiles."""
+    tiles = [-(-size // m) for size, m in zip(workload.conv_size, outputs, strict=True)]
+    return math.prod(TRANSFORMS[m].points for m in outputs), math.prod(tiles)
+
+
+def _divides(pool: Pool, outputs: tuple[int, int]) -> bool:
+    """Whether the windows of ``pool`` lie within tiles of ``outputs``."""
+    if pool.kind != "max" or any(pool.padding) or pool.kernel != pool.strides:
+        return False
+    return all(m % window == 0 for m, window in zip(outputs, pool.kernel, strict=True))

@@ -1,0 +1,225 @@
+"""Depthwise convolution for the Cortex-A53: tiles of output pixels by vectors of 4 channels, out of a block of the image.
+
+A block is 16 channels, a cache line, of some rows and columns of the image with their zeros around, [row][column][16]: small
+enough for the L1 cache, and without the conflicts that pixels a power of two apart have there. ``Gather`` copies it;
+``Depthwise`` goes along a row of tiles. The sums of a tile stay in registers; each value of the image is loaded once for all
+output rows and columns that use it, in trains of loads (``stream``). Beside its arithmetic a tile fetches lines of the image
+that the next block will copy, few at a time: the core waits when a fourth line is under way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise, zip_longest
+
+from bitkiln.schedules.microkernels.a53 import asm, stream
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
+
+#: Channels of a vector and of a block.
+LANES = 4
+BLOCK = 16
+_VECTOR, _LINE = 4 * LANES, 4 * BLOCK
+_VECTORS = BLOCK // LANES
+#: The largest offset that all loads take.
+_MOST_OFFSET = 32752
+#: Lines that ``Gather`` fetches ahead: as many as can be under way.
+_AHEAD = 3
+
+_OUT, _IMAGE, _WEIGHTS, _OPERANDS, _FETCH, _TILES, _COUNT = (f"x{i}" for i in range(7))
+_LEFT, _WIDE, _ROW_1, _ROW_2 = "x7", "x8", "x9", "x10"
+_WORDS = ("x19", "x20", "x21", "x22")
+
+
+@dataclass(frozen=True)
+class Gather:
+    """``void symbol(float *block, const float *image, int64 pixels)``: copies ``vectors`` vectors of adjacent pixels.
+
+    Pixels of the image are ``channels`` floats apart, those of the block 16.
+    """
+
+    channels: int
+    vectors: int
+
+    @property
+    def symbol(self) -> str:
+        """Its name."""
+        return f"bk_gather_{self.channels}c_{self.vectors}v_a53"
+
+    def assembly(self) -> str:
+        """Its text."""
+        pitch = self.channels * 4
+        ahead, copy = "ldr xzr, [x3]", [f"ldr q{i}, [x1, #{i * _VECTOR}]" for i in range(self.vectors)]
+        copy += [f"str q{i}, [x0, #{i * _VECTOR}]" for i in range(self.vectors)]
+        copy += [*asm.add("x1", "x1", pitch), f"add x0, x0, #{_LINE}"]
+        lines = [
+            *asm.add("x3", "x1", _AHEAD * pitch),
+            f"subs x4, x2, #{_AHEAD}",
+            "b.le 2f",
+            f"mov x2, #{_AHEAD}",
+            *("1:", ahead, *asm.add("x3", "x3", pitch), *copy, "subs x4, x4, #1", "b.gt 1b"),
+            *("2:", *copy, "subs x2, x2, #1", "b.gt 2b", "ret"),
+        ]
+        return asm.routine(self.symbol, lines)
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """The micro-kernel of one kind of tile, ``tile`` rows x columns of output pixels.
+
+    ``void symbol(float *out, const float *block, const float *weights, const float *operands, const float *fetch,
+    int64 tiles, int64 vectors)``: ``weights`` is [vector][tap][4], ``operands`` [vector][row][4] with a row for each operand
+    of the steps. For each tile and vector ``fetched`` lines are read from ``fetch`` on, which must be there.
+    The block has ``block_width`` columns, the output ``out_width`` of ``channels`` floats.
+    """
+
+    channels: int
+    block_width: int
+    out_width: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    tile: tuple[int, int]
+    steps: tuple[str, ...]
+    fetches: bool
+
+    @property
+    def symbol(self) -> str:
+        """Its name."""
+        size = f"{self.channels}c{self.block_width}b{self.out_width}o"
+        shape = "_".join(f"{a}x{b}" for a, b in (self.kernel, self.strides, self.dilation, self.tile))
+        return "_".join(["bk_depthwise", size, shape, *self.steps, *(["fetch"] if self.fetches else []), "a53"])
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of the sums of one vector of channels when every load hits."""
+        return self._sums[1]
+
+    def assembly(self) -> str:
+        """Its text."""
+        enter, leave = asm.saved(19, 22, vectors=True)
+        lines = [
+            *enter,
+            *self._set_up(),
+            "1:",
+            f"mov {_LEFT}, {_COUNT}",
+            "2:",
+            *_with_guests(self._sums[0], self._fetches()),
+            *self._finish(),
+            f"subs {_LEFT}, {_LEFT}, #1",
+            "b.gt 2b",
+            *self._next_tile(),
+            f"subs {_TILES}, {_TILES}, #1",
+            "b.gt 1b",
+            *leave,
+            "ret",
+        ]
+        return asm.routine(self.symbol, lines)
+
+    @cached_property
+    def _sums(self) -> tuple[list[str], int]:
+        """The instructions that make the sums of one vector of channels, and their cycles."""
+        return stream.schedule(self._operations(), range(self.tile[0] * self.tile[1], 32), _WORDS)
+
+    def _operations(self) -> list[stream.MultiplyAdd]:
+        """Multiply-adds image row by image row: its values and two rows of weights fit the registers beside the sums."""
+        reach = (self.tile[0] - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilation[0]
+        return [
+            operation
+            for place in range(reach + 1)
+            for kx in range(self.kernel[1])
+            for row in range(self.tile[0])
+            for operation in self._tap(row, place, kx)
+        ]
+
+    def _tap(self, row: int, place: int, kx: int) -> list[stream.MultiplyAdd]:
+        """What image row ``place`` adds to output row ``row`` by column ``kx`` of the kernel."""
+        ky, rest = divmod(place - row * self.strides[0], self.dilation[0])
+        if rest or not 0 <= ky < self.kernel[0]:
+            return []
+        weight = stream.Value(_WEIGHTS, (ky * self.kernel[1] + kx) * _VECTOR)
+        columns = [x * self.strides[1] + kx * self.dilation[1] for x in range(self.tile[1])]
+        values = [stream.Value(_IMAGE, (place * self.block_width + column) * _LINE) for column in columns]
+        if values[-1].offset > _MOST_OFFSET:
+            raise ValueError(f"{self.symbol}: a row of the block is too long")
+        sums = [row * self.tile[1] + x for x in range(self.tile[1])]
+        return [
+            stream.MultiplyAdd(s, value, weight, None, ky == kx == 0) for s, value in zip(sums, values, strict=True)
+        ]
+
+    @property
+    def _out_rows(self) -> list[str]:
+        """A pointer for each output row."""
+        return [_OUT, _ROW_1, _ROW_2][: self.tile[0]]
+
+    @property
+    def fetched(self) -> int:
+        """Lines fetched for each tile and vector: as many as the pixels that a tile adds to the image above it have."""
+        return math.ceil(math.prod((*self.tile, *self.strides)) / _VECTORS) if self.fetches else 0
+
+    def _set_up(self) -> list[str]:
+        lines = [f"lsl {_WIDE}, {_COUNT}, #4"]
+        for row, pointer in enumerate(self._out_rows[1:], 1):
+            lines += asm.add(pointer, _OUT, row * self.out_width * self.channels * 4)
+        return lines
+
+    def _fetches(self) -> list[str]:
+        return [f"ldr xzr, [{_FETCH}, #{_LINE * line}]" for line in range(self.fetched)]
+
+    def _finish(self) -> list[str]:
+        """The steps, the stores, and the pointers moved on to the next vector."""
+        sums = [(total, steps_a53.FIRST_OPERAND) for total in range(self.tile[0] * self.tile[1])]
+        lines, operand = [], 0
+        for step in self.steps:
+            for row in range(steps_a53.OPERANDS[step]):
+                lines.append(f"ldr q{steps_a53.FIRST_OPERAND + row}, [{_OPERANDS}, #{(operand + row) * _VECTOR}]")
+            operand += steps_a53.OPERANDS[step]
+            lines += steps_a53.lines(step, sums, 1)
+        stores = [
+            f"str q{row * self.tile[1] + column}, [{pointer}, #{column * self.channels * 4}]"
+            for row, pointer in enumerate(self._out_rows)
+            for column in range(self.tile[1])
+        ]
+        moves = [
+            f"add {_IMAGE}, {_IMAGE}, #{_VECTOR}",
+            f"add {_WEIGHTS}, {_WEIGHTS}, #{self.kernel[0] * self.kernel[1] * _VECTOR}",
+        ]
+        after = [
+            f"add {_OPERANDS}, {_OPERANDS}, #{operand * _VECTOR}",
+            f"add {_FETCH}, {_FETCH}, #{_LINE * self.fetched}",
+        ]
+        after += [f"add {pointer}, {pointer}, #{_VECTOR}" for pointer in self._out_rows]
+        return [*_woven([*lines, *stores], moves), *after]
+
+    def _next_tile(self) -> list[str]:
+        """Moves all pointers from behind the last vector to the next tile's first."""
+        rows = sum(steps_a53.OPERANDS[step] for step in self.steps)
+        lines = [f"sub {_IMAGE}, {_IMAGE}, {_WIDE}", *asm.add(_IMAGE, _IMAGE, self.tile[1] * self.strides[1] * _LINE)]
+        for pointer in self._out_rows:
+            lines += [
+                f"sub {pointer}, {pointer}, {_WIDE}",
+                *asm.add(pointer, pointer, self.tile[1] * self.channels * 4),
+            ]
+        for pointer, each in ((_WEIGHTS, self.kernel[0] * self.kernel[1]), (_OPERANDS, rows)):
+            lines += [f"mov {_LEFT}, #{each}", f"msub {pointer}, {_LEFT}, {_WIDE}, {pointer}"]
+        return lines
+
+
+def _with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
+    """``guests`` evenly spread beside arithmetic that has nothing beside it yet."""
+    alone = [
+        at
+        for at, (line, following) in enumerate(pairwise(lines))
+        if line.startswith("fm") and following.startswith("fm")
+    ]
+    beside = {alone[len(alone) * i // len(guests)]: guest for i, guest in enumerate(guests)} if alone else {}
+    return [text for at, line in enumerate(lines) for text in (line, *([beside[at]] if at in beside else []))]
+
+
+def _woven(lines: Sequence[str], moves: Sequence[str]) -> list[str]:
+    """``moves`` of pointers that ``lines`` do not use, one behind each of the last lines."""
+    first = max(0, len(lines) - len(moves))
+    pairs = zip_longest(lines[first:], moves)
+    return [*lines[:first], *(text for pair in pairs for text in pair if text)]

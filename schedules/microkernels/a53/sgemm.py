@@ -1,0 +1,311 @@
+"""Float matrix tiles for the Cortex-A53: ``tile_m`` pixels x ``tile_n`` output channels, all sums in registers.
+
+C call: ``(float *out, int64 out_pitch, const float *image, const int32 *pixels, const float *weights, const int32 *rows,
+int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch, const float *bias, int64 image_pitch)``, pitches and
+offsets in bytes.
+
+For each panel ``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``; then
+``out`` goes on by ``panel_pitch``, ``image`` by ``image_pitch`` and ``weights`` to what follows. ``rows`` has one entry more
+than ``row_count``, any valid offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights. A
+``Finish`` is applied before the results are stored; without a bias its pointer is not used.
+
+Registers: sums of 4 output channels each; pixels two to a register, each with 2 consecutive values; weights of one k. Per 4
+values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*ceil(tile_m/2) + tile_n cycles with loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+
+from bitkiln.schedules.microkernels.a53 import asm
+
+#: Values of k that an iteration consumes; rows are multiples of it.
+STEP = 4
+#: Bytes behind the packed weights that may be read.
+AHEAD_BYTES = 1536
+#: How far ahead lines of weights and, with ``reach``, of the image are fetched. At 140 ns a line from memory is 168 cycles
+#: away, two iterations; the core's own prefetcher follows four lines further.
+_WEIGHTS_AHEAD, IMAGE_AHEAD = 768, 64
+#: Bytes behind the last value of each pixel that ``reach`` may read.
+REACH_BYTES = IMAGE_AHEAD + 32
+#: Registers: of the pixels' pointers; of byte offsets from them: this step, its second half, the next, lines further on.
+POINTERS = [*range(8, 16), 19, 20, 21, 22]
+CURRENT, CURRENT_HALF, NEXT, LEFT = "x16", "x17", "x23", "x24"
+_SCRATCH = ("x25", "x26", "x27", "x28")
+FAR = "x22"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What happens to the sums in their registers.
+
+    First the largest of every ``window`` consecutive pixels is taken, which leaves fewer rows of ``out``; then ``bias`` of
+    the channel is added; then ``activation``: "relu", "clip" with values (low, high) or "leaky" with (slope,), from 0 to 1.
+    All of these are monotone, so that the order of the maximum does not matter.
+    """
+
+    bias: bool = False
+    activation: str = ""
+    values: tuple[float, ...] = ()
+    window: int = 1
+
+    @property
+    def words(self) -> str:
+        """The finish as a part of a symbol's name."""
+        bits = "".join(f"_{pattern:08x}" for pattern in np.array(self.values, "float32").view("uint32"))
+        parts = ["bias" if self.bias else "", self.activation + bits, f"max{self.window}" if self.window > 1 else ""]
+        return "".join("_" + part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Sgemm:
+    """The micro-kernel of one tile size.
+
+    ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
+    ahead.
+    """
+
+    tile_m: int
+    tile_n: int
+    finish: Finish = Finish()
+    reach: bool = False
+
+    @property
+    def symbol(self) -> str:
+        """Its name."""
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{'_reach' if self.reach else ''}_a53"
+
+    def assembly(self) -> str:
+        """Its text."""
+        return _assembly(self)
+
+    @property
+    def cycles_per_step(self) -> int:
+        """Cycles of 4 values of k in the loop."""
+        return inner_loop(self.tile_m, self.tile_n, self.reach).cycles
+
+    @cached_property
+    def vectors(self) -> int:
+        """Registers of output channels."""
+        return self.tile_n // 4
+
+    @property
+    def fetches_image(self) -> bool:
+        """Whether the kernel fetches the image ahead: needs a register, and room beside its arithmetic."""
+        return self.reach and self.tile_m < len(POINTERS) and self.tile_m * self.tile_n >= 32
+
+    @property
+    def pairs(self) -> int:
+        """Registers of pixels."""
+        return -(-self.tile_m // 2)
+
+    def sum(self, m: int, vector: int) -> int:
+        """Register of a sum."""
+        return m * self.vectors + vector
+
+
+@cache
+def _assembly(tile: Sgemm) -> str:
+    enter, leave = asm.saved(19, 30, vectors=True)
+    frame = asm.frame_bytes(19, 30, vectors=True)
+    pointers = POINTERS[: tile.tile_m]
+    loop = inner_loop(tile.tile_m, tile.tile_n, tile.reach)
+    lines = [
+        *enter,
+        f"ldp x29, x30, [sp, #{frame}]",
+        *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
+        *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
+        "4:",
+        f"ldrsw {CURRENT}, [x5]",
+        "add x2, x5, #4",
+        "mov x3, x6",
+        *(f"movi v{i}.16b, #0" for i in range(tile.tile_m * tile.vectors)),
+        f"add {CURRENT_HALF}, {CURRENT}, #8",
+        f"add {NEXT}, {CURRENT}, #16",
+        *([f"add {FAR}, {CURRENT}, #{IMAGE_AHEAD}"] if tile.fetches_image else []),
+        *loop.head(),
+        f"subs {LEFT}, x7, #2",
+        "b.ge 1f",
+        "2:",
+        "subs x3, x3, #1",
+        "b.mi 3f",
+        f"ldrsw {NEXT}, [x2], #4",
+        f"sub {LEFT}, x7, #1",
+        f"csel {LEFT}, xzr, {LEFT}, eq",
+        ".p2align 4",
+        *loop.body(),
+        "b 2b",
+        "3:",
+        *_finish(tile, frame),
+        "mov x2, x0",
+        f"ldr x17, [sp, #{frame + 24}]",
+        *(line for m in range(0, tile.tile_m, tile.finish.window) for line in _store(tile, m)),
+        "add x0, x0, x30",
+        "subs x29, x29, #1",
+        "b.gt 4b",
+        *leave,
+        "ret",
+    ]
+    return asm.routine(tile.symbol, lines)
+
+
+def _finish(tile: Sgemm, frame: int) -> list[str]:
+    """The finish of a panel; registers of pixels and weights are free by now, and so are x2, x3, x16 and x17."""
+    finish = tile.finish
+    rows = range(0, tile.tile_m, finish.window)
+    sums = [tile.sum(m, v) for m in rows for v in range(tile.vectors)]
+    spare = tile.tile_m * tile.vectors
+    lines, step = [], finish.window // 2
+    while step:
+        lines += [
+            f"fmax v{a}.4s, v{a}.4s, v{b}.4s"
+            for i in range(step)
+            for m in rows
+            for v in range(tile.vectors)
+            for a, b in [(tile.sum(m + i, v), tile.sum(m + i + step, v))]
+        ]
+        step //= 2
+    if finish.bias:
+        # The third argument on the stack; it moves on from panel to panel.
+        lines += [
+            f"ldr x17, [sp, #{frame + 16}]",
+            *(f"ldr q{spare + v}, [x17, #{16 * v}]" for v in range(tile.vectors)),
+        ]
+        lines += [f"add x17, x17, #{tile.tile_n * 4}", f"str x17, [sp, #{frame + 16}]"]
+        lines += [f"fadd v{r}.4s, v{r}.4s, v{spare + i % tile.vectors}.4s" for i, r in enumerate(sums)]
+    for i, pattern in enumerate(np.array(finish.values, "float32").view("uint32").tolist()):
+        lines += [f"movz w16, #{pattern & 0xFFFF}", f"movk w16, #{pattern >> 16}, lsl #16", f"dup v{spare + i}.4s, w16"]
+    return lines + _activation(finish.activation, sums, spare)
+
+
+def _activation(name: str, sums: list[int], spare: int) -> list[str]:
+    """The activation of registers ``sums``; its constants stand in registers from ``spare`` on."""
+    match name:
+        case "relu":
+            return [f"movi v{spare}.16b, #0", *(f"fmax v{r}.4s, v{r}.4s, v{spare}.4s" for r in sums)]
+        case "clip":
+            low = [f"fmax v{r}.4s, v{r}.4s, v{spare}.4s" for r in sums]
+            return low + [f"fmin v{r}.4s, v{r}.4s, v{spare + 1}.4s" for r in sums]
+        case "leaky":
+            # Four at a time: as long as a product takes.
+            lines = []
+            for first in range(0, len(sums), 4):
+                group = list(enumerate(sums[first : first + 4], spare + 1))
+                lines += [f"fmul v{t}.4s, v{r}.4s, v{spare}.4s" for t, r in group]
+                lines += [f"fmax v{r}.4s, v{r}.4s, v{t}.4s" for t, r in group]
+            return lines
+    return []
+
+
+def _store(tile: Sgemm, m: int) -> list[str]:
+    """Stores a row of results; the pointers of its pixels go on to the next panel's image beside that."""
+    pointers = POINTERS[m : min(m + tile.finish.window, tile.tile_m)]
+    return [
+        *(f"str q{tile.sum(m, v)}, [x2, #{16 * v}]" for v in range(tile.vectors)),
+        "add x2, x2, x1",
+        *(f"add x{x}, x{x}, x17" for x in pointers),
+    ]
+
+
+@cache
+def inner_loop(tile_m: int, tile_n: int, reach: bool) -> asm.Loop:
+    """The loop over ``STEP`` values of k: the best of those that differ in the order of the sums within one k and in the use
+    of spare registers.
+    """
+    tile = Sgemm(tile_m, tile_n, reach=reach)
+    best: asm.Loop | None = None
+    for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
+        order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
+        for sets in (1, 2):
+            loop = _loop_in_order(tile, order, sets)
+            if loop and (best is None or loop.cycles < best.cycles):
+                best = loop
+    if best is None:
+        raise ValueError(f"no registers for a tile of {tile.tile_m}x{tile.tile_n}")
+    return best
+
+
+def _by_vector(tile: Sgemm) -> list[tuple[int, int]]:
+    return [(m, v) for v in range(tile.vectors) for m in range(tile.tile_m)]
+
+
+def _pairs_last(tile: Sgemm) -> list[tuple[int, int]]:
+    """The last vectors pixel pair by pixel pair, so that the pairs' registers become free one after the other."""
+    head = [(m, v) for v in range(tile.vectors - 2) for m in range(tile.tile_m)]
+    return head + _pairwise(tile, range(max(0, tile.vectors - 2), tile.vectors))
+
+
+def _pairs_first(tile: Sgemm) -> list[tuple[int, int]]:
+    """The first vectors pair by pair: the last pair is needed late."""
+    tail = [(m, v) for v in range(2, tile.vectors) for m in range(tile.tile_m)]
+    return _pairwise(tile, range(min(2, tile.vectors))) + tail
+
+
+def _pairwise(tile: Sgemm, vectors: range) -> list[tuple[int, int]]:
+    pairs = [range(first, min(first + 2, tile.tile_m)) for first in range(0, tile.tile_m, 2)]
+    return [(m, v) for pair in pairs for v in vectors for m in pair]
+
+
+def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) -> asm.Loop | None:
+    """The loop with ``sets`` sets of pixel registers and all that is left for weights; None if it cannot be."""
+    spare = 32 - tile.tile_m * tile.vectors - tile.pairs * sets - tile.vectors
+    if spare < 0:
+        return None
+    # Weight registers take turns; the turn must close within the loop.
+    weights = next(n for n in range(min(tile.vectors + spare, 4 * tile.vectors), 0, -1) if tile.vectors * STEP % n == 0)
+    first_weight = 32 - weights
+    first_pixel = first_weight - tile.pairs * sets
+
+    def weight(k: int, v: int) -> int:
+        return first_weight + (k * tile.vectors + v) % weights
+
+    def pixel(k: int, pair: int) -> int:
+        return first_pixel + (k // 2 % sets) * tile.pairs + pair
+
+    arithmetic = [
+        f"fmla v{tile.sum(m, v)}.4s, v{weight(k, v)}.4s, v{pixel(k, m // 2)}.s[{m % 2 * 2 + k % 2}]"
+        for k, m, v in order
+    ]
+    uses: dict[tuple[str, int, int], list[int]] = {}
+    for index, (k, m, v) in enumerate(order):
+        uses.setdefault(("weight", k, v), []).append(index)
+        uses.setdefault(("pixel", k // 2, m // 2), []).append(index)
+    registers = {key: weight(*key[1:]) if key[0] == "weight" else pixel(2 * key[1], key[2]) for key in uses}
+    loads = []
+    for key, indices in uses.items():
+        # The value that the register held before: of another use in this iteration, or of one in the last.
+        last = [
+            other[-1] for name, other in uses.items() if registers[name] == registers[key] and other[-1] < indices[0]
+        ]
+        wrapped = [other[-1] for name, other in uses.items() if registers[name] == registers[key]]
+        after = max(last) if last else max(wrapped) - len(order)
+        loads.append(_load(tile, key, registers[key], after, indices[0]))
+    control = [
+        f"mov {CURRENT}, {NEXT}",
+        f"add {CURRENT_HALF}, {NEXT}, #8",
+        f"subs {LEFT}, {LEFT}, #1",
+        f"add x4, x4, #{tile.tile_n * 4 * STEP}",
+        f"add {NEXT}, {NEXT}, #16",
+    ]
+    hints = [f"ldr xzr, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
+    if tile.fetches_image:
+        control.insert(2, f"add {FAR}, {NEXT}, #{IMAGE_AHEAD}")
+        hints += [f"ldr xzr, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
+    loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)
+    return loop if loop.feasible else None
+
+
+def _load(tile: Sgemm, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
+    kind, k, number = key
+    if kind == "weight":
+        at, step = (k * tile.tile_n + number * 4) * 4, tile.tile_n * 4 * STEP
+        ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")
+        return asm.Load(register, f"[x4, #{at}]", f"[x4, #{at + 8}]", ahead, after, before)
+    low = f"x{POINTERS[2 * number]}"
+    high = f"x{POINTERS[2 * number + 1]}" if 2 * number + 1 < tile.tile_m else None
+    offset = CURRENT_HALF if k else CURRENT
+    ahead = None if k else (f"[{low}, {NEXT}]", f"[{high}, {NEXT}]" if high else None)
+    return asm.Load(register, f"[{low}, {offset}]", f"[{high}, {offset}]" if high else None, ahead, after, before)

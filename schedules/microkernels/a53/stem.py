@@ -1,0 +1,213 @@
+"""First layers for the Cortex-A53: a strip of a few-channel image against 8 output channels, taps unrolled.
+
+A tile is ``rows`` x ``pixels`` output pixels x 8 channels, its 16 sums in registers. The taps of one kernel row are adjacent
+floats (kernel width x channels), so an output pixel's taps are lanes of the same few registers as its neighbours': each
+value of the image is loaded once for a tile and kernel row (three times where pixels lie far apart), each weight once for
+a tile. Where the code of all taps would not fit the instruction cache, a loop runs over the kernel's rows.
+
+C call: ``(float *out, int64 pixel_pitch, const float *image, int64 image_pitch, const float *weights, const float
+*operands, int64 tiles)``, pitches in bytes. ``weights`` is [ky][kx][c][8]; ``operands`` has 8 floats for each step that
+takes one. Tiles go along a row; with ``pool`` the two rows of a tile become one by the maximum of 2x2 pixels.
+Up to 16 bytes behind the last image value and the weights are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from bitkiln.schedules.microkernels.a53 import asm, stream
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
+
+CHANNELS = 8
+_VECTORS = CHANNELS // 4
+_OUT, _PIXEL_PITCH, _IMAGE, _IMAGE_PITCH, _WEIGHTS, _OPERANDS, _TILES = (f"x{i}" for i in range(7))
+_ROWS = ("x7", *(f"x{i}" for i in range(8, 16)), "x16", "x17")
+_WORDS = ("x19", "x20", "x21", "x22")
+_OPERAND_REGISTERS = tuple(range(16, 32))
+#: Taps that are written out: 16 instructions each, and their loads, in an instruction cache of 32 KiB.
+_UNROLLED = 160
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The micro-kernel of one kind of first layer; ``steps`` are names from ``steps_a53.OPERANDS``."""
+
+    channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    steps: tuple[str, ...]
+    pool: bool
+
+    @property
+    def rows(self) -> int:
+        """Output rows of a tile, before pooling."""
+        return 2 if self.pool else 1
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of a tile's row, before pooling."""
+        return 4 if self.pool else 8
+
+    @property
+    def looped(self) -> bool:
+        """Whether its kernel rows are a loop; then it does not pool."""
+        return self.kernel[0] * self.kernel[1] * self.channels > _UNROLLED
+
+    @property
+    def symbol(self) -> str:
+        """Its name."""
+        shape = f"{self.channels}c{self.kernel[0]}x{self.kernel[1]}s{self.strides[0]}x{self.strides[1]}"
+        words = ["bk_stem", shape, *self.steps, *(["max2x2"] if self.pool else [])]
+        return "_".join([*words, "a53"])
+
+    @property
+    def image_rows(self) -> int:
+        """Rows of the image that a tile has pointers to."""
+        return 1 if self.looped else (self.rows - 1) * self.strides[0] + self.kernel[0]
+
+    def assembly(self) -> str:
+        """Its text."""
+        return _assembly(self)
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of a tile's sums when every load hits."""
+        return _sums(self)[1] * (self.kernel[0] if self.looped else 1)
+
+    def sum(self, row: int, pixel: int, vector: int) -> int:
+        """Register of a sum."""
+        return (row * self.pixels + pixel) * _VECTORS + vector
+
+
+def fits(channels: int, kernel: tuple[int, int], strides: tuple[int, int], pool: bool) -> bool:
+    """Whether a tile's image values fit the registers and its code the instruction cache."""
+    stem = Stem(channels, kernel, strides, (), pool)
+    if kernel[1] * channels > _UNROLLED or stem.image_rows > len(_ROWS) or (stem.looped and pool):
+        return False
+    try:
+        return stem.cycles > 0
+    except ValueError:
+        return False
+
+
+@cache
+def _sums(stem: Stem) -> tuple[list[str], int]:
+    """The sums, and their cycles. Pixels far apart have a vector each at any time: they may be too many to share."""
+    found = []
+    for shared in (True, False):
+        with suppress(ValueError):
+            found.append(stream.schedule(_operations(stem, shared), _OPERAND_REGISTERS, _WORDS))
+    if not found:
+        raise ValueError(f"the image values of {stem.symbol} do not fit the registers")
+    return min(found, key=lambda plan: plan[1])
+
+
+def _operations(stem: Stem, shared: bool) -> list[stream.MultiplyAdd]:
+    """Multiply-adds in the order of the weights: each pair of weight vectors serves all pixels of the tile.
+
+    ``shared``: a vector of the image stays in its register for all pixels that use it; else it is loaded for each of them.
+    """
+    operations = []
+    for ky in range(1 if stem.looped else stem.kernel[0]):
+        for k in range(stem.kernel[1] * stem.channels):
+            at = (ky * stem.kernel[1] * stem.channels + k) * CHANNELS * 4
+            for vector in range(_VECTORS):
+                weight = stream.Value(_WEIGHTS, at + 16 * vector)
+                for row in range(stem.rows):
+                    for pixel in range(stem.pixels):
+                        scalar, lane = _tap(stem, ky + row * stem.strides[0], ky, pixel, k, shared)
+                        sum_ = stem.sum(row, pixel, vector)
+                        operations.append(stream.MultiplyAdd(sum_, weight, scalar, lane, at == 0 and not stem.looped))
+    return operations
+
+
+def _tap(stem: Stem, image_row: int, ky: int, pixel: int, k: int, shared: bool) -> tuple[stream.Value, int]:
+    """Where tap ``k`` of a kernel row lies for ``pixel``: a vector of the image and a lane."""
+    element = pixel * stem.strides[1] * stem.channels + k
+    # Adjacent output rows share image rows: a vector stays in its register from one kernel row to the next.
+    tag = 0 if stem.strides[0] == 1 else ky
+    if not shared:
+        tag = ky * stem.kernel[1] * stem.channels + k // 4
+    return stream.Value(_ROWS[image_row], element // 4 * 16, tag), element % 4
+
+
+@cache
+def _assembly(stem: Stem) -> str:
+    enter, leave = asm.saved(19, 24, vectors=True)
+    tile_bytes = stem.pixels * stem.strides[1] * stem.channels * 4
+    lines = [
+        *enter,
+        f"mov {_ROWS[0]}, {_IMAGE}",
+        *(f"add {b}, {a}, {_IMAGE_PITCH}" for a, b in pairwise(_ROWS[: stem.image_rows])),
+        "1:",
+        *(_rows(stem) if stem.looped else _sums(stem)[0]),
+        *_epilogue(stem),
+        *_store(stem),
+        *(f"add {row}, {row}, #{tile_bytes}" for row in _ROWS[: stem.image_rows]),
+        f"subs {_TILES}, {_TILES}, #1",
+        "b.gt 1b",
+        *leave,
+        "ret",
+    ]
+    return asm.routine(stem.symbol, lines)
+
+
+def _rows(stem: Stem) -> list[str]:
+    """The sums by a loop over the kernel's rows, which leaves the pointers as they were."""
+    row, left, weights = _ROWS[0], _ROWS[1], stem.kernel[1] * stem.channels * CHANNELS * 4
+    return [
+        f"mov {_ROWS[2]}, {row}",
+        f"mov {_ROWS[3]}, {_WEIGHTS}",
+        *(f"movi v{i}.16b, #0" for i in range(stem.pixels * _VECTORS)),
+        f"mov {left}, #{stem.kernel[0]}",
+        "2:",
+        *_sums(stem)[0],
+        f"add {row}, {row}, {_IMAGE_PITCH}",
+        *asm.add(_WEIGHTS, _WEIGHTS, weights),
+        f"subs {left}, {left}, #1",
+        "b.gt 2b",
+        f"mov {row}, {_ROWS[2]}",
+        f"mov {_WEIGHTS}, {_ROWS[3]}",
+    ]
+
+
+def _epilogue(stem: Stem) -> list[str]:
+    sums = [
+        (stem.sum(row, pixel, vector), steps_a53.FIRST_OPERAND + vector)
+        for vector in range(_VECTORS)
+        for row in range(stem.rows)
+        for pixel in range(stem.pixels)
+    ]
+    lines, operand = [], 0
+    for step in stem.steps:
+        for row in range(steps_a53.OPERANDS[step]):
+            register = steps_a53.FIRST_OPERAND + row * _VECTORS
+            lines.append(f"ldp q{register}, q{register + 1}, [{_OPERANDS}, #{(operand + row) * CHANNELS * 4}]")
+        operand += steps_a53.OPERANDS[step]
+        lines += steps_a53.lines(step, sums, _VECTORS)
+    return lines
+
+
+def _store(stem: Stem) -> list[str]:
+    if stem.pool:
+        return [*_pool(stem), *_store_pixels(stem, range(0, stem.pixels, 2))]
+    return _store_pixels(stem, range(stem.pixels))
+
+
+def _pool(stem: Stem) -> list[str]:
+    """The maximum of 2x2 pixels, left in the sums of the first row's even pixels."""
+    pairs = [(stem.sum(0, pixel, v), stem.sum(1, pixel, v)) for pixel in range(stem.pixels) for v in range(_VECTORS)]
+    pairs += [(stem.sum(0, p, v), stem.sum(0, p + 1, v)) for p in range(0, stem.pixels, 2) for v in range(_VECTORS)]
+    return [f"fmax v{a}.4s, v{a}.4s, v{b}.4s" for a, b in pairs]
+
+
+def _store_pixels(stem: Stem, pixels: Sequence[int]) -> list[str]:
+    lines = []
+    for pixel in pixels:
+        lines += [f"str q{stem.sum(0, pixel, v)}, [{_OUT}, #{16 * v}]" for v in range(_VECTORS)]
+        lines += [f"add {_OUT}, {_OUT}, {_PIXEL_PITCH}"]
+    return lines

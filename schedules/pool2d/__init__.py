@@ -1,0 +1,267 @@
+"""Pooling on its own: of floats, with an epilogue, and of bits, where a maximum is a bitwise OR."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import definition as stages
+from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
+from bitkiln.schedules.pool2d import a53 as pool2d_a53
+from bitkiln.schedules.workload import Pool, Pool2d, packed
+from bitkiln.targets import Target
+
+#: Channels that are reduced side by side: a cache line of floats in four registers, or 16 bytes of bits in one.
+LANES = 16
+
+#: Rows or columns of a window that are reduced in one expression.
+MOST_TAPS = 16
+
+#: Elements of a row that are reduced before the next ones: they stay in the cache.
+PIECE = 1024
+
+#: Emits the store of a value at (column, channel or byte); called inside a vectorised loop.
+Store = Callable[[Any, Any, Any], None]
+
+
+def reference(workload: Pool2d) -> tirx.PrimFunc:
+    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    if workload.bits:
+        return _bits_reference(workload)
+    data = te.placeholder(workload.shapes[0][0], "float32", name="data")
+    operands = stages.operand_tensors(workload.epilogue, (*workload.out_size, workload.channels))
+    result = stages.apply_epilogue(stages.pool(data, workload.pool), workload.epilogue, operands)
+    if workload.out == "bits":
+        result = stages.signs(result, workload.sign_zero)
+    return te.create_prim_func([data, *operands, result])
+
+
+def space(workload: Pool2d, target: Target) -> dict[str, list[int | str]]:
+    """Nothing to choose."""
+    return {}
+
+
+def default(workload: Pool2d, target: Target) -> dict[str, int | str]:
+    """Nothing to choose."""
+    return {}
+
+
+def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
+    """Rows of the result in parallel; the window is clipped to the input, channels are vector lanes."""
+    arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("pool2d")
+        T.func_attr({"tirx.noalias": True})
+        data, *operands, out = (
+            T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(workload.shapes)
+        )
+        lines = _by_lines(workload, target)
+        with T.parallel(workload.out_size[0]) as y:
+            if lines:
+                size = (workload.height, workload.width)
+                source = loops.flat(data, math.prod(size) * workload.channels)
+                emit_row(out, y, source, size, workload.pool, workload.channels, y)
+            elif workload.bits:
+                pool_row(data, workload.pool, y, _store_bits(workload, operands, out, y))
+            elif workload.out == "bits":
+                _signs_row(workload, data, operands, out, y)
+            else:
+                pool_row(data, workload.pool, y, _store_floats(workload, operands, out, y))
+    if lines:
+        micro = pool2d_a53.kernel(workload.pool, workload.channels)
+        return Kernel(builder.get(), arguments, (micro,), "lines of 16 channels")
+    return Kernel(builder.get(), arguments, notes="plain")
+
+
+def emit_row(
+    out: Any, y: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, row: Any
+) -> list[MicroKernel]:
+    """Emits row ``y`` of ``out`` [1, OH, OW, C] for 64-bit boards: row ``row`` of pooling an image of ``size`` of flat floats.
+
+    Returns the micro-kernels that it calls.
+    """
+    if pool2d_a53.applies(window, size, channels):
+        shape = [int(extent) for extent in out.shape]
+        target = loops.flat(out, math.prod(shape))
+        pool2d_a53.emit_row(target, y * (shape[2] * channels), source, size, window, channels, row)
+        return [pool2d_a53.kernel(window, channels)]
+    image = T.decl_buffer((1, *size, channels), "float32", data=source.data)
+    pool_row(image, window, row, lambda x, channel, value: T.buffer_store(out, value, [0, y, x, channel]))
+    return []
+
+
+def _by_lines(workload: Pool2d, target: Target) -> bool:
+    """Whether the micro-kernel of 64-bit boards serves ``workload``."""
+    floats = not (workload.bits or workload.epilogue or workload.out == "bits")
+    size = (workload.height, workload.width)
+    return target.bits == 64 and floats and pool2d_a53.applies(workload.pool, size, workload.channels)
+
+
+def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:
+    """Emits row ``y`` of the pooling of ``data`` [1, H, W, C]: float32, or bits, whose maximum is the OR.
+
+    Rows are reduced first, in the order they lie in memory, then columns; the reduced row stays in the cache.
+    """
+    if max(window.kernel) > MOST_TAPS or (window.kind == "avg" and any(window.padding)):
+        _clipped_row(data, window, y, store)
+        return
+    _, height, width, channels = (int(extent) for extent in data.shape)
+    pitch = width * channels
+    source = loops.flat(data, height * pitch, data.dtype)
+    reduced = T.alloc_buffer((pitch,), data.dtype)
+    rows = [row * pitch for row in _taps(window, 0, y, height)]
+    combine = _combination(window, data.dtype)
+    each_block(pitch, PIECE, lambda first, size: _reduce_rows(reduced, source, rows, combine, first, size))
+    scale = tirx.const(1 / (window.kernel[0] * window.kernel[1]), "float32")
+    with T.serial(window.out_size(height, width)[1]) as x:
+        columns = [column * channels for column in _taps(window, 1, x, width)]
+
+        def channel(c: Any) -> None:
+            value = reduce(combine, [reduced[column + c] for column in columns])
+            store(x, c, value if window.kind == "max" else value * scale)
+
+        loops.sweep(channels, channel)
+
+
+def _reduce_rows(
+    reduced: Any, source: Any, rows: Sequence[Any], combine: Callable[[Any, Any], Any], first: Any, size: int
+) -> None:
+    """Emits reduced[i] = source[row + i] combined over all rows, a row at a time: the core fetches one stream best."""
+    begin, *others = rows
+    loops.sweep(size, lambda i: T.buffer_store(reduced, source[begin + first + i], [first + i]))
+    for row in others:
+        loops.sweep(
+            size,
+            lambda i, row=row: T.buffer_store(
+                reduced, combine(reduced[first + i], source[row + first + i]), [first + i]
+            ),
+        )
+
+
+def _taps(window: Pool, axis: int, at: Any, size: int) -> list[Any]:
+    """The rows or columns of the window at ``at``. Outside the input stands its nearest: a maximum may count it twice."""
+    first = at * window.strides[axis] - window.padding[axis]
+    padded = window.padding[axis] or window.padding[axis + 2]
+    taps = [first + tap for tap in range(window.kernel[axis])]
+    return [tirx.min(tirx.max(tap, 0), size - 1) for tap in taps] if padded else taps
+
+
+def _combination(window: Pool, dtype: str) -> Callable[[Any, Any], Any]:
+    if dtype == "uint8":
+        return operator.or_
+    return tirx.max if window.kind == "max" else operator.add
+
+
+def _clipped_row(data: Any, window: Pool, y: Any, store: Store) -> None:
+    """As ``pool_row``, for averages that leave out what is padded, and for huge windows."""
+    _, height, width, channels = (int(extent) for extent in data.shape)
+    with T.serial(window.out_size(height, width)[1]) as x:
+
+        def block(first: Any | int, lanes: int) -> None:
+            reduced = T.alloc_buffer((lanes,), data.dtype, scope="local")
+            _reduce(data, window, (y, x), first, reduced)
+            scale = _scale(window, (height, width), (y, x))
+            with T.vectorized(lanes) as lane:
+                store(x, first + lane, reduced[lane] if scale is None else reduced[lane] * scale)
+
+        each_block(channels, LANES, block)
+
+
+def each_block(channels: int, lanes: int, body: Callable[[Any | int, int], None]) -> None:
+    """Emits ``body(first channel, lane count)`` over all channels: full blocks in a loop, then the rest."""
+    if channels // lanes:
+        with T.serial(channels // lanes) as block:
+            body(block * lanes, lanes)
+    if channels % lanes:
+        body(channels - channels % lanes, channels % lanes)
+
+
+def _reduce(data: Any, window: Pool, at: tuple[Any, ...], first: Any | int, reduced: Any) -> None:
+    """Emits ``reduced`` = the maximum, sum or OR of the channels from ``first`` over the window at (y, x)."""
+    (lanes,) = (int(extent) for extent in reduced.shape)
+    start = tirx.min_value("float32") if window.kind == "max" else tirx.const(0, "float32")
+    with T.vectorized(lanes) as lane:
+        T.buffer_store(reduced, start if data.dtype == "float32" else tirx.const(0, "uint8"), [lane])
+    begin_y, end_y, begin_x, end_x = _span(data, window, at)
+    combine = _combination(window, data.dtype)
+    with T.serial(begin_y, end_y) as row, T.serial(begin_x, end_x) as column, T.vectorized(lanes) as lane:
+        T.buffer_store(reduced, combine(reduced[lane], data[0, row, column, first + lane]), [lane])
+
+
+def _span(data: Any, window: Pool, at: tuple[Any, ...]) -> list[Any]:
+    """First row, end row, first column and end column of the window at (y, x), inside ``data``."""
+    ends = []
+    for axis in (0, 1):
+        first = at[axis] * window.strides[axis] - window.padding[axis]
+        last = first + window.kernel[axis]
+        padded = window.padding[axis] or window.padding[axis + 2]
+        ends += [tirx.max(first, 0), tirx.min(last, data.shape[axis + 1])] if padded else [first, last]
+    return ends
+
+
+def _scale(window: Pool, size: tuple[int, int], at: tuple[Any, ...]) -> Any | None:
+    """What the sum over the window at (y, x) is multiplied with for an average; None for a maximum."""
+    if window.kind == "max":
+        return None
+    if window.count_include_pad or not any(window.padding):
+        return tirx.const(1 / (window.kernel[0] * window.kernel[1]), "float32")
+    return tirx.const(1, "float32") / stages.window_size(window, size, *at)
+
+
+def _store_bits(workload: Pool2d, operands: list[Any], out: Any, y: Any) -> Store:
+    def store(x: Any, byte: Any, value: Any) -> None:
+        T.buffer_store(out, value ^ operands[0][byte] if workload.invert else value, [0, y, x, byte])
+
+    return store
+
+
+def _store_floats(workload: Pool2d, operands: list[Any], out: Any, y: Any) -> Store:
+    def store(x: Any, channel: Any, value: Any) -> None:
+        result = epilogue.apply(workload.epilogue, value, operands, (y, x, channel))
+        T.buffer_store(out, result, [0, y, x, channel])
+
+    return store
+
+
+def _signs_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any) -> None:
+    """Emits row ``y`` as bits: the floats of the row first, then their signs."""
+    width, channels = workload.out_size[1], workload.channels
+    row = T.alloc_buffer((width * channels,), "float32")
+    target = loops.flat(out, workload.out_size[0] * width * packed(channels), "uint8")
+
+    def store(x: Any, channel: Any, value: Any) -> None:
+        result = epilogue.apply(workload.epilogue, value, operands, (y, x, channel))
+        T.buffer_store(row, result, [x * channels + channel])
+
+    pool_row(data, workload.pool, y, store)
+    with T.serial(width) as x:
+        pixel = y * width + x
+        loops.pack_signs(target, pixel * packed(channels), row, x * channels, channels, workload.sign_zero)
+
+
+def _bits_reference(workload: Pool2d) -> tirx.PrimFunc:
+    data = te.placeholder(workload.shapes[0][0], "uint8", name="data")
+    window = workload.pool
+    padded = stages.pad(data, window.padding, tirx.const(0, "uint8"))
+    taps = [(ry, rx) for ry in range(window.kernel[0]) for rx in range(window.kernel[1])]
+
+    def union(n: tirx.Var, y: tirx.Var, x: tirx.Var, byte: tirx.Var) -> Any:
+        value = tirx.const(0, "uint8")
+        for ry, rx in taps:
+            value = value | padded[n, y * window.strides[0] + ry, x * window.strides[1] + rx, byte]
+        return value
+
+    result = te.compute(workload.shapes[-1][0], union, name="union")
+    if not workload.invert:
+        return te.create_prim_func([data, result])
+    invert = te.placeholder((packed(workload.channels),), "uint8", name="invert")
+    flipped = te.compute(result.shape, lambda n, y, x, byte: result[n, y, x, byte] ^ invert[byte], name="flipped")
+    return te.create_prim_func([data, invert, flipped])

@@ -1,0 +1,206 @@
+"""From a lowered network to a bundle: which kernels are chosen, how weights are packed, what the manifest says."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from bitkiln import targets
+from bitkiln.pipeline.boards.board import LocalBoard, Request
+from bitkiln.pipeline.boards.emulated import on_emulator
+from bitkiln.pipeline.bundle import open_bundle
+from bitkiln.pipeline.compile import compile_lowered
+from bitkiln.pipeline.compile.kernels import choose_kernels
+from bitkiln.pipeline.compile.plan import read_network
+from bitkiln.pipeline.compile.single import build_kernel_library
+from bitkiln.pipeline.errors import BundleError, ModelError
+from bitkiln.pipeline.model import Model, TensorSpec
+from bitkiln.schedules.registry import operator_for
+from bitkiln.schedules.workload import Conv2d, Step, to_json
+from bitkiln.targets import Target
+
+CONV = Conv2d(6, 6, 8, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("add", "channel"), Step("relu")))
+
+
+@dataclass
+class OneRecord:
+    """Knows ``knobs`` for every workload."""
+
+    knobs: dict[str, int | str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def best(self, workload: str, target: Target) -> OneRecord:
+        self.asked.append(workload)
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        return {"measured_by": "a test"}
+
+
+def conv_module(count: int = 1) -> tuple[tvm.IRModule, list[np.ndarray]]:
+    """``count`` convolutions with the same workload and weights of their own, one after the other on the same input."""
+    source = np.random.default_rng(0)
+    reference = operator_for(CONV).reference(CONV).with_attr("bitkiln.workload", to_json(CONV))
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 6, 6, 8), "float32"))
+    weights, results = [], []
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            function = builder.add_func(reference.with_attr("global_symbol", "conv"), "conv")
+            for _ in range(count):
+                w, b = source.normal(size=(16, 3, 3, 8)).astype("float32"), source.normal(size=16).astype("float32")
+                weights += [w, b]
+                type_ = relax.TensorType((1, 6, 6, 16), "float32")
+                arguments = [x, relax.const(w), relax.const(b)]
+                results.append(builder.emit(relax.op.call_tir(function, arguments, out_ty=type_)))
+            total = results[0] if count == 1 else builder.emit(relax.op.add(results[0], results[1]))
+            result = builder.emit_output(total)
+        builder.emit_func_output(result)
+    return relax.transform.LegalizeOps()(builder.get()), weights
+
+
+def conv_model(module: tvm.IRModule) -> Model:
+    return Model("conv", module, (TensorSpec("x", (1, 6, 6, 8)),), (TensorSpec("y", (1, 6, 6, 16)),), "0" * 64)
+
+
+def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0))).astype("float64")
+    out = np.zeros((6, 6, 16))
+    for dy in range(3):
+        for dx in range(3):
+            out += padded[dy : dy + 6, dx : dx + 6] @ w[:, dy, dx].T.astype("float64")
+    return np.maximum(out + b, 0)[None]
+
+
+@pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
+def test_a_convolution_computes_on_the_board_what_it_should(name: str, no_records, tmp_path: Path) -> None:
+    module, weights = conv_module(2)
+    compile_lowered(conv_model(module), module, targets.load(name), no_records, tmp_path / "conv")
+    x = np.random.default_rng(1).normal(size=(1, 6, 6, 8)).astype("float32")
+    bundle = open_bundle(tmp_path / "conv")
+    expected = convolve(x, *weights[:2]) + convolve(x, *weights[2:])
+    answer = on_emulator(bundle.folder, bundle.target, {"x": x}, threads=3)
+    np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+def wide_numbers_module() -> tvm.IRModule:
+    """x[1,24] -> (int64(x) * 3 - 7) // 5, and in float64 x / 3 to int64, both as float32."""
+    x = relax.Var("x", relax.TensorType((1, 24), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            whole = builder.emit(relax.op.multiply(relax.op.astype(x, "int64"), relax.const(3, "int64")))
+            whole = builder.emit(relax.op.subtract(whole, relax.const(7, "int64")))
+            whole = builder.emit(relax.op.floor_divide(whole, relax.const(5, "int64")))
+            third = builder.emit(relax.op.divide(relax.op.astype(x, "float64"), relax.const(3, "float64")))
+            third = builder.emit(relax.op.astype(third, "int64"))
+            results = [builder.emit(relax.op.astype(each, "float32")) for each in (whole, third)]
+            result = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(result)
+    return relax.transform.LegalizeOps()(builder.get())
+
+
+@pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
+def test_whole_numbers_of_64_bits_are_computed_by_the_boards_own_calls(name: str, no_records, tmp_path: Path) -> None:
+    """A 32-bit board converts and divides them by functions of its compiler's library, which take floats in core registers."""
+    module = wide_numbers_module()
+    specs = (TensorSpec("x", (1, 24)),), (TensorSpec("y", (1, 24)), TensorSpec("z", (1, 24)))
+    compile_lowered(Model("wide", module, *specs, "0" * 64), module, targets.load(name), no_records, tmp_path / "wide")
+    x = np.linspace(-6e9, 6e9, 24, dtype="float32")[None]
+    bundle = open_bundle(tmp_path / "wide")
+    answer = on_emulator(bundle.folder, bundle.target, {"x": x})
+    whole = x.astype("int64")
+    np.testing.assert_array_equal(answer.outputs["y"], ((whole * 3 - 7) // 5).astype("float32"))
+    np.testing.assert_array_equal(answer.outputs["z"], (x.astype("float64") / 3).astype("int64").astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (0, r"wide: output y has 268 MB \(float32 \[1, 64, 1024, 1024\]\)"),
+        (2, "wide: what its layers pass on takes 1342 MB"),
+    ],
+)
+def test_networks_too_large_for_a_boards_memory_are_refused_at_once(
+    layers, expected, no_records, tmp_path: Path
+) -> None:
+    x, size = relax.Var("x", relax.TensorType((1, 64, 1, 1), "float32")), (1, 64, 1024, 1024)
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.broadcast_to(x, size))
+            for _ in range(layers):
+                y = builder.emit(relax.op.concat([y, builder.emit(relax.op.nn.relu(y))], 1))
+                y = builder.emit(relax.op.strided_slice(y, [1], [0], [64]))
+            result = builder.emit_output(relax.op.max(y, [2, 3], keepdims=True) if layers else y)
+        builder.emit_func_output(result)
+    module = relax.transform.LegalizeOps()(builder.get())
+    shape = (1, 64, 1, 1) if layers else size
+    model = Model("wide", module, (TensorSpec("x", (1, 64, 1, 1)),), (TensorSpec("y", shape),), "0" * 64)
+    with pytest.raises(ModelError, match=expected):
+        compile_lowered(model, module, targets.load("rasp3b"), no_records, tmp_path / "wide")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_workloads_share_a_kernel_and_keep_their_weights() -> None:
+    module, _ = conv_module(2)
+    network = read_network(module)
+    records = OneRecord()
+    chosen = choose_kernels(module, network, targets.load("rasp3b"), records)
+    assert [call.kernel for call in network.calls][:2] == ["conv", "conv"]
+    assert len({kernel.symbol for kernel in chosen.values()}) == 2
+    assert records.asked == [CONV.key()]
+
+
+def test_records_choose_the_knobs_and_the_manifest_says_so(tmp_path: Path) -> None:
+    target = targets.load("rasp3b")
+    operator = operator_for(CONV)
+    knobs = {name: values[-1] for name, values in operator.space(CONV, target).items()}
+    module, _ = conv_module()
+    compile_lowered(conv_model(module), module, target, OneRecord(knobs), tmp_path / "conv")
+    (step,) = json.loads((tmp_path / "conv/manifest.json").read_text())["steps"]
+    assert step["chosen"] == "tuned" and step["knobs"] == knobs and step["record"] == {"measured_by": "a test"}
+    assert step["workload"] == CONV.key() and step["macs"] == CONV.macs and not step["binary"]
+    assert step["weight_bytes"] == 4 * (16 * 9 * 8 + 16)
+
+
+def test_records_outside_of_the_space_are_not_used() -> None:
+    module, _ = conv_module()
+    chosen = choose_kernels(module, read_network(module), targets.load("rasp3b"), OneRecord({"no such knob": 1}))
+    assert chosen["conv"].source == "default"
+
+
+def test_other_peoples_folders_are_left_alone(no_records, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    module, _ = conv_module()
+    with pytest.raises(BundleError, match="exists and is no bundle"):
+        compile_lowered(conv_model(module), module, targets.load("rasp3b"), no_records, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
+def test_a_kernel_library_is_built_fast_and_takes_its_arguments_as_inputs(name: str, tmp_path: Path) -> None:
+    target = targets.load(name)
+    knobs = operator_for(CONV).default(CONV, target)
+    build_kernel_library(CONV, knobs, target, tmp_path / "warm.so")
+    start = time.perf_counter()
+    kernel = build_kernel_library(CONV, knobs, target, tmp_path / "kernel.so")
+    assert time.perf_counter() - start < 5, "a trial builds one of these: a fraction of a second on an idle machine"
+    source = np.random.default_rng(0)
+    x, w, b = (source.normal(size=size).astype("float32") for size in ((1, 6, 6, 8), (16, 3, 3, 8), (16,)))
+    inputs = {}
+    for index, argument in enumerate(kernel.arguments):
+        if hasattr(argument, "sources"):
+            arrays = [(x, w, b)[source] for source in argument.sources]
+            inputs[f"arg{index}"] = (argument.pack(arrays) if argument.pack else arrays[0]).tobytes()
+    measured = LocalBoard(target, timing=False).measure(tmp_path / "kernel.so", Request(outputs=True), inputs)
+    result = np.frombuffer(measured.outputs[0].data, "float32").reshape(1, 6, 6, 16)
+    np.testing.assert_allclose(result, convolve(x, w, b), rtol=1e-4, atol=1e-5)

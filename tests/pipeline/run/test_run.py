@@ -1,0 +1,133 @@
+"""Running bundles on simulated and emulated boards."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bitkiln.pipeline import run
+from bitkiln.pipeline.boards import emulated
+from bitkiln.pipeline.boards.emulated import Answer
+from bitkiln.pipeline.boards.farm import simulated_farm
+from bitkiln.pipeline.bundle import Bundle
+from bitkiln.pipeline.errors import BoardError, BundleError, InputError
+
+
+@pytest.fixture
+def tensor(toy_input: np.ndarray, tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", toy_input)
+    return tmp_path / "x.npy"
+
+
+def printed(**options) -> tuple[Answer, str]:
+    """The answer, and what was printed."""
+    file = io.StringIO()
+    answer = run.run(console=Console(file=file, width=160), **options)
+    return answer, file.getvalue()
+
+
+def test_the_simulated_board_answers_in_simulated_time(
+    toy_bundle: Bundle, tensor: Path, toy_input: np.ndarray, toy_answer, tmp_path: Path
+) -> None:
+    answer, text = printed(bundle=toy_bundle.folder, tensor=tensor, output=tmp_path / "y.npz", steps=True)
+    scores, flat = toy_answer(toy_input)
+    np.testing.assert_allclose(answer.outputs["scores"], scores, rtol=1e-5)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["flat"], flat)
+    assert "simulated Cortex-A53" in answer.measured_by and answer.measured_by in text
+    assert [step.name for step in answer.steps] == ["lv", "lv1", "lv3"] and "(softmax)" in text
+    # A few hundred elements: microseconds on the board, and no emulator's time.
+    assert 0 < answer.seconds < 1e-3
+
+
+def test_several_threads_are_emulated_and_labelled_so(toy_bundle: Bundle, tensor: Path) -> None:
+    answer, text = printed(bundle=toy_bundle.folder, tensor=tensor, threads=2)
+    best = int(answer.outputs["scores"].argmax())
+    assert answer.threads == 2 and "no measure of a Cortex-A53" in text
+    assert text.splitlines()[0].endswith(f"thing {best}") and len(text.splitlines()) == 6
+
+
+def test_images_go_through_the_bundles_preprocessing(toy_bundle: Bundle, toy_answer, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), "uint8")
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    how = toy_bundle.manifest["preprocessing"]
+    x = (pixels.astype("float32") - np.float32(how["mean"])) * np.float32(how["scale"])
+    answer, text = printed(bundle=toy_bundle.folder, image=tmp_path / "photo.png", as_json=True)
+    expected = toy_answer(x[None])[0]
+    np.testing.assert_allclose(answer.outputs["scores"], expected, rtol=1e-5)
+    report = json.loads(text)
+    assert report["top"][0]["label"] == f"thing {expected.argmax()}" and len(report["top"]) == 5
+    assert report["steps"][0].keys() == {"name", "kind", "seconds"}
+
+
+def test_a_trace_has_the_outputs_of_all_steps(toy_bundle: Bundle, toy_input: np.ndarray, toy_answer) -> None:
+    traced = run.trace(toy_bundle.folder, {"x": toy_input})
+    scores, flat = toy_answer(toy_input)
+    assert list(traced) == ["lv", "lv1", "lv3"]
+    np.testing.assert_array_equal(traced["lv"], np.maximum(toy_input, 0))
+    np.testing.assert_array_equal(traced["lv1"].reshape(1, 48), flat)
+    np.testing.assert_allclose(traced["lv3"], scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((1, 3, 4, 4), "float32"), "input x has shape 1x4x4x3, not 1x3x4x4"),
+        (np.zeros((1, 4, 4, 3), "float64"), "input x is float32, not float64"),
+    ],
+)
+def test_wrong_tensors_are_refused(toy_bundle: Bundle, tmp_path: Path, values: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "bad.npy", values)
+    with pytest.raises(InputError, match=message):
+        run.run(toy_bundle.folder, tensor=tmp_path / "bad.npy")
+
+
+def test_wrong_files_are_refused(toy_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_text("meow")
+    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
+    for options, message in (
+        ({"image": tmp_path / "cat.jpg"}, r"cat\.jpg: not an image"),
+        ({"tensor": tmp_path / "cat.jpg"}, r"not a \.npy file"),
+        ({"tensor": tmp_path / "absent.npy"}, "No such file"),
+        ({"tensor": tmp_path / "two.npz"}, "no tensor 'x'; it has a, b"),
+        ({}, "give either an image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run.run(toy_bundle.folder, **options)
+
+
+def test_an_altered_bundle_is_refused(toy_bundle: Bundle, tensor: Path) -> None:
+    (toy_bundle.folder / "runner.py").write_text("print('hello')")
+    with pytest.raises(BundleError, match=r"runner\.py: altered"):
+        run.run(toy_bundle.folder, tensor=tensor)
+
+
+def test_a_failure_on_the_board_is_one_line(toy_bundle: Bundle, toy_input: np.ndarray) -> None:
+    (toy_bundle.folder / "model.so").write_bytes(b"nothing")
+    with pytest.raises(BoardError, match=r"on the emulated board: .*altered since") as caught:
+        emulated.on_emulator(toy_bundle.folder, toy_bundle.target, {"x": toy_input})
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_cannot_be_written_are_one_line(toy_bundle: Bundle, tensor: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"y\.npz: No such file or directory"):
+        run.run(toy_bundle.folder, tensor=tensor, output=tmp_path / "absent" / "y.npz")
+
+
+def test_a_board_of_a_tracker_answers(toy_bundle: Bundle, toy_input: np.ndarray, toy_answer) -> None:
+    with simulated_farm(toy_bundle.target, count=1) as (tracker, key):
+        answer = run.answer_on(f"{tracker}/{key}", toy_bundle, {"x": toy_input})
+    np.testing.assert_allclose(answer.outputs["scores"], toy_answer(toy_input)[0], rtol=1e-5)
+    assert "simulated Cortex-A53" in answer.measured_by and len(answer.steps) == 3
+
+
+@pytest.mark.parametrize("board", ["127.0.0.1:1/rasp3b", "nowhere/rasp3b"])
+def test_a_tracker_that_is_not_there_is_one_line(toy_bundle: Bundle, tensor: Path, board: str) -> None:
+    with pytest.raises(BoardError) as caught:
+        run.run(toy_bundle.folder, tensor=tensor, board=board)
+    assert board.split("/")[0] in str(caught.value) and "\n" not in str(caught.value)

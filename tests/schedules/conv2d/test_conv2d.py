@@ -1,0 +1,131 @@
+"""Emitted float convolutions against the plain definition."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules import conv2d
+from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
+from bitkiln.schedules.conv2d import winograd as conv2d_winograd
+from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
+from bitkiln.schedules.workload import Conv2d, Pool, Step
+from tests.schedules.kernels import bound, defined, example, on_host
+
+SAME = (1, 1, 1, 1)
+ADD, RELU, LEAKY = Step("add", "channel"), Step("relu"), Step("leaky", values=(0.1,))
+CLIP = Step("clip", values=(0.0, 6.0))
+HALF = Pool((2, 2), (2, 2))
+OVERLAPPING = Pool((3, 3), (2, 2), SAME)
+
+DIRECT = [
+    Conv2d(7, 9, 5, 6, (3, 3), padding=SAME),
+    Conv2d(8, 8, 8, 12, (3, 3), (2, 2), (0, 1, 1, 0), epilogue=(ADD, RELU)),
+    Conv2d(9, 9, 8, 20, (3, 3), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    Conv2d(6, 7, 12, 24, (3, 3), padding=SAME, groups=3, epilogue=(Step("prelu", "element"),)),
+    Conv2d(6, 7, 12, 24, (3, 3), (2, 1), SAME, groups=12),
+    Conv2d(1, 1, 33, 10, (1, 1), epilogue=(ADD,)),
+    Conv2d(2, 2, 64, 42, (1, 1), epilogue=(ADD, CLIP)),
+    Conv2d(12, 12, 8, 16, (3, 3), padding=SAME, epilogue=(ADD, CLIP), pool=HALF),
+    Conv2d(13, 11, 8, 16, (3, 3), padding=SAME, epilogue=(ADD, LEAKY), pool=HALF),
+    Conv2d(12, 13, 3, 12, (7, 7), (2, 2), (3, 3, 3, 3), pool=OVERLAPPING),
+    Conv2d(12, 13, 3, 12, (7, 7), (2, 2), (3, 3, 3, 3), pool=dataclasses.replace(OVERLAPPING, kind="avg")),
+    Conv2d(12, 13, 16, 19, (3, 3), padding=SAME, pool=HALF, out="bits"),
+    Conv2d(5, 13, 16, 64, (3, 3), padding=SAME, out="bits", sign_zero=-1),
+    Conv2d(5, 13, 16, 64, (1, 3), padding=(0, 1, 0, 1)),
+    Conv2d(4, 4, 16, 64, (4, 4)),
+]
+WINOGRAD = [
+    Conv2d(7, 9, 8, 12, (3, 3), padding=SAME, epilogue=(ADD, RELU)),
+    Conv2d(13, 10, 16, 20, (3, 3), padding=(0, 2, 1, 0), epilogue=(Step("prelu", "element"),)),
+    Conv2d(12, 13, 16, 24, (3, 3), padding=SAME, epilogue=(ADD, LEAKY), pool=HALF),
+    Conv2d(9, 11, 4, 24, (3, 3), padding=SAME, epilogue=(Step("add", "tensor"), RELU), pool=OVERLAPPING),
+    Conv2d(4, 4, 32, 40, (3, 3), padding=SAME, pool=HALF, out="bits"),
+    Conv2d(3, 3, 4, 4, (3, 3)),
+]
+DEPTHWISE = [
+    Conv2d(6, 7, 12, 12, (3, 3), (2, 1), SAME, groups=12, epilogue=(Step("add", "tensor"), LEAKY)),
+    Conv2d(9, 17, 7, 7, (3, 3), (2, 2), (0, 0, 1, 1), groups=7, epilogue=(ADD, CLIP)),
+    Conv2d(9, 11, 8, 8, (5, 5), padding=(2, 2, 2, 2), groups=8, pool=HALF, out="bits"),
+    Conv2d(9, 11, 8, 8, (3, 3), padding=(2, 2, 2, 2), dilation=(2, 2), groups=8, epilogue=(Step("silu"),)),
+]
+
+
+def close(result: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    """Relative to the largest value; bits may differ where the sum is as good as zero."""
+    if result.dtype == np.uint8:
+        return np.unpackbits(result ^ expected).sum() <= 1
+    return float(np.abs(result - expected).max()) <= tolerance * float(np.abs(expected).max())
+
+
+@pytest.mark.parametrize("workload", DIRECT + DEPTHWISE, ids=Conv2d.key)
+def test_plain_loops_compute_the_definition(workload):
+    """The kernels of 32-bit boards call no assembly: they run on any machine."""
+    target = targets.load("rasp3b32")
+    kernel = conv2d.emit(workload, conv2d.default(workload, target), target)
+    assert not kernel.microkernels
+    args = example(workload)
+    assert close(on_host(kernel.func, bound(kernel, args), workload), defined(workload, args), 1e-6)
+
+
+@pytest.mark.parametrize("workload", DIRECT, ids=Conv2d.key)
+def test_direct_micro_kernels_compute_the_definition(workload, run_kernel):
+    target = targets.load("rasp3b")
+    args = example(workload)
+    expected = defined(workload, args)
+    for tile, block in (("8x8", 1), ("11x8", 0)):
+        kernel = conv2d.emit(workload, {"algorithm": "direct", "tile": tile, "block": block}, target)
+        assert close(run_kernel(workload, kernel, args, target, 3), expected, 2e-6), kernel.notes
+
+
+@pytest.mark.parametrize("workload", WINOGRAD, ids=Conv2d.key)
+def test_winograd_computes_the_definition(workload, run_kernel):
+    assert conv2d_winograd.applies(workload)
+    target = targets.load("rasp3b")
+    args = example(workload)
+    expected = defined(workload, args)
+    for outputs, tile, block in (("4x4", "8x8", 1), ("2x4", "4x20", 0), ("2x2", "7x12", 2), ("1x2", "8x8", 0)):
+        kernel = conv2d.emit(workload, {"algorithm": f"winograd {outputs}", "tile": tile, "block": block}, target)
+        assert close(run_kernel(workload, kernel, args, target, 3), expected, 2e-5), kernel.notes
+
+
+@pytest.mark.parametrize("workload", DEPTHWISE, ids=Conv2d.key)
+def test_depthwise_kernels_compute_the_definition(workload, run_kernel):
+    assert conv2d_depthwise.applies(workload)
+    target = targets.load("rasp3b")
+    args = example(workload)
+    expected = defined(workload, args)
+    for pixels in conv2d_depthwise.PIXELS[1:]:
+        result = run_kernel(workload, conv2d_depthwise.emit(workload, pixels), args, target, 2)
+        assert close(result, expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
+def test_defaults_lie_in_the_space(name):
+    target = targets.load(name)
+    for workload in DIRECT + WINOGRAD + DEPTHWISE:
+        space, default = conv2d.space(workload, target), conv2d.default(workload, target)
+        assert space.keys() == default.keys()
+        assert all(default[knob] in values for knob, values in space.items()), workload.key()
+
+
+@pytest.mark.parametrize("outputs", TRANSFORMS)
+def test_transforms_are_filters(outputs):
+    """Result, weight and data matrices together compute a correlation with 3 taps."""
+    transform = TRANSFORMS[outputs]
+    rng = np.random.default_rng(0)
+    data, taps = rng.normal(size=transform.points), rng.normal(size=3)
+    products = (matrix(transform.data, transform.points) @ data) * (transform.weight @ taps)
+    result = matrix(transform.result, transform.points) @ products
+    np.testing.assert_allclose(result, np.correlate(data, taps), atol=1e-12)
+
+
+def test_definition_of_a_small_convolution():
+    workload = Conv2d(3, 3, 1, 1, (2, 2), padding=(1, 0, 0, 0), epilogue=(ADD,))
+    data = np.arange(9, dtype="float32").reshape(1, 3, 3, 1)
+    weight = np.array([1, 2, 3, 4], "float32").reshape(1, 2, 2, 1)
+    result = defined(workload, [data, weight, np.array([0.5], "float32")])
+    assert result[0, :, :, 0].tolist() == [[4.5, 11.5], [27.5, 37.5], [57.5, 67.5]]

@@ -1,0 +1,65 @@
+"""First layers: which workloads the strips serve, and their answers against the plain definition."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules.conv2d import stem as conv2d_stem
+from bitkiln.schedules.workload import Conv2d, Pool, Step
+from tests.schedules.kernels import defined, example, same
+
+SAME = (1, 1, 1, 1)
+ADD, MUL, RELU = Step("add", "channel"), Step("mul", "channel"), Step("relu")
+HALF = Pool((2, 2), (2, 2))
+WORKLOADS = [
+    Conv2d(16, 20, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU, MUL, ADD), pool=HALF),
+    Conv2d(13, 15, 3, 8, (3, 3), padding=SAME, epilogue=(ADD, Step("leaky", values=(0.1,))), pool=HALF),
+    Conv2d(12, 19, 3, 24, (3, 3), (2, 2), (0, 0, 1, 1), epilogue=(Step("clip", values=(0.0, 6.0)),)),
+    Conv2d(
+        23,
+        29,
+        3,
+        16,
+        (7, 7),
+        (2, 2),
+        (3, 3, 3, 3),
+        epilogue=(Step("prelu", "channel"),),
+        pool=Pool((3, 3), (2, 2), SAME),
+    ),
+    Conv2d(14, 14, 1, 8, (5, 5), epilogue=(ADD, RELU), pool=HALF, out="bits"),
+    Conv2d(16, 20, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU), pool=HALF, shift=True),
+    Conv2d(9, 17, 3, 8, (3, 3), (2, 2), SAME, epilogue=(Step("silu"), ADD), shift=True, layout="NCHW"),
+    Conv2d(11, 18, 4, 8, (3, 3), padding=SAME, epilogue=(Step("silu"), Step("mul", "element"))),
+    Conv2d(40, 21, 3, 16, (3, 3), padding=SAME, epilogue=(ADD, RELU), pool=Pool((3, 3), (2, 2), SAME)),
+    Conv2d(50, 19, 1, 8, (3, 3), padding=SAME, pool=Pool((2, 2), (1, 1), (0, 0, 1, 1)), out="bits"),
+    Conv2d(64, 20, 3, 8, (3, 3), padding=SAME, epilogue=(ADD,), pool=Pool((5, 3), (2, 3), (2, 1, 2, 1)), layout="NCHW"),
+    Conv2d(20, 17, 32, 32, (3, 3), padding=SAME, groups=4, epilogue=(ADD, RELU)),
+    Conv2d(22, 27, 12, 48, (3, 3), (2, 2), SAME, groups=3, epilogue=(ADD,), pool=HALF),
+    Conv2d(64, 20, 32, 64, (3, 3), padding=SAME, groups=8, epilogue=(ADD, RELU), pool=Pool((3, 3), (2, 2), SAME)),
+    Conv2d(31, 51, 3, 16, (11, 11), (4, 4), (0, 0, 1, 2), epilogue=(ADD, RELU), pool=HALF, out="bits"),
+    Conv2d(24, 40, 3, 8, (9, 9), (1, 3), padding=(4, 4, 4, 4), epilogue=(ADD,), layout="NCHW"),
+]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
+def test_strips_give_what_the_definition_gives(workload, run_kernel):
+    assert conv2d_stem.applies(workload)
+    args = example(workload)
+    result = run_kernel(workload, conv2d_stem.emit(workload), args, targets.load("rasp3b"), 2)
+    assert same(result, defined(workload, args))
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Conv2d(16, 16, 16, 16, (3, 3)),
+        Conv2d(16, 16, 3, 12, (3, 3)),
+        Conv2d(16, 16, 3, 16, (3, 3), dilation=(2, 2)),
+        Conv2d(16, 6, 3, 16, (3, 3)),
+        Conv2d(64, 99, 3, 64, (2, 61), (4, 4)),
+    ],
+    ids=Conv2d.key,
+)
+def test_others_are_left_to_other_schedules(workload):
+    assert not conv2d_stem.applies(workload)

@@ -1,0 +1,64 @@
+"""First layers by Winograd's filtering of their phases: which workloads, and their answers against the plain definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules import conv2d
+from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
+from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS, matrix
+from bitkiln.schedules.workload import Conv2d, Pool, Step
+from tests.schedules.kernels import defined, example
+
+ADD, MUL, RELU = Step("add", "channel"), Step("mul", "channel"), Step("relu")
+STRIDE, AROUND = (2, 2), (3, 3, 3, 3)
+OVERLAPPING = Pool((3, 3), (2, 2), (1, 1, 1, 1))
+#: Rounding errors of F(4x4, 4x4), of the largest output.
+ERROR = 1e-5
+WORKLOADS = [
+    Conv2d(24, 56, 3, 16, (7, 7), STRIDE, AROUND),
+    Conv2d(23, 31, 3, 24, (7, 7), STRIDE, AROUND, epilogue=(ADD, RELU)),
+    Conv2d(37, 24, 1, 8, (7, 8), STRIDE, (2, 3, 3, 4), epilogue=(Step("prelu", "channel"), Step("mul", "element"))),
+    Conv2d(40, 40, 4, 8, (8, 8), STRIDE, AROUND, epilogue=(ADD, RELU), pool=Pool((2, 2), (2, 2))),
+    Conv2d(64, 72, 3, 64, (7, 7), STRIDE, AROUND, epilogue=(ADD, RELU), pool=OVERLAPPING),
+    Conv2d(48, 37, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(MUL, ADD), pool=OVERLAPPING, layout="NCHW", shift=True),
+    Conv2d(8, 24, 3, 8, (7, 7), STRIDE, AROUND, pool=Pool((3, 3), (2, 2), (1, 0, 0, 1)), shift=True),
+]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
+def test_phases_give_what_the_definition_gives(workload, run_kernel):
+    target = targets.load("rasp3b")
+    args = example(workload)
+    expected = defined(workload, args)
+    knobs = conv2d.default(workload, target)
+    assert knobs == {"algorithm": "stem winograd"}
+    assert knobs["algorithm"] in conv2d.space(workload, target)["algorithm"]
+    result = run_kernel(workload, conv2d.emit(workload, knobs, target), args, target, 3)
+    assert np.abs(result - expected).max() <= ERROR * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Conv2d(24, 24, 3, 16, (5, 5), STRIDE),
+        Conv2d(24, 24, 3, 16, (7, 7), (1, 1)),
+        Conv2d(24, 24, 8, 16, (7, 7), STRIDE),
+        Conv2d(24, 24, 3, 12, (7, 7), STRIDE),
+        Conv2d(24, 24, 3, 16, (7, 7), STRIDE, AROUND, out="bits"),
+        Conv2d(26, 24, 3, 16, (7, 7), STRIDE, AROUND, pool=OVERLAPPING),
+        Conv2d(24, 24, 3, 16, (7, 7), STRIDE, AROUND, pool=Pool((3, 3), (2, 2), (1, 1, 1, 1), "avg")),
+    ],
+    ids=Conv2d.key,
+)
+def test_others_are_left_to_other_schedules(workload):
+    assert not conv2d_stem_winograd.applies(workload)
+
+
+def test_the_transform_is_a_filter_of_four_taps():
+    rng = np.random.default_rng(0)
+    data, taps = rng.normal(size=FOUR_TAPS.points), rng.normal(size=4)
+    products = (matrix(FOUR_TAPS.data, FOUR_TAPS.points) @ data) * (FOUR_TAPS.weight @ taps)
+    assert np.allclose(matrix(FOUR_TAPS.result, FOUR_TAPS.points) @ products, np.correlate(data, taps), atol=1e-12)

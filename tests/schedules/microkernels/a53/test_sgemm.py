@@ -1,0 +1,63 @@
+"""The float micro-kernels' loops by the rules that they are ordered with; their answers are tested with the convolutions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bitkiln.schedules.conv2d.direct import TILES
+from bitkiln.schedules.microkernels.a53.sgemm import Finish, Sgemm, inner_loop
+from bitkiln.schedules.microkernels.a53.sgemm_stack import SgemmStack
+
+OFFERED = [tuple(map(int, tile.split("x"))) for tile in TILES[64]]
+
+
+@pytest.mark.parametrize(("tile_m", "tile_n"), OFFERED)
+def test_what_is_left_over_of_a_tile_has_a_kernel_too(tile_m, tile_n):
+    for rest_m in range(3, tile_m + 1):
+        for rest_n in range(4, tile_n + 1, 4):
+            assert f"bk_sgemm_{rest_m}x{rest_n}_a53:" in Sgemm(rest_m, rest_n).assembly()
+
+
+@pytest.mark.parametrize(("tile_m", "tile_n"), OFFERED)
+def test_offered_tiles_come_near_the_peak(tile_m, tile_n):
+    """Of 4 multiply-adds a cycle; a 64-bit load and its other half cost a cycle for each vector."""
+    cycles = Sgemm(tile_m, tile_n).cycles_per_step
+    assert 4 * tile_m * tile_n / cycles > 2.9
+    assert cycles >= tile_m * tile_n + tile_n + 2 * (-(-tile_m // 2))
+
+
+@pytest.mark.parametrize(("tile_m", "tile_n"), [(8, 8), (8, 12), (7, 12), (11, 8), (6, 12)])
+def test_no_vector_load_four_cycles_after_a_multiply_add(tile_m, tile_n):
+    """Counted in the order of the text, where an instruction that pairs takes no cycle."""
+    cycle, multiplied, wrong, previous = -1, set(), 0, ""
+    for line in inner_loop(tile_m, tile_n, True).iteration() * 2:
+        name = line.split()[0]
+        vector_load = re.match(r"ldr d", line) is not None
+        if name in ("fmla", "fmov") or vector_load or (name == "ins" and previous != "ldr d"):
+            cycle += 1
+        if vector_load and cycle - 4 in multiplied:
+            wrong += 1
+        if name == "fmla":
+            multiplied.add(cycle)
+        previous = "ldr d" if vector_load else name
+    assert not wrong
+
+
+def test_kernels_that_differ_have_different_names():
+    finishes = [
+        Finish(),
+        Finish(True),
+        Finish(True, "relu"),
+        Finish(True, "clip", (0.0, 6.0)),
+        Finish(True, "clip", (0.0, 1.0)),
+        Finish(True, "leaky", (0.1,)),
+        Finish(True, "leaky", (0.1,), 4),
+    ]
+    kernels = [Sgemm(8, 8, finish, reach) for finish in finishes for reach in (False, True)]
+    kernels += [SgemmStack(8, 8, depth) for depth in (16, 32)]
+    assert len({kernel.symbol for kernel in kernels}) == len(kernels)
+    assert len({kernel.assembly() for kernel in kernels}) == len(kernels)
+    for kernel in kernels:
+        assert f".hidden {kernel.symbol}\n" in kernel.assembly()
