@@ -71,9 +71,9 @@ def _bound(rows: Sequence[Row], target: Target) -> Bound:
 
 def _constants(found: Survey) -> int:
     """Bytes of all constants of the network as it is compiled, each counted once."""
-    if "thresholds" not in found.phases:
+    if "fold_threshold" not in found.phases:
         return 0
-    values = [arg for _, value in bindings(found.phases["thresholds"]["main"]) for arg in constant_args(value)]
+    values = [arg for _, value in bindings(found.phases["fold_threshold"]["main"]) for arg in constant_args(value)]
     # As in a bundle, where constants with the same bytes are kept once.
     distinct = {array_of(value).tobytes(): value for value in dict.fromkeys(values)}
     return sum(map(constant_nbytes, distinct.values()))

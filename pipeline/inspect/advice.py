@@ -14,9 +14,9 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.inspect.wording import listed
 from bitkiln.pipeline.ir.graph import array_of, bindings, op_name, result_of, variables
+from bitkiln.pipeline.ir.operands import clip_bounds
 from bitkiln.pipeline.ops import has_workload, workload_of
 from bitkiln.pipeline.passes.binary.recognise import TOLERANCE
-from bitkiln.pipeline.passes.canonicalize import clip_bounds
 from bitkiln.pipeline.passes.pipeline import Survey, origin
 from bitkiln.pipeline.passes.split_groups import MOST_GROUPS, splits
 from bitkiln.schedules.bconv2d.geometry import LANES, MAX_BITS, Geometry
@@ -50,9 +50,9 @@ class Advice:
 def advise(found: Survey) -> Advice:
     """All there is to say about the network that ``found`` is of."""
     advice = Advice()
-    if "recognised" not in found.phases:
+    if "binary" not in found.phases:
         return advice
-    before, after = found.defined("padding"), found.defined("recognised")
+    before, after = found.defined("merge_padding"), found.defined("binary")
     binary = {name: after[operators[0]] for name, operators in found.binary_operators().items()}
     _nearly_binary(advice, found, before)
     _signs_as_floats(advice, found, before, after)
@@ -98,7 +98,7 @@ def _signs_as_floats(
     """Signs that a float layer reads: they are computed and stored as floats, beside the bits where those are read too."""
     binary = [before.get(verdict.name) for verdict in found.verdicts if verdict.binary]
     read_as_bits = {name for conv in binary if op_name(conv) == "nn.conv2d" for name in _signs_read(before, conv)}
-    readers = _readers(found.phases["recognised"]["main"])
+    readers = _readers(found.phases["binary"]["main"])
     for name, value in after.items():
         if name not in read_as_bits and op_name(value) != "sign":
             continue

@@ -50,7 +50,7 @@ class Reader:
         self.verdicts = {verdict.name: verdict for verdict in found.verdicts}
         self.advice = advise(found)
         self.operators = found.binary_operators()
-        self.recognised = found.defined("recognised") if "recognised" in found.phases else {}
+        self.recognised = found.defined("binary") if "binary" in found.phases else {}
         #: For each binary convolution that keeps floats before the next sign, why it does.
         self.floats = {origin(note.name, self.recognised, self.verdicts): note.reason for note in found.notes}
         self.compiled = self._compiled()
@@ -99,7 +99,7 @@ class Reader:
             macs=macs_of(call),
             input_shape=shape_of_type(read[0].ty) if read else (),
             inputs=tuple(dict.fromkeys(source for var in read for source in names.get(var.name, ()))),
-            absorbed="recognised" in self.found.phases and self._of(self.recognised, name) is None,
+            absorbed="binary" in self.found.phases and self._of(self.recognised, name) is None,
             warnings=tuple(self._of(self.advice.warnings, name) or ()),
             notes=tuple(self._of(self.advice.notes, name) or ()),
             **packed_channels(call),
@@ -168,18 +168,18 @@ class Reader:
 
     def _compiled(self) -> dict[str, list[Call]]:
         """The operators that each convolution is compiled as, with what was drawn into them; the last gives its result."""
-        if "thresholds" not in self.found.phases:
+        if "fold_threshold" not in self.found.phases:
             return {}
         # Passes rename operators as they draw others in; a float convolution's new name is behind the old one, a binary
         # one's is known, and from there on operators keep their weights until thresholds turn them around.
         owners = {operator: name for name, operators in self.operators.items() for operator in operators}
         weights = {
             value.args[1]: owners.get(name) or origin(self._base(name), self.recognised, self.verdicts)
-            for name, value in self.found.defined("operators").items()
+            for name, value in self.found.defined("to_operators").items()
             if is_convolution(value)
         }
-        fused, compiled = self.found.defined("fused"), defaultdict(list)
-        for name, value in self.found.defined("thresholds").items():
+        fused, compiled = self.found.defined("fuse_epilogue"), defaultdict(list)
+        for name, value in self.found.defined("fold_threshold").items():
             before = fused.get(name if name in fused else name.removesuffix(".unpooled"))
             if op_name(before) == "bitkiln.binarize":
                 before = fused.get(before.args[0].name)

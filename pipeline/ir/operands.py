@@ -1,8 +1,12 @@
-"""Constants as operands of an epilogue: the smallest shape that says the same."""
+"""Operands of operators: constants in the smallest shape that says the same, and what they are."""
 
 from __future__ import annotations
 
 import numpy as np
+from tvm import relax
+from tvm.ir import Call, GenericConst
+
+from bitkiln.pipeline.ir.graph import array_of, constant, op_name, shape_of
 
 
 def fits_float32(values: np.ndarray) -> bool:
@@ -32,3 +36,47 @@ def operand(array: np.ndarray, size: tuple[int, int, int]) -> tuple[str, np.ndar
     if channel is not None:
         return "channel", channel
     return "element", np.array(image[0], dtype=np.float32, order="C")
+
+
+def is_image(x: relax.Expr) -> bool:
+    """Is ``x`` float32 [1, H, W, C]?"""
+    shape = shape_of(x)
+    return len(shape) == 4 and shape[0] == 1 and str(x.ty.dtype) == "float32"
+
+
+def float64_of(expr: relax.Expr) -> np.ndarray | None:
+    """A float32 constant in float64; None for anything else."""
+    array = array_of(expr)
+    return array.astype(np.float64) if array is not None and array.dtype == np.float32 else None
+
+
+def reciprocal(values: np.ndarray) -> np.ndarray:
+    """1 / ``values``; infinite for zeros."""
+    with np.errstate(divide="ignore"):
+        return 1 / values
+
+
+def as_float32(values: np.ndarray) -> GenericConst | None:
+    """float64 ``values`` as a constant, unless some are too large for float32."""
+    return constant(values) if fits_float32(values) else None
+
+
+def product(first: np.ndarray, second: np.ndarray) -> GenericConst | None:
+    """The product of factors, unless some float32 cannot hold: too large, or denormal though the factors were not.
+
+    (Dead channels have denormal factors to begin with.)
+    """
+    normal = np.finfo(np.float32).smallest_normal
+    lost = (np.abs(first * second) < normal) & (np.abs(first) >= normal) & (np.abs(second) >= normal)
+    return None if np.any(lost) else as_float32(first * second)
+
+
+def clip_bounds(call: Call) -> tuple[float, float]:
+    """Low and high of a call of relu, relu6 or clip."""
+    match op_name(call):
+        case "nn.relu":
+            return 0.0, np.inf
+        case "nn.relu6":
+            return 0.0, 6.0
+    low, high = (float(getattr(bound, "value", bound)) for bound in call.args[1:])
+    return low, high

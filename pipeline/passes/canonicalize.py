@@ -20,7 +20,8 @@ from tvm.relax import TupleGetItem
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.ir.graph import Graph, array_of, bindings, constant, op_name, rewrite, shape_of, variables
-from bitkiln.pipeline.ir.operands import fits_float32
+from bitkiln.pipeline.ir.operands import clip_bounds, fits_float32
+from bitkiln.pipeline.passes.recognise_activations import gated, prelu_of_choice
 
 
 def canonicalize(module: tvm.IRModule) -> tvm.IRModule:
@@ -158,17 +159,6 @@ def _minimum(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     return relax.op.clip(inner.args[0], low, min(top, high))
 
 
-def clip_bounds(call: Call) -> tuple[float, float]:
-    """Low and high of a call of relu, relu6 or clip."""
-    match op_name(call):
-        case "nn.relu":
-            return 0.0, np.inf
-        case "nn.relu6":
-            return 0.0, 6.0
-    low, high = (float(getattr(bound, "value", bound)) for bound in call.args[1:])
-    return low, high
-
-
 def _prelu(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     x, slope = call.args
     array = array_of(slope)
@@ -176,72 +166,6 @@ def _prelu(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
         return None
     rank = len(shape_of(x))
     return ops.prelu(x, constant(array.reshape((-1,) + (1,) * (rank - 1 - int(call.attrs["axis"]) % rank))))
-
-
-def _where(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
-    """x < 0 ? x*slope : x and the like are PReLUs."""
-    condition, first, second = call.args
-    compared = graph.call_of(condition, "less", "less_equal", "greater", "greater_equal")
-    if compared is None or not _is_zero(compared.args[1]):
-        return None
-    scaled, x = (first, second) if op_name(compared).startswith("less") else (second, first)
-    product = graph.call_of(scaled, "multiply")
-    if product is None or not product.args[0].same_as(x) or not compared.args[0].same_as(x):
-        return None
-    slope = array_of(product.args[1])
-    if slope is None or np.broadcast_shapes(shape_of(x), slope.shape) != shape_of(x) or not np.all(np.isfinite(slope)):
-        return None
-    return ops.prelu(x, product.args[1])
-
-
-def _is_zero(expr: relax.Expr) -> bool:
-    value = array_of(expr)
-    return value is not None and not np.any(value)
-
-
-def _hardswish(graph: Graph, x: relax.Expr, other: relax.Expr) -> relax.Expr | None:
-    """x * clip(x/6 + 0.5, 0, 1), or x * clip(x + 3, 0, 6) / 6."""
-    factor, other = _scaled(graph, other)
-    clip = graph.call_of(other, "clip", "nn.relu6")
-    shifted = graph.call_of(clip.args[0], "add") if clip is not None else None
-    shift = _scalar(shifted.args[1]) if shifted is not None else None
-    if shift is None:
-        return None
-    inner, slope = shifted.args[0], 1.0
-    if not inner.same_as(x):
-        slope, inner = _scaled(graph, inner)
-    low, high = clip_bounds(clip)
-    numbers = [slope * factor, shift * factor, low * factor, high * factor]
-    return ops.hardswish(x) if inner.same_as(x) and np.allclose(numbers, [1 / 6, 0.5, 0, 1], atol=1e-6) else None
-
-
-def _scaled(graph: Graph, expr: relax.Expr) -> tuple[float, relax.Expr]:
-    """(factor, y) with ``expr`` = factor * y."""
-    call = graph.call_of(expr, "multiply", "divide")
-    value = _scalar(call.args[1]) if call is not None else None
-    if value is None or (op_name(call) == "divide" and value == 0):
-        return 1.0, expr
-    return (value if op_name(call) == "multiply" else 1 / value), call.args[0]
-
-
-def _scaled_hardswish(graph: Graph, call: Call) -> relax.Expr | None:
-    """(x * clip(x + 3, 0, 6)) / 6."""
-    product, factor = graph.call_of(call.args[0], "multiply"), _scalar(call.args[1])
-    if product is None or factor is None or not graph.used_once(call.args[0]):
-        return None
-    for x, other in (product.args, reversed(product.args)):
-        clip = graph.call_of(other, "clip", "nn.relu6")
-        if clip is not None and graph.used_once(other):
-            gate = graph.emit(relax.op.multiply(other, call.args[1]), "gate")
-            found = _hardswish(graph, x, gate)
-            if found is not None:
-                return found
-    return None
-
-
-def _scalar(expr: relax.Expr) -> float | None:
-    value = array_of(expr)
-    return value.item() if value is not None and value.size == 1 else None
 
 
 def _reshape(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
@@ -254,16 +178,8 @@ def _broadcast(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
 
 
 def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
-    """x * sigmoid(x) and hard swishes."""
-    for x, other in (call.args, reversed(call.args)):
-        gate = graph.call_of(other, "sigmoid")
-        if gate is not None and gate.args[0].same_as(x):
-            return relax.op.nn.silu(x)
-        hard = _hardswish(graph, x, other)
-        if hard is not None:
-            return hard
-    hard = _scaled_hardswish(graph, call)
-    return _constant_last(graph, name, call) if hard is None else hard
+    activation = gated(graph, call)
+    return _constant_last(graph, name, call) if activation is None else activation
 
 
 def _with_scalar(call: Call) -> tuple[relax.Expr, float | None]:
@@ -287,7 +203,7 @@ _VISITS: dict[str, Callable[[Graph, str, Call], relax.Expr | None]] = {
     "maximum": _maximum,
     "minimum": _minimum,
     "nn.prelu": _prelu,
-    "where": _where,
+    "where": prelu_of_choice,
     "reshape": _reshape,
     "flatten": _reshape,
     "nn.batch_flatten": _reshape,

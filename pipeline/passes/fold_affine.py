@@ -10,40 +10,32 @@ they make exactly zero. Where such steps turn out not to be thresholds, ``fold_s
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from functools import partial
 
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call, GenericConst
+from tvm.ir import Call
 
 from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
 from bitkiln.pipeline.ir.graph import (
     Graph,
     array_of,
     bindings,
-    constant,
     count_uses,
     op_name,
     rewrite,
     shape_of,
     variables,
 )
-from bitkiln.pipeline.ir.operands import channel_operand, fits_float32
-from bitkiln.pipeline.ops.register import epilogue_of, has_workload, ints, operands_of, with_epilogue
-from bitkiln.schedules.workload import Step
+from bitkiln.pipeline.ir.operands import as_float32, channel_operand, float64_of, product, reciprocal
+from bitkiln.pipeline.ops.register import ints
 
 
 def fold_affine(module: tvm.IRModule) -> tvm.IRModule:
     """The same network (up to rounding of its constants) with fewer multiplications and additions."""
     return rewrite(module, partial(_visit, exact=_between_sums_and_signs(module["main"])))
-
-
-def fold_steps(module: tvm.IRModule) -> tvm.IRModule:
-    """As ``fold_affine``, within epilogues."""
-    return rewrite(module, lambda _graph, _name, value: _with_fewer_steps(value) if has_workload(value) else None)
 
 
 def _visit(graph: Graph, name: str, value: relax.Expr, exact: set[str]) -> relax.Expr | None:
@@ -90,18 +82,18 @@ def _back_to_sums(expr: relax.Expr, defined: dict[str, relax.Expr], uses: Counte
 
 
 def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
-    x, factor = call.args[0], _constant(call.args[1])
+    x, factor = call.args[0], float64_of(call.args[1])
     if factor is None:
         return None
     if np.all(factor == 1) and _keeps_shape(x, factor):
         return graph.taken_over(x)
     inner = _swallowed(graph, x, "multiply")
     if inner is not None:
-        product = _product(_constant(inner.args[1]), factor)
-        return call if product is None else _multiply_conv(graph, relax.op.multiply(inner.args[0], product))
+        both = product(float64_of(inner.args[1]), factor)
+        return call if both is None else _multiply_conv(graph, relax.op.multiply(inner.args[0], both))
     inner = _swallowed(graph, x, "add")
     if inner is not None:
-        shift = _merged(_constant(inner.args[1]) * factor)
+        shift = as_float32(float64_of(inner.args[1]) * factor)
         if shift is None:
             return call
         scaled = relax.op.multiply(inner.args[0], call.args[1])
@@ -112,8 +104,8 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
 
 
 def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
-    divisor = _constant(call.args[1])
-    factor = _product(_reciprocal(divisor), np.ones(1)) if divisor is not None else None
+    divisor = float64_of(call.args[1])
+    factor = product(reciprocal(divisor), np.ones(1)) if divisor is not None else None
     return None if factor is None else _multiply(graph, name, relax.op.multiply(call.args[0], factor))
 
 
@@ -130,18 +122,18 @@ def _multiply_conv(graph: Graph, call: Call) -> relax.Expr:
         return call
     array = array_of(call.args[1])
     factor = channel_operand(array, len(weight)) if _keeps_shape(call.args[0], array) else None
-    scaled = _merged(weight.astype(np.float64) * factor[:, None, None, None]) if factor is not None else None
+    scaled = as_float32(weight.astype(np.float64) * factor[:, None, None, None]) if factor is not None else None
     return call if scaled is None else Call(conv.op, [conv.args[0], scaled], conv.attrs)
 
 
 def _add(graph: Graph, call: Call) -> relax.Expr | None:
-    x, shift = call.args[0], _constant(call.args[1])
+    x, shift = call.args[0], float64_of(call.args[1])
     if shift is None:
         return None
     if not np.any(shift) and _keeps_shape(x, shift):
         return graph.taken_over(x)
     inner = _swallowed(graph, x, "add")
-    total = _merged(_constant(inner.args[1]) + shift) if inner is not None else None
+    total = as_float32(float64_of(inner.args[1]) + shift) if inner is not None else None
     return None if total is None else relax.op.add(inner.args[0], total)
 
 
@@ -167,78 +159,12 @@ def _padded(graph: Graph, conv: Call) -> relax.Expr | None:
     )
 
 
-def _with_fewer_steps(call: Call) -> Call | None:
-    """``call`` with runs of multiplications, divisions and additions of constants in its epilogue merged."""
-    operands = iter(operands_of(call))
-    before = [(step, next(operands) if step.operand else None) for step in epilogue_of(call)]
-    after: list[tuple[Step, relax.Expr | None]] = []
-    run: list[tuple[Step, relax.Expr]] = []
-    for taken in before:
-        if taken[0].op in ("mul", "div", "add") and _constant(taken[1]) is not None:
-            run.append(taken)
-            continue
-        after += [*_shortened(run), taken]
-        run = []
-    after += _shortened(run)
-    if len(after) == len(before) and all(map(operator.is_, after, before)):
-        return None
-    return with_epilogue(call, [step for step, _ in after], [operand for _, operand in after if operand is not None])
-
-
-def _shortened(run: list[tuple[Step, relax.Expr]]) -> list[tuple[Step, relax.Expr]]:
-    """A product and a sum for ``run``; the run itself where it is no longer than those, or where float32 cannot hold them."""
-    scale, shift = np.ones(1), np.zeros(1)
-    for step, operand in run:
-        values = _constant(operand)
-        if step.op == "add":
-            shift = shift + values
-            continue
-        factor = values if step.op == "mul" else _reciprocal(values)
-        if _product(scale, factor) is None:
-            return run
-        scale, shift = scale * factor, shift * factor
-    merged = []
-    for op, values, neutral in (("mul", scale, 1), ("add", shift, 0)):
-        if np.all(values == neutral):
-            continue
-        operand = _merged(values)
-        if operand is None:
-            return run
-        merged.append((Step(op, "channel" if values.ndim == 1 else "element"), operand))
-    return merged if len(merged) < len(run) or any(step.op == "div" for step, _ in run) else run
-
-
 def _swallowed(graph: Graph, x: relax.Expr, name: str) -> Call | None:
     """The operation behind ``x`` if it is operator ``name`` with a constant and nothing else uses it."""
     inner = graph.call_of(x, name)
-    return inner if inner is not None and graph.used_once(x) and _constant(inner.args[1]) is not None else None
+    return inner if inner is not None and graph.used_once(x) and float64_of(inner.args[1]) is not None else None
 
 
 def _keeps_shape(x: relax.Expr, array: np.ndarray) -> bool:
     """Has an operation of ``x`` and ``array`` the shape of ``x``?"""
     return np.broadcast_shapes(shape_of(x), array.shape) == shape_of(x)
-
-
-def _constant(expr: relax.Expr) -> np.ndarray | None:
-    array = array_of(expr)
-    return array.astype(np.float64) if array is not None and array.dtype == np.float32 else None
-
-
-def _reciprocal(values: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return 1 / values
-
-
-def _merged(values: np.ndarray) -> GenericConst | None:
-    """float64 ``values`` as a constant, unless some are too large for float32."""
-    return constant(values) if fits_float32(values) else None
-
-
-def _product(first: np.ndarray, second: np.ndarray) -> GenericConst | None:
-    """The product of factors, unless some float32 cannot hold: too large, or denormal though the factors were not.
-
-    (Dead channels have denormal factors to begin with.)
-    """
-    normal = np.finfo(np.float32).smallest_normal
-    lost = (np.abs(first * second) < normal) & (np.abs(first) >= normal) & (np.abs(second) >= normal)
-    return None if np.any(lost) else _merged(first * second)

@@ -18,8 +18,8 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.operands import clip_bounds
 from bitkiln.pipeline.ops.register import ints, workload_of
-from bitkiln.pipeline.passes.canonicalize import clip_bounds
 
 #: What padding a maximum never takes: infinity, or the lowest number for those who cannot write it.
 _LOWEST = float(np.finfo(np.float32).min)

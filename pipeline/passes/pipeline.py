@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import tvm
 from tvm import relax
@@ -12,17 +13,97 @@ from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.ir.graph import bindings, op_name, variables
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.absorb_image import absorb_image
-from bitkiln.pipeline.passes.binary.recognise import Verdict, recognise
+from bitkiln.pipeline.passes.binary.recognise import recognise
+from bitkiln.pipeline.passes.binary.verdict import Verdict
 from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
-from bitkiln.pipeline.passes.fold_affine import fold_affine, fold_steps
+from bitkiln.pipeline.passes.fold_affine import fold_affine
+from bitkiln.pipeline.passes.fold_steps import fold_steps
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
-from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.layout import to_nhwc
+from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.layout import layout
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.merge_padding import merge_padding
 from bitkiln.pipeline.passes.split_groups import split_groups
+from bitkiln.pipeline.passes.to_operators import to_operators
 from bitkiln.targets import Target
+
+#: The phase before the first pass: the network as the importer gave it.
+IMPORTED = "imported"
+
+
+@dataclass
+class Progress:
+    """A network on its way through the passes.
+
+    ``phases`` holds the module after each pass, by the pass's name. ``verdicts`` has one entry for each convolution,
+    ``notes`` one for each binary convolution that keeps floats before the next sign.
+    """
+
+    phases: dict[str, tvm.IRModule]
+    verdicts: list[Verdict] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    target: Target | None = None
+
+
+class Pass(NamedTuple):
+    """A step of lowering. Its ``name`` is that of its file or folder beside this one, and of the phase that it ends.
+
+    ``run`` takes the module and what is known so far. One with ``for_target`` needs to know the board.
+    """
+
+    name: str
+    run: Callable[[tvm.IRModule, Progress], tvm.IRModule]
+    for_target: bool = False
+
+
+def _binary(module: tvm.IRModule, progress: Progress) -> tvm.IRModule:
+    module, progress.verdicts = recognise(module)
+    return module
+
+
+def _fold_threshold(module: tvm.IRModule, progress: Progress) -> tvm.IRModule:
+    module, progress.notes = fold_threshold(module)
+    return module
+
+
+def _plain(rewrite: Callable[[tvm.IRModule], tvm.IRModule]) -> Callable[[tvm.IRModule, Progress], tvm.IRModule]:
+    return lambda module, _progress: rewrite(module)
+
+
+def _for_target(
+    rewrite: Callable[[tvm.IRModule, Target], tvm.IRModule],
+) -> Callable[[tvm.IRModule, Progress], tvm.IRModule]:
+    return lambda module, progress: rewrite(module, _known(progress.target))
+
+
+def _known(target: Target | None) -> Target:
+    assert target is not None, "a pass for a target runs only where the target is known"
+    return target
+
+
+PASSES = (
+    Pass("canonicalize", _plain(canonicalize)),
+    Pass("layout", _plain(layout)),
+    Pass("dense_to_conv", _plain(dense_to_conv)),
+    Pass("merge_padding", _plain(merge_padding)),
+    Pass("binary", _binary),
+    Pass("fold_affine", _plain(fold_affine)),
+    Pass("to_operators", _plain(to_operators)),
+    Pass("fuse_epilogue", _plain(fuse_epilogue)),
+    Pass("absorb_image", _for_target(absorb_image), for_target=True),
+    Pass("fold_threshold", _fold_threshold),
+    Pass("fold_steps", _plain(fold_steps)),
+    Pass("split_groups", _plain(split_groups)),
+    Pass("legalize", _for_target(legalize), for_target=True),
+)
+
+#: The last pass that ``survey`` runs: what comes after it makes kernels of what was found.
+LAST_SURVEYED = "fold_threshold"
+#: The last pass before the first one that a target decides.
+LAST_COMMON = "fuse_epilogue"
+
+_NAMES = [each.name for each in PASSES]
 
 
 @dataclass(frozen=True)
@@ -33,8 +114,7 @@ class Lowered:
     are to be replaced by what the schedules emit for that workload, the others are complete.
     ``graph`` is the NHWC network before anything was fused: what ``module`` has to compute, tensor by tensor. Variables of
     ``module`` that compute a tensor of ``graph`` have its name.
-    ``verdicts`` has one entry for each convolution, ``notes`` one for each binary convolution that keeps floats before the
-    next sign. ``phases`` holds the module after each named phase.
+    ``verdicts``, ``notes`` and ``phases`` as in ``Progress``.
     """
 
     module: tvm.IRModule
@@ -56,7 +136,7 @@ class Lowered:
 class Survey:
     """What the passes that need no target find in a network, as far as they get.
 
-    ``phases`` ends with "thresholds", or earlier where a pass refused the network: ``problem`` is what it said.
+    ``phases`` ends with ``LAST_SURVEYED``, or earlier where a pass refused the network: ``problem`` is what it said.
     """
 
     phases: dict[str, tvm.IRModule]
@@ -69,14 +149,14 @@ class Survey:
         return dict(bindings(self.phases[phase]["main"]))
 
     def binary_operators(self) -> dict[str, list[str]]:
-        """For each binary convolution the names, in the recognised network, of the operators that sum its bits.
+        """For each binary convolution the names, in the network after "binary", of the operators that sum its bits.
 
         There are two or four where zeros of the activation or of the weights have to count as 0: their sums are those
         with zeros as +1 and as -1.
         """
-        if "recognised" not in self.phases:
+        if "binary" not in self.phases:
             return {}
-        defined = self.defined("recognised")
+        defined = self.defined("binary")
         ours = {name for name, value in defined.items() if op_name(value) == "bitkiln.bconv2d"}
         binary = [verdict.name for verdict in self.verdicts if verdict.binary and verdict.name in defined]
         found = {name: _operators(name, defined, ours) for name in binary}
@@ -85,14 +165,41 @@ class Survey:
 
 def survey(module: tvm.IRModule) -> Survey:
     """Look at a network without compiling it; what compiling would refuse is no error here."""
-    verdicts: list[Verdict] = []
-    phases: dict[str, tvm.IRModule] = {}
+    progress, problem = Progress({IMPORTED: module}), ""
     try:
-        _until_fused(module, verdicts, phases)
-        phases["thresholds"], notes = fold_threshold(phases["fused"])
+        _run(progress, _NAMES[0], LAST_SURVEYED)
     except BitkilnError as error:
-        return Survey(phases, tuple(verdicts), problem=str(error))
-    return Survey(phases, tuple(verdicts), tuple(notes))
+        problem = str(error)
+    return Survey(progress.phases, tuple(progress.verdicts), tuple(progress.notes), problem)
+
+
+def lower(model: Model, target: Target) -> Lowered:
+    """Lower ``model`` for ``target``. Raises ModelError."""
+    progress = Progress({IMPORTED: model.module}, target=target)
+    _run(progress, _NAMES[0], _NAMES[-1])
+    return _lowered(progress)
+
+
+def finish(found: Survey, target: Target) -> Lowered:
+    """What ``lower`` gives for the network that ``found`` is of. Raises ModelError."""
+    common = (IMPORTED, *_NAMES[: _NAMES.index(LAST_COMMON) + 1])
+    progress = Progress({name: found.phases[name] for name in common}, list(found.verdicts), target=target)
+    _run(progress, _NAMES[len(common) - 1], _NAMES[-1])
+    return _lowered(progress)
+
+
+def _run(progress: Progress, first: str, last: str) -> None:
+    """Run the passes ``first`` to ``last`` on the latest phase; those for a target only where one is known."""
+    module = list(progress.phases.values())[-1]
+    for each in PASSES[_NAMES.index(first) : _NAMES.index(last) + 1]:
+        if progress.target is None and each.for_target:
+            continue
+        module = progress.phases[each.name] = each.run(module, progress)
+
+
+def _lowered(progress: Progress) -> Lowered:
+    phases = progress.phases
+    return Lowered(phases[_NAMES[-1]], phases["fold_affine"], tuple(progress.verdicts), tuple(progress.notes), phases)
 
 
 def origin(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> str:
@@ -118,40 +225,3 @@ def _operators(name: str, defined: Mapping[str, relax.Expr], ours: Collection[st
         else:
             pending += [var.name for var in variables(defined[each]) if var.name.startswith(f"{name}.sums")]
     return [each for each in defined if each in found]
-
-
-def lower(model: Model, target: Target) -> Lowered:
-    """Lower ``model`` for ``target``. Raises ModelError."""
-    verdicts: list[Verdict] = []
-    phases: dict[str, tvm.IRModule] = {}
-    _until_fused(model.module, verdicts, phases)
-    return _finished(verdicts, phases, target)
-
-
-def finish(found: Survey, target: Target) -> Lowered:
-    """What ``lower`` gives for the network that ``found`` is of. Raises ModelError."""
-    return _finished(found.verdicts, dict(found.phases), target)
-
-
-def _finished(verdicts: Sequence[Verdict], phases: dict[str, tvm.IRModule], target: Target) -> Lowered:
-    """The passes from "fused" on, as the target wants them."""
-    phases["first layer"] = absorb_image(phases["fused"], target)
-    phases["thresholds"], notes = fold_threshold(phases["first layer"])
-    phases["merged"] = fold_steps(phases["thresholds"])
-    phases["groups"] = split_groups(phases["merged"])
-    phases["legal"] = legalize(phases["groups"], target)
-    return Lowered(phases["legal"], phases["graph"], tuple(verdicts), tuple(notes), phases)
-
-
-def _until_fused(module: tvm.IRModule, verdicts: list[Verdict], phases: dict[str, tvm.IRModule]) -> None:
-    """The passes that no target decides: adds a verdict for each convolution, and the module after each phase."""
-    phases["imported"] = module
-    phases["canonical"] = canonicalize(module)
-    phases["nhwc"] = to_nhwc(phases["canonical"])
-    phases["convolutions"] = dense_to_conv(phases["nhwc"])
-    phases["padding"] = merge_padding(phases["convolutions"])
-    phases["recognised"], found = recognise(phases["padding"])
-    verdicts.extend(found)
-    phases["graph"] = fold_affine(phases["recognised"])
-    phases["operators"] = to_operators(phases["graph"])
-    phases["fused"] = fuse_epilogue(phases["operators"])

@@ -128,16 +128,16 @@ def test_networks_of_two_binary_layers(d: Draw):
     net, before = network(d, dialect)
     found = lowered(before)
     # Of a ReLU the sign may be constant, which is none.
-    assert "bitkiln.bconv2d" in operators(found.phases["recognised"])
+    assert "bitkiln.bconv2d" in operators(found.phases["binary"])
     inputs = {"x": image_of(net, d, dialect)}
     (wanted,) = plain.run(before, inputs)
     for phase, module in found.phases.items():
-        if phase in ("merged", "legal"):
+        if phase in ("fold_steps", "legalize"):
             continue
         (actual,) = plain.run(module, inputs)
         np.testing.assert_array_equal(actual, wanted, err_msg=phase)
     if not found.notes:
-        (actual,) = plain.run(found.phases["merged"], inputs)
+        (actual,) = plain.run(found.phases["fold_steps"], inputs)
         np.testing.assert_allclose(actual, wanted, rtol=1e-6)
 
 
@@ -147,9 +147,9 @@ def test_sign_of_numbers_that_are_not_zero(d: Draw):
     net = start(d)
     before = net.module(binary_layer(net, d, net.x, "sign", 9))
     found = lowered(before)
-    assert "bitkiln.bconv2d" in operators(found.phases["recognised"])
+    assert "bitkiln.bconv2d" in operators(found.phases["binary"])
     inputs = {"x": image_of(net, d, "sign")}
-    (wanted,), (actual,) = plain.run(before, inputs), plain.run(found.phases["merged"], inputs)
+    (wanted,), (actual,) = plain.run(before, inputs), plain.run(found.phases["fold_steps"], inputs)
     np.testing.assert_array_equal(actual, wanted)
 
 
@@ -162,7 +162,7 @@ def test_what_is_not_a_number_counts_as_minus_one(d: Draw):
     x = image_of(net, d, dialect)
     lost = d.rng.random(x.shape) < 0.3
     (wanted,) = plain.run(before, {"x": np.where(lost, np.float32(-1), x)})
-    (actual,) = plain.run(lowered(before).phases["merged"], {"x": np.where(lost, np.float32(np.nan), x)})
+    (actual,) = plain.run(lowered(before).phases["fold_steps"], {"x": np.where(lost, np.float32(np.nan), x)})
     np.testing.assert_array_equal(actual, wanted)
 
 
@@ -174,7 +174,7 @@ def test_functions_of_the_lowered_network(d: Draw):
     net, before = network(d, dialect)
     found = lowered(before)
     inputs = {"x": image_of(net, d, dialect)}
-    (wanted,) = plain.run(found.phases["merged"], inputs)
+    (wanted,) = plain.run(found.phases["fold_steps"], inputs)
     machine = relax.VirtualMachine(tvm.compile(found.module, target="llvm"), tvm.cpu())
     actual = machine["main"](tvm.runtime.tensor(inputs["x"])).numpy()
     assert actual.shape == wanted.shape

@@ -15,9 +15,11 @@ from bitkiln.pipeline import ops
 from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
-from bitkiln.pipeline.passes.fold_affine import fold_affine, fold_steps
-from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.layout import to_nhwc
+from bitkiln.pipeline.passes.fold_affine import fold_affine
+from bitkiln.pipeline.passes.fold_steps import fold_steps
+from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.layout import layout
+from bitkiln.pipeline.passes.to_operators import to_operators
 from tests.property import plain
 from tests.property.draws import ODD, ODDER, Draw, draws
 from tests.property.networks import (
@@ -87,7 +89,7 @@ def test_to_nhwc(d: Draw):
             flat = elementwise(net, d, flat, d.numbers, ["add", "multiply", "relu", "our prelu"])
         x = net.add(op.matmul(flat, constant(d.numbers(shape(flat)[1], d.whole(1, 5)))))
     before = finish(net, d, x, seen)
-    assert_same(before, to_nhwc(before), inputs_of(net, d))
+    assert_same(before, layout(before), inputs_of(net, d))
 
 
 @settings(max_examples=40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import assume, given, settings
 
-from bitkiln.pipeline.passes.fold_threshold import NotMonotone, find_thresholds
+from bitkiln.pipeline.passes.binary.thresholds import NotMonotone, find_thresholds
 from tests.property import plain
 from tests.property.draws import Draw, draws
 

@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ir.graph import Graph, array_of, op_name
-from bitkiln.pipeline.passes.canonicalize import clip_bounds
+from bitkiln.pipeline.ir.operands import clip_bounds
 
 ROUNDINGS = {"round": np.round, "floor": np.floor, "ceil": np.ceil}
 

@@ -20,9 +20,9 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of
+from bitkiln.pipeline.ir.operands import clip_bounds
 from bitkiln.pipeline.passes.binary.residue import cancelled
 from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, bounds, step_between, step_of
-from bitkiln.pipeline.passes.canonicalize import clip_bounds
 from bitkiln.pipeline.reference import OPERATORS
 
 #: Operations followed from a tensor to its sign; exporters write about thirty.

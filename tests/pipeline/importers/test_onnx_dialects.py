@@ -59,7 +59,7 @@ def check(path, binary, expected=None, tolerance=1e-5):
         want = expected(x)
     found = survey(model.module)
     assert [verdict.binary for verdict in found.verdicts] == binary, found.verdicts
-    lowered = found.phases["thresholds"]
+    lowered = found.phases["fold_threshold"]
     got = reference.run(lowered, {lowered["main"].params[0].name: x})[0]
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
     return found.verdicts

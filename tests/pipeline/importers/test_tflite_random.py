@@ -124,7 +124,7 @@ def test_random_chains(tmp_path, seed):
     model = load_model(path)
     entry = model.module["main"].params[0].name
     lowered = lower(model, targets.load("rasp3b"))
-    for module in (model.module, lowered.phases["thresholds"]):
+    for module in (model.module, lowered.phases["fold_threshold"]):
         (got,) = reference.run(module, {entry: chain.x})
         expected = words(chain.value) if got.dtype == np.int32 else chain.value
         np.testing.assert_array_equal(got, expected)

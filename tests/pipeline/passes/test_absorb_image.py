@@ -10,7 +10,8 @@ from bitkiln import targets
 from bitkiln.pipeline.ir.graph import bindings
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.pipeline.passes.absorb_image import absorb_image
-from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
+from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.to_operators import to_operators
 
 op, nn = relax.op, relax.op.nn
 RASP3B = targets.load("rasp3b")

@@ -8,8 +8,9 @@ from tvm import relax
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
-from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
-from bitkiln.pipeline.passes.layout import to_nhwc
+from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.layout import layout
+from bitkiln.pipeline.passes.to_operators import to_operators
 
 op, nn = relax.op, relax.op.nn
 
@@ -57,7 +58,7 @@ def test_slices_of_channels_need_no_other_layout(network, same, operators):
     x = net.add(nn.conv2d(net.x, weight, padding=1))
     part = net.add(op.strided_slice(x, [1], [2], [-1]))
     before = net.module(net.add(nn.conv2d(part, net.normal(4, 3, 1, 1))))
-    after = to_nhwc(before)
+    after = layout(before)
     assert operators(after).count("permute_dims") == 2
     same(before, after, 1e-6)
 

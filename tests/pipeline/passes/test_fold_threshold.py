@@ -8,8 +8,10 @@ from tvm import relax
 
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.ir.graph import bindings, op_name
-from bitkiln.pipeline.passes.fold_threshold import NotMonotone, find_thresholds, fold_threshold
-from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
+from bitkiln.pipeline.passes.binary.thresholds import NotMonotone, find_thresholds
+from bitkiln.pipeline.passes.fold_threshold import fold_threshold
+from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.to_operators import to_operators
 from bitkiln.schedules.workload import Step
 
 op, nn = relax.op, relax.op.nn

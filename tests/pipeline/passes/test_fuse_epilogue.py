@@ -9,7 +9,8 @@ from tvm import relax
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
-from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue, to_operators
+from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.to_operators import to_operators
 from bitkiln.schedules.workload import Pool, Step
 
 op, nn = relax.op, relax.op.nn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tvm
@@ -11,10 +13,12 @@ from tvm.ir import Call
 from bitkiln import targets
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import UnsupportedLayer
+from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.ir.graph import bindings, op_name, shape_of
 from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.ops import WORKLOAD_ATTR
-from bitkiln.pipeline.passes.pipeline import lower
+from bitkiln.pipeline.passes import pipeline
+from bitkiln.pipeline.passes.pipeline import finish, lower, survey
 
 op, nn = relax.op, relax.op.nn
 
@@ -125,7 +129,7 @@ def test_names_are_those_of_the_graph(network):
     names = [name for name, _ in bindings(found.module["main"])]
     assert names[:2] == ["x.nhwc", "relu"]
     assert not {"abs", "exp"} & set(names)
-    assert found.phases["legal"] is found.module
+    assert found.phases["legalize"] is found.module
 
 
 def test_same_operation_on_other_constants_keeps_its_own_name(network):
@@ -189,7 +193,7 @@ def test_trained_network(shared):
     module = load_model(shared / "models" / "onnx" / "cifar10_resnet18_w1a1.onnx.xz").module
     found = lowered(module)
     data = np.random.default_rng(0).standard_normal((1, 3, 28, 28)).astype("float32") * 60
-    (wanted,), (actual,) = (reference.run(net, {"data": data}) for net in (module, found.phases["thresholds"]))
+    (wanted,), (actual,) = (reference.run(net, {"data": data}) for net in (module, found.phases["fold_threshold"]))
     np.testing.assert_allclose(actual, wanted, atol=1e-4)
     assert sum(verdict.binary for verdict in found.verdicts) == 20
     graph_names = {name for name, _ in bindings(found.graph["main"])}
@@ -235,8 +239,22 @@ def test_fusion_is_exact_on_random_networks(network, seed):
     names = [name for name, _ in bindings(found.module["main"])]
     assert len(set(names)) == len(names)
     x = {"x": np.random.default_rng(seed).standard_normal((1, 3, 13, 11)).astype("float32")}
-    for before, after in (("graph", "fused"), ("first layer", "thresholds")):
+    for before, after in (("fold_affine", "fuse_epilogue"), ("absorb_image", "fold_threshold")):
         for wanted, actual in zip(
             reference.run(found.phases[before], x), reference.run(found.phases[after], x), strict=True
         ):
             np.testing.assert_array_equal(actual, wanted)
+
+
+def test_every_pass_has_the_name_of_its_file():
+    folder = Path(pipeline.__file__).parent
+    for each in pipeline.PASSES:
+        assert (folder / f"{each.name}.py").is_file() or (folder / each.name / "__init__.py").is_file(), each.name
+
+
+def test_a_survey_finished_for_a_target_is_what_lowering_gives():
+    model, target = load_model("card-binary"), targets.load("rasp3b")
+    whole, finished = lower(model, target), finish(survey(model.module), target)
+    assert list(finished.phases) == list(whole.phases) == ["imported", *(each.name for each in pipeline.PASSES)]
+    assert finished.verdicts == whole.verdicts
+    tvm.ir.assert_structural_equal(finished.module, whole.module)

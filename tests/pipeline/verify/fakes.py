@@ -86,7 +86,7 @@ def listed(lowered: Lowered) -> list[tuple[str, str]]:
 def run_steps(lowered: Lowered, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a faithful board gives: the inputs, and every step's result."""
     names = [name for name, _ in listed(lowered)]
-    return {**inputs, **reference.evaluate(lowered.phases["thresholds"], inputs, names)}
+    return {**inputs, **reference.evaluate(lowered.phases["fold_threshold"], inputs, names)}
 
 
 class FakeBoard:

@@ -92,7 +92,7 @@ def test_rounding_next_to_a_sign_is_told_with_its_distance(model, lowered, rows,
         if abs(stem[at]) < 2e-7:
             break
     names = [name for name in trace if name != "x"]
-    trace = {**inputs, **reference.evaluate(lowered.phases["thresholds"], inputs, names)}
+    trace = {**inputs, **reference.evaluate(lowered.phases["fold_threshold"], inputs, names)}
     trace["first_bits"] = flip(trace["first_bits"], int(np.ravel_multi_index(at, stem.shape)))
     row = rows(trace)["first_bits"]
     assert (row.differing, row.undecided, row.passed, row.cause) == (1, 1, True, Cause.SIGNS)

@@ -47,7 +47,9 @@ def with_constants(module: tvm.IRModule, step: str, change) -> tvm.IRModule:
 
 def damage(made: FakeBoard, step: str, change) -> FakeBoard:
     """Change constants of a step of the network that the board runs."""
-    phases = made.lowered.phases | {"thresholds": with_constants(made.lowered.phases["thresholds"], step, change)}
+    phases = made.lowered.phases | {
+        "fold_threshold": with_constants(made.lowered.phases["fold_threshold"], step, change)
+    }
     made.lowered = replace(made.lowered, phases=phases)
     return made
 

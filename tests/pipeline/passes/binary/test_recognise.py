@@ -11,7 +11,7 @@ from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.pipeline.passes.binary.recognise import recognise
 from bitkiln.pipeline.passes.canonicalize import canonicalize
-from bitkiln.pipeline.passes.layout import to_nhwc
+from bitkiln.pipeline.passes.layout import layout
 
 op, nn = relax.op, relax.op.nn
 C = relax.const
@@ -60,7 +60,7 @@ SIGNS = {
 
 
 def lowered(module):
-    return recognise(to_nhwc(canonicalize(module)))
+    return recognise(layout(canonicalize(module)))
 
 
 def workloads(module):
@@ -183,7 +183,7 @@ def test_dense_behind_a_flattened_image_shares_its_bytes(network, same, operator
     image = net.add(nn.conv2d(net.add(op.sign(net.x)), net.signs(16, 7, 1, 1)))
     row = net.add(op.reshape(net.add(op.sign(image)), (1, 144)))
     before = net.module(net.add(op.matmul(row, net.signs(144, 6))))
-    after, verdicts = recognise(dense_to_conv(to_nhwc(canonicalize(before))))
+    after, verdicts = recognise(dense_to_conv(layout(canonicalize(before))))
     assert [verdict.binary for verdict in verdicts] == [True, True]
     assert operators(after) == [
         "permute_dims", "bitkiln.binarize", "bitkiln.bconv2d", "bitkiln.binarize", "reshape", "bitkiln.bconv2d", "reshape",
@@ -513,7 +513,7 @@ def test_other_exporters(shared, name, binary):
     from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 
     model = load_model(shared / "models" / "onnx" / f"{name}.onnx")
-    _, verdicts = recognise(dense_to_conv(to_nhwc(canonicalize(model.module))))
+    _, verdicts = recognise(dense_to_conv(layout(canonicalize(model.module))))
     assert [verdict.binary for verdict in verdicts] == [True] * binary
 
 

@@ -8,7 +8,7 @@ from tvm import relax
 
 from bitkiln.pipeline.ir.graph import bindings, op_name, shape_of
 from bitkiln.pipeline.passes.canonicalize import canonicalize
-from bitkiln.pipeline.passes.layout import to_nhwc
+from bitkiln.pipeline.passes.layout import layout
 
 op, nn = relax.op, relax.op.nn
 C = relax.const
@@ -33,7 +33,7 @@ def test_only_the_ends_are_transposed(network, same, operators):
     y = net.add(relax.op.concat([y, net.add(nn.max_pool2d(x, (3, 3), (1, 1), 1))], 1))
     y = net.add(nn.avg_pool2d(net.add(nn.softmax(y, 1)), (2, 2), (2, 2)))
     before = net.module(y)
-    after = to_nhwc(before)
+    after = layout(before)
     assert layouts(after) == {"NHWC"}
     names = operators(after)
     assert names.count("permute_dims") == 2
@@ -48,7 +48,7 @@ def test_transposes_of_the_file_cancel(network, same, operators):
     x = net.add(nn.relu(net.add(relax.op.add(x, net.normal(6)))))
     x = net.add(relax.op.permute_dims(x, [0, 3, 1, 2]))
     before = net.module(net.add(relax.op.permute_dims(conv(net, x, 5, strides=(2, 2)), [0, 2, 3, 1])))
-    after = to_nhwc(before)
+    after = layout(before)
     assert "permute_dims" not in operators(after)
     same(before, after, 1e-6)
 
@@ -58,7 +58,7 @@ def test_flattened_image_permutes_the_dense_layer(network, same, operators):
     x = net.add(relax.op.reshape(conv(net, net.x, 4), (1, 120)))
     x = net.add(nn.relu(net.add(relax.op.add(x, net.normal(1, 120)))))
     before = net.module(net.add(relax.op.matmul(x, net.normal(120, 7))))
-    after = to_nhwc(before)
+    after = layout(before)
     assert operators(after).count("permute_dims") == 1
     same(before, after, 1e-5)
 
@@ -68,7 +68,7 @@ def test_unknown_operator_gets_the_layout_it_expects(network, same, operators):
     x = net.add(relax.op.cumsum(conv(net, net.x, 4), 1))
     flat = net.add(relax.op.cumsum(net.add(relax.op.reshape(conv(net, x, 4), (1, 120))), 1))
     before = net.module(x, flat)
-    after = to_nhwc(before)
+    after = layout(before)
     assert operators(after).count("cumsum") == 2
 
     def numpy_cumsum(call, x):
@@ -94,7 +94,7 @@ def test_reductions_pads_splits_and_slices(network, same):
     across = net.add(relax.op.sum(x, [1]))
     x = net.add(relax.op.multiply(x, kept))
     before = net.module(x, kept, dropped, across)
-    same(before, to_nhwc(before), 1e-5)
+    same(before, layout(before), 1e-5)
 
 
 def test_grouped_and_resized(network, same, operators):
@@ -105,7 +105,7 @@ def test_grouped_and_resized(network, same, operators):
         rounding_method="floor",
     )  # fmt: skip
     before = net.module(net.add(resize))
-    after = to_nhwc(before)
+    after = layout(before)
     assert operators(after) == ["permute_dims", "nn.conv2d", "image.resize2d", "permute_dims"]
     same(before, after, 1e-6)
 
@@ -154,7 +154,7 @@ def random_network(net, steps):
 @pytest.mark.parametrize("seed", range(25))
 def test_random_networks_stay_the_same(network, same, seed):
     before = random_network(network((1, 3, 5, 4), seed), 14)
-    same(before, to_nhwc(canonicalize(before)), 1e-4, seeds=(0,))
+    same(before, layout(canonicalize(before)), 1e-4, seeds=(0,))
 
 
 def test_axes_of_one_come_and_go_without_transposes(network, same, operators):
@@ -166,7 +166,7 @@ def test_axes_of_one_come_and_go_without_transposes(network, same, operators):
         lines = net.add(nn.conv2d(image, net.normal(4, 4, 1, 3), padding=(0, 1, 0, 1)))
         x = net.add(op.multiply(net.add(op.reshape(lines, (1, 4, 9))), net.normal(1, 4, 1)))
     before = net.module(x)
-    after = to_nhwc(canonicalize(before))
+    after = layout(canonicalize(before))
     assert operators(after).count("permute_dims") == 2
     same(before, after, 1e-6)
 
@@ -177,6 +177,6 @@ def test_gathered_rows_and_channels_stay_in_place(network, same, operators, cons
     for axis, indices in ((2, [1, 0, 5, 4]), (1, [3, 3, 0, 1])):
         x = net.add(op.take(x, const(np.array(indices, np.int32)), axis=axis))
     before = net.module(net.add(nn.conv2d(x, net.normal(4, 4, 1, 1))))
-    after = to_nhwc(canonicalize(before))
+    after = layout(canonicalize(before))
     assert operators(after).count("permute_dims") == 2
     same(before, after, 1e-6)
