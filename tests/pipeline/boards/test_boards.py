@@ -140,10 +140,10 @@ def test_a_board_that_never_answers_is_given_up():
 
 def test_list_and_its_table(farm, capsys):
     address, key = farm
-    rows = farm.list_boards(str(address))
+    rows = farms.list_boards(str(address))
     (row,) = [row for row in rows if row["key"] == key]
     assert row["count"] == 2
-    farm.print_boards(rows, Console(width=200))
+    farms.print_boards(rows, Console(width=200))
     assert key in capsys.readouterr().out
 
 

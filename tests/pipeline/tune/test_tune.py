@@ -233,7 +233,7 @@ def test_it_outlives_its_board_and_its_tracker_and_resumes_after_its_own_death(t
         wait_for_records(tmp_path, 2, process)
         kill_process(process, "board_server")
         wait_for_records(tmp_path, 4, process)
-        kill_process(process, "pipeline.tracker")
+        kill_process(process, "boards.tracker")
         wait_for_records(tmp_path, 6, process)
         children = psutil.Process(process.pid).children(recursive=True)
     finally:
