@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bitkiln import targets
 from bitkiln.pipeline.boards import doctor
+from bitkiln.pipeline.boards import farm as farms
 from bitkiln.pipeline.boards.board import KernelFailed, LocalBoard, Request, TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
 from bitkiln.pipeline.boards.session import Relay, Session
