@@ -12,7 +12,7 @@
 #include "rules.h"
 
 /* Counted up whenever the same program could answer with other cycles. */
-#define MODEL_VERSION "a53-1"
+#define MODEL_VERSION "a53-2"
 
 /* ---- parameters (params.c), each an option of the plugin by the same name; cycles unless the name says otherwise ---- */
 #define PARAMETERS(P)                                                                                     \
@@ -31,6 +31,12 @@
     P(prefetch_lines, 4)       /* estimate: lines ahead of a stream */                                    \
     P(prefetch_train, 2)       /* estimate: equal strides that make a stream */                           \
     P(prefetch_streams, 4)     /* Cortex-A53 TRM, data prefetcher */                                      \
+    P(prefetch_hints, 1)       /* 0: PRFM does nothing; 1: it fetches, and its misses train the prefetcher; 2: they do not */ \
+    P(past_miss, 0)            /* unknown: so many instructions issue past a load that missed L1, then all wait; 0: no limit */ \
+    P(l1_random, 0)            /* unknown: 1: L1 gives up any line of a set (TRM: pseudo-random), 0: the one unused for longest */ \
+    P(l2_random, 0)            /* unknown: the same of L2 */                                               \
+    P(tlb_random, 0)           /* unknown: the same of the TLBs */                                         \
+    P(seed, 1)                 /* of those choices */                                                      \
     P(streaming_stores, 1)     /* Cortex-A53 TRM: full lines written in sequence are not read first */    \
     P(utlb_miss, 3)            /* estimate */                                                             \
     P(tlb_walk, 30)            /* estimate */                                                             \
@@ -56,6 +62,8 @@ extern Params params;
 int params_set(const char *option); /* "name=value"; -1 after a message on stderr when it makes no sense */
 void params_finish(void);           /* derives the fields that are not options */
 
+enum { MAX_CORES = 256 };
+
 /* ---- decoded instructions (decode.c) ---- */
 enum { REG_SP = 31, REG_V0 = 32, REG_FLAGS = 64, REG_NONE = 65, N_REGS = 66 };
 enum { MAX_SOURCES = 8, MAX_RESULTS = 6 };
@@ -80,17 +88,39 @@ void decode(uint32_t word, uint64_t pc, Op *op);
 /* Text of an instruction, for listings; only the mnemonic unless `operands`. */
 void disassemble(uint32_t word, uint64_t pc, bool operands, char *text, size_t size);
 
+/* Whether `word` sets an integer register to another one plus a constant; `*from` and `*add` then say which and what. */
+bool decode_sum(uint32_t word, uint64_t pc, int to, int *from, int64_t *add);
+
+/* ---- where prefetch instructions point (hints.c) ---- */
+enum { MAX_HINTS = 64, MAX_TERMS = 12 };
+typedef struct {
+    int64_t offset; /* address = offset + terms */
+    bool known;     /* false: it cannot be told */
+    uint8_t level;  /* LEVEL_L1 or LEVEL_L2: where the line is wanted; LEVEL_NONE: nowhere */
+    uint8_t n_terms;
+    struct {
+        uint8_t reg, factor, shift; /* (reg * factor) << shift; `factor` is a register too, or REG_NONE */
+        bool at_end;                /* registers as they are at the block's end, not as they were at its begin */
+    } terms[MAX_TERMS];
+} Hint;
+
 /* A basic block as QEMU translated it. */
 typedef struct Block {
     uint64_t pc, physical; /* virtual address; where the model's memory has it (set when first executed) */
     uint32_t n, n_unknown;
     uint32_t *words;
     Op *ops; /* NULL until first executed in a region */
+    uint32_t n_hints;
+    Hint *hints; /* of its prefetch instructions, in order */
     char *symbol;
     uint64_t region, executions, cycles; /* counters, valid for the region of this number */
     uint64_t *op_cycles;                 /* NULL until listed blocks are asked for */
     struct Block *next_same_hash, *next_in_region;
 } Block;
+
+void hints_find(Block *block);
+/* Puts the addresses of the block's prefetches together: at its begin (`at_end` false), then at its end. */
+void hints_read(const Block *block, unsigned cpu, bool at_end, uint64_t *addresses);
 
 /* ---- memory hierarchy (memory.c) ---- */
 enum { LINE_SHIFT = 6, PAGE_SHIFT = 12, UTLB_ENTRIES = 10, TLB_SETS = 128, TLB_WAYS = 4, MAX_FILL_BUFFERS = 16, MAX_STREAMS = 16 };
@@ -100,11 +130,13 @@ typedef struct {
     uint64_t ready;   /* cycle in which its data arrive (caches); physical page (TLBs) */
     uint8_t dirty;
     uint8_t from;     /* prefetched from this LEVEL_*, not yet used; 0: demanded or used */
+    uint8_t trains;   /* its first use tells the prefetcher that it was right */
 } Line;
 typedef struct {
     Line *lines; /* sets of `ways` lines, each set in order of use, latest first */
     uint64_t set_mask;
     int ways;
+    uint32_t random; /* state of the choice of a victim; 0: the line unused for longest goes */
 } Cache;
 typedef struct {
     uint64_t line, used;
@@ -115,6 +147,11 @@ typedef struct {
     uint64_t free; /* cycle from which it can take another miss */
     int level;     /* where its line comes from */
 } FillBuffer;
+/* What reports count. Hints are prefetch instructions: `unseen` when their address cannot be told, `dropped` on pages never touched. */
+#define COUNTERS(C)                                                                                                                     \
+    C(l1d_accesses) C(l1d_misses) C(l2_accesses) C(l2_misses) C(prefetches) C(hints) C(hints_unseen) C(hints_dropped) C(dram_lines_read) \
+    C(dram_lines_written) C(utlb_misses) C(tlb_misses) C(l1i_misses)
+
 typedef struct {
     Cache l1d, l1i, l2, utlb, tlb;
     FillBuffer fill_buffers[MAX_FILL_BUFFERS];
@@ -123,8 +160,9 @@ typedef struct {
     uint64_t stream_clock, stored_line;
     int stored_run;
     struct {
-        uint64_t l1d_accesses, l1d_misses, l2_accesses, l2_misses, prefetches, dram_lines_read, dram_lines_written, utlb_misses, tlb_misses,
-            l1i_misses;
+#define C(name) uint64_t name;
+        COUNTERS(C)
+#undef C
     } count;
 } Memory;
 
@@ -163,6 +201,11 @@ typedef struct {
     uint8_t slots, halves, units;         /* used in this cycle */
     uint64_t unit_free[2];                /* UNIT_MUL, UNIT_DIV: next cycle they can start */
     uint64_t fma_issued[64];              /* cycle of the last fma issued in each cycle modulo 64 */
+    struct {
+        uint64_t until;
+        int left;
+    } passed[MAX_FILL_BUFFERS];           /* loads that missed: when their data come, and how many instructions may still issue before */
+    int n_passed;
     uint64_t redirect, last_arrival;      /* next issue not before; target of the last taken branch arrived */
     uint8_t redirect_where;
     uint64_t where[N_WHERE];              /* cycles of this region by cause */
@@ -173,6 +216,7 @@ typedef struct {
     Memory memory;
     Predictor predictor;
     Block *pending;                       /* block executing now: run when its accesses are known, at the next block */
+    uint64_t hints[MAX_HINTS];            /* addresses of the pending block's prefetches, as far as its begin tells */
     int n_accesses;
     Access accesses[MAX_ACCESSES];
 } Core;
@@ -190,15 +234,21 @@ uint64_t memory_translate(uint64_t address);
 /* One access by an instruction that could issue in cycle `*issue`. Moves `*issue` when the core must wait, putting the wait down in `where`.
  * Returns how many cycles after an L1 hit the data come, and in `*level` from where. */
 uint64_t memory_access(Memory *memory, const Access *access, uint64_t *issue, int *level, uint64_t *where);
+/* A prefetch instruction that could issue in cycle `*issue`, which moves while there is no fill buffer free. */
+void memory_hint(Memory *memory, uint64_t address, int level, uint64_t *issue, uint64_t *where);
 /* Fetches the code line of a physical address; returns the cycle from which it can issue. */
 uint64_t memory_fetch_code(Memory *memory, uint64_t physical, uint64_t cycle);
+
+/* ---- the guest's registers (registers.c) ---- */
+bool registers_init(void); /* false where this QEMU does not tell */
+void registers_forget(unsigned cpu); /* another vCPU may have this number now */
+uint64_t registers_read(unsigned cpu, int number); /* x0..x30, 31 is sp; right at the beginning of a block */
 
 void predictor_init(Predictor *predictor);
 /* Whether the branch `op` at physical `address` (virtual fall-through `next`) that went to `target` was mispredicted; `*taken`: whether it was taken. */
 bool predictor_missed(Predictor *predictor, const Op *op, uint64_t address, uint64_t next, uint64_t target, bool *taken);
 
 /* ---- reports (report.c) ---- */
-enum { MAX_CORES = 256 };
 typedef struct {
     uint64_t number; /* counts regions; blocks carry it */
     int64_t id;      /* from STOP */

@@ -266,6 +266,35 @@ void decode(uint32_t word, uint64_t pc, Op *op)
     cs_free(insn, 1);
 }
 
+bool decode_sum(uint32_t word, uint64_t pc, int to, int *from, int64_t *add)
+{
+    cs_insn *insn;
+    if (cs_disasm(capstone, (const uint8_t *)&word, sizeof word, pc, 1, &insn) != 1) return false;
+    Parts parts;
+    take_apart(insn, &parts);
+    bool is_sum = false;
+    if (parts.memory >= 0) { /* the base register after a load or store that writes it back */
+        const arm64_op_mem *memory = &parts.operands[parts.memory].mem;
+        const cs_arm64_op *post = parts.memory + 1 < parts.n ? &parts.operands[parts.memory + 1] : NULL;
+        *from = register_of[memory->base];
+        *add = post ? post->imm : memory->disp;
+        is_sum = *from == to && (!post || post->type == ARM64_OP_IMM);
+        for (int i = 0; i < parts.n_data; i++) is_sum &= parts.reg[parts.first_data + i] != to;
+    } else if (parts.n >= 2 && parts.reg[0] == to && parts.reg[1] != REG_NONE && kind_of[parts.operands[0].reg] != 'w') {
+        const cs_arm64_op *last = &parts.operands[parts.n - 1];
+        const int sign = !strncmp(parts.mnemonic, "add", 3) ? 1 : !strncmp(parts.mnemonic, "sub", 3) ? -1 : 0;
+        *from = parts.reg[1];
+        *add = 0;
+        is_sum = !strcmp(parts.mnemonic, "mov") && parts.n == 2 && !(parts.form & FORM_VEC);
+        if (sign && parts.n == 3 && last->type == ARM64_OP_IMM) {
+            *add = sign * (last->imm << (last->shift.type == ARM64_SFT_LSL ? last->shift.value : 0));
+            is_sum = true;
+        }
+    }
+    cs_free(insn, 1);
+    return is_sum;
+}
+
 void disassemble(uint32_t word, uint64_t pc, bool operands, char *text, size_t size)
 {
     cs_insn *insn;

@@ -42,14 +42,28 @@ static inline Line *cache_find(const Cache *cache, uint64_t tag)
     return NULL;
 }
 
-/* Puts a line in front of its set; returns the one that fell out. */
-static inline Line cache_insert(const Cache *cache, Line line)
+/* The way whose line goes when another comes: the one unused for longest, or any, if all are taken. */
+static inline int victim_way(Cache *cache, uint64_t tag)
+{
+    const int last = cache->ways - 1;
+    if (__builtin_expect(!cache->random, 1) || set_of(cache, tag)[last].tag == NO_TAG) return last;
+    cache->random ^= cache->random << 13, cache->random ^= cache->random >> 17, cache->random ^= cache->random << 5; /* xorshift32 */
+    return (int)(cache->random % (unsigned)cache->ways);
+}
+
+/* Puts a line in front of its set in place of the one in `way`, which it returns. */
+static inline Line cache_replace(const Cache *cache, int way, Line line)
 {
     Line *set = set_of(cache, line.tag);
-    const Line victim = set[cache->ways - 1];
-    memmove(set + 1, set, (cache->ways - 1) * sizeof *set);
+    const Line victim = set[way];
+    memmove(set + 1, set, way * sizeof *set);
     set[0] = line;
     return victim;
+}
+
+static inline Line cache_insert(Cache *cache, Line line)
+{
+    return cache_replace(cache, victim_way(cache, line.tag), line);
 }
 
 /* ---- physical pages, in order of first touch ---- */
@@ -80,6 +94,15 @@ static void pages_grow(void)
     free(pages.virtual_pages);
     free(pages.physical_pages);
     pages.virtual_pages = virtual_pages, pages.physical_pages = physical_pages, pages.size = size;
+}
+
+/* Whether the page was ever touched; if not, it may not even be mapped. */
+static bool page_is_known(uint64_t page)
+{
+    pthread_mutex_lock(&pages_lock);
+    const bool known = pages.size && pages.virtual_pages[page_slot(pages.virtual_pages, pages.size, page)] == page;
+    pthread_mutex_unlock(&pages_lock);
+    return known;
 }
 
 static uint64_t physical_page(uint64_t page)
@@ -122,15 +145,16 @@ static uint64_t fetch_line(Memory *memory, uint64_t line, uint64_t cycle, bool o
     }
     memory->count.l2_misses++;
     *level = LEVEL_DRAM;
+    const int way = victim_way(&memory->l2, line);
     if (!overwritten) {
-        const Line *victim = &set_of(&memory->l2, line)[memory->l2.ways - 1];
+        const Line *victim = &set_of(&memory->l2, line)[way];
         if (victim->tag != NO_TAG && victim->dirty) memory->dram_free = later(start, memory->dram_free) + params.dram_line;
         const uint64_t begin = later(start, memory->dram_free);
         memory->dram_free = begin + params.dram_line;
         memory->count.dram_lines_read++;
         done = begin + params.dram_latency;
     }
-    const Line victim = cache_insert(&memory->l2, (Line){.tag = line, .ready = done});
+    const Line victim = cache_replace(&memory->l2, way, (Line){.tag = line, .ready = done});
     if (victim.tag != NO_TAG && victim.dirty) {
         memory->count.dram_lines_written++;
         if (overwritten) memory->dram_free = later(start, memory->dram_free) + params.dram_line;
@@ -164,7 +188,7 @@ static void prefetch(Memory *memory, uint64_t line, uint64_t cycle)
     int level;
     const uint64_t done = fetch_line(memory, line, cycle, false, &level);
     memory->count.prefetches++;
-    fill_l1d(memory, (Line){.tag = line, .ready = done, .from = level});
+    fill_l1d(memory, (Line){.tag = line, .ready = done, .from = level, .trains = true});
 }
 
 /* The stream that `line` continues, else the one unused for longest, begun anew; NULL when there is nothing to learn. */
@@ -221,6 +245,12 @@ static inline uint64_t translate(Memory *memory, uint64_t page, uint64_t *cost)
     return physical;
 }
 
+static inline void wait(uint64_t *issue, uint64_t cycles, uint64_t *where)
+{
+    *issue += cycles;
+    where[WHERE_L2] += cycles;
+}
+
 /* Waits for a free line-fill buffer and takes it. */
 static FillBuffer *fill_buffer(Memory *memory, uint64_t *issue, uint64_t *where)
 {
@@ -256,14 +286,47 @@ static uint64_t miss(Memory *memory, uint64_t line, bool store, uint64_t *issue,
     return done - *issue;
 }
 
+/* The first use of a prefetched line lets the prefetcher go on. */
+static inline void follow(Memory *memory, Line *hit, uint64_t cycle)
+{
+    if (!hit->from) return;
+    const bool trains = hit->trains;
+    hit->from = LEVEL_NONE;
+    hit->trains = false;
+    if (trains) train(memory, hit->tag, cycle);
+}
+
+/* Cortex-A53 TRM, 6.6.1: a PRFM that misses starts a fill and retires, without waiting for the data. */
+void memory_hint(Memory *memory, uint64_t address, int level, uint64_t *issue, uint64_t *where)
+{
+    memory->count.hints++;
+    if (!page_is_known(address >> PAGE_SHIFT)) { /* a page that faults is not fetched from */
+        memory->count.hints_dropped++;
+        return;
+    }
+    uint64_t cost = 0;
+    const uint64_t page = translate(memory, address >> PAGE_SHIFT, &cost);
+    wait(issue, cost, where);
+    const uint64_t line = (page << PAGE_SHIFT | (address & ((1 << PAGE_SHIFT) - 1))) >> LINE_SHIFT;
+    Line *hit = cache_find(&memory->l1d, line);
+    if (hit) {
+        if (params.prefetch_hints == 1) follow(memory, hit, *issue);
+        return;
+    }
+    FillBuffer *buffer = fill_buffer(memory, issue, where);
+    int from;
+    const uint64_t done = fetch_line(memory, line, *issue, false, &from);
+    *buffer = (FillBuffer){done, from};
+    if (level != LEVEL_L1) return;
+    fill_l1d(memory, (Line){.tag = line, .ready = done, .from = from});
+    if (params.prefetch_hints == 1) train(memory, line, *issue);
+}
+
 static inline uint64_t access_line(Memory *memory, uint64_t address, bool store, uint64_t *issue, int *level, uint64_t *where)
 {
     uint64_t cost = 0;
     const uint64_t page = translate(memory, address >> PAGE_SHIFT, &cost);
-    if (cost) {
-        *issue += cost;
-        where[WHERE_L2] += cost;
-    }
+    wait(issue, cost, where);
     const uint64_t line = (page << PAGE_SHIFT | (address & ((1 << PAGE_SHIFT) - 1))) >> LINE_SHIFT;
     memory->count.l1d_accesses++;
     *level = LEVEL_L1;
@@ -275,10 +338,7 @@ static inline uint64_t access_line(Memory *memory, uint64_t address, bool store,
         *level = hit->from == LEVEL_DRAM ? LEVEL_DRAM : LEVEL_L2;
         wait = store ? 0 : hit->ready - *issue;
     }
-    if (hit->from) {
-        hit->from = LEVEL_NONE;
-        train(memory, line, *issue);
-    }
+    follow(memory, hit, *issue);
     return wait;
 }
 
@@ -302,6 +362,11 @@ uint64_t memory_fetch_code(Memory *memory, uint64_t physical, uint64_t cycle)
     memory->count.l1i_misses++;
     cache_insert(&memory->l1i, (Line){.tag = line});
     return done;
+}
+
+static uint32_t random_state(int wanted)
+{
+    return wanted ? (uint32_t)params.seed * 2654435761u | 1 : 0; /* not 0, whatever the seed */
 }
 
 static uint64_t sets(int kib, int ways)
@@ -330,6 +395,9 @@ void memory_cold(Memory *memory)
     cache_empty(&memory->tlb);
     memset(memory->streams, 0, sizeof memory->streams);
     memset(memory->fill_buffers, 0, sizeof memory->fill_buffers);
+    memory->l1d.random = memory->l1i.random = random_state(params.l1_random);
+    memory->l2.random = random_state(params.l2_random);
+    memory->utlb.random = memory->tlb.random = random_state(params.tlb_random);
     memory->l2_free = memory->dram_free = 0;
     memory->stored_line = memory->stored_run = 0;
 }

@@ -29,6 +29,7 @@ void core_start_region(Core *core)
     core->region_start = core->cycle;
     core->mark = 0;
     core->n_marks = 0;
+    core->n_passed = 0;
     core->pending = NULL;
     core->n_accesses = 0;
 }
@@ -192,27 +193,63 @@ static void follow_branch(Core *core, const Op *op, const Block *block, uint32_t
     core->redirect_where = WHERE_BRANCH;
 }
 
-static inline void issue(Core *core, const Op *op, const Access **access, const Access *end, uint32_t index)
+/* How far an in-order core runs past a load that missed is not published: at most `past_miss` instructions. */
+static void wait_for_misses(Core *core, uint64_t *issue)
 {
+    int kept = 0;
+    for (int i = 0; i < core->n_passed; i++) {
+        if (core->passed[i].until <= *issue) continue;
+        if (core->passed[i].left == 0) {
+            wait_until(core, issue, core->passed[i].until, WHERE_DRAM);
+            continue;
+        }
+        core->passed[kept] = core->passed[i];
+        core->passed[kept++].left--;
+    }
+    core->n_passed = kept;
+}
+
+static void remember_miss(Core *core, uint64_t until)
+{
+    if (core->n_passed < MAX_FILL_BUFFERS) {
+        core->passed[core->n_passed].until = until;
+        core->passed[core->n_passed++].left = params.past_miss;
+    }
+}
+
+static inline void prefetch(Core *core, const Block *block, uint32_t number, uint64_t *issue)
+{
+    if (!params.prefetch_hints) return;
+    const Hint *hint = number < block->n_hints ? &block->hints[number] : NULL;
+    if (!hint || !hint->known) core->memory.count.hints_unseen++;
+    else if (hint->level != LEVEL_NONE) memory_hint(&core->memory, core->hints[number], hint->level, issue, core->where);
+}
+
+static inline void issue(Core *core, const Block *block, uint32_t index, const Access **access, const Access *end, uint32_t *hint)
+{
+    const Op *op = &block->ops[index];
     const bool pair = can_pair(core, op);
     uint64_t at = core->cycle;
     if (!pair) wait_until(core, &at, core->cycle + 1, WHERE_ISSUE);
     wait_until(core, &at, core->redirect, core->redirect_where);
     wait_for_operands(core, op, &at);
+    if (__builtin_expect(core->n_passed, 0)) wait_for_misses(core, &at);
     if (op->busy) wait_for_unit(core, op, &at);
     Transfer transfer = {.level = LEVEL_L1};
     if (op->unit & UNIT_LS) {
         if (op->flags & RULE_LOAD && op->writes_vec) keep_gap_after_fma(core, &at);
+        if (op->flags & RULE_PREFETCH) prefetch(core, block, (*hint)++, &at);
         for (; *access < end && (*access)->index == index; ++*access) {
             int level;
             const uint64_t wait = memory_access(&core->memory, *access, &at, &level, core->where);
             if (wait > transfer.wait) transfer.wait = wait, transfer.level = level;
-            if (transfer.held == 0 && !(op->flags & RULE_PREFETCH)) transfer.held = misplaced(*access);
+            if (transfer.held == 0) transfer.held = misplaced(*access);
         }
     }
     if (pair && at == core->cycle) join_cycle(core, op);
     else begin_cycle(core, op);
     core->cycle = at;
+    if (params.past_miss && transfer.wait && op->flags & RULE_LOAD) remember_miss(core, at + transfer.wait);
     if (op->flags & RULE_FMA) core->fma_issued[at & 63] = at;
     if (op->flags & RULE_LATE) write_late_results(core, op);
     else write_results(core, op, &transfer);
@@ -228,11 +265,12 @@ static inline void issue(Core *core, const Op *op, const Access **access, const 
 static inline void run(Core *core, Block *block, uint64_t next_pc, bool list_blocks)
 {
     const Access *access = core->accesses, *end = access + core->n_accesses;
+    uint32_t hint = 0;
     fetch(core, block);
     for (uint32_t i = 0; i < block->n; i++) {
         const Op *op = &block->ops[i];
         const uint64_t before = core->cycle;
-        issue(core, op, &access, end, i);
+        issue(core, block, i, &access, end, &hint);
         if (op->unit & UNIT_BRANCH) follow_branch(core, op, block, i, next_pc);
         if (list_blocks) block->op_cycles[i] += core->cycle - before;
     }

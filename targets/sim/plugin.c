@@ -69,6 +69,7 @@ static void enter_region(Block *block)
         }
         block->physical = memory_translate(block->pc);
         block->ops = ops;
+        if (params.prefetch_hints) hints_find(block);
     }
     if (block->region != region.number) {
         block->region = region.number;
@@ -82,11 +83,13 @@ static void enter_region(Block *block)
 
 /* ---- regions ---- */
 
-static void run_pending(Core *core, uint64_t next_pc)
+static void run_pending(Core *core, unsigned cpu, uint64_t next_pc)
 {
     Block *block = core->pending;
     core->pending = NULL;
-    if (block) core_run(core, block, next_pc, params.blocks > 0);
+    if (!block) return;
+    if (block->n_hints) hints_read(block, cpu, true, core->hints);
+    core_run(core, block, next_pc, params.blocks > 0);
 }
 
 static void append_report(const char *text)
@@ -112,7 +115,7 @@ static void end_region(int64_t id)
     if (!measuring) return;
     measuring = false;
     for (int i = 0; i < MAX_CORES; i++)
-        if (cores[i]) run_pending(cores[i], 0);
+        if (cores[i]) run_pending(cores[i], i, 0);
     region.id = id;
     free(last_report);
     last_report = report_region(&region);
@@ -149,14 +152,14 @@ static void on_block(unsigned cpu, void *data)
     Core *core = core_of(cpu);
     Block *block = data;
     if (core->pending) {
-        core_run(core, core->pending, block->pc, params.blocks > 0);
+        run_pending(core, cpu, block->pc);
         if (params.limit && core->cycle - core->region_start > params.limit) {
-            core->pending = NULL;
             stop_at_limit();
             return;
         }
     }
     if (block->region != region.number) enter_region(block);
+    if (block->n_hints) hints_read(block, cpu, false, core->hints);
     core->pending = block;
     core->n_accesses = 0;
 }
@@ -317,6 +320,10 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
         if (params_set(argv[i])) return -1;
     params_finish();
     decode_init();
+    if (params.prefetch_hints && !registers_init()) {
+        fprintf(stderr, "a53: this QEMU does not tell the guest's registers, which prefetches need; use Debian 12's qemu-user, or prefetch_hints=0\n");
+        return -1;
+    }
     if (!params.roi) {
         instrumented = true;
         start_region();

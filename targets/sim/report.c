@@ -62,13 +62,12 @@ static void put_unknown(FILE *out, const Region *region)
 
 static void put_memory(FILE *out, const Memory *memory)
 {
-    fprintf(out,
-            ", \"memory\": {\"l1d_accesses\": %" PRIu64 ", \"l1d_misses\": %" PRIu64 ", \"l2_accesses\": %" PRIu64 ", \"l2_misses\": %" PRIu64
-            ", \"prefetches\": %" PRIu64 ", \"dram_lines_read\": %" PRIu64 ", \"dram_lines_written\": %" PRIu64 ", \"utlb_misses\": %" PRIu64
-            ", \"tlb_misses\": %" PRIu64 ", \"l1i_misses\": %" PRIu64 "}",
-            memory->count.l1d_accesses, memory->count.l1d_misses, memory->count.l2_accesses, memory->count.l2_misses, memory->count.prefetches,
-            memory->count.dram_lines_read, memory->count.dram_lines_written, memory->count.utlb_misses, memory->count.tlb_misses,
-            memory->count.l1i_misses);
+    const char *comma = "";
+    fprintf(out, ", \"memory\": {");
+#define C(name) fprintf(out, "%s\"" #name "\": %" PRIu64, comma, memory->count.name), comma = ", ";
+    COUNTERS(C)
+#undef C
+    fprintf(out, "}");
 }
 
 /* ---- hottest blocks ---- */

@@ -88,7 +88,7 @@ class Floats:
             hints += [f"madd x17, {_AHEAD}, {stride}, {start}"]
             for pixel in range(self.pixels):
                 hints += [f"add x17, x17, {stride}"] if pixel else []
-                hints += [f"ldr xzr, [x17, #{at}]" for at in range(0, 32 * vectors, 64)]
+                hints += [f"prfm pldl1keep, [x17, #{at}]" for at in range(0, 32 * vectors, 64)]
         room, seen = sum(line.startswith("f") for line in lines), 0
         result = []
         for line in lines:

@@ -70,7 +70,7 @@ class _Loop:
     def beside(self) -> Iterator[str]:
         """What issues beside the arithmetic of a step."""
         for touch, lines in self.touched:
-            yield from (f"ldr xzr, [{touch.pointer}, #{64 * line}]" for line in lines)
+            yield from (f"prfm pldl1keep, [{touch.pointer}, #{64 * line}]" for line in lines)
             yield f"add {touch.pointer}, {touch.pointer}, {touch.stride}"
 
 
@@ -167,7 +167,7 @@ class Tile:
         The weights and the first pair of the next step are loaded on the way, each behind its register's last reader.
         ``beside``: integer instructions to issue beside the arithmetic.
         """
-        guests = iter([f"ldr xzr, [{_WEIGHTS}, #{_AHEAD}]", *beside])
+        guests = iter([f"prfm pldl1keep, [{_WEIGHTS}, #{_AHEAD}]", *beside])
         for pair in range(self.pairs):
             for i, weight in enumerate(self.weights):
                 rows = range(2 * pair, min(2 * pair + 2, self.pixels))

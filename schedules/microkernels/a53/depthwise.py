@@ -51,7 +51,7 @@ class Gather:
     def assembly(self) -> str:
         """Its text."""
         pitch = self.channels * 4
-        ahead, copy = "ldr xzr, [x3]", [f"ldr q{i}, [x1, #{i * _VECTOR}]" for i in range(self.vectors)]
+        ahead, copy = "prfm pldl1keep, [x3]", [f"ldr q{i}, [x1, #{i * _VECTOR}]" for i in range(self.vectors)]
         copy += [f"str q{i}, [x0, #{i * _VECTOR}]" for i in range(self.vectors)]
         copy += [*asm.add("x1", "x1", pitch), f"add x0, x0, #{_LINE}"]
         lines = [
@@ -166,7 +166,7 @@ class Depthwise:
         return lines
 
     def _fetches(self) -> list[str]:
-        return [f"ldr xzr, [{_FETCH}, #{_LINE * line}]" for line in range(self.fetched)]
+        return [f"prfm pldl1keep, [{_FETCH}, #{_LINE * line}]" for line in range(self.fetched)]
 
     def _finish(self) -> list[str]:
         """The steps, the stores, and the pointers moved on to the next vector."""

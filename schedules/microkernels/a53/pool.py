@@ -112,7 +112,7 @@ class PoolRow:
             for row in range(self.kernel[0])
             for line in (
                 f"add {_FETCH}, {self._pointer(row, column)}, {_STEP}",
-                *(f"ldr xzr, [{_FETCH}, #{at}]" for at in range(0, self.stride * self.channels * 4, _LINE)),
+                *(f"prfm pldl1keep, [{_FETCH}, #{at}]" for at in range(0, self.stride * self.channels * 4, _LINE)),
             )
         ]
 

@@ -290,10 +290,10 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         f"add x4, x4, #{tile.tile_n * 4 * STEP}",
         f"add {NEXT}, {NEXT}, #16",
     ]
-    hints = [f"ldr xzr, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
+    hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
     if tile.fetches_image:
         control.insert(2, f"add {FAR}, {NEXT}, #{IMAGE_AHEAD}")
-        hints += [f"ldr xzr, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
+        hints += [f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
     loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)
     return loop if loop.feasible else None
 

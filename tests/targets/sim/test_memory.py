@@ -48,3 +48,14 @@ def test_the_clock_changes_what_memory_costs(run_guest: Callable) -> None:
     fast, _ = cycles(run_guest, "mhz=1400")
     slow, _ = cycles(run_guest, "mhz=700")
     assert slow < 0.8 * fast, "the same memory takes fewer cycles of a slower clock"
+
+
+def test_random_replacement_repeats_and_differs_from_the_least_recently_used(run_guest: Callable) -> None:
+    options = ("l1_random=1", "l2_random=1", "tlb_random=1")
+
+    def sweep(*more: str) -> int:
+        return run_guest("cold", options=["l1d_kib=16", "l1d_ways=4", *more]).reports[2]["memory"]["l1d_misses"]
+
+    assert sweep(*options) == sweep(*options)
+    assert sweep(*options) != sweep()
+    assert len({sweep(*options, f"seed={seed}") for seed in range(4)}) > 1
