@@ -1,0 +1,46 @@
+"""The command line: parses, calls one stage, prints. Every command's work is in the stage it names.
+
+Stages are imported inside the commands: TVM takes a second to import, and --help should not.
+"""
+
+from __future__ import annotations
+
+import click
+
+from bitkiln.pipeline.cli.boards import boards
+from bitkiln.pipeline.cli.compile import compile
+from bitkiln.pipeline.cli.deploy import deploy
+from bitkiln.pipeline.cli.inspect import inspect
+from bitkiln.pipeline.cli.invoke import invoke
+from bitkiln.pipeline.cli.logs import logs
+from bitkiln.pipeline.cli.options import SETTINGS
+from bitkiln.pipeline.cli.profile import profile
+from bitkiln.pipeline.cli.run import run
+from bitkiln.pipeline.cli.tune import tune
+from bitkiln.pipeline.cli.verify import verify
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(package_name="bitkiln")
+def bitkiln() -> None:
+    """Make trained CNNs, float or binarised, run as fast as a Cortex-A53 board can.
+
+    \b
+    Example: bitkiln compile model.onnx --target rasp3b -o bundle
+    MODEL is an .onnx, .tflite, .ell, .ell.zip or darknet .cfg file, or card-binary or card-float.
+    --debug with any command shows the traceback of an error.
+    """
+
+
+for command in (inspect, tune, compile, run, profile, verify, deploy, boards, logs):
+    bitkiln.add_command(command)
+
+
+def main() -> None:
+    """Entry point of ``bitkiln``."""
+    invoke(bitkiln)
+
+
+def tune_main() -> None:
+    """Entry point of ``tune``, the same as ``bitkiln tune``."""
+    invoke(tune)

@@ -1,0 +1,47 @@
+"""Runs a command: every error is one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from bitkiln.pipeline.errors import BitkilnError
+
+
+def invoke(command: click.Command) -> None:
+    """Run a command; any error is one line and exit status 2, with a traceback only after ``--debug``."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        command.main(args=arguments, prog_name=Path(sys.argv[0]).name, standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error, debug, error.format_message())
+    except OSError as error:
+        _fail(error, debug, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except BitkilnError as error:
+        _fail(error, debug, str(error))
+    except MemoryError as error:
+        _fail(error, debug, "out of memory")
+    except Exception as error:
+        _fail(error, debug, f"internal error, {type(error).__name__}: {error}"[:400] + "; --debug shows where")
+
+
+#: Characters of the longest message; models may have names of any length.
+_LONGEST = 900
+
+
+def _fail(error: Exception, debug: bool, text: str) -> None:
+    if debug:
+        traceback.print_exception(error)
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    click.echo(f"bitkiln: {line if len(line) <= _LONGEST else line[: _LONGEST - 3] + '...'}", err=True)
+    sys.exit(2)

@@ -1,0 +1,136 @@
+"""What commands share: options, the types of their values, and where they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitkiln import targets
+from bitkiln.pipeline import api
+
+if TYPE_CHECKING:
+    from bitkiln.pipeline.model import Model
+
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class TargetName(click.ParamType):
+    """The name of a target; a mistyped one lists those there are."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> targets.Target:
+        """Look the name up."""
+        return api.target(value)
+
+
+class InputShape(click.ParamType):
+    """``name=1,3,224,224``."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """Split the name from its dimensions."""
+        name, separator, dimensions = str(value).rpartition("=")
+        try:
+            shape = tuple(int(part) for part in dimensions.split(","))
+        except ValueError:
+            shape = ()
+        if not separator or not name or not shape or min(shape) < 1:
+            self.fail(f"{value!r} is not of the form name=1,3,224,224", param, context)
+        return name, shape
+
+
+class Numbers(click.ParamType):
+    """One number, or several separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[float, ...] | None:
+        """Parse the list."""
+        if value is None or isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a number or a comma-separated list of numbers", param, context)
+
+
+def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """Several click options as one decorator, in the order given."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+MODEL_OPTIONS = options(
+    click.option("--shape", "shapes", type=InputShape(), multiple=True, help="Fix a dynamic input: name=1,3,224,224."),
+    click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line."),
+    click.option("--channel-order", type=click.Choice(["RGB", "BGR"]), help="Order of the image's channels."),
+    click.option("--mean", type=Numbers(), help="Subtracted from pixels (0..255): one value or one a channel."),
+    click.option("--scale", type=Numbers(), help="Multiplied after the mean: one value or one a channel."),
+    click.option(
+        "--resize", type=click.Choice(["stretch", "short-side"]), help="How an image gets the network's size."
+    ),
+    click.option("--resize-to", type=int, help="Length of the short side before the centre crop."),
+    click.option("--leaky-factor", type=float, help="Slope of ELL's leaky ReLUs, where the file is silent or wrong."),
+    click.option(
+        "--weights", type=click.Path(path_type=Path), help="Weights of a darknet .cfg; those beside it unless given."
+    ),
+)
+MODEL_OPTION_NAMES = (
+    "shapes",
+    "labels",
+    "channel_order",
+    "mean",
+    "scale",
+    "resize",
+    "resize_to",
+    "leaky_factor",
+    "weights",
+)
+TARGET_OPTION = click.option(
+    "--target", type=TargetName(), default=api.DEFAULT_TARGET, show_default=True, help="Kind of board."
+)
+LOGS_OPTION = click.option(
+    "--logs",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of tuning records, besides the committed ones.",
+)
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+BOARD_OPTIONS = options(
+    click.option("--tracker", metavar="HOST:PORT", help="Use the boards of this tracker; without it, simulated ones."),
+    click.option("--key", help="The boards' key at the tracker; the target's name unless given."),
+)
+
+
+def load_model(model: str, settings: dict[str, Any]) -> Model:
+    """Import ``model`` with the MODEL_OPTIONS found in ``settings``."""
+    values = {name: settings[name] for name in MODEL_OPTION_NAMES}
+    return api.load(model, **{**values, "shapes": dict(values["shapes"])})
+
+
+def print_json(value: Any) -> None:
+    """Print an object of ``schema`` on standard output."""
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+def console() -> Any:
+    """A console for people on standard output."""
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
