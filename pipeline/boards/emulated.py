@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 
 #: Emulation is some ten times slower than a board; a network that takes longer hangs.
@@ -51,7 +51,7 @@ class Answer:
 def on_emulator(folder: Path, target: Target, inputs: Tensors, threads: int = 1, with_trace: bool = False) -> Answer:
     """Run the bundle in ``folder`` by its own runner.py in the target's userland, under qemu."""
     system = userland(target)
-    with tempfile.TemporaryDirectory(prefix="bitkiln-run-") as name:
+    with scratch_folder() as name:
         work = Path(name)
         runner.write_tensors(str(work / "in.npz"), dict(inputs))
         argv = ["python3", str(folder / "runner.py"), str(folder), "--input", str(work / "in.npz"), "--json"]

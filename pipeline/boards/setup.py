@@ -13,7 +13,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.boards.tracker import Address, NoBoard, TrackerClient
 from bitkiln.pipeline.boards.userland import runtime_libraries
 from bitkiln.pipeline.errors import BitkilnError, BoardError
+from bitkiln.pipeline.support.scratch import scratch_folder
 
 DEVICE = Path(__file__).parents[1] / "device"
 FOLDER = ".local/share/bitkiln-board"
@@ -114,7 +114,7 @@ def install(remote: Remote, facts: Mapping[str, Any], plan: Plan) -> str:
     folder = f"{facts['home']}/{FOLDER}"
     where = shlex.quote(folder)
     python = remote.run("command -v python3").strip()
-    with tempfile.TemporaryDirectory() as name:
+    with scratch_folder() as name:
         start = Path(name) / "start"
         command = [python, "-u", f"{folder}/board_server.py", "--libraries", folder, *plan.server]
         start.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")

@@ -14,17 +14,18 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bitkiln import targets
+from bitkiln.pipeline.device.replace_folder import recover, replace_folder
 from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.support.files import fsync_directory
+from bitkiln.pipeline.support.files import ASIDE
+from bitkiln.pipeline.support.scratch import discard, scratch_beside
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -71,6 +72,8 @@ def open_bundle(folder: Path) -> Bundle:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
+    with suppress(OSError):  # Of somebody else's folder, in which we may not write.
+        recover(folder)
     if not path.is_file():
         raise BundleError(f"{folder}: no bundle (it has no {MANIFEST}); bitkiln compile makes one")
     try:
@@ -125,22 +128,20 @@ def refuse_foreign(folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` that takes its place at the end; on an error nothing changes."""
+    """Yield an empty folder beside ``folder`` that takes its place at the end; on an error nothing changes.
+
+    A link is followed: the folder at its end is replaced. Raises BundleError, OSError.
+    """
     refuse_foreign(folder)
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    fresh = scratch_beside(folder.parent, ASIDE)
     try:
-        fresh = scratch / "new"
-        fresh.mkdir()
         yield fresh
-        if folder.exists():
-            folder.rename(scratch / "old")
-        fresh.rename(folder)
-        fsync_directory(folder.parent)
+        fresh.chmod(0o755)
+        replace_folder(fresh, folder)
     finally:
-        if (scratch / "old").exists() and not folder.exists():
-            (scratch / "old").rename(folder)
-        shutil.rmtree(scratch, ignore_errors=True)
+        discard(fresh)
 
 
 def add_files(folder: Path, model: Model, manifest: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from tvm import tirx
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
 from bitkiln.pipeline.errors import BitkilnError, SetupError
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
+from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.targets import Target
 
@@ -54,7 +54,7 @@ def link_library(
 
     ``functions`` are the kernels by the name that the plan's steps give them.
     """
-    with tempfile.TemporaryDirectory(prefix="bitkiln-link-") as name:
+    with scratch_folder() as name:
         folder = Path(name)
         objects = [_runtime_object(target)]
         if functions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError, BundleError, InputError, SetupError
+from bitkiln.pipeline.support.scratch import scratch_folder
 
 
 def run(
@@ -159,7 +159,7 @@ def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int, with
     folder = remote.run("mktemp -d").strip()
     where = shlex.quote(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix="bitkiln-run-") as name:
+        with scratch_folder() as name:
             sent = Path(name) / "in.npz"
             runner.write_tensors(str(sent), dict(inputs))
             remote.copy([*bundle.files(), sent], folder)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import MANIFEST, open_bundle
+from bitkiln.pipeline.device import replace_folder
 from bitkiln.pipeline.errors import BoardError, BundleError
 
 #: Loading and one run on a slow board, after reading all files once.
@@ -46,9 +47,12 @@ def _refuse_foreign(remote: Remote, folder: str) -> None:
 
 
 def _make_aside(remote: Remote, folder: str) -> str:
+    """A new folder beside ``folder``; what a deployment that was cut off left an hour ago or longer goes."""
     parent, name = str(PurePosixPath(folder).parent), PurePosixPath(folder).name
-    template = shlex.quote(f"{parent}/.{name}.XXXXXX")
-    return remote.run(f"mkdir -p {shlex.quote(parent)} && mktemp -d {template}").strip()
+    where, stem = shlex.quote(parent), f".bitkiln-new.{name[:100]}"
+    old = f"find {where} -maxdepth 1 -type d -name {shlex.quote(stem + '.??????')} -mmin +60 -exec rm -rf {{}} +"
+    template = shlex.quote(f"{parent}/{stem}.XXXXXX")
+    return remote.run(f"mkdir -p {where} && {{ {old}; mktemp -d {template}; }}").strip()
 
 
 def _check(remote: Remote, folder: str) -> str:
@@ -60,8 +64,8 @@ def _check(remote: Remote, folder: str) -> str:
 
 
 def _put_in_place(remote: Remote, aside: str, folder: str) -> None:
-    new, here, old = shlex.quote(aside), shlex.quote(folder), shlex.quote(f"{aside}.old")
-    remote.run(f"chmod 755 {new} && if [ -e {here} ]; then mv {here} {old}; fi && mv {new} {here} && rm -rf {old}")
+    new, here = shlex.quote(aside), shlex.quote(folder)
+    remote.run(f"chmod 755 {new} && python3 - {new} {here}", send=Path(replace_folder.__file__))
 
 
 def _remove(remote: Remote, folder: str) -> None:

@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitkiln.pipeline.errors import SetupError
+from bitkiln.pipeline.support.scratch import discard, scratch_file_beside, scratch_folder
+
+#: How names of what is written aside begin, whatever it will be called.
+ASIDE = ".bitkiln-"
+#: As the kernel: so many links in a row are a loop.
+_MOST_LINKS = 40
+
 
 @contextmanager
-def atomic_write(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it to disk and rename it over ``path``.
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path; on success flush it to disk and rename it over ``path``.
 
-    On any error the temporary file is removed and ``path`` keeps its old content.
+    On any error the temporary file is removed and ``path`` keeps its old content. Links are followed: the file at their end is
+    replaced, not the link. Devices, pipes and what else is no file are written into when everything has succeeded.
+    ``mode`` are the permissions; unless given, those of the file that is replaced, else 0644.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    end = _end_of_links(path)
+    if end is None:
+        with scratch_folder() as folder:
+            temporary = Path(folder) / "content"
+            yield temporary
+            with temporary.open("rb") as source, path.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
+    end.parent.mkdir(parents=True, exist_ok=True)
+    temporary = scratch_file_beside(end.parent, ASIDE)
     try:
         yield temporary
-        temporary.chmod(mode)
+        temporary.chmod(_mode_of(end) if mode is None else mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-        fsync_directory(path.parent)
+        temporary.replace(end)
+        fsync_directory(end.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
+
+
+def _end_of_links(path: Path) -> Path | None:
+    """The file to replace for ``path``, which need not exist; None where something else than a file is to be written into.
+
+    Raises OSError for folders and for links that lead in a circle.
+    """
+    end = path
+    for _ in range(_MOST_LINKS):
+        # A descriptor's name leads to an open file, which must stay the one that is open.
+        if Path("/proc") in end.absolute().parents:
+            return None
+        if not end.is_symlink():
+            break
+        end = end.parent.resolve() / end.readlink()
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if end.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return end if end.is_file() or not end.exists() else None
+
+
+def _mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
 
 
 def fsync_directory(path: Path) -> None:
@@ -40,6 +82,24 @@ def fsync_directory(path: Path) -> None:
 
 
 def cache_directory() -> Path:
-    """Where downloaded userlands and built tools are kept: ``$XDG_CACHE_HOME/bitkiln`` or ``~/.cache/bitkiln``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "bitkiln"
+    """Where downloaded userlands and built tools are kept: ``$XDG_CACHE_HOME/bitkiln`` or ``~/.cache/bitkiln``.
+
+    Raises SetupError where this user has no home.
+    """
+    return _base("XDG_CACHE_HOME", ".cache") / "bitkiln"
+
+
+def config_directory() -> Path:
+    """Where this user's settings are: ``$XDG_CONFIG_HOME/bitkiln`` or ``~/.config/bitkiln``. Raises SetupError."""
+    return _base("XDG_CONFIG_HOME", ".config") / "bitkiln"
+
+
+def _base(variable: str, name: str) -> Path:
+    given = os.environ.get(variable, "")
+    # The XDG base directory specification: relative paths are invalid and ignored.
+    if given.startswith("/"):
+        return Path(given)
+    try:
+        return Path.home() / name
+    except RuntimeError:
+        raise SetupError(f"this user has no home folder: set HOME, or {variable} to an absolute path") from None

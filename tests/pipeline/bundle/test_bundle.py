@@ -13,6 +13,7 @@ import pytest
 
 from bitkiln.pipeline import bundle
 from bitkiln.pipeline.bundle import Bundle, open_bundle
+from bitkiln.pipeline.device import replace_folder
 from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
 
@@ -109,20 +110,39 @@ def test_a_failure_leaves_the_old_bundle(toy_bundle: Bundle) -> None:
     assert [path.name for path in toy_bundle.folder.parent.iterdir()] == ["toy"]
 
 
-def test_an_interrupt_between_the_renames_leaves_the_old_bundle(
+def test_where_folders_cannot_be_exchanged_an_interrupt_between_two_renames_loses_nothing(
     toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
 
-    def interrupted(self: Path, target: Path) -> Path:
-        if self.name == "new":
+    def interrupted(self: Path, destination: Path) -> Path:
+        if destination == toy_bundle.folder:
             raise KeyboardInterrupt
-        return rename(self, target)
+        return rename(self, destination)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), bundle.writing(toy_bundle.folder):
-        pass
+    monkeypatch.setattr(replace_folder, "exchange", lambda one, other: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt), bundle.writing(toy_bundle.folder):
+            pass
+    assert not toy_bundle.folder.exists()
     assert open_bundle(toy_bundle.folder)
+    assert [path.name for path in toy_bundle.folder.parent.iterdir()] == ["toy"]
+
+
+def test_a_link_leads_to_the_bundle_that_is_replaced(toy_bundle: Bundle, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(toy_bundle.folder)
+    with bundle.writing(link) as fresh:
+        (fresh / "manifest.json").write_text("new")
+    assert link.is_symlink()
+    assert (toy_bundle.folder / "manifest.json").read_text() == "new"
+
+
+def test_a_name_of_any_length_that_the_file_system_has(tmp_path: Path) -> None:
+    with bundle.writing(tmp_path / ("n" * 250)) as fresh:
+        (fresh / "manifest.json").write_text("{}")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [250]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
