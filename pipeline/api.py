@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitkiln.pipeline.model import Model
     from bitkiln.pipeline.profile import Profile
     from bitkiln.pipeline.records import Records
+    from bitkiln.pipeline.run.deploy import Deployed
     from bitkiln.pipeline.tune import TaskState
     from bitkiln.pipeline.verify.report import Report
     from bitkiln.pipeline.verify.samples import Sample
@@ -177,8 +178,8 @@ def verify(
     return verify_bundle(bundle, _loaded(model), samples, source or _source(model), traced, stated)
 
 
-def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> str:
-    """Copy the bundle to ``destination`` (USER@HOST[:DIR]) over ssh and check it there; gives the folder on the board."""
+def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> Deployed:
+    """Copy the bundle to ``destination`` (USER@HOST[:DIR]) over ssh and check it there."""
     from bitkiln.pipeline.run.deploy import deploy
 
     return deploy(bundle, destination, port=port, console=console)

@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards.simulated import Machine, SimulatedBoards
 from bitkiln.pipeline.boards.tracker import Address, TrackerClient, TrackerProcess
 from bitkiln.targets import Target
@@ -43,9 +43,9 @@ def simulated_farm(
         yield tracker, key
 
 
-def list_boards(tracker: str) -> list[dict[str, Any]]:
+def list_boards(tracker: str) -> list[schema.TrackedBoards]:
     """The tracker's boards by key, as plain rows."""
-    return [asdict(found) for found in TrackerClient(Address.parse(tracker)).boards()]
+    return schema.plain(TrackerClient(Address.parse(tracker)).boards())
 
 
 def print_boards(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -7,17 +7,9 @@ from __future__ import annotations
 
 import click
 
-from bitkiln.pipeline.cli.boards import boards
-from bitkiln.pipeline.cli.compile import compile
-from bitkiln.pipeline.cli.deploy import deploy
-from bitkiln.pipeline.cli.inspect import inspect
+from bitkiln.pipeline.cli import boards, compile, deploy, inspect, logs, profile, run, tune, verify
 from bitkiln.pipeline.cli.invoke import invoke
-from bitkiln.pipeline.cli.logs import logs
 from bitkiln.pipeline.cli.options import SETTINGS
-from bitkiln.pipeline.cli.profile import profile
-from bitkiln.pipeline.cli.run import run
-from bitkiln.pipeline.cli.tune import tune
-from bitkiln.pipeline.cli.verify import verify
 
 
 @click.group(context_settings=SETTINGS)
@@ -32,7 +24,17 @@ def bitkiln() -> None:
     """
 
 
-for command in (inspect, tune, compile, run, profile, verify, deploy, boards, logs):
+for command in (
+    inspect.inspect,
+    tune.tune,
+    compile.compile,
+    run.run,
+    profile.profile,
+    verify.verify,
+    deploy.deploy,
+    boards.boards,
+    logs.logs,
+):
     bitkiln.add_command(command)
 
 
@@ -43,4 +45,4 @@ def main() -> None:
 
 def tune_main() -> None:
     """Entry point of ``tune``, the same as ``bitkiln tune``."""
-    invoke(tune)
+    invoke(tune.tune)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from bitkiln import targets
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.cli.options import BOARD_OPTIONS, JSON_OPTION, TARGET_OPTION, console, print_json
 
 
@@ -30,7 +31,7 @@ def boards_list(tracker: str, as_json: bool) -> None:
 
     rows = farm.list_boards(tracker)
     if as_json:
-        print_json(rows)
+        print_json(schema.BoardsList(schema="bitkiln.boards-list/1", tracker=tracker, boards=rows))
     else:
         farm.print_boards(rows, console())
 
@@ -47,7 +48,10 @@ def boards_doctor(as_json: bool) -> None:
 
     checks = doctor()
     if as_json:
-        print_json([check._asdict() for check in checks])
+        rows = [schema.Check(name=check.name, ok=check.ok, explanation=check.explanation) for check in checks]
+        print_json(
+            schema.BoardsDoctor(schema="bitkiln.boards-doctor/1", ok=all(check.ok for check in checks), checks=rows)
+        )
     else:
         for check in checks:
             click.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.explanation}")

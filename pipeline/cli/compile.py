@@ -9,7 +9,15 @@ import click
 
 from bitkiln import targets
 from bitkiln.pipeline import api
-from bitkiln.pipeline.cli.options import LOGS_OPTION, MODEL_OPTIONS, TARGET_OPTION, console, load_model
+from bitkiln.pipeline.cli.options import (
+    JSON_OPTION,
+    LOGS_OPTION,
+    MODEL_OPTIONS,
+    TARGET_OPTION,
+    console,
+    load_model,
+    print_json,
+)
 
 
 @click.command()
@@ -18,10 +26,17 @@ from bitkiln.pipeline.cli.options import LOGS_OPTION, MODEL_OPTIONS, TARGET_OPTI
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @LOGS_OPTION
 @MODEL_OPTIONS
-def compile(model: str, target: targets.Target, output: Path, logs: Path | None, **settings: Any) -> None:
+@JSON_OPTION
+def compile(
+    model: str, target: targets.Target, output: Path, logs: Path | None, as_json: bool, **settings: Any
+) -> None:
     """Turn MODEL into a bundle: a folder that runs on the board with Python alone.
 
     \b
     Example: bitkiln compile model.onnx --target rasp3b -o bundle
     """
-    api.compile(load_model(model, settings), output, target, logs, console=console())
+    made = api.compile(load_model(model, settings), output, target, logs, console=console(err=as_json))
+    if as_json:
+        from bitkiln.pipeline.compile.manifest import as_json as described
+
+        print_json(described(made))

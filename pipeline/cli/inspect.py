@@ -39,7 +39,7 @@ def inspect(
         with atomic_write(html) as temporary:
             temporary.write_text(page.render(found), encoding="utf-8")
     if as_json:
-        print_json(found.as_json() if summary else [row.as_json() for row in found.rows])
+        print_json(found.as_json() if summary else found.layers())
         return
     screen = console()
     if not summary:

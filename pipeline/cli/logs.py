@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bitkiln import targets
-from bitkiln.pipeline import api
+from bitkiln.pipeline import api, schema
 from bitkiln.pipeline.cli.options import JSON_OPTION, LOGS_OPTION, TARGET_OPTION, console, print_json
 
 
@@ -22,7 +22,8 @@ def logs() -> None:
 
 @logs.command("check")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-def logs_check(paths: tuple[Path, ...]) -> None:
+@JSON_OPTION
+def logs_check(paths: tuple[Path, ...], as_json: bool) -> None:
     """Count the records of each log and name the lines that are not records.
 
     \b
@@ -30,14 +31,20 @@ def logs_check(paths: tuple[Path, ...]) -> None:
     """
     from bitkiln.pipeline import records as stage
 
-    if not stage.check(paths, console()):
+    found = stage.check(paths)
+    if as_json:
+        print_json(found)
+    else:
+        stage.print_check(found, console())
+    if not found["ok"]:
         raise SystemExit(1)
 
 
 @logs.command("merge")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The merged log.")
-def logs_merge(sources: tuple[Path, ...], output: Path) -> None:
+@JSON_OPTION
+def logs_merge(sources: tuple[Path, ...], output: Path, as_json: bool) -> None:
     """Merge logs into one, each record once.
 
     \b
@@ -45,7 +52,11 @@ def logs_merge(sources: tuple[Path, ...], output: Path) -> None:
     """
     from bitkiln.pipeline import records as stage
 
-    click.echo(stage.merge(sources, output))
+    merged = stage.merge(sources, output)
+    if as_json:
+        print_json(merged)
+    else:
+        click.echo("{output}: {records} records of {logs} logs, {duplicates} duplicates dropped".format(**merged))
 
 
 @logs.command("best")
@@ -60,7 +71,8 @@ def logs_best(target: targets.Target, logs: Path | None, as_json: bool) -> None:
     """
     rows = api.records(logs).best_of_each(target)
     if as_json:
-        print_json([row.as_json() for row in rows])
+        found = [row.as_json() for row in rows]
+        print_json(schema.LogsBest(schema="bitkiln.logs-best/1", target=target.name, records=found))
     elif not rows:
         click.echo(f"no records for {target.name}; bitkiln tune makes some", err=True)
     else:

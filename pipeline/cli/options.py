@@ -14,6 +14,8 @@ from bitkiln import targets
 from bitkiln.pipeline import api
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bitkiln.pipeline.model import Model
 
 
@@ -126,11 +128,12 @@ def load_model(model: str, settings: dict[str, Any]) -> Model:
 
 def print_json(value: Any) -> None:
     """Print an object of ``schema`` on standard output."""
-    click.echo(json.dumps(value, indent=1, default=str))
+    click.echo(json.dumps(value, indent=1))
 
 
-def console() -> Any:
-    """A console for people on standard output."""
+def console(err: bool = False) -> Console:
+    """A console for people, on standard output, or on standard error where that is a program's (``err``)."""
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+    terminal = (sys.stderr if err else sys.stdout).isatty()
+    return Console(soft_wrap=not terminal, width=None if terminal else 160, stderr=err)

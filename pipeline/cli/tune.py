@@ -9,7 +9,16 @@ import click
 
 from bitkiln import targets
 from bitkiln.pipeline import api
-from bitkiln.pipeline.cli.options import BOARD_OPTIONS, MODEL_OPTIONS, SETTINGS, TARGET_OPTION, console, load_model
+from bitkiln.pipeline.cli.options import (
+    BOARD_OPTIONS,
+    JSON_OPTION,
+    MODEL_OPTIONS,
+    SETTINGS,
+    TARGET_OPTION,
+    console,
+    load_model,
+    print_json,
+)
 
 
 @click.command(context_settings=SETTINGS)
@@ -27,7 +36,8 @@ from bitkiln.pipeline.cli.options import BOARD_OPTIONS, MODEL_OPTIONS, SETTINGS,
 )
 @click.option("--boards", type=click.IntRange(min=1), help="Simulated boards to start; one for each core unless given.")
 @MODEL_OPTIONS
-def tune(models: tuple[str, ...], target: targets.Target, logs: Path, **settings: Any) -> None:
+@JSON_OPTION
+def tune(models: tuple[str, ...], target: targets.Target, logs: Path, as_json: bool, **settings: Any) -> None:
     """Search the fastest kernels for MODEL on boards; without MODEL, for the two built-in networks.
 
     Ctrl-C keeps every finished trial. Run it again to go on.
@@ -37,4 +47,8 @@ def tune(models: tuple[str, ...], target: targets.Target, logs: Path, **settings
     """
     networks = [load_model(model, settings) for model in models or api.BUILTIN]
     chosen = {name: settings[name] for name in ("trials", "minutes", "tracker", "key", "boards")}
-    api.tune(*networks, target=target, logs=logs, console=console(), **chosen)
+    states = api.tune(*networks, target=target, logs=logs, console=console(err=as_json), **chosen)
+    if as_json:
+        from bitkiln.pipeline.tune.result import as_json as described
+
+        print_json(described(states, [network.name for network in networks], target, logs))

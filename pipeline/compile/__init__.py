@@ -6,7 +6,9 @@ describes it, ``golden`` asks the emulated board for its answer. ``single`` does
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tvm
 from rich.console import Console
@@ -16,11 +18,14 @@ from bitkiln.pipeline.compile import golden
 from bitkiln.pipeline.compile.arguments import plan_network
 from bitkiln.pipeline.compile.kernels import RecordSource, choose_kernels
 from bitkiln.pipeline.compile.link import link_library
-from bitkiln.pipeline.compile.manifest import describe, report
+from bitkiln.pipeline.compile.manifest import add_layers, describe, report
 from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.model import Model
 from bitkiln.targets import Target
+
+if TYPE_CHECKING:
+    from bitkiln.pipeline.passes.pipeline import Lowered
 
 #: Bytes of memory that a network may take: boards have 1 GiB, of which the system and Python want the rest.
 MOST_MEMORY = 768 << 20
@@ -42,9 +47,10 @@ def compile_model(
 
     bundle.refuse_foreign(out)
     lowered = lower(model, target)
-    for warning in (*model.warnings, *lowered.warnings()) if console else ():
-        console.print(f"warning: {warning}", highlight=False)
-    return compile_lowered(model, lowered.module, target, records, out, console)
+    warnings = (*model.warnings, *lowered.warnings())
+    for warning in warnings if console else ():
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    return compile_lowered(model, lowered.module, target, records, out, console, lowered, warnings)
 
 
 def compile_lowered(
@@ -54,8 +60,13 @@ def compile_lowered(
     records: RecordSource,
     out: Path,
     console: Console | None = None,
+    lowered: Lowered | None = None,
+    warnings: Sequence[str] = (),
 ) -> Path:
-    """As ``compile_model``, for a network already lowered to ``module``."""
+    """As ``compile_model``, for a network already lowered to ``module``.
+
+    The manifest says of which of the file's layers each step was made where ``lowered`` is known, and what was warned of.
+    """
     console = console or Console(quiet=True)
     network = read_network(module)
     chosen = choose_kernels(module, network, target, records)
@@ -65,7 +76,8 @@ def compile_lowered(
     microkernels = [micro for kernel in chosen.values() if kernel.kernel for micro in kernel.kernel.microkernels]
     with bundle.writing(out) as folder:
         facts = link_library(functions, microkernels, plan, target, folder / "model.so")
-        manifest = describe(model, target, network, chosen, plan, facts)
+        manifest = describe(model, target, network, chosen, plan, facts) | {"warnings": list(warnings)}
+        add_layers(manifest, lowered)
         bundle.add_files(folder, model, manifest)
         manifest["golden"] = golden.make(folder, target, plan, console)
         bundle.finish(folder, manifest)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bitkiln.pipeline import bundle
+from bitkiln.pipeline import bundle, schema
 from bitkiln.pipeline.compile.kernels import ChosenKernel
 from bitkiln.pipeline.compile.link import LibraryFacts
 from bitkiln.pipeline.compile.plan import (
@@ -18,6 +18,9 @@ from bitkiln.pipeline.compile.plan import (
 )
 from bitkiln.pipeline.model import Model
 from bitkiln.targets import Target
+
+if TYPE_CHECKING:
+    from bitkiln.pipeline.passes.pipeline import Lowered
 
 
 def describe(
@@ -54,6 +57,47 @@ def describe(
             "constants": len(plan.constants),
         },
         "steps": steps,
+    }
+
+
+def add_layers(manifest: dict[str, Any], lowered: Lowered | None) -> None:
+    """Say of each step which of the file's layers it was made of: none where it is a part of the next step that has some."""
+    from bitkiln.pipeline.compile.origins import (
+        layers_of,  # Brings the reference, which building one kernel does without.
+    )
+
+    steps = manifest["steps"]
+    layers = layers_of(lowered, [step["name"] for step in steps]) if lowered else {}
+    for step in steps:
+        step["layers"] = list(layers.get(step["name"], ()))
+
+
+def as_json(made: bundle.Bundle) -> schema.Compile:
+    """A bundle as plain values."""
+    manifest = made.manifest
+    names = ("name", "kind", "macs", "binary", "weight_bytes")
+    memory = manifest["memory"]
+    return {
+        "schema": "bitkiln.compile/1",
+        "bundle": str(made.folder),
+        "model": manifest["model"]["name"],
+        "sha256": manifest["model"]["sha256"],
+        "target": manifest["target"],
+        "inputs": manifest["inputs"],
+        "outputs": manifest["outputs"],
+        "preprocessing": manifest.get("preprocessing"),
+        "labels": len(made.labels),
+        "file_bytes": sum(file["size"] for file in manifest["files"].values()),
+        "activation_bytes": memory["activations"] + memory["boundary"],
+        "steps": [
+            schema.CompiledStep(
+                **{name: step[name] for name in names},
+                layers=step.get("layers", []),
+                chosen=step.get("chosen", "copy"),
+            )
+            for step in manifest["steps"]
+        ],
+        "warnings": manifest.get("warnings", []),
     }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.model import TensorSpec
 from bitkiln.pipeline.profile import LayerWork
 from bitkiln.targets import Target
@@ -59,10 +59,6 @@ class Row:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return asdict(self)
-
     def roof_ms(self, target: Target) -> float:
         """The least time that the layer's MACs and the weights they need take on one core of ``target``."""
         read = self.packed_bytes + self.constant_bytes
@@ -97,7 +93,7 @@ class Bound:
     binary_ms: float
     float_ms: float
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> schema.Bound:
         """The bound as plain values."""
         return {
             "target": self.target.name,
@@ -122,17 +118,36 @@ class Inspection:
     #: The rows or inputs that the network's results are, in the order of ``outputs``.
     results: tuple[str, ...] = field(default=())
 
-    def as_json(self) -> dict[str, Any]:
+    def bound_ms(self, row: Row) -> float | None:
+        """A row's part of the first bound; None where it has no MACs or no bound was asked for."""
+        return row.roof_ms(self.bounds[0].target) if self.bounds and row.macs else None
+
+    def share(self, row: Row) -> float | None:
+        """A row's share of the first bound; None as ``bound_ms``."""
+        ms = self.bound_ms(row)
+        return None if ms is None else ms / (self.bounds[0].ms or 1.0)
+
+    def layers(self) -> list[schema.Layer]:
+        """The rows as plain values, each with its bound on the first target."""
+        return [
+            schema.Layer(
+                schema="bitkiln.layer/1", **schema.plain(row), bound_ms=self.bound_ms(row), share=self.share(row)
+            )
+            for row in self.rows
+        ]
+
+    def as_json(self) -> schema.Inspect:
         """Everything but the rows as plain values; warnings and notes with the layers they are about."""
         return {
+            "schema": "bitkiln.inspect/1",
             "model": self.name,
-            "inputs": [asdict(spec) for spec in self.inputs],
-            "outputs": [asdict(spec) for spec in self.outputs],
-            "totals": asdict(self.totals),
+            "inputs": schema.plain(self.inputs),
+            "outputs": schema.plain(self.outputs),
+            "totals": schema.plain(self.totals),
             "bounds": [bound.as_json() for bound in self.bounds],
             "problems": list(self.problems),
-            "warnings": [{"layers": list(names), "text": text} for text, names in gathered(self.rows, "warnings")],
-            "notes": [{"layers": list(names), "text": text} for text, names in gathered(self.rows, "notes")],
+            "warnings": [{"layers": names, "text": text} for text, names in gathered(self.rows, "warnings")],
+            "notes": [{"layers": names, "text": text} for text, names in gathered(self.rows, "notes")],
         }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request, TrackerBoard
 from bitkiln.pipeline.boards.tracker import Address, TrackerClient
 from bitkiln.pipeline.bundle import Bundle, open_bundle
@@ -27,13 +28,17 @@ CAUSES = ("issue", "dependency", "l1", "l2", "dram", "branch", "fetch")
 
 @dataclass(frozen=True)
 class LayerWork:
-    """What a layer has to do: multiply-accumulates and bytes of weights it must read from DRAM once a frame."""
+    """What a step has to do: multiply-accumulates and bytes of weights it must read from DRAM once a frame.
+
+    ``layers`` are those of the model's file that it was made of.
+    """
 
     name: str
     kind: str
     macs: int = 0
     binary: bool = False
     weight_bytes: int = 0
+    layers: tuple[str, ...] = ()
 
     def roof_cycles(self, target: Target) -> float:
         """The bound of this layer on one core: peak MACs a cycle or DRAM bandwidth for its weights, whichever is worse."""
@@ -44,7 +49,7 @@ class LayerWork:
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One row of a profile. ``roof_percent`` is the bound's share of the cycles taken; None where there are no MACs.
+    """One row of a profile. ``roof_ms`` is its bound, ``roof_percent`` that as a share of ``ms``; None where it has no MACs.
 
     ``causes`` and ``mix`` are cycles by cause and instructions by class, empty where the board cannot tell; ``blocks`` are the
     hottest basic blocks as the simulator reports them (docs/simulator.md), where they were asked for.
@@ -60,9 +65,31 @@ class LayerProfile:
     share: float
     mac_per_cycle: float
     roof_percent: float | None
+    roof_ms: float | None
+    layers: tuple[str, ...] = ()
     causes: Mapping[str, float] = field(default_factory=dict)
     mix: Mapping[str, int] = field(default_factory=dict)
     blocks: tuple[Mapping[str, Any], ...] = ()
+
+    def as_json(self) -> schema.ProfiledStep:
+        """The row as plain data."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "layers": list(self.layers),
+            "macs": self.macs,
+            "binary": self.binary,
+            "weight_bytes": self.weight_bytes,
+            "cycles": self.cycles,
+            "ms": self.ms,
+            "share": self.share,
+            "mac_per_cycle": self.mac_per_cycle,
+            "bound_ms": self.roof_ms,
+            "roof_share": None if self.roof_percent is None else self.roof_percent / 100,
+            "causes": dict(self.causes),
+            "mix": dict(self.mix),
+            "blocks": schema.plain(self.blocks),
+        }
 
     @property
     def intensity(self) -> float:
@@ -94,9 +121,26 @@ class Profile:
         """Milliseconds of the whole network at the target's clock."""
         return self.cycles / (self.mhz * 1e3)
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def bound_ms(self) -> float:
+        """The sum of the steps' bounds."""
+        return sum(layer.roof_ms or 0.0 for layer in self.layers)
+
+    def as_json(self) -> schema.Profile:
         """The profile as plain data."""
-        return {**asdict(self), "cycles": self.cycles, "ms": self.ms}
+        return {
+            "schema": "bitkiln.profile/1",
+            "bundle": self.bundle,
+            "target": self.target,
+            "measured_by": self.measured_by,
+            "clock_mhz": self.mhz,
+            "cycles": self.cycles,
+            "ms": self.ms,
+            "bound_ms": self.bound_ms,
+            "threads": 1,
+            "complete": self.complete,
+            "steps": [layer.as_json() for layer in self.layers],
+        }
 
 
 def profile_bundle(folder: Path, board: str = "sim", cold: bool = False, layer: str | None = None) -> Profile:
@@ -127,7 +171,8 @@ def _board(board: str, bundle: Bundle) -> Board:
 
 
 def _work(step: Mapping[str, Any]) -> LayerWork:
-    return LayerWork(*(step[name] for name in ("name", "kind", "macs", "binary", "weight_bytes")))
+    facts = (step[name] for name in ("name", "kind", "macs", "binary", "weight_bytes"))
+    return LayerWork(*facts, tuple(step.get("layers", ())))
 
 
 def _rows(measurement: Measurement) -> list[Mapping[str, Any]]:
@@ -167,6 +212,8 @@ def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target
         share=cycles / total,
         mac_per_cycle=work.macs / cycles if cycles else 0.0,
         roof_percent=100 * work.roof_cycles(target) / cycles if work.macs and cycles else None,
+        roof_ms=work.roof_cycles(target) / (mhz * 1e3) if work.macs else None,
+        layers=work.layers,
         causes=row.get("where", {}),
         mix=row.get("mix", {}),
         blocks=tuple(row.get("blocks", ())),

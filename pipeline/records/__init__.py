@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from bitkiln import tuning_logs
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import RecordError
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.targets import Target
@@ -86,7 +87,7 @@ class Record:
         """Whether it belongs to the versions of TVM and of the schedules in use."""
         return (self.tvm, self.schedule) == versions()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> schema.TuningRecord:
         """The record as plain data, empty fields left out."""
         needed = ("workload", "target", "knobs", "status", "value")
         return {name: value for name, value in asdict(self).items() if name in needed or not _empty(value)}
@@ -276,24 +277,32 @@ def log_files(paths: Iterable[Path]) -> list[Path]:
 # --- For the command line ------------------------------------------------------------------------------------------------
 
 
-def check(paths: Sequence[Path], console: Console) -> bool:
-    """Print what each log holds and every line that is no record; whether all lines are records."""
-    sound = True
-    for log in _logs(paths):
-        current = sum(record.current for record in log.records)
-        failed = sum(not record.ok for record in log.records)
-        console.print(
-            f"{log.path}: {len(log.records)} records, {current} of this version, {failed} of failed trials",
-            highlight=False,
-        )
-        for number, reason in log.bad_lines:
-            console.print(f"{log.path}:{number}: {reason}", highlight=False)
-        sound = sound and not log.bad_lines
-    return sound
+def check(paths: Sequence[Path]) -> schema.LogsCheck:
+    """What each log holds, and every line that is no record."""
+    logs: list[schema.CheckedLog] = [
+        {
+            "path": str(log.path),
+            "records": len(log.records),
+            "current": sum(record.current for record in log.records),
+            "failed": sum(not record.ok for record in log.records),
+            "bad_lines": [{"line": number, "reason": reason} for number, reason in log.bad_lines],
+        }
+        for log in _logs(paths)
+    ]
+    return {"schema": "bitkiln.logs-check/1", "ok": not any(log["bad_lines"] for log in logs), "logs": logs}
 
 
-def merge(sources: Sequence[Path], output: Path) -> str:
-    """Write the records of all ``sources``, each once and in order, to the log ``output``; gives a line that says so."""
+def print_check(found: schema.LogsCheck, console: Console) -> None:
+    """Print what ``check`` found."""
+    for log in found["logs"]:
+        counts = f"{log['records']} records, {log['current']} of this version, {log['failed']} of failed trials"
+        console.print(f"{log['path']}: {counts}", highlight=False, markup=False)
+        for bad in log["bad_lines"]:
+            console.print(f"{log['path']}:{bad['line']}: {bad['reason']}", highlight=False, markup=False)
+
+
+def merge(sources: Sequence[Path], output: Path) -> schema.LogsMerge:
+    """Write the records of all ``sources``, each once and in order, to the log ``output``."""
     lines: dict[str, None] = {}
     count = files = 0
     for log in _logs(sources):
@@ -306,7 +315,13 @@ def merge(sources: Sequence[Path], output: Path) -> str:
             temporary.write_text("".join(line + "\n" for line in lines))
     except OSError as error:
         raise RecordError(f"{output}: cannot be written ({error.strerror})")
-    return f"{output}: {len(lines)} records of {files} logs, {count - len(lines)} duplicates dropped"
+    return {
+        "schema": "bitkiln.logs-merge/1",
+        "output": str(output),
+        "logs": files,
+        "records": len(lines),
+        "duplicates": count - len(lines),
+    }
 
 
 def _logs(paths: Sequence[Path]) -> Iterator[Log]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards.emulated import RUN_SECONDS, Answer, StepTime, Tensors, answer_of, on_emulator, read_arrays
 from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import Bundle, open_bundle
@@ -38,7 +39,9 @@ def run(
         _write_outputs(output, answer.outputs)
     best = runner.top(next(iter(answer.outputs.values())), opened.labels, 5)
     if as_json:
-        console.print_json(json.dumps(_as_json(answer, best)))
+        console.print(
+            json.dumps(_as_json(bundle, answer, best), indent=1), soft_wrap=True, highlight=False, markup=False
+        )
         return answer
     for label, score in best if image is not None or output is None else ():
         console.print(f"{score:12.5f}  {label}", highlight=False, markup=False)
@@ -187,11 +190,13 @@ def _write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
         raise InputError(str(error)) from None
 
 
-def _as_json(answer: Answer, best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def _as_json(bundle: Path, answer: Answer, best: Sequence[tuple[str, float]]) -> schema.Run:
     return {
+        "schema": "bitkiln.run/1",
+        "bundle": str(bundle),
         "top": [{"label": label, "score": score} for label, score in best],
-        "seconds": answer.seconds,
-        "measured_by": answer.measured_by,
+        "ms": 1e3 * answer.seconds,
         "threads": answer.threads,
-        "steps": [{"name": step.name, "kind": step.kind, "seconds": step.seconds} for step in answer.steps],
+        "measured_by": answer.measured_by,
+        "steps": [{"name": step.name, "kind": step.kind, "ms": 1e3 * step.seconds} for step in answer.steps],
     }

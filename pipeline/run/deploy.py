@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import MANIFEST, open_bundle
 from bitkiln.pipeline.device import replace_folder
@@ -16,8 +18,22 @@ from bitkiln.pipeline.errors import BoardError, BundleError
 CHECK_SECONDS = 300.0
 
 
-def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> str:
-    """Copy ``bundle`` to ``destination`` (USER@HOST[:DIR]) and check it there; gives the folder on the board.
+@dataclass(frozen=True)
+class Deployed:
+    """Where a bundle was put: ``folder`` of ``host``; ``checks`` is what its check said there."""
+
+    bundle: Path
+    host: str
+    folder: str
+    checks: tuple[str, ...]
+
+    def as_json(self) -> schema.Deploy:
+        """The same as plain values."""
+        return {"schema": "bitkiln.deploy/1", **schema.plain({**asdict(self), "bundle": str(self.bundle)})}
+
+
+def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> Deployed:
+    """Copy ``bundle`` to ``destination`` (USER@HOST[:DIR]) and check it there.
 
     Without DIR it goes to bitkiln/<the bundle's name> in the home folder. Raises BundleError, BoardError, SetupError.
     """
@@ -30,14 +46,15 @@ def deploy(bundle: Path, destination: str, port: int | None = None, console: Con
     aside = _make_aside(remote, folder)
     try:
         remote.copy(opened.files(), aside)
-        for line in _check(remote, aside).splitlines():
-            console.print(f"{host}: {line}", highlight=False)
+        checks = _check(remote, aside).splitlines()
+        for line in checks:
+            console.print(f"{host}: {line}", highlight=False, markup=False)
         _put_in_place(remote, aside, folder)
     except BaseException:
         _remove(remote, aside)
         raise
     console.print(f"{host}:{folder} is ready: ssh {host} python3 {folder}/runner.py --bench", highlight=False)
-    return folder
+    return Deployed(bundle, host, folder, tuple(checks))
 
 
 def _refuse_foreign(remote: Remote, folder: str) -> None:

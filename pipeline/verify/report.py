@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, field
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.verify.compare import TOLERANCE
 from bitkiln.pipeline.verify.constants import Damage
 from bitkiln.pipeline.verify.explain import Cause, Spot
@@ -162,30 +161,29 @@ class Report:
         where += f" and {len(self.zeros) - 1} more layers" if len(self.zeros) > 1 else ""
         return f"{count:,} exact zeros stand before the signs of {where}: Sign gives 0 there, in bits they count as +1"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> schema.Verify:
         """The report as plain values; numbers that JSON has not, infinite ones and NaN, are null."""
-        own = ("model", "passed", "verdict", "mismatch", "same_file", "inputs", "measured_by", "flips", "advice")
-        values = {
-            **{name: getattr(self, name) for name in own},
+        return {
+            "schema": "bitkiln.verify/1",
+            "model": self.model,
+            "passed": self.passed,
+            "verdict": self.verdict,
             "reasons": self.reasons(),
+            "mismatch": self.mismatch,
+            "same_file": self.same_file,
+            "inputs": self.inputs,
+            "measured_by": self.measured_by,
+            "flips": self.flips,
+            "advice": self.advice,
             "first_wrong": self.wrong[0].name if self.wrong else None,
             "cause": "damage" if self.damage else self.wrong[0].cause if self.wrong else None,
-            "damage": [asdict(each) for each in self.damage],
+            "damage": schema.plain(self.damage),
             "notes": list(self.notes),
             "disagreements": list(self.disagreements),
-            "exact_zeros": [asdict(each) for each in self.zeros],
-            "steps": [asdict(row) for row in self.rows],
-            "decisions": [asdict(each) | {"changed": each.changed} for each in self.decisions],
+            "exact_zeros": schema.plain(self.zeros),
+            "steps": schema.plain(self.rows),
+            "decisions": [schema.plain(each) | {"changed": each.changed} for each in self.decisions],
         }
-        return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _first_wrong(row: Row) -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tvm
 from tvm import relax
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.bundle import Bundle
-from bitkiln.pipeline.ir.graph import bindings, op_name, variables
+from bitkiln.pipeline.compile.origins import Origins
+from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.ops import WORKLOAD_ATTR
 from bitkiln.pipeline.passes.pipeline import Lowered
@@ -40,7 +40,7 @@ def listed_steps(bundle: Bundle) -> list[tuple[str, str]]:
 def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bundle | None = None) -> list[Step]:
     """The steps to compare. Those between, like the bits before a bitwise pooling, are part of the next that is."""
     graph = dict(bindings(lowered.graph["main"]))
-    workloads, layers = workloads_of(lowered), _Layers(lowered)
+    workloads, layers = workloads_of(lowered), Origins(lowered)
     keys = {row["name"]: row.get("workload", "") for row in bundle.manifest["steps"]} if bundle else {}
     steps: list[Step] = []
     kinds: list[str] = []
@@ -78,25 +78,3 @@ def output_steps(model: Model, lowered: Lowered) -> list[tuple[str, str]]:
         names.append(output.name if isinstance(output, relax.Var) else "")
     specs = [spec.name for spec in model.outputs] if len(model.outputs) == len(names) else names
     return list(zip(specs, names, strict=True))
-
-
-class _Layers:
-    """Which layers of the imported network each step covers; a layer belongs to the first step that needs it."""
-
-    def __init__(self, lowered: Lowered) -> None:
-        self.graph: tvm.IRModule = lowered.graph
-        self.imported: Mapping[str, relax.Expr] = dict(bindings(lowered.phases["imported"]["main"]))
-        self.order = {name: at for at, name in enumerate(self.imported)}
-        self.claimed: set[str] = set()
-
-    def between(self, known: Collection[str], name: str) -> tuple[str, ...]:
-        """The layers that lie between ``known`` tensors and ``name``."""
-        pending = [each for each in reference.needed(self.graph, known, [name]) if each in self.imported]
-        found: set[str] = set()
-        while pending:
-            layer = pending.pop()
-            if layer in self.imported and layer not in self.claimed:
-                self.claimed.add(layer)
-                found.add(layer)
-                pending.extend(var.name for var in variables(self.imported[layer]))
-        return tuple(sorted(found, key=self.order.__getitem__))

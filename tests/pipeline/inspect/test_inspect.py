@@ -185,7 +185,7 @@ def test_rows_know_what_they_read():
 
 
 def test_the_keys_of_a_row():
-    row = json.loads(json.dumps(layer_table(model_of(binary_chain))[1].as_json()))
+    row = json.loads(json.dumps(inspect_model(model_of(binary_chain), []).layers()))[1]
     contract = {"name", "kind", "shape", "macs", "binary", "reason"}
     added = {"input_shape", "weight_bytes", "packed_bytes", "sign_zero", "pad_value", "warnings", "notes", "inputs"}
     assert contract | added <= row.keys()

@@ -31,7 +31,7 @@ def deployed(bundle: Path, destination: str, port: int) -> str:
 
 def test_a_bundle_is_copied_checked_and_ready(device: Device, toy_bundle: Bundle) -> None:
     text = deployed(toy_bundle.folder, f"{device.address}:nets/a toy", device.port)
-    assert "7 as compiled" in text and "output scores within" in text and "nets/a toy is ready" in text
+    assert "8 as compiled" in text and "output scores within" in text and "nets/a toy is ready" in text
     assert open_bundle(device.home / "nets/a toy").manifest == toy_bundle.manifest
     assert [path.name for path in (device.home / "nets").iterdir()] == ["a toy"]
 

@@ -206,7 +206,7 @@ def invoke(monkeypatch, capsys):
 @pytest.fixture
 def as_file(monkeypatch):
     """Let the command line load the small network whatever file it is asked for."""
-    monkeypatch.setattr("bitkiln.pipeline.cli._load", lambda _name, _settings: small_model())
+    monkeypatch.setattr("bitkiln.pipeline.cli.verify.load_model", lambda _name, _settings: small_model())
 
 
 def test_the_command_compares_with_what_another_engine_gave(compiled, as_file, invoke, tmp_path):

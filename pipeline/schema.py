@@ -1,0 +1,383 @@
+"""What commands print with ``--json``: one type for each, in one vocabulary. docs/json.md explains them to users.
+
+A *layer* is an operation of the model's file, a *step* a kernel call of a bundle. ``ms`` are milliseconds of one frame,
+``bound_ms`` the least that peak rates and memory bandwidth allow, ``share`` goes from 0 to 1, ``*_bytes`` are bytes, and
+``measured_by`` names the clock behind every time. ``schema`` names the command and counts up when a field changes its meaning
+or goes away; new fields may appear at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class Tensor(TypedDict):
+    """An input or output; ``layout`` is "NHWC", "NCHW" or ""."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    layout: str
+
+
+class Remark(TypedDict):
+    """A warning or note, with the layers it is about."""
+
+    layers: list[str]
+    text: str
+
+
+class Layer(TypedDict):
+    """A row of ``bitkiln inspect``: see ``inspect.result.Row``. ``binary`` is null for what is no convolution."""
+
+    schema: Literal["bitkiln.layer/1"]
+    name: str
+    kind: str
+    shape: list[int]
+    macs: int
+    binary: bool | None
+    reason: str
+    suspicious: bool
+    input_shape: list[int]
+    bits: int
+    input_bits: int
+    inputs: list[str]
+    kernel: list[int]
+    strides: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    weight_bytes: int
+    packed_bytes: int
+    constant_bytes: int
+    sign_zero: int | None
+    pad_value: int | None
+    result: str
+    absorbed: bool
+    warnings: list[str]
+    notes: list[str]
+    bound_ms: float | None
+    share: float | None
+
+
+class Totals(TypedDict):
+    """Sums over a network."""
+
+    convolutions: int
+    binary: int
+    binary_macs: int
+    float_macs: int
+    weight_bytes: int
+    packed_bytes: int
+    constant_bytes: int
+    activation_bytes: int | None
+
+
+class Bound(TypedDict):
+    """The least time of a frame on one core of ``target``."""
+
+    target: str
+    description: str
+    bound_ms: float
+    binary_ms: float
+    float_ms: float
+
+
+class Inspect(TypedDict):
+    """``bitkiln inspect --summary --json``."""
+
+    schema: Literal["bitkiln.inspect/1"]
+    model: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    totals: Totals
+    bounds: list[Bound]
+    problems: list[str]
+    warnings: list[Remark]
+    notes: list[Remark]
+
+
+class Task(TypedDict):
+    """A workload that was tuned: ``occurrences`` steps have it."""
+
+    workload: str
+    occurrences: int
+    default_ms: float | None
+    best_ms: float | None
+    gain: float | None
+    trials: int
+    failures: int
+    knobs: dict[str, int | str]
+
+
+class Tune(TypedDict):
+    """``bitkiln tune --json``: ``ended`` says why it did."""
+
+    schema: Literal["bitkiln.tune/1"]
+    models: list[str]
+    target: str
+    logs: str
+    default_ms: float
+    best_ms: float
+    gain: float | None
+    measured_by: str
+    tasks: list[Task]
+
+
+class CompiledStep(TypedDict):
+    """A step of a new bundle; ``chosen`` is "tuned", "default", "generic", or "copy" for what only moves data."""
+
+    name: str
+    kind: str
+    macs: int
+    binary: bool
+    weight_bytes: int
+    layers: list[str]
+    chosen: str
+
+
+class Compile(TypedDict):
+    """``bitkiln compile --json``."""
+
+    schema: Literal["bitkiln.compile/1"]
+    bundle: str
+    model: str
+    sha256: str
+    target: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    preprocessing: dict[str, Any] | None
+    labels: int
+    file_bytes: int
+    activation_bytes: int
+    steps: list[CompiledStep]
+    warnings: list[str]
+
+
+class Class(TypedDict):
+    """A class and its score."""
+
+    label: str
+    score: float
+
+
+class TimedStep(TypedDict):
+    """A step and its time."""
+
+    name: str
+    kind: str
+    ms: float
+
+
+class Run(TypedDict):
+    """``bitkiln run --json``."""
+
+    schema: Literal["bitkiln.run/1"]
+    bundle: str
+    top: list[Class]
+    ms: float
+    threads: int
+    measured_by: str
+    steps: list[TimedStep]
+
+
+class ProfiledStep(TypedDict):
+    """A step of a profile; ``causes`` and ``mix`` are cycles by cause and instructions by class where the board can tell."""
+
+    name: str
+    kind: str
+    layers: list[str]
+    macs: int
+    binary: bool
+    weight_bytes: int
+    cycles: float
+    ms: float
+    share: float
+    mac_per_cycle: float
+    bound_ms: float | None
+    roof_share: float | None
+    causes: dict[str, float]
+    mix: dict[str, int]
+    blocks: list[dict[str, Any]]
+
+
+class Profile(TypedDict):
+    """``bitkiln profile --json``; ``complete`` is false where the simulator met instructions it has no rule for."""
+
+    schema: Literal["bitkiln.profile/1"]
+    bundle: str
+    target: str
+    measured_by: str
+    clock_mhz: float
+    cycles: float
+    ms: float
+    bound_ms: float
+    threads: int
+    complete: bool
+    steps: list[ProfiledStep]
+
+
+class VerifiedStep(TypedDict):
+    """A step held against the reference: see ``verify.report.Row``."""
+
+    name: str
+    kind: str
+    layers: list[str]
+    exact: bool
+    passed: bool
+    bits: bool
+    elements: int
+    differing: int
+    undecided: int
+    error: float | None
+    drift: float | None
+    cause: str
+    reason: str
+    worst: dict[str, Any] | None
+    compiled_as: str
+    model_asks: str
+
+
+class Verify(TypedDict):
+    """``bitkiln verify --json``."""
+
+    schema: Literal["bitkiln.verify/1"]
+    model: str
+    passed: bool
+    verdict: str
+    reasons: list[str]
+    mismatch: str
+    same_file: bool
+    inputs: str
+    measured_by: str
+    flips: int
+    advice: str
+    first_wrong: str | None
+    cause: str | None
+    damage: list[dict[str, Any]]
+    notes: list[str]
+    disagreements: list[str]
+    exact_zeros: list[dict[str, Any]]
+    steps: list[VerifiedStep]
+    decisions: list[dict[str, Any]]
+
+
+class Deploy(TypedDict):
+    """``bitkiln deploy --json``: what the check on the board said, line by line."""
+
+    schema: Literal["bitkiln.deploy/1"]
+    bundle: str
+    host: str
+    folder: str
+    checks: list[str]
+
+
+class TrackedBoards(TypedDict):
+    """The boards of one key at a tracker."""
+
+    key: str
+    count: int
+    free: int
+    waiting: int
+    addresses: list[str]
+
+
+class BoardsList(TypedDict):
+    """``bitkiln boards list --json``."""
+
+    schema: Literal["bitkiln.boards-list/1"]
+    tracker: str
+    boards: list[TrackedBoards]
+
+
+class Check(TypedDict):
+    """One thing that this machine needs."""
+
+    name: str
+    ok: bool
+    explanation: str
+
+
+class BoardsDoctor(TypedDict):
+    """``bitkiln boards doctor --json``."""
+
+    schema: Literal["bitkiln.boards-doctor/1"]
+    ok: bool
+    checks: list[Check]
+
+
+class BadLine(TypedDict):
+    """A line of a log that is no record."""
+
+    line: int
+    reason: str
+
+
+class CheckedLog(TypedDict):
+    """A log: ``current`` of its ``records`` are of this version, ``failed`` are of trials that failed."""
+
+    path: str
+    records: int
+    current: int
+    failed: int
+    bad_lines: list[BadLine]
+
+
+class LogsCheck(TypedDict):
+    """``bitkiln logs check --json``."""
+
+    schema: Literal["bitkiln.logs-check/1"]
+    ok: bool
+    logs: list[CheckedLog]
+
+
+class LogsMerge(TypedDict):
+    """``bitkiln logs merge --json``."""
+
+    schema: Literal["bitkiln.logs-merge/1"]
+    output: str
+    logs: int
+    records: int
+    duplicates: int
+
+
+class TuningRecord(TypedDict):
+    """A record as logs hold it: empty fields are left out."""
+
+    workload: str
+    target: str
+    knobs: dict[str, int | str]
+    status: str
+    value: float | None
+    unit: NotRequired[str]
+    clock_mhz: NotRequired[float]
+    kind: NotRequired[str]
+    measured_by: NotRequired[str]
+    default: NotRequired[bool]
+    message: NotRequired[str]
+    health: NotRequired[dict[str, Any]]
+    time: NotRequired[str]
+    tvm: NotRequired[str]
+    schedule: NotRequired[int]
+
+
+class LogsBest(TypedDict):
+    """``bitkiln logs best --json``."""
+
+    schema: Literal["bitkiln.logs-best/1"]
+    target: str
+    records: list[TuningRecord]
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: tuples as lists, dataclasses as objects, numbers that JSON has not (NaN, infinite) as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
