@@ -33,6 +33,22 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
         return np.float32(1) / (np.float32(1) + np.exp(-x))
 
 
+def _divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Integers are divided towards zero, as C does; a division by zero gives zero."""
+    if x.dtype.kind not in "iu":
+        return x / y
+    safe = np.where(y == 0, np.ones_like(y), y)
+    quotient = x // safe
+    whole = quotient + ((quotient < 0) & (quotient * safe != x))
+    return np.where(y == 0, np.zeros_like(x), whole).astype(x.dtype)
+
+
+def _power(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if x.dtype.kind in "iu" and np.any(y < 0):
+        raise NotImplementedError("power of integers with negative exponents")
+    return np.power(x, y)
+
+
 def _erf(x: np.ndarray) -> np.ndarray:
     return np.vectorize(math.erf, otypes=[np.float32])(x)
 
@@ -47,11 +63,12 @@ OPERATORS: dict[str, Operator] = {
     "add": _binary(np.add),
     "subtract": _binary(np.subtract),
     "multiply": _binary(np.multiply),
-    "divide": _binary(np.divide),
-    "power": _binary(np.power),
+    "divide": _binary(_divide),
+    "power": _binary(_power),
     "maximum": _binary(np.maximum),
     "minimum": _binary(np.minimum),
-    "mod": _binary(np.mod),
+    "mod": _binary(np.fmod),
+    "floor_mod": _binary(np.mod),
     "floor_divide": _binary(np.floor_divide),
     "less": _binary(np.less),
     "less_equal": _binary(np.less_equal),

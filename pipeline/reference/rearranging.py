@@ -67,6 +67,9 @@ OPERATORS: dict[str, Operator] = {
     "tile": lambda call, x: np.tile(x, ints(call.attrs["repeats"])),
     "nn.pad": _pad_tensor,
     "full": lambda call, shape, value: np.full(_shape(shape), value, dtype=str(call.attrs["dtype"])),
+    "stack": lambda call, parts: np.stack(parts, axis=int(call.attrs["axis"])),
+    "triu": lambda _, x, k: np.triu(x, int(getattr(k, "value", k))),
+    "tril": lambda _, x, k: np.tril(x, int(getattr(k, "value", k))),
     "zeros": lambda call, shape: np.zeros(_shape(shape), str(call.attrs["dtype"])),
     "ones": lambda call, shape: np.ones(_shape(shape), str(call.attrs["dtype"])),
 }

@@ -11,7 +11,7 @@ from bitkiln.pipeline.reference.windows import to_layout
 
 
 def _resize2d(call: Call, x: np.ndarray, size: relax.ShapeExpr) -> np.ndarray:
-    """Nearest and linear resizing with the coordinate rules of ONNX."""
+    """Nearest, linear and cubic resizing."""
     attrs, layout = call.attrs, str(call.attrs["layout"])
     x = to_layout(x, layout, "NHWC")
     method = str(attrs["method"])
@@ -20,13 +20,33 @@ def _resize2d(call: Call, x: np.ndarray, size: relax.ShapeExpr) -> np.ndarray:
         if method == "nearest_neighbor":
             x = x.take(_nearest(at, str(attrs["rounding_method"]), x.shape[axis]), axis=axis)
         elif method == "linear":
-            low = np.floor(at).astype(int)
-            share = (at - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(4)])
-            first, second = (x.take(np.clip(low + i, 0, x.shape[axis] - 1), axis=axis) for i in (0, 1))
-            x = first * (1 - share) + second * share
+            low = np.floor(at)
+            x = _weighted(x, axis, low, [1 - (at - low), at - low])
+        elif method == "cubic":
+            if int(attrs["cubic_exclude"]):
+                raise NotImplementedError("resize2d with method cubic that excludes what lies outside")
+            low = np.floor(at)
+            x = _weighted(x, axis, low - 1, _cubic(at - low, float(attrs["cubic_alpha"])))
         else:
             raise NotImplementedError(f"resize2d with method {method}")
     return to_layout(x, "NHWC", layout).astype(np.float32)
+
+
+def _weighted(x: np.ndarray, axis: int, first: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    """Sums of as many neighbours as there are ``weights``, from ``first`` on; the edges are repeated outside."""
+    spread = [-1 if each == axis else 1 for each in range(4)]
+    total = np.zeros((), np.float32)
+    for step, weight in enumerate(weights):
+        rows = x.take(np.clip(first.astype(int) + step, 0, x.shape[axis] - 1), axis=axis)
+        total = total + rows * weight.astype(x.dtype).reshape(spread)
+    return total
+
+
+def _cubic(share: np.ndarray, a: float) -> list[np.ndarray]:
+    """Keys' cubic convolution (1981) with parameter ``a``: weights of the four neighbours."""
+    near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (share, 1 - share)]
+    far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (share + 1, 2 - share)]
+    return [far[0], near[0], near[1], far[1]]
 
 
 def _coordinates(size: int, length: int, mode: str) -> np.ndarray:
@@ -37,19 +57,23 @@ def _coordinates(size: int, length: int, mode: str) -> np.ndarray:
         return (i + 0.5) * size / length - 0.5 if length > 1 else i * 0
     if mode == "align_corners":
         return i * (size - 1) / max(length - 1, 1)
-    return i * size / length
+    if mode == "asymmetric":
+        return i * size / length
+    raise NotImplementedError(f"resize2d with coordinates by {mode}")
 
 
 def _nearest(at: np.ndarray, rounding: str, size: int) -> np.ndarray:
-    rounded = {
+    methods = {
         "round": np.round,
         "floor": lambda v: np.floor(v + 1e-5),
         "ceil": lambda v: np.ceil(v - 1e-5),
         "round_prefer_floor": lambda v: np.ceil(v - 0.5),
         "round_prefer_ceil": lambda v: np.floor(v + 0.5),
         "": lambda v: np.ceil(v - 0.5),
-    }[rounding](at)
-    return np.clip(rounded.astype(int), 0, size - 1)
+    }
+    if rounding not in methods:
+        raise NotImplementedError(f"resize2d with rounding by {rounding}")
+    return np.clip(methods[rounding](at).astype(int), 0, size - 1)
 
 
 OPERATORS: dict[str, Operator] = {

@@ -15,20 +15,21 @@ from bitkiln.pipeline.reference.values import Value
 
 def run_operator(call: Call, args: Sequence[np.ndarray]) -> Value:
     """An operator that has no definition here, by TVM's own; NotImplementedError where it has none either."""
-    if not all(isinstance(arg, np.ndarray) for arg in args):
-        raise NotImplementedError(op_name(call))
-    params = [relax.Var(f"x{i}", relax.TensorType(arg.shape, str(arg.dtype))) for i, arg in enumerate(args)]
+    tensors = [arg for arg in args if isinstance(arg, np.ndarray)]
+    params = [relax.Var(f"x{i}", relax.TensorType(arg.shape, str(arg.dtype))) for i, arg in enumerate(tensors)]
+    free = iter(params)
+    operands = [next(free) if isinstance(arg, np.ndarray) else arg for arg in args]
     builder = relax.BlockBuilder()
     with builder.function("main", params):
         with builder.dataflow():
-            result = builder.emit_output(builder.emit(Call(call.op, params, call.attrs, call.ty_args)))
+            result = builder.emit_output(builder.emit(Call(call.op, operands, call.attrs, call.ty_args)))
         builder.emit_func_output(result)
     try:
         machine = relax.VirtualMachine(tvm.compile(builder.finalize(), target="llvm"), tvm.cpu())
-        result = machine["main"](*map(_tensor, args))
-    except (ValueError, tvm.error.InternalError):
+        result = machine["main"](*map(_tensor, tensors))
+        return result.numpy() if isinstance(result, tvm.runtime.Tensor) else tuple(item.numpy() for item in result)
+    except (ValueError, TypeError, AttributeError, tvm.error.InternalError):  # no kernel, or no tensor as its result
         raise NotImplementedError(op_name(call)) from None
-    return result.numpy() if isinstance(result, tvm.runtime.Tensor) else tuple(item.numpy() for item in result)
 
 
 def run_prim_func(func: tvm.tirx.PrimFunc, args: Sequence[np.ndarray], call: Call) -> np.ndarray:

@@ -20,7 +20,7 @@ passes rely:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ from bitkiln.pipeline.importers.onnx.functions import inline
 from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, Graph, clean, node_label
 from bitkiln.pipeline.importers.onnx.masks import join_masks
 from bitkiln.pipeline.importers.onnx.quantizers import expand
+from bitkiln.pipeline.importers.onnx.widening import widen
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
 _OLDEST_OPSET = 9
@@ -48,6 +49,7 @@ _TAKES_INFINITY = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
 def load(path: Path, options: ImportOptions) -> Model:
     """Import the model at ``path``; ``options.shapes`` fixes dynamic dimensions, by input name."""
     proto = _read(path)
+    warnings = widen(proto)
     opset = _opset(path, proto)
     graph = join_masks(clean(expand(_graph(path, proto, opset))))
     shapes = _input_shapes(path, proto.graph, options.shapes)
@@ -60,7 +62,30 @@ def load(path: Path, options: ImportOptions) -> Model:
         outputs=outputs,
         source_digest=digest(path),
         preprocessing=_preprocessing(proto, inputs[0]),
+        warnings=(*warnings, *_batch_warnings(proto.graph, inputs, outputs)),
     )
+
+
+def _batch_warnings(
+    graph: onnx.GraphProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> Iterator[str]:
+    """Of several images at once, and of outputs for which the file fixes a batch that the inputs no longer have."""
+    declared = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
+    for spec in inputs:
+        images = spec.shape[0] if len(spec.shape) == 4 else 1
+        if images > 1:
+            shape = _by((1, *spec.shape[1:]))
+            yield (
+                f"input {spec.name!r} takes {images} images at once, for which convolutions run as general, slow kernels; "
+                f"compile it for one with --shape {spec.name}={shape}"
+            )
+        fixed = declared[spec.name][0].dim_value if declared[spec.name] else 0
+        for output in outputs:
+            if fixed > 1 and spec.shape[0] != fixed and output.shape[:1] == (fixed,):
+                yield (
+                    f"output {output.name!r} still has {fixed} rows, as the file fixes: input {spec.name!r} has "
+                    f"{spec.shape[0]} of the {fixed} it declares"
+                )
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -143,8 +168,48 @@ def _graph(path: Path, proto: onnx.ModelProto, opset: int) -> Graph:
     for name, array in constants.items():
         _check_finite(path, name, array, consumers.get(name, set()))
     return Graph(
-        path, opset, list(proto.graph.node), constants, {output.name: output.name for output in proto.graph.output}
+        path,
+        opset,
+        _sorted(path, proto.graph, constants),
+        constants,
+        {output.name: output.name for output in proto.graph.output},
     )
+
+
+def _sorted(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> list[onnx.NodeProto]:
+    """The nodes in an order in which each tensor is made before it is used; their own, if it is one.
+
+    ONNX asks for such an order, but converters write others (onnxruntime's for float16 does).
+    """
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    given = {"", *constants, *(value.name for value in graph.input)}
+    order: list[int] = []
+    state = [0] * len(graph.node)  # 1: on the way, 2: placed
+    for root in range(len(graph.node)):
+        pending = [root]
+        while pending:
+            index = pending[-1]
+            before = [makers[name] for name in _reads(graph.node[index]) if name in makers and name not in given]
+            waiting = [each for each in dict.fromkeys(before) if state[each] == 0]
+            if state[index] == 0 and any(state[each] == 1 for each in before):
+                raise ModelError(f"{path}: {node_label(graph.node[index])} depends on its own result")
+            state[index] = max(state[index], 1)
+            if waiting:
+                pending.append(waiting[0])
+                continue
+            pending.pop()
+            if state[index] == 1:
+                state[index] = 2
+                order.append(index)
+    return [graph.node[index] for index in order]
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node and its subgraphs use."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node if attribute.HasField("g") else ():
+            yield from _reads(inner)
 
 
 def _check_finite(path: Path, name: str, array: np.ndarray, consumers: set[str]) -> None:
@@ -155,16 +220,17 @@ def _check_finite(path: Path, name: str, array: np.ndarray, consumers: set[str])
 
 
 def _check_names(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:
-    """Names are text, and every tensor is made before it is used, as ONNX requires."""
+    """Names are text, and every tensor is made once, by a node, a weight or an input."""
     texts = [text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)]
     texts += [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
     if not all(isinstance(text, str) for text in texts):  # protobuf gives bytes where they are not UTF-8
         raise ModelError(f"{path}: a name in it is damaged; download the file again")
     made = {"", *constants, *(value.name for value in graph.input)}
+    makes = made.union(*(node.output for node in graph.node))
     for node in graph.node:
-        missing = [name for name in node.input if name not in made]
+        missing = [name for name in node.input if name not in makes]
         if missing:
-            raise ModelError(f"{path}: {node_label(node)} uses {missing[0]!r}, which nothing before it makes")
+            raise ModelError(f"{path}: {node_label(node)} uses {missing[0]!r}, which nothing makes")
         again = made.intersection(node.output) - {""}
         if again:
             raise ModelError(f"{path}: {node_label(node)} makes {min(again)!r}, which is there already")
@@ -218,10 +284,6 @@ def _input_shape(path: Path, value: onnx.ValueInfoProto, given: tuple[int, ...] 
         if (known and not fits) or not all(dim > 0 for dim in shape):
             wanted = ",".join(str(dim or "?") for dim in declared)
             raise ModelError(f"{path}: --shape {value.name}={_by(shape)} does not fit the model's {wanted}")
-    if len(shape) > 1 and shape[0] != 1:
-        raise ModelError(
-            f"{path}: input {value.name!r} has a batch of {shape[0]}; give --shape {value.name}={_by((1, *shape[1:]))}"
-        )
     return shape
 
 
@@ -241,7 +303,7 @@ def _preprocessing(proto: onnx.ModelProto, spec: TensorSpec) -> Preprocessing | 
     if not spec.layout:
         return None
     height, width, channels = spec.shape[1:] if spec.layout == "NHWC" else (*spec.shape[2:], spec.shape[1])
-    if channels != 3:
+    if channels != 3 or spec.shape[0] != 1:
         return None
     notes = {entry.key: entry.value for entry in proto.metadata_props}
     order = "BGR" if notes.get("Image.BitmapPixelFormat", "").startswith("Bgr") else "RGB"

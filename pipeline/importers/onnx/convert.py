@@ -1,7 +1,8 @@
 """Cleaned ONNX nodes as Relax, one after the other.
 
-What depends on constants and static shapes alone is evaluated (``fold``). Layers the passes look for
-have converters of their own (``layers``); everything else goes through TVM's ONNX frontend.
+What depends on constants and static shapes alone is evaluated (``fold``), so that a condition becomes one of its branches.
+Layers the passes look for have converters of their own (``layers``); operators that have none are written out as ONNX defines
+them (``expansion``), or go through TVM's frontend where ``attributes`` says what of them it honours.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import tvm
+from onnx import numpy_helper
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.limits import check_result
+from bitkiln.pipeline.importers.onnx.attributes import ENTRIES, problems
+from bitkiln.pipeline.importers.onnx.expansion import definition, written_out
 from bitkiln.pipeline.importers.onnx.fold import Folder
 from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
 from bitkiln.pipeline.importers.onnx.layers import CONVERTERS
-from bitkiln.pipeline.importers.onnx.operands import Operands, Tensors, static_shape
+from bitkiln.pipeline.importers.onnx.operands import Operands, Tensors, Whole, static_shape
 from bitkiln.pipeline.model import TensorSpec
 from bitkiln.pipeline.support.tvm_messages import reason_of
 
@@ -27,7 +31,7 @@ from bitkiln.pipeline.support.tvm_messages import reason_of
 def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     """The graph as a module with one function ``main``, and the specs of its outputs."""
     tensors = Tensors(graph)
-    folder = Folder(str(graph.path), graph.opset, graph.constants.values())
+    folder = Folder(str(graph.path), graph.constants.values())
     params = {
         name: relax.Var(tensors.variable(name), relax.TensorType(shape, "float32")) for name, shape in shapes.items()
     }
@@ -36,7 +40,7 @@ def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IR
 
     def emit() -> list[relax.Var]:
         for node in graph.nodes:
-            _add(tensors, folder, node)
+            _add(tensors, folder, node, graph.opset)
         outputs.extend(tensors.output(name) for name in graph.outputs.values())
         return outputs
 
@@ -50,13 +54,42 @@ def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IR
     return module, tuple(specs)
 
 
-def _add(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> None:
-    """Fold or convert one node."""
-    if _fold(tensors, folder, node):
+#: How deep operators may be defined by others, and conditions stand in conditions.
+_MAX_DEPTH = 20
+
+
+def _add(tensors: Tensors, folder: Folder, node: onnx.NodeProto, opset: int, depth: int = 0) -> None:
+    """Fold, write out or convert one node."""
+    if _fold(tensors, folder, node, opset):
+        return
+    where = f"{tensors.path}: {node_label(node)}"
+    if depth > _MAX_DEPTH:
+        raise UnsupportedLayer(f"{where}: is nested more than {_MAX_DEPTH} deep")
+    if node.op_type == "Identity":
+        tensors.alias(node.input[0], node.output[0])
+        return
+    if node.op_type == "If":
+        _take_branch(tensors, folder, node, opset, depth)
+        return
+    lacking = next(problems(node, opset), None) if node.op_type in ENTRIES else ""
+    if lacking is not None:
+        function = definition(node, opset, tensors.types(node.input))
+        if function is None:
+            raise UnsupportedLayer(f"{where}: {lacking or 'operators of this type are not supported'}")
+        version = next((each.version for each in function.opset_import if not each.domain), opset)
+        for inner in written_out(node, function, tensors.fresh):
+            _add(tensors, folder, inner, version, depth + 1)
         return
     converter = CONVERTERS.get(node.op_type, Operands.by_frontend)
     try:
-        result = tensors.builder.normalize(converter(Operands(tensors, node)))
+        operands = Operands(tensors, node, opset)
+        made = converter(operands)
+        if isinstance(made, Whole):
+            tensors.whole[node.output[0]] = made.dtype
+            made = made.expr
+        elif operands.moves:
+            tensors.whole.update((name, operands.file_dtype(0)) for name in node.output if name)
+        result = tensors.builder.normalize(made)
         shape = static_shape(result)
         if shape is not None:
             check_result(f"{tensors.path}: {node_label(node)}", shape, str(result.ty.dtype))
@@ -65,6 +98,24 @@ def _add(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> None:
         raise
     except Exception as error:  # the frontend and TVM's type inference raise whatever they meet
         raise UnsupportedLayer(f"{tensors.path}: {node_label(node)} cannot be converted: {reason_of(error)}") from error
+
+
+def _take_branch(tensors: Tensors, folder: Folder, node: onnx.NodeProto, opset: int, depth: int) -> None:
+    """The nodes of the branch that a constant condition chooses."""
+    where = f"{tensors.path}: {node_label(node)}"
+    if node.input[0] not in tensors.constants:
+        raise UnsupportedLayer(f"{where}: its condition depends on the input's values")
+    branches = {attribute.name: attribute.g for attribute in node.attribute}
+    chosen = branches["then_branch" if bool(np.all(tensors.constants[node.input[0]])) else "else_branch"]
+    if len(chosen.output) != len(node.output):
+        raise ModelError(f"{where}: its branch makes {len(chosen.output)} results instead of {len(node.output)}")
+    for tensor in chosen.initializer:
+        tensors.constants[tensor.name] = numpy_helper.to_array(tensor)
+    for inner in chosen.node:
+        _add(tensors, folder, inner, opset, depth + 1)
+    for inside, outside in zip(chosen.output, node.output, strict=True):
+        if outside:
+            tensors.alias(inside.name, outside)
 
 
 def _bind(tensors: Tensors, node: onnx.NodeProto, result: relax.Expr) -> None:
@@ -76,12 +127,12 @@ def _bind(tensors: Tensors, node: onnx.NodeProto, result: relax.Expr) -> None:
     if not isinstance(result, relax.Tuple):
         result = tensors.builder.emit(result, name_hint=tensors.variable(f"{outputs[0]}_all"))
     for index, name in enumerate(node.output):
-        if name:
+        if name and (isinstance(result, relax.Tuple) or index < len(result.ty.fields)):
             item = result[index] if isinstance(result, relax.Tuple) else relax.TupleGetItem(result, index)
             tensors.values[name] = tensors.named(name, item)
 
 
-def _fold(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> bool:
+def _fold(tensors: Tensors, folder: Folder, node: onnx.NodeProto, opset: int) -> bool:
     """Evaluate a node that depends on constants alone, or asks for a static shape."""
     if node.op_type in ("Shape", "Size") and node.input and node.input[0] in tensors.values:
         return _fold_shape(tensors, node)
@@ -89,7 +140,7 @@ def _fold(tensors: Tensors, folder: Folder, node: onnx.NodeProto) -> bool:
     nested = any(attribute.HasField("g") for attribute in node.attribute)
     if len(inputs) != len({*node.input} - {""}) or nested:
         return False
-    results = folder.results(node, node_label(node), inputs)
+    results = folder.results(node, node_label(node), inputs, opset)
     if results is None:
         return False
     outputs = [name for name in node.output if name]

@@ -17,8 +17,8 @@ from onnx.reference import ReferenceEvaluator
 
 from bitkiln.pipeline.errors import UnsupportedLayer
 
-#: Bytes that computed constants may take together: so many, and so many times the file's own constants.
-_ROOM, _ROOM_PER_BYTE = 256 << 20, 8
+#: Bytes that computed constants may take together: as many as a board has, and so many times the file's own constants.
+_ROOM, _ROOM_PER_BYTE = 1 << 30, 8
 
 #: Values of operands up to this many elements are looked at to infer a result's shape.
 _SHAPE_LIKE = 1024
@@ -41,17 +41,18 @@ _SINCE = {"GreaterOrEqual": 12, "Round": 11, "DequantizeLinear": 19}
 class Folder:
     """Computes constants of one model; ``where`` names the file in errors."""
 
-    def __init__(self, where: str, opset: int, constants: Iterable[np.ndarray]) -> None:
+    def __init__(self, where: str, constants: Iterable[np.ndarray]) -> None:
         self._where = where
-        self._opset = opset
         self._room = _ROOM + _ROOM_PER_BYTE * sum(array.nbytes for array in constants)
 
-    def results(self, node: onnx.NodeProto, label: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
+    def results(
+        self, node: onnx.NodeProto, label: str, inputs: Mapping[str, np.ndarray], opset: int
+    ) -> list[np.ndarray] | None:
         """The results of a node of the default domain; None where it is better left alone.
 
         Raises UnsupportedLayer where they do not fit into memory; ``label`` names the node.
         """
-        sizes = None if node.op_type in _NOT_FOLDED else self._inferred_bytes(node, inputs)
+        sizes = None if node.op_type in _NOT_FOLDED else self._inferred_bytes(node, inputs, opset)
         if sizes is None:
             return None
         if sum(sizes) > self._room:
@@ -59,7 +60,7 @@ class Folder:
                 f"{self._where}: {label}: computes a constant of {sum(sizes) / 1e6:.0f} MB, more than the file explains"
             )
         try:
-            results = list(self._evaluate(node, inputs))
+            results = list(self._evaluate(node, inputs, opset))
         except Exception:  # the reference implementation lacks it: the converters may know it
             return None
         if not all(isinstance(result, np.ndarray | np.generic) and not result.dtype.hasobject for result in results):
@@ -67,10 +68,10 @@ class Folder:
         self._room -= sum(result.nbytes for result in results)
         return [np.asarray(result) for result in results]
 
-    def _inferred_bytes(self, node: onnx.NodeProto, inputs: Mapping[str, np.ndarray]) -> list[int] | None:
+    def _inferred_bytes(self, node: onnx.NodeProto, inputs: Mapping[str, np.ndarray], opset: int) -> list[int] | None:
         """Upper bounds of the results' sizes in bytes; None where ONNX cannot tell."""
         try:
-            opset = self._opset_for(node)
+            opset = _opset_for(node, opset)
             schema = defs.get_schema(node.op_type, opset, "")
             tensors = {name: _tensor(array) for name, array in inputs.items() if array.size <= _SHAPE_LIKE}
             types = {name: _type(array) for name, array in inputs.items()}
@@ -82,17 +83,18 @@ class Folder:
         loose = 64 * sum(array.nbytes for array in inputs.values())
         return [_bytes(inferred.get(name), loose) for name in node.output if name]
 
-    def _evaluate(self, node: onnx.NodeProto, inputs: Mapping[str, np.ndarray]) -> Iterable[np.ndarray]:
+    def _evaluate(self, node: onnx.NodeProto, inputs: Mapping[str, np.ndarray], opset: int) -> Iterable[np.ndarray]:
         unknown = onnx.TypeProto()
         values = [helper.make_value_info(name, unknown) for name in inputs]
         outputs = [helper.make_value_info(name, unknown) for name in node.output if name]
         graph = helper.make_graph([node], "fold", values, outputs)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset_for(node))])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _opset_for(node, opset))])
         with np.errstate(all="ignore"):  # overflows and the like give what ONNX defines
             return ReferenceEvaluator(model).run(None, dict(inputs))
 
-    def _opset_for(self, node: onnx.NodeProto) -> int:
-        return max(self._opset, _SINCE.get(node.op_type, 0))
+
+def _opset_for(node: onnx.NodeProto, opset: int) -> int:
+    return max(opset, _SINCE.get(node.op_type, 0))
 
 
 def _tensor(array: np.ndarray) -> onnx.TensorProto:

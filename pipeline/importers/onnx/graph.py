@@ -54,6 +54,7 @@ def clean(graph: Graph) -> Graph:
     for node in graph.nodes:
         _check_domain(graph, node)
         _check_operands(graph, node)
+        _check_training(graph, node)
     skip_identities(graph)
     drop_dead_nodes(graph)
     return graph
@@ -98,10 +99,30 @@ def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
             raise ModelError(f"{graph.path}: {node_label(node)}: lacks operand {index}, which its operator needs")
 
 
+def _check_training(graph: Graph, node: onnx.NodeProto) -> None:
+    """Refuse Dropout and BatchNormalization of training: they drop at random, and take statistics of their input."""
+    training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] != ""
+    if training and node.input[2] in graph.constants:
+        ratio = graph.constants.get(node.input[1], np.float32(0.5))
+        training = bool(np.any(graph.constants[node.input[2]])) and bool(np.any(ratio))
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "BatchNormalization":
+        training = any(node.output[1:]) or bool(attributes.get("training_mode", 0))
+    if training:
+        raise UnsupportedLayer(
+            f"{graph.path}: {node_label(node)}: is, or may be, in training mode; export the model for inference"
+        )
+
+
 def skip_identities(graph: Graph) -> None:
-    """Identity, and Dropout, which does nothing at inference."""
+    """Identity, and Dropout whose mask nobody asks for, which does nothing at inference."""
     idle = [
-        node for node in graph.nodes if node.op_type in ("Identity", "Dropout") and node.input[0] and node.output[0]
+        node
+        for node in graph.nodes
+        if node.input
+        and node.input[0]
+        and node.output[0]
+        and (node.op_type == "Identity" or (node.op_type == "Dropout" and not any(node.output[1:])))
     ]
     graph.rename({node.output[0]: node.input[0] for node in idle})
 

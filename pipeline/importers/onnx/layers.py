@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from bitkiln.pipeline.importers.onnx import arithmetic, indexing, reductions, windows
 from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
 from bitkiln.pipeline.importers.onnx.masks import assign
 from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
-from bitkiln.pipeline.importers.onnx.pads import cut, gather, gather_nd, pad
+from bitkiln.pipeline.importers.onnx.pads import cut, gather, pad
+from bitkiln.pipeline.importers.onnx.resizing import resize
 from bitkiln.pipeline.importers.onnx.thresholds import dequantize, multi_threshold, quantize
 from bitkiln.pipeline.ir.windows import Windows, of_lines
 
@@ -66,6 +68,11 @@ def _batch_normalization(node: Operands) -> relax.Expr:
     return relax.op.add(scaled, _per_channel(beta - mean * multiplier, rank))
 
 
+def _dropout(node: Operands) -> relax.Expr:
+    """Where its mask is asked for: nothing is dropped."""
+    return relax.Tuple([node.value(0), relax.const(np.ones(node.shape(), np.bool_))])
+
+
 def _per_channel(values: np.ndarray, rank: int) -> relax.Expr:
     """float32 [1, C, 1, ...] of the given rank."""
     shape = [1] * rank
@@ -75,15 +82,6 @@ def _per_channel(values: np.ndarray, rank: int) -> relax.Expr:
 
 def _scalar(value: float) -> relax.Expr:
     return relax.const(value, "float32")
-
-
-def _clip(node: Operands) -> relax.Expr:
-    limits = np.finfo(np.float32)
-    bounds = []
-    for index, name, default in ((1, "min", limits.min), (2, "max", limits.max)):
-        given = node.array(index, name).item() if node.has(index) else node.attributes.get(name, default)
-        bounds.append(float(np.clip(given, limits.min, limits.max)))
-    return relax.op.clip(node.value(0), *bounds)
 
 
 def _prelu(node: Operands) -> relax.Expr:
@@ -96,38 +94,6 @@ def _prelu(node: Operands) -> relax.Expr:
         return relax.op.nn.prelu(x, relax.const(spread.ravel()), axis=1)
     scaled = node.step(relax.op.multiply(x, relax.const(spread)), "scaled")
     return relax.op.where(node.step(relax.op.less(x, _scalar(0)), "negative"), scaled, x)
-
-
-def _pooling(node: Operands) -> relax.Expr:
-    shape = node.shape()
-    if len(shape) != 4:
-        return node.by_frontend()
-    if len([name for name in node.node.output if name]) > 1:
-        raise node.unsupported("its indices are not supported")
-    largest = node.node.op_type == "MaxPool"
-    windows = Windows.of(node.attributes, shape[2:], tuple(node.attributes["kernel_shape"]))
-    counted = bool(node.attributes.get("count_include_pad", 0))
-    x, padding = node.value(0), windows.padding
-    if any(windows.overruns) and counted and not largest:
-        # What a window reads behind the padding does not count: that padding is the pooling's, the file's one before it.
-        bottom, right = windows.overruns
-        top, left, *_ = padding
-        x = node.step(relax.op.nn.pad(x, _around(top, left, padding[2] - bottom, padding[3] - right)), "padded")
-        padding, counted = (0, 0, bottom, right), False
-    operator = relax.op.nn.max_pool2d if largest else relax.op.nn.avg_pool2d
-    return operator(
-        x,
-        windows.kernel,
-        windows.strides,
-        padding,
-        windows.dilations,
-        count_include_pad=counted and not largest,
-    )
-
-
-def _around(top: int, left: int, bottom: int, right: int) -> list[int]:
-    """Padding of an NCHW image as nn.pad wants it."""
-    return [0, 0, 0, 0, top, bottom, left, right]
 
 
 def _dense(node: Operands) -> relax.Expr:
@@ -166,19 +132,6 @@ def _reshape(node: Operands) -> relax.Expr:
     return node.value(0) if tuple(target) == shape else relax.op.reshape(node.value(0), target)
 
 
-def _where(node: Operands) -> relax.Expr:
-    return relax.op.where(node.value(0), node.value(1), node.value(2))
-
-
-def _greater_or_equal(node: Operands) -> relax.Expr:
-    return relax.op.greater_equal(node.value(0), node.value(1))
-
-
-def _round(node: Operands) -> relax.Expr:
-    """Halves to even."""
-    return relax.op.round(node.value(0))
-
-
 def _split(node: Operands) -> relax.Expr:
     """One slice for each output, so that every step makes one tensor. Sizes are given, or equal but for the last."""
     shape, count = node.shape(), len(node.node.output)
@@ -198,17 +151,6 @@ def _split(node: Operands) -> relax.Expr:
     return pieces[0] if count == 1 else relax.Tuple(pieces)
 
 
-def _softmax(node: Operands) -> relax.Expr:
-    """Before opset 13 all axes from ``axis`` on are one."""
-    shape = node.shape()
-    axis = node.attributes.get("axis", -1 if node.opset >= 13 else 1)
-    axis = axis + len(shape) if axis < 0 else axis
-    if node.opset >= 13 or math.prod(shape[axis:]) == shape[axis]:
-        return relax.op.nn.softmax(node.value(0), axis)
-    flat = node.step(relax.op.reshape(node.value(0), (math.prod(shape[:axis]), math.prod(shape[axis:]))), "flat")
-    return relax.op.reshape(node.step(relax.op.nn.softmax(flat, 1), "all"), shape)
-
-
 def _hard_sigmoid(node: Operands) -> relax.Expr:
     """HardSigmoid, and HardSwish, which is x times one."""
     swish = node.node.op_type == "HardSwish"
@@ -219,25 +161,16 @@ def _hard_sigmoid(node: Operands) -> relax.Expr:
     return relax.op.multiply(node.value(0), node.step(gate, "gate")) if swish else gate
 
 
-def _variadic(node: Operands) -> relax.Expr:
-    """Sum, Max or Min of any number of tensors, two at a time."""
-    operator = {"Sum": relax.op.add, "Max": relax.op.maximum, "Min": relax.op.minimum}[node.node.op_type]
-    result = node.value(0)
-    for index in range(1, len(node)):
-        result = operator(result, node.value(index))
-        if index < len(node) - 1:
-            result = node.step(result, str(index))
-    return result
-
-
 def _local_response(node: Operands) -> relax.Expr:
     """LRN: x / (bias + alpha/size * sum of squares over ``size`` neighbouring channels) ** beta.
 
     The mean of squares is an average pooling over the channel axis of the image seen as [1, 1, C, H*W].
     """
     shape, size = node.shape(), node.attributes["size"]
+    if size < 1:
+        raise node.unsupported(f"its attribute size={size} is less than 1")
     squares = node.step(relax.op.multiply(node.value(0), node.value(0)), "squares")
-    rows = node.step(relax.op.reshape(squares, (1, 1, shape[1], math.prod(shape[2:]))), "rows")
+    rows = node.step(relax.op.reshape(squares, (shape[0], 1, shape[1], math.prod(shape[2:]))), "rows")
     before, after = (size - 1) // 2, size // 2
     window = relax.op.nn.avg_pool2d(rows, (size, 1), padding=(before, 0, after, 0), count_include_pad=True)
     means = node.step(relax.op.reshape(node.step(window, "windows"), shape), "means")
@@ -247,75 +180,67 @@ def _local_response(node: Operands) -> relax.Expr:
     return relax.op.multiply(node.value(0), power)
 
 
-def _resize(node: Operands) -> relax.Expr:
-    """Resize of any opset, and Upsample, for images; sizes or scales are constant."""
-    shape = node.shape()
-    old = node.opset < 11
-    scales, sizes = (1, None) if old else (2, 3)
-    if sizes is not None and node.has(sizes):
-        target = [int(size) for size in node.array(sizes, "sizes")]
-    elif "scales" in node.attributes:
-        target = [int(size * scale) for size, scale in zip(shape, node.attributes["scales"], strict=True)]
-    else:
-        target = [int(size * scale) for size, scale in zip(shape, node.array(scales, "scales"), strict=True)]
-    attributes = node.attributes
-    text = {name: attributes.get(name, default).decode() for name, default in _RESIZE_DEFAULTS.items()}
-    if len(shape) != 4 or tuple(target[:2]) != shape[:2] or text["mode"] not in _RESIZE_METHODS:
-        raise node.unsupported(f"resizes {list(shape)} to {target} by {text['mode']}")
-    if attributes.get("axes") or attributes.get("antialias") or text["keep_aspect_ratio_policy"] != "stretch":
-        raise node.unsupported("axes, antialias and keep_aspect_ratio_policy are not supported")
-    return relax.op.image.resize2d(
-        node.value(0),
-        tuple(target[2:]),
-        layout="NCHW",
-        method=_RESIZE_METHODS[text["mode"]],
-        coordinate_transformation_mode="asymmetric" if old else text["coordinate_transformation_mode"],
-        rounding_method="floor" if old else text["nearest_mode"],
-        cubic_alpha=attributes.get("cubic_coeff_a", -0.75),
-        cubic_exclude=attributes.get("exclude_outside", 0),
-        extrapolation_value=attributes.get("extrapolation_value", 0.0),
-    )
-
-
-_RESIZE_METHODS = {"nearest": "nearest_neighbor", "linear": "linear", "cubic": "cubic"}
-_RESIZE_DEFAULTS = {
-    "mode": b"nearest",
-    "coordinate_transformation_mode": b"half_pixel",
-    "nearest_mode": b"round_prefer_floor",
-    "keep_aspect_ratio_policy": b"stretch",
-}
-
-
 #: ONNX operator -> its converter; all others go through TVM's frontend.
 CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     ASSIGNMENT: assign,
-    "AveragePool": _pooling,
+    **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce),
+    "ArgMax": reductions.extreme_index,
+    "ArgMin": reductions.extreme_index,
+    "AveragePool": windows.pooling,
     "BatchNormalization": _batch_normalization,
-    "Clip": _clip,
+    "BitShift": arithmetic.bit_shift,
+    "Cast": arithmetic.cast,
+    "CastLike": arithmetic.cast,
+    "Clip": arithmetic.clip,
     "Conv": _convolution,
+    "ConvTranspose": windows.transposed_convolution,
+    "CumSum": reductions.cumulative_sum,
+    "DepthToSpace": indexing.depth_to_space,
     "DequantizeLinear": dequantize,
+    "Div": arithmetic.divide,
+    "Dropout": _dropout,
+    "EyeLike": indexing.eye_like,
     "Flatten": _flatten,
     "Gather": gather,
-    "GatherND": gather_nd,
+    "GatherElements": indexing.gather_elements,
+    "GatherND": indexing.gather_nd,
     "Gemm": _dense,
-    "GreaterOrEqual": _greater_or_equal,
+    "GreaterOrEqual": arithmetic.greater_or_equal,
+    "GridSample": indexing.grid_sample,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_sigmoid,
+    "Hardmax": reductions.hardmax,
+    "IsInf": arithmetic.is_infinite,
     "LRN": _local_response,
-    "Max": _variadic,
-    "MaxPool": _pooling,
-    "Min": _variadic,
+    "LayerNormalization": reductions.layer_normalization,
+    "LogSoftmax": reductions.softmax,
+    "LpNormalization": reductions.lp_normalization,
+    "LpPool": windows.lp_pooling,
+    "Max": arithmetic.variadic,
+    "MaxPool": windows.pooling,
+    "Mean": arithmetic.mean,
+    "Min": arithmetic.variadic,
+    "Mod": arithmetic.modulo,
     MULTI_THRESHOLD: multi_threshold,
+    "OneHot": indexing.one_hot,
     "PRelu": _prelu,
     "Pad": pad,
+    "Pow": arithmetic.power,
     "QuantizeLinear": quantize,
     "Reshape": _reshape,
-    "Resize": _resize,
-    "Round": _round,
+    "Resize": resize,
+    "RoiAlign": indexing.roi_align,
+    "Round": arithmetic.round_half_even,
+    "Scatter": indexing.scatter_elements,
+    "ScatterElements": indexing.scatter_elements,
+    "ScatterND": indexing.scatter_nd,
     "Slice": cut,
-    "Softmax": _softmax,
+    "Softmax": reductions.softmax,
+    "SpaceToDepth": indexing.space_to_depth,
     "Split": _split,
-    "Sum": _variadic,
-    "Upsample": _resize,
-    "Where": _where,
+    "Sum": arithmetic.variadic,
+    "Swish": arithmetic.swish,
+    "Trilu": indexing.triangle,
+    "Upsample": resize,
+    "Where": arithmetic.select,
 }

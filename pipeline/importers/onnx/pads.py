@@ -1,10 +1,11 @@
-"""ONNX's Pad of all modes, Slice, Gather and GatherND."""
+"""ONNX's Pad of all modes, Slice and Gather."""
 
 from __future__ import annotations
 
 import numpy as np
 from tvm import relax
 
+from bitkiln.pipeline.importers.onnx.indexing import check_indices
 from bitkiln.pipeline.importers.onnx.operands import Operands
 
 #: Modes whose padding is made of the tensor's own elements, as numpy calls them.
@@ -93,38 +94,13 @@ def gather(node: Operands) -> relax.Expr:
     return _taken(node, axis % len(shape), node.array(1, "indices").astype(np.int64))
 
 
-def gather_nd(node: Operands) -> relax.Expr:
-    """Constant indices of the leading axes, which are taken as one; what a run computes is left to TVM's frontend."""
-    shape = node.shape()
-    indices = node.array(1, "indices") if node.is_constant(1) else np.zeros((0, 0))
-    depth = indices.shape[-1] if indices.size else 0
-    if not 0 < depth <= len(shape) or node.attributes.get("batch_dims", 0):
-        return node.by_frontend()
-    leading, columns = shape[:depth], np.moveaxis(indices, -1, 0).astype(np.int64)
-    for size, column in zip(leading, columns, strict=True):
-        _check_indices(node, size, column)
-    flat = np.ravel_multi_index([column % size for size, column in zip(leading, columns, strict=True)], leading)
-    x = node.value(0)
-    if depth > 1:
-        x = node.step(relax.op.reshape(x, (int(np.prod(leading)), *shape[depth:])), "flat")
-    taken = relax.op.take(x, relax.const(flat.reshape(-1)), 0, "clip")
-    if flat.ndim == 1:
-        return taken
-    return relax.op.reshape(node.step(taken, "taken"), (*flat.shape, *shape[depth:]))
-
-
 def _taken(node: Operands, axis: int, indices: np.ndarray) -> relax.Expr:
     shape = node.shape()
-    _check_indices(node, shape[axis], indices)
+    check_indices(node, shape[axis], indices)
     taken = relax.op.take(node.value(0), relax.const((indices % shape[axis]).reshape(-1)), axis, "clip")
     if indices.ndim == 1:
         return taken
     return relax.op.reshape(node.step(taken, "taken"), (*shape[:axis], *indices.shape, *shape[axis + 1 :]))
-
-
-def _check_indices(node: Operands, size: int, indices: np.ndarray) -> None:
-    if np.any(indices < -size) or np.any(indices >= size):
-        raise node.unsupported(f"gathers indices {indices.min()} to {indices.max()} of {size}")
 
 
 def _bounds(node: Operands, name: str, index: int, default: list[int] | None = None) -> list[int]:

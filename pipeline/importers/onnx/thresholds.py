@@ -6,34 +6,48 @@ Quantised tensors stay float32 that hold whole numbers: every step is exact, and
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx.operands import Operands
+from bitkiln.pipeline.importers.onnx.operands import Operands, Whole
 
 
-def quantize(node: Operands) -> relax.Expr:
+def quantize(node: Operands) -> Whole:
     """clip(round(x / scale) + zero point), halves to even."""
-    _check_blocks(node)
-    zero = node.array(2, "zero point") if node.has(2) else np.uint8(0)
-    if zero.dtype.kind not in "iu" or zero.dtype.itemsize > 2:
-        raise node.unsupported(f"quantises to {zero.dtype}; integers of 8 and 16 bits are supported")
-    limits = np.iinfo(zero.dtype)
-    shares = node.step(relax.op.divide(node.value(0), _along_axis(node, node.weight(1, "scale"))), "shares")
+    kind = _quantized_type(node)
+    limits = np.iinfo(kind)
+    shares = node.step(relax.op.divide(node.floats(0), _along_axis(node, 1, "scale")), "shares")
     whole = node.step(relax.op.round(shares), "rounded")
-    if np.any(zero):
-        whole = node.step(relax.op.add(whole, _along_axis(node, zero)), "shifted")
-    return relax.op.clip(whole, float(limits.min), float(limits.max))
+    if node.has(2) and not (node.is_constant(2) and not np.any(node.array(2, "zero point"))):
+        whole = node.step(relax.op.add(whole, _along_axis(node, 2, "zero point")), "shifted")
+    return Whole(relax.op.clip(whole, float(limits.min), float(limits.max)), kind)
+
+
+def _quantized_type(node: Operands) -> str:
+    """That of the zero point, or of ``output_dtype``, or uint8."""
+    kind = node.file_dtype(2) if node.has(2) else "uint8"
+    stated = node.attributes.get("output_dtype", 0)
+    if stated:
+        named = str(onnx.helper.tensor_dtype_to_np_dtype(stated))
+        if node.has(2) and named != kind:
+            raise node.unsupported(f"its attribute output_dtype={named} is not the type of its zero point, {kind}")
+        kind = named
+    if kind not in _QUANTIZED:
+        raise node.unsupported(f"quantises to {kind}; integers of 8 and 16 bits are supported")
+    return kind
+
+
+_QUANTIZED = frozenset({"int8", "uint8", "int16", "uint16"})
 
 
 def dequantize(node: Operands) -> relax.Expr:
     """(x - zero point) * scale."""
-    _check_blocks(node)
-    x = node.value(0)
-    if str(x.ty.dtype) != "float32":
-        x = node.step(relax.op.astype(x, "float32"), "floats")
-    if node.has(2) and np.any(node.array(2, "zero point")):
-        x = node.step(relax.op.subtract(x, _along_axis(node, node.array(2, "zero point"))), "shifted")
-    return relax.op.multiply(x, _along_axis(node, node.weight(1, "scale")))
+    x = node.floats(0)
+    if node.file_dtype(0) == "int32" and node.is_constant(0) and np.any(np.abs(node.array(0, "input")) > 1 << 24):
+        raise node.unsupported("its integers are larger than floats hold exactly")
+    if node.has(2) and not (node.is_constant(2) and not np.any(node.array(2, "zero point"))):
+        x = node.step(relax.op.subtract(x, _along_axis(node, 2, "zero point")), "shifted")
+    return relax.op.multiply(x, _along_axis(node, 1, "scale"))
 
 
 def multi_threshold(node: Operands) -> relax.Expr:
@@ -56,13 +70,16 @@ def multi_threshold(node: Operands) -> relax.Expr:
     return relax.op.where(node.step(reached, "reached"), high, low)
 
 
-def _check_blocks(node: Operands) -> None:
-    if node.attributes.get("block_size", 0):
-        raise node.unsupported("scales of blocks are not supported")
-
-
-def _along_axis(node: Operands, values: np.ndarray) -> relax.Expr:
+def _along_axis(node: Operands, index: int, what: str) -> relax.Expr:
     """A number, or one for each index of the node's axis, as float32 that fits its input."""
+    if not node.is_constant(index):
+        if int(np.prod(node.shape(index))) != 1:
+            raise node.unsupported(f"its {what} is computed while the network runs, and has more than one value")
+        value = node.floats(index)
+        return value if not node.shape(index) else node.step(relax.op.reshape(value, ()), what.replace(" ", "_"))
+    values = node.weight(index, what) if what == "scale" else node.array(index, what)
+    if what == "scale" and not np.all(values > 0):
+        raise node.unsupported("its scale is not positive")
     shape = node.shape()
     if values.size == 1:
         return relax.const(np.float32(values.reshape(-1)[0]))

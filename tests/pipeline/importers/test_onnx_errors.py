@@ -120,12 +120,52 @@ def test_dynamic_shapes(write_onnx):
     refused(path, ModelError, r"--shape z: the model's inputs are x", shapes={"z": (1, 3, 4, 4)})
     refused(path, ModelError, r"--shape x=1,4,4,4 does not fit the model's \?,3,\?,\?", shapes={"x": (1, 4, 4, 4)})
     refused(path, ModelError, r"does not fit", shapes={"x": (1, 3, 4)})
-    refused(path, ModelError, r"a batch of 2; give --shape x=1,3,4,4", shapes={"x": (2, 3, 4, 4)})
     refused(write_onnx([node("Relu", ["x"])], {}, None), ShapeNeeded, r"--shape x=1,3,224,224")
 
 
-def test_fixed_batches(write_onnx):
-    refused(write_onnx([node("Relu", ["x"])], {}, [4, 3]), match=r"input 'x' has a batch of 4; give --shape x=1,3")
+def test_several_images_at_once(write_onnx):
+    """They are compiled as they are, in general kernels, and the user is told."""
+    weights = {"w": np.ones((2, 3, 3, 3), np.float32)}
+    model = load_model(write_onnx([node("Conv", ["x", "w"])], weights, [4, 3, 8, 8]))
+    assert model.outputs[0].shape == (4, 2, 6, 6)
+    assert model.preprocessing is None
+    (warning,) = model.warnings
+    assert "4 images" in warning
+    assert "--shape x=1,3,8,8" in warning
+    assert not load_model(write_onnx([node("Relu", ["x"])], {}, [4, 3])).warnings
+
+
+def test_batches_that_the_file_fixes_within(write_onnx):
+    path = write_onnx([node("Reshape", ["x", "s"])], {"s": np.int64([4, -1])}, [4, 16])
+    model = load_model(path, ImportOptions(shapes={"x": (1, 16)}))
+    assert model.outputs[0].shape == (4, 4)
+    assert "still has 4 rows" in model.warnings[0]
+
+
+def test_unsorted_nodes(write_onnx):
+    nodes = [node("Relu", ["b"], ["y"]), node("Neg", ["a"], ["b"]), node("Abs", ["x"], ["a"])]
+    assert load_model(write_onnx(nodes, {}, [1, 3])).outputs[0].shape == (1, 3)
+    circle = [node("Add", ["x", "b"], ["y"]), node("Neg", ["y"], ["b"])]
+    refused(write_onnx(circle, {}, [1, 3]), match="depends on its own result")
+
+
+@pytest.mark.parametrize(("condition", "expected"), [(True, "abs"), (False, "negative")])
+def test_constant_conditions_take_their_branch(write_onnx, condition, expected):
+    branches = {}
+    for name, kind in (("then_branch", "Abs"), ("else_branch", "Neg")):
+        made = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph([node(kind, ["x"], [f"{name}_y"])], name, [], [made])
+    nodes = [node("If", ["c"], ["z"], **branches), node("Identity", ["z"], ["y"])]
+    model = load_model(write_onnx(nodes, {"c": np.array(condition)}, [1, 3]))
+    assert f"R.{expected}(" in str(model.module)
+
+
+def test_conditions_that_depend_on_the_input(write_onnx):
+    made = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    branch = helper.make_graph([node("Abs", ["x"], ["z"])], "branch", [], [made])
+    nodes = [node("ReduceSum", ["x"], ["s"], keepdims=0), node("Cast", ["s"], ["c"], to=TensorProto.BOOL)]
+    nodes.append(node("If", ["c"], then_branch=branch, else_branch=branch))
+    refused(write_onnx(nodes, {}, [1, 3]), UnsupportedLayer, "its condition depends on the input")
 
 
 def test_inputs_of_other_types(write_onnx):
