@@ -83,7 +83,7 @@ def _report(
         shown.measured_by,
         labels=bundle.labels,
         same_file=belongs.same_file,
-        notes=belongs.notes,
+        notes=(*belongs.notes, *dict.fromkeys(each.unchecked for each in examined if each.unchecked)),
         disagreements=(*belongs.disagreements, *whole),
         damage=tuple(damage),
         advice=DAMAGED if damage else advise(bundle, belongs.same_file, tracer) if failed else "",

@@ -16,7 +16,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import BitkilnError
-from bitkiln.pipeline.ir.graph import bindings, op_name
+from bitkiln.pipeline.ir.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.pipeline import Lowered
 from bitkiln.pipeline.verify.steps import Step
 from bitkiln.schedules.workload import Conv2d
@@ -73,13 +73,25 @@ def compare_step(lowered: Lowered, step: Step, known: Tensors) -> Comparison:
     """Compare the result of ``step`` with the reference; ``known`` holds it and all that was computed before it."""
     actual = known[step.name]
     others = {name: values for name, values in known.items() if name != step.name}
-    if actual.dtype == np.uint8:
+    if actual.dtype == np.uint8 and _holds_bits(lowered.graph, step.name):
         return _compare_bits(lowered.graph, step, others, actual)
     expected = reference.evaluate(lowered.graph, others, [step.name])[step.name]
     sums = isinstance(step.workload, Conv2d) and step.workload.binary and not step.workload.epilogue
     # A wrong bit of a word of bits may be a small number.
     exact = sums or expected.dtype.kind != "f"
     return compare_floats(step, actual.reshape(expected.shape), expected, 0.0 if exact else TOLERANCE)
+
+
+def _holds_bits(graph: tvm.IRModule, name: str) -> bool:
+    """Is the tensor made of bits by operators of ours, rather than of the file's own integers of 8 bits?"""
+    defined = dict(bindings(graph["main"]))
+    value = defined.get(name)
+    while value is not None and not op_name(value).startswith("bitkiln."):
+        source = next(iter(variables(value)), None)
+        if op_name(value) == "astype" or source is None:
+            return False
+        value = defined.get(source.name)
+    return value is not None
 
 
 def compare_floats(step: Step, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:

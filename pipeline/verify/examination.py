@@ -27,6 +27,7 @@ from bitkiln.pipeline.verify.rivals import (
     ONNXRUNTIME,
     REFERENCE,
     Rival,
+    Unchecked,
     as_imported,
     by_onnxruntime,
 )
@@ -57,6 +58,8 @@ class Examination:
         self.outputs: list[Output] = [
             (name, trace.get(step, answer.outputs.get(name))) for name, step in output_steps(model, lowered)
         ]
+        #: Why another engine was not asked, where it could have been.
+        self.unchecked = ""
         self.notes = _whole_run(answer, self.outputs)
         self.zero_signs = ZeroSigns(lowered)
         names = [step.name for step in steps] + list(self.zero_signs.sources.values())
@@ -73,9 +76,15 @@ class Examination:
             self.lowered, self.sample.inputs, self.sample.source, self.zero_signs, self.zeros, flips, faithful
         )
         rivals = [Rival(REFERENCE, self.reference, by_file=False)]
-        imported = as_imported(self.lowered, self.sample.inputs)
+        try:
+            imported = as_imported(self.lowered, self.sample.inputs)
+        except Unchecked as reason:
+            self.unchecked, imported = str(reason), None
         rivals += [Rival(IMPORTED, imported)] if imported is not None else []
-        theirs = by_onnxruntime(source, self.sample.inputs)
+        try:
+            theirs = by_onnxruntime(source, self.sample.inputs)
+        except Unchecked as reason:
+            self.unchecked, theirs = str(reason), None
         rivals += [Rival(ONNXRUNTIME, theirs)] if theirs is not None else []
         rivals += [Rival(EXPECTED, self.sample.expected)] if self.sample.expected else []
         return [decision for rival in rivals for decision in judge.decide(self.outputs, rival)]

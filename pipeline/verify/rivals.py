@@ -35,29 +35,50 @@ class Rival:
     by_file: bool = True
 
 
-def as_imported(lowered: Lowered, inputs: Tensors) -> list[np.ndarray] | None:
-    """The outputs of the network as imported; None where it has operators that the reference does not know."""
+def as_imported(lowered: Lowered, inputs: Tensors) -> list[np.ndarray]:
+    """The outputs of the network as imported. Raises Unchecked where it has operators that the reference does not know."""
     try:
         return reference.run(lowered.phases["imported"], inputs)
-    except BitkilnError:
-        return None
+    except BitkilnError as error:
+        raise Unchecked(
+            f"the model as imported cannot be evaluated ({error}): only its lowered form is compared"
+        ) from None
+
+
+class Unchecked(Exception):
+    """Another engine could not be asked; the message says why."""
 
 
 def by_onnxruntime(source: Path | None, inputs: Tensors) -> list[np.ndarray] | None:
-    """The model's outputs by onnxruntime; None where it is not installed or cannot run the file."""
+    """The model's outputs by onnxruntime, operator by operator; None for files that are not its.
+
+    Without its optimiser: that joins quantisers and the layers between them to kernels of 8 bits, one unit off what the file
+    says. Raises Unchecked.
+    """
     if source is None or not source.name.lower().endswith((".onnx", ".onnx.xz")):
         return None
     try:
         import onnxruntime
     except ImportError:
-        return None
+        raise Unchecked("onnxruntime is not installed: the outputs are compared with our own reference alone") from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # Errors; its warnings are about what exporters leave behind.
+    options.log_severity_level = 4  # Its errors come as exceptions; its warnings are about what exporters leave behind.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         model = lzma.decompress(source.read_bytes()) if source.name.endswith(".xz") else str(source)
         session = onnxruntime.InferenceSession(model, options)
-        names = [entry.name for entry in session.get_inputs()]
-        return session.run(None, dict(zip(names, inputs.values(), strict=True)))
-    except Exception:
+        feeds = {
+            entry.name: values.astype(_DTYPES.get(entry.type, values.dtype))
+            for entry, values in zip(session.get_inputs(), inputs.values(), strict=True)
+        }
+        return session.run(None, feeds)
+    except Exception as error:
         # It refuses what it has no operator for, such as QONNX's; then there is nothing to compare with.
-        return None
+        reason = " ".join(str(error).split())[:160]
+        raise Unchecked(
+            f"onnxruntime cannot run the file ({reason}): the outputs are compared with our own reference"
+        ) from None
+
+
+#: Types of inputs that are not those of the bundle, whose floats are all float32.
+_DTYPES = {"tensor(float16)": np.float16}

@@ -106,7 +106,9 @@ def cast(node: Operands) -> relax.Expr:
     return node.by_frontend()
 
 
-_TYPES = frozenset({"bool", "float32", "float64"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)})
+_TYPES = frozenset(
+    {"bool", "float32", "float64"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
 
 
 def greater_or_equal(node: Operands) -> relax.Expr:

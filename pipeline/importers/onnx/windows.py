@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
-from bitkiln.pipeline.importers.windows import Windows, of_lines
+from bitkiln.pipeline.ir.windows import Windows, of_lines
 
 
 def pooling(node: Operands) -> relax.Expr:

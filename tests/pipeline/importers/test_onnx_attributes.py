@@ -15,7 +15,7 @@ from bitkiln.pipeline.importers.onnx.attributes import ENTRIES
 from tests.pipeline.importers.onnx_cases import Case, cases, differences, run
 
 #: Node tests of an operator that are changed.
-_BASES = 3
+_BASES = 2
 
 #: Operators whose attributes are graphs, or change what the network's inputs are.
 _LEFT_OUT = frozenset({"If", "Constant"})

@@ -1,4 +1,4 @@
-"""ONNX's own node tests: each right by the reference, or refused in one line; a few, others every day, on the emulated board."""
+"""ONNX's own node tests: each right by the reference, or refused in one line; a few on the emulated board, others each day."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from bitkiln import targets
 from bitkiln.pipeline import reference
-from bitkiln.pipeline import run as runs
+from bitkiln.pipeline.boards.emulated import on_emulator
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers import load_model
@@ -68,7 +68,7 @@ def test_some_on_the_emulated_board(verdicts, tmp_path):
         model = load_model(path)
         bundle = compile_model(model, board, NoRecords(), tmp_path / f"bundle_{case.name}")
         try:
-            answer = runs.on_emulator(bundle, board, {model.module["main"].params[0].name: case.x})
+            answer = on_emulator(bundle, board, {model.module["main"].params[0].name: case.x})
         except SetupError as problem:
             pytest.skip(str(problem))
         got = [values.reshape(want.shape) for values, want in zip(answer.outputs.values(), case.expected, strict=True)]
