@@ -127,3 +127,13 @@ class Model:
     labels: tuple[str, ...] = field(default=())
     head: Head | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of the first input, where it is an image."""
+        if self.preprocessing:
+            return self.preprocessing.height, self.preprocessing.width
+        shape, layout = self.inputs[0].shape, self.inputs[0].layout
+        if len(shape) != 4 or layout not in ("NHWC", "NCHW"):
+            return None
+        return (shape[1], shape[2]) if layout == "NHWC" else (shape[2], shape[3])

@@ -172,12 +172,33 @@ class TimedStep(TypedDict):
     ms: float
 
 
+class Box(TypedDict):
+    """Something that was found; its sides are in pixels of the image, ``number`` is the class's."""
+
+    label: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+    number: int
+
+
+class Share(TypedDict):
+    """A class of a mask and its share of the pixels that the network has seen."""
+
+    label: str
+    share: float
+
+
 class Run(TypedDict):
     """``bitkiln run --json``."""
 
     schema: Literal["bitkiln.run/1"]
     bundle: str
     top: list[Class]
+    boxes: NotRequired[list[Box]]
+    classes: NotRequired[list[Share]]
     ms: float
     threads: int
     measured_by: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def plan_network(model: Model, network: Network, chosen: Mapping[str, ChosenKern
     if len(outputs) == len(model.outputs):
         names = [spec.name for spec in model.outputs]
         outputs = [View(name, v.shape, v.dtype, v.storage) for name, v in zip(names, outputs, strict=True)]
-    return make_plan(calls, network.inputs, outputs)
+    plan = make_plan(calls, network.inputs, outputs)
+    return replace(plan, preprocessing=model.preprocessing, head=model.head, image=model.image_size)
 
 
 def _kernel_call(call: PlannedCall, chosen: ChosenKernel) -> PlannedCall:

@@ -16,12 +16,27 @@ from tvm import tirx
 
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
 from bitkiln.pipeline.errors import BitkilnError, SetupError
+from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.targets import Target
 
 DEVICE = Path(__file__).parents[1] / "device"
+
+#: What every model.so is made of beside its network.
+RUNTIME_SOURCES = ("runtime.c", "image.c", "heads.c")
+
+#: Products and sums are kept apart, so that preparing an image gives the same bytes on every machine.
+_RUNTIME_FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffunction-sections",
+    "-fdata-sections",
+)
 
 #: DLPack's type codes.
 _DLPACK_CODE = {"int": 0, "uint": 1, "float": 2, "bool": 6}
@@ -56,7 +71,7 @@ def link_library(
     """
     with scratch_folder() as name:
         folder = Path(name)
-        objects = [_runtime_object(target)]
+        objects = [_runtime_object(target, name) for name in RUNTIME_SOURCES]
         if functions:
             objects.append(compile_functions(functions, target, folder / "kernels.o"))
         assembly = assembly_text(microkernels)
@@ -102,10 +117,12 @@ def plan_source(plan: ExecutionPlan) -> str:
     lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
     lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
     lines += ["static const bk_step steps[] = {", *_step_rows(plan), "};"]
+    shapes = {plan.tensors[index].name: plan.tensors[index].shape for index in plan.outputs}
+    lines += [preprocessing_source(plan.preprocessing), head_source(plan.head, shapes, plan.image)]
     counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
     lines += [
         "const bk_plan bk_network = {tensors, steps, inputs, outputs, "
-        f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants}};"
+        f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants, preprocessing, head}};"
     ]
     return "\n".join(lines) + "\n"
 
@@ -179,16 +196,15 @@ def _compiler_version(compiler: str) -> str:
     return _run([compiler, "--version"])
 
 
-def _runtime_object(target: Target) -> Path:
-    """runtime.c compiled for ``target``, kept in the cache under a digest of all it depends on."""
-    sources = b"".join((DEVICE / name).read_bytes() for name in ("runtime.c", "plan.h", "bitkiln.h"))
-    settings = (target.cc["compiler"], target.cc["flags"], _compiler_version(target.cc["compiler"]))
+def _runtime_object(target: Target, name: str) -> Path:
+    """A source of the runtime compiled for ``target``, kept in the cache under a digest of all it depends on."""
+    sources = b"".join((DEVICE / source).read_bytes() for source in (name, "runtime.h", "plan.h", "bitkiln.h"))
+    settings = (target.cc["compiler"], target.cc["flags"], _RUNTIME_FLAGS, _compiler_version(target.cc["compiler"]))
     digest = hashlib.sha256(sources + repr(settings).encode()).hexdigest()[:16]
-    out = cache_directory() / "runtime" / f"{target.name}-{digest}.o"
+    out = cache_directory() / "runtime" / f"{target.name}-{Path(name).stem}-{digest}.o"
     if not out.exists():
-        flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"]
         with atomic_write(out) as temporary:
-            _cc(target, [*flags, "-x", "c", "-c", DEVICE / "runtime.c"], temporary)
+            _cc(target, [*_RUNTIME_FLAGS, "-x", "c", "-c", DEVICE / name], temporary)
     return out
 
 

@@ -18,6 +18,7 @@ from tvm.ir import Call, GenericConst, GlobalVar, Tuple
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.model import Head, Preprocessing
 
 #: Kernels assume it of every buffer, and it is the length of a cache line.
 ALIGNMENT = 64
@@ -60,7 +61,11 @@ class Step:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """Everything the runtime has to know. ``constants`` is the memory that constant tensors point into."""
+    """Everything the runtime has to know. ``constants`` is the memory that constant tensors point into.
+
+    ``preprocessing`` and ``head`` say what the first input and the outputs mean, ``image`` is the input's height and width
+    where it is an image.
+    """
 
     tensors: tuple[Tensor, ...]
     steps: tuple[Step, ...]
@@ -69,6 +74,9 @@ class ExecutionPlan:
     arena_bytes: int
     boundary_bytes: int
     constants: bytes = field(repr=False)
+    preprocessing: Preprocessing | None = None
+    head: Head | None = None
+    image: tuple[int, int] | None = None
 
 
 @dataclass(eq=False)

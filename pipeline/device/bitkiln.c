@@ -24,6 +24,11 @@
     F(void *, bk_input_data, (bk_model *model, int index), (own, index), NULL)                                   \
     F(const void *, bk_output_data, (const bk_model *model, int index), (own, index), NULL)                      \
     F(int, bk_run, (bk_model *model), (own), -1)                                                                 \
+    F(int, bk_prepare, (bk_model *model, const bk_image *image), (own, image), -1)                               \
+    F(const char *, bk_task_name, (const bk_model *model), (own), "")                                            \
+    F(int, bk_detect, (bk_model *model, float threshold, float overlap, bk_box *boxes, int capacity),            \
+      (own, threshold, overlap, boxes, capacity), -1)                                                            \
+    F(int, bk_segment, (bk_model *model, uint16_t *mask, int width, int height), (own, mask, width, height), -1) \
     F(int, bk_step_count, (const bk_model *model), (own), -1)                                                    \
     F(const char *, bk_step_name, (const bk_model *model, int step), (own, step), NULL)                          \
     F(const char *, bk_step_kind, (const bk_model *model, int step), (own, step), NULL)                          \

@@ -75,6 +75,50 @@ const void *bk_output_data(const bk_model *model, int index);
 
 int bk_run(bk_model *model);
 
+/* --- Images and what they show ------------------------------------------------------------------------------------ */
+
+/* Layouts of pixels of 8 bits. RGBA and BGRA are laid on white, the fourth byte of RGBX and BGRX is ignored. BK_YUV420 has three
+ * planes (I420), BK_NV12 two. */
+enum bk_pixels { BK_RGB, BK_BGR, BK_RGBA, BK_BGRA, BK_RGBX, BK_BGRX, BK_GREY, BK_YUV420, BK_NV12 };
+
+/* An image in memory, or a camera's buffer. 0 in `stride` and `rows` means that nothing is padded. */
+typedef struct {
+    const void *data;
+    size_t nbytes;
+    int width, height;
+    int stride;      /* bytes from one row to the next; of BK_YUV420 in the first plane, half of it in the others */
+    int rows;        /* BK_YUV420, BK_NV12: rows of the first plane in memory, where more than the height */
+    int pixels;      /* enum bk_pixels */
+    int video_range; /* BK_YUV420, BK_NV12: Y is 16..235 (BT.601 as in video), not 0..255 (as in photos) */
+} bk_image;
+
+/* Makes the network's first input of an image, as the bundle says: resized, cropped or framed, normalised. The resampling is that
+ * of Pillow's bilinear filter, to the bit. What bk_detect and bk_segment give is in the pixels of this image. */
+int bk_prepare(bk_model *model, const bk_image *image);
+
+/* What the outputs mean: "detect" or "segment" where the bundle says so, else "". */
+const char *bk_task_name(const bk_model *model);
+
+/* A box in pixels of the image prepared last, or else of the network's input. */
+typedef struct {
+    float left, top, right, bottom;
+    float score;
+    int32_t label;
+} bk_box;
+
+/* Decodes the boxes of the last run, best first, at most `capacity` of them; gives how many. Those of a score of at least
+ * `threshold` count; of those of one class that overlap by more than `overlap` (intersection over union) the best.
+ * Negative values mean the bundle's own. Of each candidate the best class counts, of all the best 1024. */
+int bk_detect(bk_model *model, float threshold, float overlap, bk_box *boxes, int capacity);
+
+enum { BK_OUTSIDE = 65535 };
+
+/* The class of each pixel of the last run, `width` x `height` of them over the image prepared last (or the network's input);
+ * BK_OUTSIDE where the network has not seen the image. */
+int bk_segment(bk_model *model, uint16_t *mask, int width, int height);
+
+/* --- Steps -------------------------------------------------------------------------------------------------------- */
+
 /* Steps are the network's kernels, in the order they run. Seconds are those of the last bk_run or bk_run_step. */
 int bk_step_count(const bk_model *model);
 const char *bk_step_name(const bk_model *model, int step);

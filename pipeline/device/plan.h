@@ -55,6 +55,51 @@ typedef struct {
     const int32_t *tensors;
 } bk_step;
 
+/* What the first input and the outputs mean, field by field as the manifest has it (docs/bundle.md). */
+enum bk_order { BK_ORDER_RGB, BK_ORDER_BGR, BK_ORDER_GREY };
+enum bk_resize { BK_STRETCH, BK_SHORT_SIDE, BK_LETTERBOX };
+
+typedef struct {
+    int32_t height, width;
+    uint8_t order, resize, planes; /* planes: NCHW */
+    int32_t resize_to;
+    float fill;
+    float mean[3], scale[3];
+} bk_preprocessing;
+
+enum bk_coding { BK_CENTRE, BK_CORNERS, BK_CORNERS_YX, BK_CELL_EXP, BK_CELL_SQUARE, BK_PRIOR, BK_PRIOR_YX };
+enum bk_activation { BK_NONE, BK_SIGMOID, BK_SOFTMAX };
+
+/* `count` candidates. Number e of candidate i's box is element box_at + i * box_step + e * box_entry of output `boxes`, the
+ * objectness and the score of class c likewise. Lengths are in pixels of the network's input. */
+typedef struct {
+    int32_t boxes, scores; /* positions among the outputs */
+    int32_t count;
+    uint8_t coding, activation;
+    int64_t box_at, box_step, box_entry;
+    int64_t object_at; /* -1: no objectness; of output `scores`, with its steps */
+    int64_t score_at, score_step, score_entry;
+    float unit_x, unit_y; /* what the box's numbers are multiplied by: 1, or the input's width and height */
+    int32_t columns;      /* cells of a row */
+    float cell_x, cell_y, stretch;
+    float anchor_x, anchor_y;
+    const float *priors; /* centre x, centre y, width, height of each */
+    float variances[2];
+} bk_candidates;
+
+enum bk_task { BK_DETECT, BK_SEGMENT };
+
+typedef struct {
+    uint8_t task;
+    int32_t classes, background;
+    float threshold, overlap;
+    const bk_candidates *candidates;
+    int32_t candidates_count;
+    int32_t output; /* to segment: position among the outputs, */
+    int32_t rows, columns;
+    int64_t step, entry; /* elements between pixels and between classes; entry 0: it holds class numbers */
+} bk_head;
+
 typedef struct {
     const bk_tensor *tensors;
     const bk_step *steps;
@@ -63,6 +108,8 @@ typedef struct {
     uint64_t arena_bytes;    /* activations between steps */
     uint64_t boundary_bytes; /* inputs and outputs */
     const unsigned char *constants;
+    const bk_preprocessing *preprocessing; /* NULL: the first input is no image */
+    const bk_head *head;                   /* NULL: scores of classes, or nobody knows */
 } bk_plan;
 
 extern const bk_plan bk_network;

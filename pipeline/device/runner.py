@@ -42,6 +42,7 @@ STARTED = time.perf_counter() - time.process_time()
 
 ABI_VERSION = 1
 MAX_THREADS = 16
+OUTSIDE = 65535  # in a mask: what the network has not seen
 FORMAT_VERSION = 1
 
 # numpy's name of a type: its array.array code, its code in .npy files, its bytes.
@@ -124,6 +125,30 @@ class _Info(ctypes.Structure):
     ]
 
 
+class _Image(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_char_p),
+        ("nbytes", ctypes.c_size_t),
+        ("width", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("stride", ctypes.c_int),
+        ("rows", ctypes.c_int),
+        ("pixels", ctypes.c_int),
+        ("video_range", ctypes.c_int),
+    ]
+
+
+class _Box(ctypes.Structure):
+    _fields_ = [
+        ("left", ctypes.c_float),
+        ("top", ctypes.c_float),
+        ("right", ctypes.c_float),
+        ("bottom", ctypes.c_float),
+        ("score", ctypes.c_float),
+        ("label", ctypes.c_int32),
+    ]
+
+
 _POINTER, _INT, _TEXT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
 _INFO = ctypes.POINTER(_Info)
 
@@ -150,6 +175,15 @@ _FUNCTIONS = {
     "bk_step_output_count": (_INT, [_POINTER, _INT]),
     "bk_step_output_info": (_INT, [_POINTER, _INT, _INT, _INFO]),
     "bk_step_output_data": (_POINTER, [_POINTER, _INT, _INT]),
+}
+
+
+# Those that libraries of a single kernel, as boards get them to measure, may be without.
+_IMAGE_FUNCTIONS = {
+    "bk_prepare": (_INT, [_POINTER, ctypes.POINTER(_Image)]),
+    "bk_task_name": (_TEXT, [_POINTER]),
+    "bk_detect": (_INT, [_POINTER, ctypes.c_float, ctypes.c_float, ctypes.POINTER(_Box), _INT]),
+    "bk_segment": (_INT, [_POINTER, _POINTER, _INT, _INT]),
 }
 
 
@@ -189,10 +223,11 @@ def open_library(path: str) -> ctypes.CDLL:
     check_machine(path)
     try:
         library = ctypes.CDLL(os.path.abspath(path))
-        for name, (result, parameters) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype = result
-            function.argtypes = parameters
+        for name, (result, parameters) in list(_FUNCTIONS.items()) + list(_IMAGE_FUNCTIONS.items()):
+            if name in _FUNCTIONS or hasattr(library, name):
+                function = getattr(library, name)
+                function.restype = result
+                function.argtypes = parameters
     except (OSError, AttributeError) as error:
         raise RunnerError(f"{path} cannot be loaded: {str(error).splitlines()[0]}")
     if library.bk_abi_version() != ABI_VERSION:
@@ -213,11 +248,13 @@ class Model:
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
         self._model = None
+        self._labels: list[str] | None = None
         path = os.fspath(path)
         if not path:
             raise RunnerError("the path of the bundle, or of its model.so, is empty")
         if not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
             raise RunnerError(f"{threads!r} threads: give 1 to {MAX_THREADS}, or 0 for one per processor")
+        self._folder = path if os.path.isdir(path) else os.path.dirname(path)
         if os.path.isdir(path):
             path = os.path.join(path, "model.so")
         self.path = path
@@ -232,6 +269,8 @@ class Model:
         steps = range(library.bk_step_count(model))
         self.step_names = [self._text(library.bk_step_name(model, i)) for i in steps]
         self.step_kinds = [self._text(library.bk_step_kind(model, i)) for i in steps]
+        self._sees = hasattr(library, "bk_prepare")
+        self.task = self._text(library.bk_task_name(model)) if self._sees else ""
 
     def close(self) -> None:
         """Free the network's memory and threads; the library itself stays loaded."""
@@ -286,6 +325,64 @@ class Model:
         return self._array(info, self._library.bk_output_data(self._handle, index))
 
     @property
+    def labels(self) -> list[str]:
+        """Class names, where the bundle has them."""
+        if self._labels is None:
+            there = os.path.exists(os.path.join(self._folder, "manifest.json"))
+            self._labels = Bundle(self._folder).labels() if there else []
+        return self._labels
+
+    def label(self, number: int) -> str:
+        """The name of a class."""
+        return self.labels[number] if 0 <= number < len(self.labels) else f"class {number}"
+
+    def prepare(self, frame: Any, **layout: Any) -> Frame:
+        """Make the first input of an image, as the bundle says; ``frame`` and ``layout`` are ``to_frame``'s."""
+        library = self._seeing()
+        frame = to_frame(frame, **layout)
+        numbers = (frame.width, frame.height, frame.stride, frame.rows)
+        if not all(isinstance(number, int) and 0 <= number <= 8 * MAX_SIDE for number in numbers):
+            raise RunnerError("an image of {} x {}, stride {}, rows {}".format(*numbers))
+        kind = list(PIXELS).index(frame.pixels)
+        image = _Image(frame.data, len(frame.data), *numbers, kind, 1 if frame.video_range else 0)
+        self._check(library.bk_prepare(self._handle, ctypes.byref(image)))
+        return frame
+
+    def classify(self, frame: Any, top: int = 5, **layout: Any) -> list[tuple[str, float]]:
+        """[(label, score)] of the best classes of an image: a path, a PIL image, a numpy array, or a camera's buffer."""
+        self.prepare(frame, **layout)
+        self.run()
+        return best_classes(self.output(0), self.labels, top)
+
+    def detect(
+        self, frame: Any, threshold: float | None = None, overlap: float | None = None, most: int = 100, **layout: Any
+    ) -> list[Box]:
+        """What is in an image, best first; ``threshold`` and ``overlap`` replace the bundle's. See ``classify`` and Box."""
+        self.prepare(frame, **layout)
+        self.run()
+        return self.boxes(threshold, overlap, most)
+
+    def segment(self, frame: Any, **layout: Any) -> Any:
+        """The class of each pixel of an image, uint16 of (height, width); OUTSIDE where the network has not seen it."""
+        frame = self.prepare(frame, **layout)
+        self.run()
+        return self.mask(frame.width, frame.height)
+
+    def boxes(self, threshold: float | None = None, overlap: float | None = None, most: int = 100) -> list[Box]:
+        """What the last run found, in pixels of the image it was prepared with, or else of the network's input."""
+        room = (_Box * max(most, 1))()
+        limits = [-1.0 if limit is None else limit for limit in (threshold, overlap)]
+        count = self._seeing().bk_detect(self._handle, limits[0], limits[1], room, most)
+        self._check(min(count, 0))
+        return [Box(self.label(b.label), b.score, b.left, b.top, b.right, b.bottom, b.label) for b in room[:count]]
+
+    def mask(self, width: int, height: int) -> Any:
+        """The classes that the last run gave, as ``segment`` does, over the whole image in ``width`` x ``height`` pixels."""
+        data = ctypes.create_string_buffer(2 * width * height)
+        self._check(self._seeing().bk_segment(self._handle, data, width, height))
+        return make_array("uint16", (height, width), data.raw)
+
+    @property
     def step_seconds(self) -> list[float]:
         """Seconds that each step took in the last ``run``."""
         return [self._library.bk_step_seconds(self._handle, i) for i in range(len(self.step_names))]
@@ -300,6 +397,11 @@ class Model:
                 info = self._info(library.bk_step_output_info, step, index)
                 results.append(self._array(info, library.bk_step_output_data(self._handle, step, index)))
             yield name, results
+
+    def _seeing(self) -> ctypes.CDLL:
+        if not self._sees:
+            raise RunnerError(f"{self.path}: compiled before bundles knew of images; compile it again")
+        return self._library
 
     @property
     def _handle(self) -> int:
@@ -503,68 +605,206 @@ def write_file(path: str, content: bytes | memoryview) -> None:
 
 # --- Images -----------------------------------------------------------------------------------------------------------
 
+#: Layouts of pixels in memory, in the order of bitkiln.h's enum bk_pixels, and their bytes a pixel (of YUV: the first plane's).
+PIXELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4, "RGBX": 4, "BGRX": 4, "GREY": 1, "YUV420": 1, "NV12": 1}
 
-def load_image(path: str, how: dict[str, Any]) -> list[bytes]:
-    """The image as the bytes of each channel, in the network's order, resized and cropped as ``how`` says."""
+MAX_PIXELS = 64000000
+MAX_SIDE = 32768
+
+
+class Frame(NamedTuple):
+    """An image in memory: its bytes, its size, how its pixels lie (a name of PIXELS), and what bitkiln.h calls the rest."""
+
+    data: bytes
+    width: int
+    height: int
+    pixels: str
+    stride: int = 0
+    rows: int = 0
+    video_range: bool = False
+
+
+class Box(NamedTuple):
+    """Something that was found: its class, its score, its sides in pixels of the frame, and the class's number."""
+
+    label: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+    number: int
+
+
+def pillow() -> Any:
+    """Pillow's Image module, which old files of Pillow want imported before all else."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError:
         raise RunnerError("images need Pillow (apt install python3-pil); --input takes tensors without it")
+    return Image
+
+
+def read_photo(path: str) -> Any:
+    """The image in a file as ``plain_image`` makes it; RunnerError where it is none, or too large."""
+    image_module = pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow complains of damaged tags, and reads on.
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("L" if len(how["mean"]) == 1 else "RGB")
+            with image_module.open(path) as opened:
+                check_size(path, *opened.size)
+                return plain_image(opened)
     except FileNotFoundError:
         raise RunnerError(f"{path}: no such file")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except RunnerError as error:
+        raise RunnerError(str(error) if str(error).startswith(path) else f"{path}: {error}")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        zlib.error,
+        IndexError,
+        image_module.DecompressionBombError,
+    ):
         raise RunnerError(f"{path}: not an image that Pillow can read")
-    width, height = how["width"], how["height"]
-    if how["resize"] == "short-side":
-        ratio = how["resize_to"] / min(image.size)
-        size = [max(how["resize_to"], int(side * ratio)) for side in image.size]
-        image = image.resize(size, Image.BILINEAR)
-        left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
-        image = image.crop((left, top, left + width, top + height))
-    else:
-        image = image.resize((width, height), Image.BILINEAR)
-    channels = [channel.tobytes() for channel in image.split()]
-    return channels[::-1] if how["channel_order"] == "BGR" else channels
 
 
-def single(value: float) -> float:
-    """``value`` rounded to float32."""
-    return struct.unpack("<f", struct.pack("<f", value))[0]
+def check_size(name: str, width: int, height: int) -> None:
+    """Raise RunnerError for images that would take more memory than a board can spare."""
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise RunnerError(
+            f"{name}: {width} x {height} pixels; at most {MAX_PIXELS // 1000000} million, {MAX_SIDE} a side: make it smaller"
+        )
 
 
-def preprocess(channels: Sequence[bytes], how: dict[str, Any], info: TensorInfo) -> bytes:
-    """Channel bytes as the network's input: each value becomes (x - mean) * scale in float32."""
-    if info.dtype not in ("float32", "uint8"):
-        raise RunnerError(f"input {info.name} is {info.dtype}: images become float32 or uint8 only")
-    planes = []
-    for data, mean, scale in zip(channels, how["mean"], how["scale"]):
-        table = [single(single(value - single(mean)) * single(scale)) for value in range(256)]
-        if info.dtype == "uint8":
-            table = [min(max(round(value), 0), 255) for value in table]
-        planes.append(look_up(table, data, info.dtype))
-    return interleave(planes) if how["layout"] == "NHWC" else b"".join(plane.tobytes() for plane in planes)
+def plain_image(image: Any) -> Any:
+    """A PIL image upright, of 8 bits, in RGB or grey ("L"): 16 bits are scaled, transparent parts are laid on white."""
+    from PIL import ImageOps
+
+    image_module = pillow()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        wide = image.convert("I")
+        low, high = wide.getextrema()
+        if low < 0 or high > 65535:
+            raise RunnerError(f"its pixels go from {low} to {high}; 0 to 65535 are supported")
+        return wide.point(lambda value: value * (1 / 257.0) + 0.5).convert("L")
+    if image.mode == "F":
+        raise RunnerError("its pixels are fractions of nobody knows what; save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
+        return image_module.alpha_composite(white, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def look_up(table: Sequence[float], data: bytes, dtype: str) -> Any:
-    """table[x] for each byte x of ``data``."""
-    if numpy is not None:
-        return numpy.array(table, dtype)[numpy.frombuffer(data, "uint8")]
-    return array.array(DTYPES[dtype][0], map(table.__getitem__, data))
+def to_frame(
+    frame: Any,
+    pixels: str = "",
+    size: Sequence[int] | None = None,
+    stride: int = 0,
+    rows: int = 0,
+    video_range: bool = False,
+) -> Frame:
+    """A path, a PIL image, a numpy array or a camera's buffer as a Frame.
+
+    Arrays are uint8 of shape (height, width) or (height, width, channels): grey, RGB or RGBA unless ``pixels`` names another
+    layout; OpenCV's are "BGR". Of "YUV420" and "NV12" they are (rows * 3 / 2, stride), as Pi cameras give them. Bytes need
+    ``pixels`` and ``size``, (width, height); ``stride`` and ``rows`` where the buffer is padded. ``video_range``: Y is 16..235.
+    """
+    if pixels and pixels not in PIXELS:
+        raise RunnerError("pixels {!r} are none of {}".format(pixels, ", ".join(PIXELS)))
+    if isinstance(frame, Frame):
+        return frame
+    if isinstance(frame, (str, os.PathLike)):
+        frame = read_photo(os.fspath(frame))
+    if hasattr(frame, "getbands"):
+        check_size("the image", *frame.size)
+        frame = plain_image(frame)
+        return Frame(frame.tobytes(), frame.size[0], frame.size[1], "GREY" if frame.mode == "L" else "RGB")
+    if isinstance(frame, (bytes, bytearray, memoryview)):
+        if not pixels or size is None:
+            raise RunnerError("bytes of an image need pixels (such as 'RGB' or 'YUV420') and size, (width, height)")
+        return Frame(bytes(frame), size[0], size[1], pixels, stride, rows, video_range)
+    return array_to_frame(frame, pixels, size, video_range)
 
 
-def interleave(planes: Sequence[Any]) -> bytes:
-    """Bytes of the planes, element by element."""
-    if numpy is not None:
-        return numpy.stack(planes, axis=-1).tobytes()
-    result = array.array(planes[0].typecode, bytes(len(planes) * len(planes[0]) * planes[0].itemsize))
-    for index, plane in enumerate(planes):
-        result[index :: len(planes)] = plane
-    return result.tobytes()
+def array_to_frame(frame: Any, pixels: str, size: Sequence[int] | None, video_range: bool) -> Frame:
+    """A numpy array (or what looks like one) as a Frame; see ``to_frame``."""
+    if not all(hasattr(frame, name) for name in ("shape", "dtype", "tobytes")):
+        raise RunnerError(f"a frame is an array, a PIL image, a path or bytes, not {type(frame).__name__}")
+    shape = tuple(frame.shape)
+    if str(frame.dtype) == "uint16":
+        frame = ((frame.astype("uint32") + 128) // 257).astype("uint8")
+    if str(frame.dtype) != "uint8":
+        raise RunnerError(f"frames are uint8, 0 to 255, not {frame.dtype}; raw tensors go through set_input")
+    if pixels in ("YUV420", "NV12"):
+        if len(shape) != 2 or shape[0] % 3:
+            raise RunnerError(f"{pixels} is an array of (rows * 3 / 2, stride), not {show_shape(shape)}")
+        rows = shape[0] // 3 * 2
+        width, height = size or (shape[1], rows)
+        return Frame(frame.tobytes(), width, height, pixels, shape[1], rows, video_range)
+    channels = shape[2] if len(shape) == 3 else 1
+    pixels = pixels or {1: "GREY", 3: "RGB", 4: "RGBA"}.get(channels, "")
+    if len(shape) not in (2, 3) or PIXELS.get(pixels) != channels:
+        raise RunnerError(f"a frame is (height, width) or (height, width, 3 or 4), not {show_shape(shape)}")
+    return Frame(frame.tobytes(), shape[1], shape[0], pixels)
+
+
+#: Colours of classes, far apart from one another.
+COLOURS = (
+    (230, 25, 75),
+    (60, 180, 75),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (210, 245, 60),
+)
+
+
+def draw_boxes(image: Any, boxes: Sequence[Box]) -> Any:
+    """A copy of a PIL image with the boxes drawn on it."""
+    from PIL import ImageDraw
+
+    image = image.convert("RGB")
+    pen = ImageDraw.Draw(image)
+    width = max(2, min(image.size) // 200)
+    for box in reversed(boxes):
+        colour = COLOURS[box.number % len(COLOURS)]
+        for inset in range(width):
+            sides = [box.left + inset, box.top + inset, box.right - 1 - inset, box.bottom - 1 - inset]
+            if sides[0] <= sides[2] and sides[1] <= sides[3]:
+                pen.rectangle(sides, outline=colour)
+        text = f"{box.label} {box.score:.2f}".encode("latin-1", "replace").decode("latin-1")
+        pen.rectangle([box.left, box.top, box.left + 6 * len(text) + 4, box.top + 12], fill=colour)
+        pen.text((box.left + 2, box.top + 1), text, fill=(255, 255, 255))
+    return image
+
+
+def draw_mask(image: Any, mask: Any) -> Any:
+    """A copy of a PIL image with its classes in colours, but for class 0."""
+    image_module = pillow()
+    image = image.convert("RGB")
+    data = array.array("H", mask.tobytes())
+    codes = bytes(0 if number in (0, OUTSIDE) else 1 + number % len(COLOURS) for number in data)
+    layer = image_module.frombytes("P", image.size, codes)
+    layer.putpalette([0, 0, 0] + [part for colour in COLOURS for part in colour])
+    cover = image_module.frombytes("L", image.size, codes).point(lambda code: 128 if code else 0)
+    return image_module.composite(layer.convert("RGB"), image, cover)
+
+
+def save_image(image: Any, path: str) -> None:
+    """Write a PIL image, in the format that the path's ending names."""
+    content = io.BytesIO()
+    try:
+        kind = pillow().registered_extensions().get(os.path.splitext(path)[1].lower(), "PNG")
+        image.save(content, kind)
+    except (OSError, KeyError, ValueError):
+        raise RunnerError(f"{path}: Pillow cannot write such a file; name it .png or .jpg")
+    write_file(path, content.getvalue())
 
 
 # --- The bundle -------------------------------------------------------------------------------------------------------
@@ -574,16 +814,6 @@ MAX_LABELS = 16 << 20
 
 _NUMBER = (int, float)
 _TENSOR = {"name": str, "dtype": str, "shape": [int]}
-_IMAGE = {
-    "height": int,
-    "width": int,
-    "channel_order": str,
-    "mean": [_NUMBER],
-    "scale": [_NUMBER],
-    "layout": str,
-    "resize": str,
-    "resize_to": int,
-}
 
 # What a manifest must hold where this runner takes it for granted. A key with "?" may be absent or null.
 MANIFEST = {
@@ -592,7 +822,7 @@ MANIFEST = {
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
     "golden?": {"inputs": [str], "outputs": [str]},
-    "preprocessing?": _IMAGE,
+    "preprocessing?": {"height": int, "width": int, "mean": [_NUMBER]},
 }
 
 
@@ -638,6 +868,7 @@ class Bundle:
         if not fits(manifest, MANIFEST) or not all(map(plain_name, manifest["files"])):
             raise RunnerError(f"{path}: damaged, it holds something else than expected; copy the bundle again")
         self.manifest = manifest
+        self._model: Model | None = None
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -703,11 +934,23 @@ class Bundle:
         if have and version_numbers(have) < version_numbers(need):
             raise RunnerError(f"this system has glibc {have}, the bundle needs {need}")
 
-    def set_image(self, model: Model, path: str) -> None:
-        how = self.manifest.get("preprocessing")
-        if not how:
-            raise RunnerError("this bundle says nothing of images; give --input")
-        model.set_input(0, preprocess(load_image(path, how), how, model.inputs[0]))
+    def model(self, threads: int = 0) -> Model:
+        """The network, loaded once."""
+        if self._model is None:
+            self._model = Model(self.folder, threads)
+        return self._model
+
+    def classify(self, frame: Any, top: int = 5, **layout: Any) -> list[tuple[str, float]]:
+        """``Model.classify``."""
+        return self.model().classify(frame, top, **layout)
+
+    def detect(self, frame: Any, **options: Any) -> list[Box]:
+        """``Model.detect``."""
+        return self.model().detect(frame, **options)
+
+    def segment(self, frame: Any, **layout: Any) -> Any:
+        """``Model.segment``."""
+        return self.model().segment(frame, **layout)
 
     def set_tensors(self, model: Model, path: str) -> None:
         tensors = read_tensors(path)
@@ -785,7 +1028,7 @@ def check(bundle: Bundle, threads: int) -> None:
         print(f"answer: output {model.outputs[index].name} within {error:.1e} of the golden one")
 
 
-def top(values: Any, labels: Sequence[str], count: int) -> list[tuple[str, float]]:
+def best_classes(values: Any, labels: Sequence[str], count: int) -> list[tuple[str, float]]:
     """[(label, score)] of the highest scores."""
     scores = values.data if isinstance(values, Tensor) else array.array(DTYPES[str(values.dtype)][0], values.tobytes())
     # A list of all, sorted, would take some hundred bytes for each.
@@ -841,7 +1084,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         description="Run the network of this bundle.", epilog="example: python3 runner.py --image cat.jpg"
     )
     parser.add_argument("bundle", nargs="?", default=os.path.dirname(os.path.abspath(__file__)), help="bundle folder")
-    parser.add_argument("--image", metavar="FILE", help="classify an image")
+    parser.add_argument("--image", metavar="FILE", help="run on an image")
     parser.add_argument("--input", metavar="X.npy", help="run on a tensor, or on the named tensors of a .npz")
     parser.add_argument("--output", metavar="Y.npz", help="write all outputs")
     parser.add_argument("--trace", metavar="T.npz", help="write the outputs of every step")
@@ -850,6 +1093,10 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", action="store_true", help="print the time of each step")
     parser.add_argument("--threads", type=int, default=0, help="1 to 16; 0 = one per processor, at most 4")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="how many classes to print")
+    parser.add_argument("--draw", metavar="OUT.png", help="write the image with what was found in it")
+    parser.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="of boxes: least score, instead of the bundle's"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -868,10 +1115,11 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
     start = time.perf_counter()
     bundle.check_digest("model.so")
     checked = time.perf_counter()
-    model = Model(bundle.folder, options.threads)
+    model = bundle.model(options.threads)
     loaded = time.perf_counter() - checked
-    if options.image:
-        bundle.set_image(model, options.image)
+    photo = read_photo(options.image) if options.image else None
+    if photo is not None:
+        model.prepare(photo)
     elif options.input:
         bundle.set_tensors(model, options.input)
     else:
@@ -889,14 +1137,55 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
     report["threads"] = model.threads
     report["steps"] = list(zip(model.step_names, model.step_kinds, model.step_seconds))
     if options.image or options.input:
-        report["top"] = top(model.output(0), bundle.labels(), options.top)
+        report.update(meaning(bundle, model, photo, options))
     return model, report
 
 
+def meaning(bundle: Bundle, model: Model, photo: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """What the outputs say: "top", "boxes" or "classes", to report; drawn on the photo where that is asked for."""
+    if model.task == "detect":
+        boxes = model.boxes(options.threshold)
+        if options.draw:
+            save_image(draw_boxes(photo, boxes), options.draw)
+        return {"boxes": [box._asdict() for box in boxes]}
+    if options.draw and model.task != "segment":
+        raise RunnerError("this network gives classes of the whole image: there is nothing to draw")
+    if model.task == "segment":
+        how = bundle.manifest.get("preprocessing")
+        mask = model.mask(*(photo.size if photo is not None else (how["width"], how["height"]) if how else (64, 64)))
+        if options.draw:
+            save_image(draw_mask(photo, mask), options.draw)
+        return {"classes": [{"label": model.label(number), "share": share} for number, share in shares(mask)]}
+    return {"top": best_classes(model.output(0), model.labels, options.top)}
+
+
+def shares(mask: Any) -> list[tuple[int, float]]:
+    """[(class, share of the pixels that the network has seen)], the largest first."""
+    data = array.array("H", mask.tobytes())
+    counts: dict[int, int] = {}
+    for number in data:
+        counts[number] = counts.get(number, 0) + 1
+    counts.pop(OUTSIDE, None)
+    seen = sum(counts.values())
+    return sorted(((number, count / seen) for number, count in counts.items()), key=lambda pair: (-pair[1], pair[0]))
+
+
+def meaning_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What ``meaning`` found, for people."""
+    for label, score in report.get("top", ()):
+        yield f"{score:12.5f}  {label}"
+    if "boxes" in report and not report["boxes"]:
+        yield "nothing found: --threshold may be lowered"
+    for box in report.get("boxes", ()):
+        yield "{score:12.5f}  {label}: {left:.0f}, {top:.0f} to {right:.0f}, {bottom:.0f}".format(**box)
+    for row in report.get("classes", ()):
+        yield f"{100 * row['share']:10.2f} %  {row['label']}"
+
+
 def print_report(model: Model, report: dict[str, Any], options: argparse.Namespace) -> None:
-    if "top" in report and (options.image or not options.output):
-        for label, score in report["top"]:
-            print(f"{score:12.5f}  {label}")
+    if options.image or not options.output:
+        for line in meaning_lines(report):
+            print(line)
     if options.steps:
         print_steps(model)
     if "bench" in report:
@@ -910,6 +1199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.image and options.input:
         parser.error("--image and --input exclude each other")
+    if options.draw and not options.image:
+        parser.error("--draw needs --image")
     if not (options.image or options.input or options.check or options.bench or options.steps or options.trace):
         parser.error("give --image, --input, --check or --bench")
     try:

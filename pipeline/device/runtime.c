@@ -4,8 +4,7 @@
  * reach them through the symbols at the end of "Services". Everything but the bk_* functions of bitkiln.h is hidden.
  */
 #define _GNU_SOURCE
-#include "bitkiln.h"
-#include "plan.h"
+#include "runtime.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -67,7 +66,6 @@ void __aeabi_unwind_cpp_pr1(void);
 void __aeabi_unwind_cpp_pr1(void) {}
 #endif
 
-#define API __attribute__((visibility("default")))
 #define ALIGNMENT 64 /* of tensors; a cache line */
 #define PAGE 4096
 #define MAX_THREADS 16
@@ -121,6 +119,7 @@ struct bk_model {
     int32_t *first_argument;
     double *seconds;
     block *scratch; /* free blocks */
+    bk_frame frame;
     pool pool;
     bool in_parallel;
     char error[512];
@@ -143,7 +142,7 @@ static void prepare_library(void)
                          pthread_atfork(before_fork, after_fork, after_fork_in_child) == 0;
 }
 
-__attribute__((format(printf, 2, 3))) static int fail(bk_model *model, const char *format, ...)
+int bk_fail(bk_model *model, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
@@ -154,6 +153,12 @@ __attribute__((format(printf, 2, 3))) static int fail(bk_model *model, const cha
     va_end(list);
     return -1;
 }
+
+void bk_lock(bk_model *model) { pthread_mutex_lock(&model->mutex); }
+
+void bk_unlock(bk_model *model) { pthread_mutex_unlock(&model->mutex); }
+
+bk_frame *bk_frame_of(bk_model *model) { return &model->frame; }
 
 API const char *bk_last_error(const bk_model *model) { return model ? model->error : create_error; }
 
@@ -236,7 +241,7 @@ static int start_threads(bk_model *model)
         if ((code = pthread_create(&pool->threads[pool->started], NULL, work, model)) != 0) break;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code == 0) return 0;
-    return fail(model, "cannot start thread %d of %d: %s", pool->started + 2, model->threads, strerror(code));
+    return bk_fail(model, "cannot start thread %d of %d: %s", pool->started + 2, model->threads, strerror(code));
 }
 
 static void stop_threads(bk_model *model)
@@ -323,7 +328,7 @@ static void *allocate_workspace(int device, int id, uint64_t nbytes, int code, i
     if (!found) {
         found = map_block(nbytes);
         if (!found) {
-            fail(model, "out of memory: %llu bytes of scratch", (unsigned long long)nbytes);
+            bk_fail(model, "out of memory: %llu bytes of scratch", (unsigned long long)nbytes);
             return NULL;
         }
         found->nbytes = nbytes;
@@ -361,7 +366,7 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
     }
     for (char *at = text; *at; at++)
         if (*at == '\n') *at = ' ';
-    fail(pthread_getspecific(current_model), "%s: %s", kind, text);
+    bk_fail(pthread_getspecific(current_model), "%s: %s", kind, text);
 }
 
 int bk_copy(void *self, const bk_any *arguments, int32_t count, bk_any *result)
@@ -423,7 +428,7 @@ static int allocate_model(bk_model *model)
     model->seconds = allocate_zeros((size_t)bk_network.step_count + 1, sizeof *model->seconds);
     if (!model->arena || !model->boundary || !model->tensors || !model->arguments || !model->first_argument ||
         !model->seconds)
-        return fail(model, "out of memory: the network needs %llu bytes for activations",
+        return bk_fail(model, "out of memory: the network needs %llu bytes for activations",
                     (unsigned long long)(bk_network.arena_bytes + bk_network.boundary_bytes));
     memset(model->boundary, 0, (size_t)bk_network.boundary_bytes);
     return 0;
@@ -508,20 +513,20 @@ __attribute__((destructor)) static void delete_current_model(void)
 API bk_model *bk_create(int threads)
 {
     if (threads < 0 || threads > MAX_THREADS) {
-        fail(NULL, "%d threads: give 1 to %d, or 0 for one per processor", threads, MAX_THREADS);
+        bk_fail(NULL, "%d threads: give 1 to %d, or 0 for one per processor", threads, MAX_THREADS);
         return NULL;
     }
     pthread_once(&prepare_once, prepare_library);
     bk_model *model = current_model_made ? allocate_zeros(1, sizeof *model) : NULL;
     if (!model) {
-        fail(NULL, current_model_made ? "out of memory" : "out of thread-specific keys");
+        bk_fail(NULL, current_model_made ? "out of memory" : "out of thread-specific keys");
         return NULL;
     }
     make_locks(model);
     list_model(model);
     model->threads = threads ? threads : default_threads();
     if (allocate_model(model) != 0 || start_threads(model) != 0) {
-        fail(NULL, "%s", model->error);
+        bk_fail(NULL, "%s", model->error);
         bk_destroy(model);
         return NULL;
     }
@@ -611,11 +616,11 @@ API const void *bk_output_data(const bk_model *model, int index)
 
 static int check_copy(bk_model *model, const char *what, const bk_tensor *tensor, int index, const void *data, size_t nbytes)
 {
-    if (!model) return fail(NULL, "no model was given");
-    if (!data && nbytes) return fail(model, "%s %d: the data's address is NULL", what, index);
-    if (!tensor) return fail(model, "there is no %s %d", what, index);
+    if (!model) return bk_fail(NULL, "no model was given");
+    if (!data && nbytes) return bk_fail(model, "%s %d: the data's address is NULL", what, index);
+    if (!tensor) return bk_fail(model, "there is no %s %d", what, index);
     if (nbytes != tensor->nbytes)
-        return fail(model, "%s %d (%s) has %llu bytes, not %llu", what, index, tensor->name,
+        return bk_fail(model, "%s %d (%s) has %llu bytes, not %llu", what, index, tensor->name,
                     (unsigned long long)tensor->nbytes, (unsigned long long)nbytes);
     return 0;
 }
@@ -625,6 +630,7 @@ API int bk_set_input(bk_model *model, int index, const void *data, size_t nbytes
     if (check_copy(model, "input", input_at(index), index, data, nbytes) != 0) return -1;
     pthread_mutex_lock(&model->mutex);
     memcpy(tensor_data(model, input_at(index)), data, nbytes);
+    if (index == 0) model->frame.width = 0; /* no image is known */
     pthread_mutex_unlock(&model->mutex);
     return 0;
 }
@@ -654,7 +660,7 @@ static int call_step(bk_model *model, int32_t index)
     if (step->kernel(NULL, &model->arguments[model->first_argument[index]], step->arguments, &result) == 0) return 0;
     char cause[sizeof model->error];
     memcpy(cause, model->error, sizeof cause);
-    return fail(model, "step %d (%s) failed: %.400s", (int)index, step->name, cause);
+    return bk_fail(model, "step %d (%s) failed: %.400s", (int)index, step->name, cause);
 }
 
 static int timed_step(bk_model *model, int index)
@@ -678,7 +684,7 @@ __attribute__((noinline)) static int at_page(int (*work)(bk_model *, int), bk_mo
 /* Runs kernels: `work` with the model locked and its threads there. */
 static int with_kernels(int (*work)(bk_model *, int), bk_model *model, int argument)
 {
-    if (!model) return fail(NULL, "no model was given");
+    if (!model) return bk_fail(NULL, "no model was given");
     pthread_mutex_lock(&model->mutex);
     pthread_setspecific(current_model, model);
     model->error[0] = 0;
@@ -716,7 +722,7 @@ API int bk_run(bk_model *model)
 
 API int bk_run_step(bk_model *model, int step)
 {
-    if (step < 0 || step >= bk_network.step_count) return fail(model, "there is no step %d", step);
+    if (step < 0 || step >= bk_network.step_count) return bk_fail(model, "there is no step %d", step);
     return with_kernels(timed_step, model, step);
 }
 

@@ -17,6 +17,8 @@ from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError, BundleError, InputError, SetupError
+from bitkiln.pipeline.reference.photos import prepare
+from bitkiln.pipeline.run.meaning import draw, meaning
 from bitkiln.pipeline.support.scratch import scratch_folder
 
 
@@ -29,22 +31,29 @@ def run(
     threads: int = 1,
     steps: bool = False,
     as_json: bool = False,
+    drawing: Path | None = None,
+    threshold: float | None = None,
     console: Console | None = None,
 ) -> Answer:
-    """Run ``bundle`` on an image or tensors and print the answer. Raises BundleError, InputError, BoardError."""
+    """Run ``bundle`` on an image or tensors and print the answer. Raises BundleError, InputError, BoardError.
+
+    ``drawing`` is where the image goes with what was found in it, ``threshold`` the least score of a box.
+    """
     console = console or Console(quiet=True)
     opened = open_bundle(bundle)
+    if drawing is not None and image is None:
+        raise InputError("there is no image to draw on: give --image")
     answer = answer_on(board, opened, read_inputs(opened, image, tensor), threads)
     if output is not None:
         _write_outputs(output, answer.outputs)
-    best = runner.top(next(iter(answer.outputs.values())), opened.labels, 5)
+    report = _report(opened, answer, image, drawing, threshold)
     if as_json:
         console.print(
-            json.dumps(_as_json(bundle, answer, best), indent=1), soft_wrap=True, highlight=False, markup=False
+            json.dumps(_as_json(bundle, answer, report), indent=1), soft_wrap=True, highlight=False, markup=False
         )
         return answer
-    for label, score in best if image is not None or output is None else ():
-        console.print(f"{score:12.5f}  {label}", highlight=False, markup=False)
+    for line in runner.meaning_lines(report) if image is not None or output is None else ():
+        console.print(line, highlight=False, markup=False)
     for step in answer.steps if steps else ():
         share = 100 * step.seconds / (sum(each.seconds for each in answer.steps) or 1.0)
         line = f"{1e3 * step.seconds:9.3f} ms {share:5.1f} %  {step.name}  ({step.kind})"
@@ -99,8 +108,7 @@ def read_inputs(bundle: Bundle, image: Path | None, tensor: Path | None) -> dict
         how = bundle.manifest.get("preprocessing")
         if not how:
             raise InputError(f"{bundle.folder}: says nothing of how images become inputs; give --input")
-        data = runner.preprocess(runner.load_image(str(image), how), how, infos[0])
-        return {infos[0].name: np.frombuffer(runner.to_bytes(data, infos[0]), infos[0].dtype).reshape(infos[0].shape)}
+        return {infos[0].name: prepare(runner.read_photo(str(image)), how, infos[0].dtype).reshape(infos[0].shape)}
     except runner.RunnerError as error:
         raise InputError(str(error)) from None
 
@@ -190,13 +198,32 @@ def _write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
         raise InputError(str(error)) from None
 
 
-def _as_json(bundle: Path, answer: Answer, best: Sequence[tuple[str, float]]) -> schema.Run:
-    return {
+def _report(
+    bundle: Bundle, answer: Answer, image: Path | None, drawing: Path | None, threshold: float | None
+) -> dict[str, Any]:
+    """What the outputs say, drawn where that is asked for."""
+    try:
+        photo = runner.read_photo(str(image)) if image is not None else None
+        report = meaning(bundle, answer.outputs, photo, threshold)
+        if photo is not None and drawing is not None:
+            runner.save_image(draw(photo, report), str(drawing))
+        return report
+    except runner.RunnerError as error:
+        raise InputError(str(error)) from None
+
+
+def _as_json(bundle: Path, answer: Answer, report: Mapping[str, Any]) -> schema.Run:
+    answers: schema.Run = {
         "schema": "bitkiln.run/1",
         "bundle": str(bundle),
-        "top": [{"label": label, "score": score} for label, score in best],
+        "top": [{"label": label, "score": score} for label, score in report.get("top", ())],
         "ms": 1e3 * answer.seconds,
         "threads": answer.threads,
         "measured_by": answer.measured_by,
         "steps": [{"name": step.name, "kind": step.kind, "ms": 1e3 * step.seconds} for step in answer.steps],
     }
+    if "boxes" in report:
+        answers["boxes"] = report["boxes"]
+    if "classes" in report:
+        answers["classes"] = report["classes"]
+    return answers

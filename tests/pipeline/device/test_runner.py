@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.bundle import Bundle, describe_file
@@ -287,64 +286,6 @@ def test_damaged_arrays_are_refused(tmp_path: Path, header: bytes) -> None:
         runner.read_tensors(str(path))
 
 
-# --- Images -----------------------------------------------------------------------------------------------------------
-
-HOW = {
-    "height": 6,
-    "width": 8,
-    "channel_order": "RGB",
-    "mean": [127.5, 100.0, 90.0],
-    "scale": [0.017, 0.02, 0.015],
-    "layout": "NHWC",
-    "resize": "stretch",
-    "resize_to": 0,
-}
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> str:
-    pixels = np.random.default_rng(3).integers(0, 256, (20, 30, 3), "uint8")
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    return str(tmp_path / "photo.png")
-
-
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-@pytest.mark.parametrize("resize", ["stretch", "short-side"])
-def test_images_become_inputs(monkeypatch, photo: str, order: str, layout: str, resize: str) -> None:
-    how = {**HOW, "channel_order": order, "layout": layout, "resize": resize, "resize_to": 10}
-    shape = (1, 6, 8, 3) if layout == "NHWC" else (1, 3, 6, 8)
-    info = runner.TensorInfo("x", "float32", shape, 576)
-    data = runner.preprocess(runner.load_image(photo, how), how, info)
-    image = Image.open(photo)
-    if resize == "stretch":
-        pixels = np.asarray(image.resize((8, 6), Image.BILINEAR))
-    else:
-        pixels = np.asarray(image.resize((15, 10), Image.BILINEAR))[2:8, 4:12]
-    pixels = pixels[:, :, ::-1] if order == "BGR" else pixels
-    expected = (pixels.astype("float32") - np.float32(how["mean"])) * np.float32(how["scale"])
-    expected = expected if layout == "NHWC" else expected.transpose(2, 0, 1)
-    np.testing.assert_array_equal(np.frombuffer(data, "float32").reshape(shape[1:]), expected)
-    monkeypatch.setattr(runner, "numpy", None)
-    assert runner.preprocess(runner.load_image(photo, how), how, info) == data
-
-
-def test_grey_images_and_byte_inputs(photo: str) -> None:
-    how = {**HOW, "mean": [0.0], "scale": [1.0]}
-    data = runner.preprocess(runner.load_image(photo, how), how, runner.TensorInfo("x", "uint8", (1, 6, 8, 1), 48))
-    np.testing.assert_array_equal(
-        np.frombuffer(data, "uint8").reshape(6, 8), np.asarray(Image.open(photo).convert("L").resize((8, 6), 2))
-    )
-
-
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cat.jpg").write_text("meow")
-    with pytest.raises(runner.RunnerError, match=r"cat\.jpg: not an image"):
-        runner.load_image(str(tmp_path / "cat.jpg"), HOW)
-    with pytest.raises(runner.RunnerError, match=r"dog\.jpg: no such file"):
-        runner.load_image(str(tmp_path / "dog.jpg"), HOW)
-
-
 # --- The command line, on the board -----------------------------------------------------------------------------------
 
 
@@ -479,7 +420,7 @@ def test_too_little_memory_is_one_line(toy_bundle: Bundle, capsys, monkeypatch: 
 
 def test_top_is_stable_and_ignores_nan() -> None:
     values = np.array([[0.5, np.nan, 0.75, 0.5]], "float32")
-    assert runner.top(values, ["a", "b", "c"], 3) == [("c", 0.75), ("a", 0.5), ("class 3", 0.5)]
+    assert runner.best_classes(values, ["a", "b", "c"], 3) == [("c", 0.75), ("a", 0.5), ("class 3", 0.5)]
 
 
 def test_a_difference_of_nan_or_infinity_counts() -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 from PIL import Image
 from rich.console import Console
+from tvm import relax
 
+from bitkiln import targets
 from bitkiln.pipeline import run
 from bitkiln.pipeline.boards import emulated
 from bitkiln.pipeline.boards.emulated import Answer
 from bitkiln.pipeline.boards.farm import simulated_farm
+from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.bundle import Bundle
+from bitkiln.pipeline.compile import compile_lowered
+from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError, BundleError, InputError
+from bitkiln.pipeline.model import Candidates, Head, Model, Preprocessing, TensorSpec
+from tests.pipeline.conftest import NoRecords
 
 
 @pytest.fixture
@@ -131,3 +141,84 @@ def test_a_tracker_that_is_not_there_is_one_line(toy_bundle: Bundle, tensor: Pat
     with pytest.raises(BoardError) as caught:
         run.run(toy_bundle.folder, tensor=tensor, board=board)
     assert board.split("/")[0] in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- What the outputs mean --------------------------------------------------------------------------------------------
+
+
+def compiled_with(head: Head, module: tvm.IRModule, shape: tuple[int, ...], folder: Path) -> Path:
+    """A bundle of a network on images of 8 x 8 whose output is called "y"."""
+    x, y = TensorSpec("x", (1, 8, 8, 3), layout="NHWC"), TensorSpec("y", shape)
+    names = ("cat", "dog")
+    model = Model("seen", module, (x,), (y,), "0" * 64, Preprocessing(8, 8, scale=(1 / 255,) * 3), names, head)
+    return compile_lowered(model, module, targets.load("rasp3b"), NoRecords(), folder / "seen")
+
+
+def as_module(build: Callable[[relax.BlockBuilder, relax.Var], relax.Expr]) -> tvm.IRModule:
+    """A network on an image x[1, 8, 8, 3]."""
+    x = relax.Var("x", relax.TensorType((1, 8, 8, 3), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(build(builder, x))
+        builder.emit_func_output(result)
+    return relax.transform.LegalizeOps()(builder.get())
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A dark picture, 40 x 80, whose upper half is red."""
+    pixels = np.zeros((80, 40, 3), "uint8")
+    pixels[:40, :, 0] = 255
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_boxes_are_printed_and_drawn(photo: Path, tmp_path: Path) -> None:
+    def build(builder: relax.BlockBuilder, x: relax.Var) -> relax.Var:
+        """One box whose scores are the red and the blue of a pixel above, its place a constant."""
+        pixel = builder.emit(relax.op.strided_slice(x, [1, 2, 3], [1, 1, 0], [2, 2, 3], [1, 1, 2], assume_inbound=True))
+        scores = builder.emit(relax.op.reshape(pixel, (1, 1, 2)))
+        place = relax.const(np.array([[[4, 2, 4, 2]]], "float32"))
+        return relax.op.concat([place, scores], 2)
+
+    head = Head("detect", "test", 2, (Candidates("y", "y", "rows", "centre"),))
+    bundle = compiled_with(head, as_module(build), (1, 1, 6), tmp_path)
+    _, text = printed(bundle=bundle, image=photo, drawing=tmp_path / "drawn.png", as_json=True)
+    (box,) = json.loads(text)["boxes"]
+    assert (box["label"], box["left"], box["top"], box["right"], box["bottom"]) == ("cat", 10, 10, 30, 30)
+    assert box["score"] == pytest.approx(1)
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    assert drawn.shape == (80, 40, 3) and tuple(drawn[29, 20]) == runner.COLOURS[0]
+    _, text = printed(bundle=bundle, image=photo, threshold=1.0)
+    assert "nothing found" in text or "cat: 10, 10 to 30, 30" in text
+    # On the board itself: of the network's input, as no photo is known.
+    np.save(tmp_path / "x.npy", np.ones((1, 8, 8, 3), "float32"))
+    system = userland(targets.load("rasp3b"))
+    command = system.command(["python3", str(bundle / "runner.py"), "--input", str(tmp_path / "x.npy"), "--json"])
+    done = subprocess.run(command, env=system.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (box,) = json.loads(done.stdout)["boxes"]
+    assert (box["left"], box["top"], box["right"], box["bottom"]) == (2, 1, 6, 3)
+
+
+def test_masks_are_summed_up_and_drawn(photo: Path, tmp_path: Path) -> None:
+    def build(builder: relax.BlockBuilder, x: relax.Var) -> relax.Var:
+        """Class 1 where it is red: scores 0.5 and red."""
+        red = builder.emit(relax.op.strided_slice(x, [3], [0], [1], assume_inbound=True))
+        return relax.op.concat([relax.const(np.full((1, 8, 8, 1), 0.5, "float32")), red], 3)
+
+    head = Head("segment", "test", 2, output="y", layout="NHWC")
+    bundle = compiled_with(head, as_module(build), (1, 8, 8, 2), tmp_path)
+    _, text = printed(bundle=bundle, image=photo, drawing=tmp_path / "drawn.png")
+    assert [line.split() for line in text.splitlines()[:2]] == [["50.00", "%", "cat"], ["50.00", "%", "dog"]]
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    assert (drawn[60, 20] == 0).all() and tuple(drawn[20, 20]) != (255, 0, 0)
+
+
+def test_there_is_nothing_to_draw_on_or_to_draw(toy_bundle: Bundle, tensor: Path, photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give --image"):
+        printed(bundle=toy_bundle.folder, tensor=tensor, drawing=tmp_path / "drawn.png")
+    with pytest.raises(InputError, match="nothing to draw"):
+        printed(bundle=toy_bundle.folder, image=photo, drawing=tmp_path / "drawn.png")
+    assert not (tmp_path / "drawn.png").exists()
