@@ -16,6 +16,7 @@ from bitkiln.pipeline.errors import BitkilnError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bitkiln.pipeline import schema
     from bitkiln.pipeline.boards.emulated import Answer, Tensors
     from bitkiln.pipeline.bundle import Bundle
     from bitkiln.pipeline.inspect.result import Inspection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TARGET",
     "BitkilnError",
+    "build",
     "compile",
     "deploy",
     "inspect",
@@ -121,6 +123,31 @@ def compile(
     from bitkiln.pipeline.compile import compile_model
 
     return open_bundle(compile_model(_loaded(model), _target(target), records(logs), output, console=console))
+
+
+def build(
+    model: str | Path | Model,
+    folder: Path | None = None,
+    target: TargetLike = DEFAULT_TARGET,
+    trials: int | None = 400,
+    minutes: float = 3.0,
+    source: Path | None = None,
+    console: Console | None = None,
+) -> schema.Build:
+    """Check, tune, compile, verify and profile ``model`` in ``folder`` (build/NAME-TARGET unless given).
+
+    ``trials`` None leaves tuning out; ``source`` is the model's file, where ``model`` was loaded from one. What an
+    interrupted build had done is taken over. Raises BitkilnError.
+    """
+    from rich.console import Console
+
+    from bitkiln.pipeline.verdict import build as stage
+
+    loaded, board = _loaded(model), _target(target)
+    name = "".join(each if each.isalnum() or each in "-_." else "_" for each in loaded.name) or "model"
+    wanted = stage.Wanted(board, trials, minutes)
+    where = folder or Path("build") / f"{name}-{board.name}"
+    return stage.build(loaded, source or _source(model), where, wanted, console or Console(quiet=True))
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -393,6 +393,64 @@ class LogsBest(TypedDict):
     records: list[TuningRecord]
 
 
+class Stage(TypedDict):
+    """A stage of a build; ``kept`` if it was taken over from an earlier one."""
+
+    name: str
+    kept: bool
+    seconds: float
+
+
+class Dear(TypedDict):
+    """One of the steps that take most of the time, and why it does."""
+
+    name: str
+    layers: list[str]
+    kind: str
+    ms: float
+    share: float
+    bound_ms: float | None
+    why: str
+
+
+class Speed(TypedDict):
+    """A time of a frame and what measured it."""
+
+    target: str
+    threads: int
+    ms: float
+    measured_by: str
+
+
+class Build(TypedDict):
+    """``bitkiln build --json``. ``ms`` and what follows from it are null where nothing could measure the time."""
+
+    schema: Literal["bitkiln.build/1"]
+    model: str
+    sha256: str
+    target: str
+    folder: str
+    bundle: str
+    stages: list[Stage]
+    passed: bool
+    verdict: str
+    reasons: list[str]
+    totals: Totals
+    ms: float | None
+    bound_ms: float
+    roof_share: float | None
+    speeds: list[Speed]
+    kernels: dict[str, int]
+    tuning: Tune | None
+    dearest: list[Dear]
+    preprocessing: dict[str, Any] | None
+    labels: int
+    file_bytes: int
+    pages: list[str]
+    warnings: list[str]
+    next: list[str]
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON has it: tuples as lists, dataclasses as objects, numbers that JSON has not (NaN, infinite) as null."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bitkiln.pipeline.cli import boards, compile, deploy, inspect, logs, profile, run, tune, verify
+from bitkiln.pipeline.cli import boards, build, compile, deploy, inspect, logs, profile, run, tune, verify
 from bitkiln.pipeline.cli.invoke import invoke
 from bitkiln.pipeline.cli.options import SETTINGS
 
@@ -25,6 +25,7 @@ def bitkiln() -> None:
 
 
 for command in (
+    build.build,
     inspect.inspect,
     tune.tune,
     compile.compile,

@@ -20,6 +20,7 @@ from bitkiln.pipeline.errors import BoardError, BundleError, InputError, SetupEr
 from bitkiln.pipeline.reference.photos import prepare
 from bitkiln.pipeline.run.meaning import draw, meaning
 from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.targets import Target
 
 
 def run(
@@ -69,13 +70,18 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
         return on_tracker(board, bundle, inputs, threads)
     if board != "sim":
         return over_ssh(Remote(board), bundle, inputs, threads)
-    if bundle.target.bits == 64 and threads == 1:
+    if timed(bundle.target, threads):
         try:
             return on_simulator(bundle, inputs)
         except SetupError:
             # Without the timing model the answer is the same, and its time is labelled as an emulator's.
             pass
     return on_emulator(bundle.folder, bundle.target, inputs, threads)
+
+
+def timed(target: Target, threads: int) -> bool:
+    """Can the simulated board tell how long that many threads take on ``target``?"""
+    return target.bits == 64 and threads == 1
 
 
 def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:

@@ -180,8 +180,9 @@ class Tuning:
         display = Display(console, self.states, budget.trials, measured_by, boards, deadline)
         try:
             with display, Crew(self.width, self.trials.abandon) as crew:
-                self._measure_defaults(crew, display)
+                defaults = self._measure_defaults(crew, display)
                 self._search(crew, display)
+            display.ended(defaults)
         finally:
             print_summary(self.states, console, measured_by)
         return self.states
@@ -202,7 +203,8 @@ class Tuning:
             state.search.learn(mine)
             state.search.suggest(_fastest(record for record in usable if record.ok and record not in mine))
 
-    def _measure_defaults(self, crew: Crew, display: Display) -> None:
+    def _measure_defaults(self, crew: Crew, display: Display) -> int:
+        """Measure the defaults that are not known yet; gives how many."""
         unknown = [state for state in self.states if state.default is None]
         # A budget too small for all goes to what takes longest.
         unknown.sort(key=lambda state: -state.occurrences * state.task.roof_seconds)
@@ -211,6 +213,7 @@ class Tuning:
             state.expected = expected
             self._keep(state, record, display)
             state.search.learn([record])
+        return len(unknown)
 
     def _search(self, crew: Crew, display: Display) -> None:
         while display.done < display.budget and not display.over:

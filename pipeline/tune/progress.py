@@ -99,6 +99,18 @@ class Display:
         else:
             self._print(self.current)
 
+    def ended(self, defaults: int) -> None:
+        """Say so where the time was over before anything but ``defaults`` was measured, and what a search would take."""
+        if not self.over or self.done > defaults:
+            return
+        missing = sum(row.best is None for row in self.rows)
+        each = (time.monotonic() - self.began) / max(1, self.done)
+        minutes = each * (missing + 2 * len(self.rows)) / 60 + (time.monotonic() - self.began) / 60
+        self._print(
+            f"the time was over before the search began: {self.done} of {len(self.rows)} defaults were measured and nothing "
+            f"else; a first search takes about {max(1, round(minutes))} minutes (--minutes), and goes on from here"
+        )
+
     def note(self, text: str) -> None:
         """Something worth a line."""
         self._print(text)
@@ -159,8 +171,8 @@ def print_summary(rows: Sequence[Row], console: Console, measured_by: str) -> No
         console.print(summary_table(rows))
     before, after = total_seconds(rows, tuned=False), total_seconds(rows, tuned=True)
     if after:
+        gain = f"{before / after:.2f} times faster" if before > 1.005 * after else "no faster kernels were found"
         console.print(
-            f"tuned layers: {1e3 * before:.2f} ms by default, {1e3 * after:.2f} ms tuned, {before / after:.2f} times faster "
-            f"({measured_by})",
+            f"tuned layers: {1e3 * before:.2f} ms by default, {1e3 * after:.2f} ms tuned, {gain} ({measured_by})",
             highlight=False,
         )

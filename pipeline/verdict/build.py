@@ -1,0 +1,277 @@
+"""One command from a model to a verdict: import, check, tune, compile, verify, profile, and what came of it.
+
+A build's folder holds ``bundle/``, tuning records in ``logs/``, pages, ``build.json`` and, in ``stages/``, what each stage
+found: run again after an interruption it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bitkiln.pipeline import bundle as bundles
+from bitkiln.pipeline import profile, schema
+from bitkiln.pipeline.boards.emulated import Answer
+from bitkiln.pipeline.compile import compile_model
+from bitkiln.pipeline.errors import BundleError, ModelError
+from bitkiln.pipeline.inspect import inspect_model
+from bitkiln.pipeline.inspect import page as inspect_page
+from bitkiln.pipeline.inspect.result import Inspection
+from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.profile import page as profile_page
+from bitkiln.pipeline.records import Records, log_files
+from bitkiln.pipeline.run import answer_on, timed, trace_on
+from bitkiln.pipeline.support.files import atomic_write
+from bitkiln.pipeline.tune import Budget, tune
+from bitkiln.pipeline.tune.result import as_json as tuned_as_json
+from bitkiln.pipeline.verdict.stages import Stages, digest
+from bitkiln.pipeline.verify import make_inputs, verify_bundle
+from bitkiln.targets import Target
+
+#: How many of the dearest steps a verdict names.
+DEAREST = 3
+#: Threads beside one whose time is measured where a board can.
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a build is to do: ``minutes`` and ``trials`` bound tuning, None of ``trials`` leaves it out."""
+
+    target: Target
+    trials: int | None = 400
+    minutes: float = 3.0
+    boards: int | None = None
+
+
+def build(model: Model, source: Path | None, folder: Path, wanted: Wanted, console: Console) -> schema.Build:
+    """Build ``model``, loaded from the file ``source``, in ``folder``. Raises BitkilnError; what was done is kept."""
+    _refuse_foreign(folder)
+    return _Build(model, source, folder, wanted, console).run()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise BundleError where ``folder`` holds what no build made."""
+    ours = (folder / "stages").is_dir() or (folder.is_dir() and not any(folder.iterdir()))
+    if folder.exists() and not ours:
+        raise BundleError(f"{folder}: exists and no build made it; name another folder with -o or remove it")
+
+
+class _Build:
+    def __init__(self, model: Model, source: Path | None, folder: Path, wanted: Wanted, console: Console) -> None:
+        self.model, self.source, self.folder, self.wanted, self.console = model, source, folder, wanted, console
+        self.target = wanted.target
+        self.identity = digest(
+            model.source_digest, model.inputs, model.preprocessing, model.labels, model.head, self.target.name
+        )
+        self.logs, self.made = folder / "logs", folder / "bundle"
+        (folder / "stages").mkdir(parents=True, exist_ok=True)
+        self.stages = Stages(folder, console, total=5)
+
+    def run(self) -> schema.Build:
+        found = self._check()
+        tuning = self._tune()
+        compiled = self._compile()
+        sealed = digest(hashlib.sha256((self.made / bundles.MANIFEST).read_bytes()).hexdigest())
+        verified = self.stages.run("verify", sealed, self._verify, lambda report: report["verdict"])
+        profiled = self.stages.run("profile", sealed, self._profile, _say_profile)
+        result = self._result(found, tuning, compiled, verified, profiled)
+        with atomic_write(self.folder / "build.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        return result
+
+    def _check(self) -> Inspection:
+        """Look at the network; what cannot be compiled ends the build here, before minutes of tuning."""
+        found = inspect_model(self.model, [self.target])
+        _write(self.folder / "inspect.html", inspect_page.render(found))
+        if found.problems:
+            raise ModelError(f"{self.model.name} cannot be compiled: {found.problems[0]}")
+        totals = found.totals
+        line = (
+            f"{len(found.rows)} layers, {totals.binary} of {totals.convolutions} convolutions and dense layers binary"
+        )
+        self.stages.run("check", self.identity, lambda: line, str)
+        return found
+
+    def _tune(self) -> schema.Tune | None:
+        if self.wanted.trials is None or self.target.bits != 64:
+            why = "left out" if self.wanted.trials is None else f"records of {self.target.records[0]} serve this board"
+            self.stages.skip("tune", why)
+            return None
+        key = digest(self.identity, self.wanted.trials, self.wanted.minutes)
+        result: schema.Tune = self.stages.run("tune", key, self._search, _say_tuning)
+        return result
+
+    def _search(self) -> schema.Tune:
+        """Tune for what is left of the time: an interrupted run's counts."""
+        spent = self.folder / "stages" / "tuned-seconds"
+        before = float(spent.read_text()) if spent.is_file() else 0.0
+        began = time.monotonic()
+        minutes = max(self.wanted.minutes - before / 60, 0.05)
+        try:
+            budget = Budget(trials=self.wanted.trials or 1, minutes=minutes)
+            states = tune([self.model], self.target, self.logs, budget, boards=self.wanted.boards, console=self.console)
+        finally:
+            spent.write_text(f"{before + time.monotonic() - began:.1f}")
+        spent.unlink()
+        return tuned_as_json(states, [self.model.name], self.target, self.logs)
+
+    def _compile(self) -> schema.Compile:
+        from bitkiln.pipeline.compile.manifest import as_json
+
+        self.logs.mkdir(exist_ok=True)
+        records = [hashlib.sha256(path.read_bytes()).hexdigest() for path in log_files([self.logs])]
+        key = digest(self.identity, records, self._sealed())
+
+        def work() -> Any:
+            compile_model(self.model, self.target, Records.open(self.logs), self.made)
+            return as_json(bundles.open_bundle(self.made))
+
+        result: schema.Compile = self.stages.run("compile", key, work, _say_compiled)
+        if self._sealed() is None or key != digest(self.identity, records, self._sealed()):
+            # The key holds the digest of what was made, which is known only now.
+            self.stages.keep("compile", digest(self.identity, records, self._sealed()), result)
+        return result
+
+    def _sealed(self) -> str | None:
+        """The digest of the bundle's manifest; None where there is no sound bundle."""
+        try:
+            opened = bundles.open_bundle(self.made)
+        except BundleError:
+            return None
+        return hashlib.sha256((opened.folder / bundles.MANIFEST).read_bytes()).hexdigest()
+
+    def _verify(self) -> schema.Verify:
+        def traced(made: bundles.Bundle, inputs: Any) -> Answer:
+            return trace_on("sim", made, inputs, 1)
+
+        return verify_bundle(self.made, self.model, source=self.source, tracer=traced).as_json()
+
+    def _profile(self) -> dict[str, Any]:
+        """One thread step by step, and the whole frame on more threads where the board can time them."""
+        speeds: list[schema.Speed] = []
+        profiled = None
+        if self.target.bits == 64:
+            result = profile.profile_bundle(self.made)
+            _write(self.folder / "profile.html", profile_page.render(result, self.target))
+            profiled = result.as_json()
+            speeds.append(_speed(self.target, 1, result.ms, result.measured_by))
+        if timed(self.target, THREADS):
+            answer = answer_on("sim", bundles.open_bundle(self.made), make_inputs(self.model), THREADS)
+            speeds.append(_speed(self.target, THREADS, 1e3 * answer.seconds, answer.measured_by))
+        return {"profile": profiled, "speeds": speeds}
+
+    def _result(
+        self,
+        found: Inspection,
+        tuning: schema.Tune | None,
+        compiled: schema.Compile,
+        verified: schema.Verify,
+        profiled: dict[str, Any],
+    ) -> schema.Build:
+        measured: schema.Profile | None = profiled["profile"]
+        image = "photo.jpg" if compiled["preprocessing"] else None
+        given = f"--image {image}" if image else "--input x.npy"
+        pages = [self.folder / name for name in ("inspect.html", "profile.html")]
+        return {
+            "schema": "bitkiln.build/1",
+            "model": self.model.name,
+            "sha256": self.model.source_digest,
+            "target": self.target.name,
+            "folder": str(self.folder),
+            "bundle": str(self.made),
+            "stages": self.stages.done,
+            "passed": verified["passed"],
+            "verdict": verified["verdict"],
+            "reasons": verified["reasons"],
+            "totals": found.as_json()["totals"],
+            "ms": measured["ms"] if measured else None,
+            "bound_ms": found.bounds[0].ms,
+            "roof_share": found.bounds[0].ms / measured["ms"] if measured and measured["ms"] else None,
+            "speeds": profiled["speeds"],
+            "kernels": dict(Counter(step["chosen"] for step in compiled["steps"])),
+            "tuning": tuning,
+            "dearest": _dearest(measured, compiled, found) if measured else [],
+            "preprocessing": compiled["preprocessing"],
+            "labels": compiled["labels"],
+            "file_bytes": compiled["file_bytes"],
+            "pages": [str(page) for page in pages if page.is_file()],
+            "warnings": compiled["warnings"],
+            "next": [
+                f"bitkiln run {self.made} {given}",
+                f"bitkiln deploy {self.made} pi@raspberrypi",
+            ],
+        }
+
+
+def _speed(target: Target, threads: int, ms: float, measured_by: str) -> schema.Speed:
+    return {"target": target.name, "threads": threads, "ms": ms, "measured_by": measured_by}
+
+
+def _dearest(measured: schema.Profile, compiled: schema.Compile, found: Inspection) -> list[schema.Dear]:
+    convolutions = {row.name for row in found.rows if row.binary is not None}
+    chosen = {step["name"]: step["chosen"] for step in compiled["steps"]}
+    steps = sorted(measured["steps"], key=lambda step: -step["ms"])[:DEAREST]
+    return [
+        {
+            "name": principal(step["name"], step["layers"], convolutions),
+            "layers": step["layers"],
+            "kind": step["kind"],
+            "ms": step["ms"],
+            "share": step["share"],
+            "bound_ms": step["bound_ms"],
+            "why": why(step, chosen.get(step["name"], "")),
+        }
+        for step in steps
+    ]
+
+
+def principal(step: str, layers: Sequence[str], convolutions: Collection[str]) -> str:
+    """The layer that a step is known by: its convolution, else the last of its layers, else its own name."""
+    return next((layer for layer in layers if layer in convolutions), layers[-1] if layers else step)
+
+
+def why(step: schema.ProfiledStep, chosen: str) -> str:
+    """What a step's time is made of, and what may make it less."""
+    parts = ["on bits" if step["binary"] else "in floats"] if step["macs"] else []
+    if step["roof_share"] is not None:
+        parts.append(f"{step['roof_share']:.0%} of its roof")
+    causes = sorted(((cycles, cause) for cause, cycles in step["causes"].items()), reverse=True)[:2]
+    parts += [f"{cause} {cycles / step['cycles']:.0%}" for cycles, cause in causes if cycles > 0.1 * step["cycles"]]
+    if chosen == "default":
+        parts.append("its kernel is untuned")
+    elif chosen == "generic":
+        parts.append("no schedule of ours has it")
+    return ", ".join(parts)
+
+
+def _say_tuning(tuning: schema.Tune) -> str:
+    if not tuning["tasks"]:
+        return "no layer leaves a choice"
+    trials = sum(task["trials"] for task in tuning["tasks"])
+    gain = f", {tuning['gain']:.2f} times faster" if tuning["gain"] else ""
+    return f"{len(tuning['tasks'])} kernels, {trials} trials{gain}"
+
+
+def _say_compiled(compiled: schema.Compile) -> str:
+    return f"{len(compiled['steps'])} steps, {compiled['file_bytes'] / 1e6:.1f} MB"
+
+
+def _say_profile(profiled: dict[str, Any]) -> str:
+    speeds = [
+        f"{each['ms']:.2f} ms on {each['threads']} core{'s' * (each['threads'] > 1)}" for each in profiled["speeds"]
+    ]
+    return ", ".join(speeds) or "no simulated board times 32-bit code"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

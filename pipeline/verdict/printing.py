@@ -1,0 +1,79 @@
+"""A build's verdict on a terminal: ten lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bitkiln.pipeline import schema
+from bitkiln.pipeline.support.text import printable
+
+
+def lines(made: schema.Build) -> Iterator[str]:
+    """What runs, on bits or not, how fast, what was gained, what costs most, how photos are prepared, what to type next."""
+    yield f"{made['model']} on {made['target']}: {made['verdict']}"
+    if not made["passed"]:
+        yield from (f"  {reason}" for reason in made["reasons"][:4])
+    yield f"on bits:  {_bits(made['totals'])}"
+    yield f"time:     {_time(made)}"
+    yield f"gained:   {_gained(made)}"
+    for at, dear in enumerate(made["dearest"]):
+        name = printable(dear["name"], 40)
+        label = "dearest:" if at == 0 else ""
+        yield f"{label:<9} {name}: {dear['ms']:.2f} ms, {dear['share']:.0%}: {dear['why']}"
+    yield f"photos:   {_photos(made)}"
+    yield f"bundle:   {made['bundle']}, {made['file_bytes'] / 1e6:.1f} MB; pages: {', '.join(made['pages'])}"
+    yield f"next:     {'  or  '.join(made['next'])}"
+
+
+def _bits(totals: schema.Totals) -> str:
+    macs = totals["binary_macs"] + totals["float_macs"]
+    share = f", {totals['binary_macs'] / macs:.0%} of the MACs" if macs else ""
+    return f"{totals['binary']} of {totals['convolutions']} convolutions and dense layers{share if totals['binary'] else ''}"
+
+
+def _time(made: schema.Build) -> str:
+    if made["ms"] is None or made["roof_share"] is None:
+        return f"not measured: no simulated board times {made['target']}; the bound is {made['bound_ms']:.4g} ms"
+    speeds = [f"{each['ms']:.2f} ms on {_cores(each['threads'])}" for each in made["speeds"]]
+    roof = f"{made['roof_share']:.0%} of the roof on one (bound {made['bound_ms']:.4g} ms)"
+    return f"{', '.join(speeds)} ({made['speeds'][0]['measured_by']}), {roof}"
+
+
+def _cores(threads: int) -> str:
+    return "1 core" if threads == 1 else f"{threads} cores"
+
+
+def _gained(made: schema.Build) -> str:
+    kernels, tuning = made["kernels"], made["tuning"]
+    untuned = kernels.get("default", 0)
+    known = f"{kernels.get('tuned', 0)} kernels by tuning records, {untuned} by default"
+    if tuning is None:
+        return f"not tuned now; {known}" + ("; tuning may make it faster" if untuned else "")
+    if not tuning["tasks"]:
+        return "nothing: no layer leaves a choice of kernels"
+    gain, trials = tuning["gain"] or 1.0, sum(task["trials"] for task in tuning["tasks"])
+    times = f"tuned layers {tuning['default_ms']:.2f} ms by default, {tuning['best_ms']:.2f} ms now"
+    if gain >= 1.005:
+        return f"{gain:.2f} times: {times}; {known}"
+    return f"nothing: in {trials} trials no kernel beat what defaults and records gave; {known}"
+
+
+def _photos(made: schema.Build) -> str:
+    how = made["preprocessing"]
+    labels = f"{made['labels']} labels" if made["labels"] else "no labels (--labels FILE)"
+    if not how:
+        return f"the input is no image, or the file does not say how one is prepared (--mean, --scale, ...); {labels}"
+    return f"{preparation(how)}; {labels}"
+
+
+def preparation(how: dict[str, Any]) -> str:
+    """How an image becomes the input, in words."""
+    size = f"{how['width']} x {how['height']}"
+    resized = {
+        "stretch": f"stretched to {size}",
+        "short-side": f"short side to {how.get('resize_to')}, centre crop {size}",
+        "letterbox": f"fitted into {size} between bars of {how.get('fill', 0):g}",
+    }[how["resize"]]
+    mean, scale = (", ".join(f"{value:.6g}" for value in how[name]) for name in ("mean", "scale"))
+    return f"{resized}, {how['channel_order']}, ({mean}) subtracted, times ({scale})"
