@@ -14,6 +14,7 @@ again for each block; one block of all tiles reads the weights once, which suits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,29 +23,24 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
+from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, split
-from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, REACH_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
+from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, REACH_BYTES, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
-
-#: Floats behind a copied image: what filled up rows and fetching ahead may read.
-_SLACK = STEP + REACH_BYTES // 4
-#: The smallest piece of output that is claimed before it is computed.
-_CLAIM_FLOATS = 256
-#: Tiles (pixels, channels) that the micro-kernels are fast at, and those for plain loops.
-TILES = {64: ("8x8", "8x12", "7x12", "11x8", "6x12", "6x16", "4x16", "4x20"), 32: ("4x8", "2x8", "4x4")}
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The register tile, and the pixel tiles of a block (0: all)."""
-    return {"tile": list(TILES[target.bits]), "block": [1, 2, 4, 8, 0]}
+    return {"tile": list(tiles.SIZES[target.bits]), "block": [1, 2, 4, 8, 0]}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do."""
     pixels = workload.conv_size[0] * workload.conv_size[1]
-    tile = TILES[target.bits][0]
+    tile = tiles.SIZES[target.bits][0]
     if target.bits == 64 and pixels <= 4:
         tile = "4x16"
     elif target.bits == 64 and pixels < 100 and pixels % 8 and pixels % 7 == 0:
@@ -82,13 +78,13 @@ class _Direct:
         tile_m = max(tile_m // self.window * self.window, self.least)
         pixels = len(self.order)
         self.tile_m = min(tile_m, max(pixels, self.least))
-        self.pixel_runs = [_at_least(run, self.least) for run in split(pixels, self.tile_m)]
+        self.pixel_runs = [at_least(run, self.least) for run in split(pixels, self.tile_m)]
         self.panel_runs = split(self.out_per_group, tile_n, 4)
         self.block = block or max(1, pixels // self.tile_m)
-        self.row_length = -(-self.geometry.row_length // STEP) * STEP if assembly else self.geometry.row_length
+        self.row_length = tiles.row_length(self.geometry.row_length, assembly)
         self.depth = len(self.geometry.rows) * self.row_length
         self.panel_floats = self.depth * sum(run.count * run.size for run in self.panel_runs)
-        self.used: dict[str, Sgemm] = {}
+        self.tiles = Tiles(workload.epilogue, self.finish, assembly)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
 
@@ -105,15 +101,12 @@ class _Direct:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            self.data, self.weights, *self.operands, self.pixels, self.rows = loops.parameters(arguments)
+            self.data, weights, *self.operands, pixels, rows = loops.parameters(arguments)
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self.tiles.bind(self._image(), weights, pixels, rows, self.operands)
             self._body()
         notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
-        return Kernel(builder.get(), tuple(arguments), self.microkernels, notes)
-
-    @property
-    def microkernels(self) -> tuple[MicroKernel, ...]:
-        return tuple(self.used.values())
+        return Kernel(builder.get(), tuple(arguments), self.tiles.microkernels, notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI in panels."""
@@ -130,7 +123,6 @@ class _Direct:
 
     def _body(self) -> None:
         work = self.workload
-        self.image = self._image(loops.flat(self.data, work.height * work.width * work.channels))
         straight = self.finish is not None or (not work.pool and work.out == "float32")
         floats = len(self.order) // self.window * work.out_channels
         self.result = loops.flat(self.out, floats) if straight else T.alloc_buffer((floats,), "float32")
@@ -149,7 +141,7 @@ class _Direct:
                 max(self.geometry.rows) + (self.groups - 1) * self.workload.channels // self.groups + self.row_length
             )
             ends = self.geometry.pixels[self.order] + last_tap + REACH_BYTES // 4
-            inside = ends <= self.geometry.size + (_SLACK if self.copies else 0)
+            inside = ends <= self.geometry.size + (SLACK if self.copies else 0)
             far = (len(inside) if inside.all() else int(inside.argmin())) // self.tile_m * self.tile_m
             far = len(inside) if len(inside) - far < self.tile_m and inside.all() else far
         runs = [(run, True) for run in split(far, size)]
@@ -162,7 +154,7 @@ class _Direct:
             together = self.block == 1 and self.finish is not None and run.used >= self.least
             floats = run.used // self.window * self.workload.out_channels
             with T.parallel(run.count) as block:
-                if straight and floats >= _CLAIM_FLOATS:
+                if straight and floats >= CLAIM_FLOATS:
                     loops.claim(
                         self.result, run.first // self.window * self.workload.out_channels + block * floats, floats
                     )
@@ -184,110 +176,44 @@ class _Direct:
 
     def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int, reach: bool) -> None:
         """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""
-        for run in [_at_least(run, self.least) for run in split(pixels, self.tile_m)]:
+        for run in [at_least(run, self.least) for run in split(pixels, self.tile_m)]:
             with T.serial(run.count) as tile:
                 self._tile(first + run.first + tile * run.size, run, group, channel, panels, count, reach)
 
-    def _image(self, data: Any) -> Any:
+    def _image(self) -> Any:
         """The image with its border, or the input itself."""
-        if not self.copies:
-            return data
-        work = self.workload
-        height, width, channels = self.geometry.padded
-        padded = T.alloc_buffer((self.geometry.size + _SLACK,), "float32")
-        with T.parallel(height) as y:
-            loops.pad_row(padded, y * width * channels, data, y, (work.height, work.width, channels), work.padding)
-        loops.fill(padded, self.geometry.size, _SLACK)
-        return padded
+        size = (self.workload.height, self.workload.width, self.workload.channels)
+        data = loops.flat(self.data, math.prod(size))
+        return tiles.padded_image(data, size, self.workload.padding) if self.copies else data
 
     def _tile(
         self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run, count: int, reach: bool
     ) -> None:
         work = self.workload
         channel = group * self.out_per_group + channel_in_group
-        weights = group * self.panel_floats + channel_in_group * self.depth
-        to = first // self.window * work.out_channels + channel
-        if self.finish is not None and pixels.used == pixels.size and panels.used == panels.size:
-            tile = Sgemm(pixels.size, panels.size, self.finish, reach)
-            self._call(tile, self.result, to, work.out_channels, first, group, weights, count, channel)
-            return
-        sums = T.alloc_buffer((pixels.size * panels.size,), "float32", scope="local")
-        if self.assembly:
-            self._call(Sgemm(pixels.size, panels.size, reach=reach), sums, 0, panels.size, first, group, weights, 1, 0)
-        else:
-            self._plain(sums, first, pixels.size, group, weights, panels.size)
-        with T.serial(pixels.used) as m:
-            at = ((first + m) // work.conv_size[1], (first + m) % work.conv_size[1])
-            start, end = m * panels.size, to + m * work.out_channels
-            self._apply(end, sums, start, panels.used, at, channel)
-
-    def _apply(self, to: Any, sums: Any, start: Any, used: int, pixel: tuple[Any, Any], channel: Any) -> None:
-        steps = self.workload.epilogue
-        loops.apply_epilogue(self.result, to, sums, start, used, steps, self.operands, pixel, channel)
-
-    def _call(
-        self,
-        tile: Sgemm,
-        out: Any,
-        to: Any,
-        pitch: int,
-        first: Any,
-        group: Any,
-        weights: Any,
-        panels: int,
-        channel: Any,
-    ) -> None:
-        """A tile by its micro-kernel; the arguments are those of ``Sgemm``."""
-        self.used[tile.symbol] = tile
-        per_group = self.workload.channels // self.groups
-        bias = self.operands[0][channel] if tile.finish.bias else self.weights[0]
-        T.evaluate(
-            T.call_extern(
-                "int32",
-                tile.symbol,
-                T.address_of(out[to]),
-                T.int64(pitch * 4),
-                T.address_of(self.image[group * per_group]),
-                T.address_of(self.pixels[first]),
-                T.address_of(self.weights[weights]),
-                T.address_of(self.rows[0]),
-                T.int64(len(self.geometry.rows)),
-                T.int64(self.row_length // STEP),
-                T.int64(panels),
-                T.int64(tile.tile_n * 4),
-                T.address_of(bias),
-                T.int64(0),
-            )
+        tile = Tile(
+            pixels,
+            panels,
+            first,
+            image=group * (work.channels // self.groups),
+            weights=group * self.panel_floats + channel_in_group * self.depth,
+            to=first // self.window * work.out_channels + channel,
+            pitch=work.out_channels,
+            channel=channel,
+            at=lambda m: ((first + m) // work.conv_size[1], (first + m) % work.conv_size[1]),
+            count=count,
+            reach=reach,
         )
-
-    def _plain(self, sums: Any, first: Any, tile_m: int, group: Any, weights: Any, tile_n: int) -> None:
-        """A tile by loops that any machine runs."""
-        per_group = self.workload.channels // self.groups
-        loops.fill(sums, 0, tile_m * tile_n)
-        with T.serial(len(self.geometry.rows)) as row, T.serial(self.row_length) as k:
-            at = group * per_group + self.rows[row] // 4 + k
-            weight = weights + (row * self.row_length + k) * tile_n
-            for m in range(tile_m):
-                tap = self.image[at + self.pixels[first + m] // 4]
-                with T.vectorized(tile_n) as n:
-                    index = m * tile_n + n
-                    T.buffer_store(sums, sums[index] + tap * self.weights[weight + n], [index])
+        self.tiles.emit(tile, self.result, Taps(0, len(self.geometry.rows), self.row_length))
 
 
 def finish_of(workload: Conv2d) -> Finish | None:
     """The epilogue and pooling of ``workload`` as a micro-kernel finishes them, if it can."""
-    steps = list(workload.epilogue)
-    bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
-    rest = steps[bias:]
-    if len(rest) > 1 or workload.out == "bits":
+    if workload.out == "bits":
         return None
     if workload.pool and (workload.pool != Pool((2, 2), (2, 2)) or workload.out_channels // workload.groups % 4):
         return None
-    window = 4 if workload.pool else 1
-    if not rest:
-        return Finish(bias, window=window)
-    leaky = rest[0].op == "leaky" and 0 <= rest[0].values[0] <= 1
-    return Finish(bias, rest[0].op, rest[0].values, window) if leaky or rest[0].op in ("relu", "clip") else None
+    return tiles.finish_of(workload.epilogue, 4 if workload.pool else 1)
 
 
 def _window_order(workload: Conv2d) -> np.ndarray:
@@ -295,17 +221,3 @@ def _window_order(workload: Conv2d) -> np.ndarray:
     height, width = workload.out_size
     y, x, dy, dx = np.mgrid[0:height, 0:width, 0:2, 0:2]
     return ((2 * y + dy) * workload.conv_size[1] + 2 * x + dx).ravel()
-
-
-def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:
-    """``weights`` [channels][k] as [panel][k][size], one panel after the other, filled up with zeros."""
-    parts = []
-    for run in panels:
-        rows = np.zeros((run.count * run.size, weights.shape[1]), "float32")
-        rows[: min(len(rows), len(weights) - run.first)] = weights[run.first : run.first + run.count * run.size]
-        parts.append(rows.reshape(run.count, run.size, -1).transpose(0, 2, 1).ravel())
-    return np.concatenate(parts)
-
-
-def _at_least(run: Run, size: int) -> Run:
-    return Run(run.first, run.count, max(run.size, size), run.used)

@@ -26,8 +26,8 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import epilogue, loops
 from bitkiln.schedules.binarize.a53 import FlatSigns
-from bitkiln.schedules.conv2d.direct import pack_panels
 from bitkiln.schedules.conv2d.geometry import Run, split
+from bitkiln.schedules.conv2d.tiles import pack_panels
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH

@@ -1,0 +1,184 @@
+"""Tiles of output pixels x output channels: a sum over rows of taps, then the epilogue, as calls or loops in a kernel.
+
+Direct and transposed convolutions are made of them. Weights are packed in panels of a tile's channels,
+[panel][row][k][channel], rows filled up with zeros to whole steps of the micro-kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops
+from bitkiln.schedules.conv2d.geometry import Run
+from bitkiln.schedules.kernel import MicroKernel
+from bitkiln.schedules.microkernels.a53.sgemm import REACH_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.workload import Step
+
+#: Floats behind a copied image: what filled up rows and fetching ahead may read.
+SLACK = STEP + REACH_BYTES // 4
+#: The smallest piece of output that is claimed before it is computed.
+CLAIM_FLOATS = 256
+#: Tiles (pixels, channels) that the micro-kernels are fast at, and those for plain loops.
+SIZES = {64: ("8x8", "8x12", "7x12", "11x8", "6x12", "6x16", "4x16", "4x20"), 32: ("4x8", "2x8", "4x4")}
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Rows of taps: where they begin in the table of rows, how many there are, and the floats of each, filled up."""
+
+    first: int
+    count: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a tile reads and writes. Places are in floats.
+
+    ``first``: its first pixel in the table of pixels. ``image``: what the table's offsets count from. ``to``: its first result;
+    the next pixel's lies ``pitch`` further. ``at(m)``: where in the whole result pixel m lies, (y, x). ``count``: panels one
+    after the other. ``reach``: its pixels may be read beyond their taps, as ``Sgemm.reach`` asks.
+    """
+
+    pixels: Run
+    panels: Run
+    first: Any
+    image: Any
+    weights: Any
+    to: Any
+    pitch: int
+    channel: Any
+    at: Callable[[Any], tuple[Any, Any]]
+    count: int = 1
+    reach: bool = False
+
+
+class Tiles:
+    """Emits tiles into the kernel under construction and remembers the micro-kernels that they call.
+
+    ``finish``: the epilogue as the micro-kernel does it, None where it cannot. Without ``assembly`` all is plain loops.
+    """
+
+    def __init__(self, steps: Sequence[Step], finish: Finish | None, assembly: bool) -> None:
+        self.steps = steps
+        self.finish = finish
+        self.assembly = assembly
+        self._used: dict[str, Sgemm] = {}
+
+    @property
+    def microkernels(self) -> tuple[MicroKernel, ...]:
+        return tuple(self._used.values())
+
+    def bind(self, image: Any, weights: Any, pixels: Any, rows: Any, operands: Sequence[Any]) -> None:
+        """The buffers that all tiles read: flat floats; tables of byte offsets; operands of the epilogue."""
+        self.image, self.weights, self.pixels, self.rows, self.operands = image, weights, pixels, rows, operands
+
+    def finishes(self, tile: Tile) -> bool:
+        """Whether the micro-kernel itself stores the results of ``tile``."""
+        whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
+        return self.finish is not None and whole
+
+    def emit(self, tile: Tile, result: Any, taps: Taps) -> None:
+        """The results of ``tile``."""
+        if self.finishes(tile):
+            kernel = Sgemm(tile.pixels.size, tile.panels.size, self.finish, tile.reach)
+            self._call(kernel, tile, result, tile.to, tile.pitch, taps)
+            return
+        size = tile.panels.size
+        sums = T.alloc_buffer((tile.pixels.size * size,), "float32", scope="local")
+        if not taps.count:
+            loops.fill(sums, 0, tile.pixels.size * size)
+        elif self.assembly:
+            self._call(Sgemm(tile.pixels.size, size, reach=tile.reach), tile, sums, 0, size, taps)
+        else:
+            self._plain(sums, tile, taps)
+        with T.serial(tile.pixels.used) as m:
+            end, start = tile.to + m * tile.pitch, m * size
+            loops.apply_epilogue(
+                result, end, sums, start, tile.panels.used, self.steps, self.operands, tile.at(m), tile.channel
+            )
+
+    def _call(self, kernel: Sgemm, tile: Tile, out: Any, to: Any, pitch: int, taps: Taps) -> None:
+        """A tile by its micro-kernel; the arguments are those of ``Sgemm``."""
+        self._used[kernel.symbol] = kernel
+        bias = self.operands[0][tile.channel] if kernel.finish.bias else self.weights[0]
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                kernel.symbol,
+                T.address_of(out[to]),
+                T.int64(pitch * 4),
+                T.address_of(self.image[tile.image]),
+                T.address_of(self.pixels[tile.first]),
+                T.address_of(self.weights[tile.weights]),
+                T.address_of(self.rows[taps.first]),
+                T.int64(taps.count),
+                T.int64(taps.length // STEP),
+                T.int64(tile.count),
+                T.int64(kernel.tile_n * 4),
+                T.address_of(bias),
+                T.int64(0),
+            )
+        )
+
+    def _plain(self, sums: Any, tile: Tile, taps: Taps) -> None:
+        """A tile by loops that any machine runs."""
+        tile_m, tile_n = tile.pixels.size, tile.panels.size
+        loops.fill(sums, 0, tile_m * tile_n)
+        with T.serial(taps.count) as row, T.serial(taps.length) as k:
+            at = tile.image + self.rows[taps.first + row] // 4 + k
+            weight = tile.weights + (row * taps.length + k) * tile_n
+            for m in range(tile_m):
+                tap = self.image[at + self.pixels[tile.first + m] // 4]
+                with T.vectorized(tile_n) as n:
+                    index = m * tile_n + n
+                    T.buffer_store(sums, sums[index] + tap * self.weights[weight + n], [index])
+
+
+def finish_of(steps: Sequence[Step], window: int = 1) -> Finish | None:
+    """``steps`` as a micro-kernel finishes them, behind a maximum over ``window`` pixels, if it can."""
+    bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
+    rest = steps[bias:]
+    if len(rest) > 1:
+        return None
+    if not rest:
+        return Finish(bias, window=window)
+    leaky = rest[0].op == "leaky" and 0 <= rest[0].values[0] <= 1
+    return Finish(bias, rest[0].op, rest[0].values, window) if leaky or rest[0].op in ("relu", "clip") else None
+
+
+def row_length(floats: int, assembly: bool) -> int:
+    """The length of rows of ``floats`` taps, filled up for the micro-kernel."""
+    return -(-floats // STEP) * STEP if assembly else floats
+
+
+def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:
+    """``weights`` [channels][k] as [panel][k][size], one panel after the other, filled up with zeros."""
+    parts = []
+    for run in panels:
+        rows = np.zeros((run.count * run.size, weights.shape[1]), "float32")
+        rows[: min(len(rows), len(weights) - run.first)] = weights[run.first : run.first + run.count * run.size]
+        parts.append(rows.reshape(run.count, run.size, -1).transpose(0, 2, 1).ravel())
+    return np.concatenate(parts)
+
+
+def at_least(run: Run, size: int) -> Run:
+    """``run`` with tiles filled up to ``size``."""
+    return Run(run.first, run.count, max(run.size, size), run.used)
+
+
+def padded_image(data: Any, size: tuple[int, int, int], padding: tuple[int, int, int, int], slack: int = SLACK) -> Any:
+    """A copy of ``data`` of ``size`` (H, W, C) with its zero border, and ``slack`` zeros behind it."""
+    height, width, channels = size
+    top, left, bottom, right = padding
+    rows, row = top + height + bottom, (left + width + right) * channels
+    padded = T.alloc_buffer((rows * row + slack,), "float32")
+    with T.parallel(rows) as y:
+        loops.pad_row(padded, y * row, data, y, size, padding)
+    loops.fill(padded, rows * row, slack)
+    return padded
