@@ -188,6 +188,75 @@ class Conv2d:
 
 
 @dataclass(frozen=True)
+class ConvTranspose2d:
+    """A transposed convolution with its epilogue: every input pixel adds its weighted window to the result.
+
+    x float32[1, H, W, C], weights OHWI. Input pixel i meets tap k at result pixel i*strides + k*dilation - padding; what falls
+    outside is dropped. ``padding`` (top, left, bottom, right) crops the result and ``output_padding`` (bottom, right) adds to
+    it. Arguments: data, weight, one operand for each step that takes one. Output: float32 [1, H', W', O].
+    """
+
+    tag: ClassVar[str] = "conv2d_transpose"
+    height: int
+    width: int
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    output_padding: tuple[int, int] = (0, 0)
+    epilogue: tuple[Step, ...] = ()
+
+    @property
+    def out(self) -> str:
+        """Type of the result."""
+        return "float32"
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        sizes = []
+        for axis, extent in enumerate((self.height, self.width)):
+            reach = (extent - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
+            sizes.append(reach + self.output_padding[axis] - self.padding[axis] - self.padding[axis + 2])
+        return sizes[0], sizes[1]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates; those of dropped results included."""
+        taps = self.kernel[0] * self.kernel[1]
+        return self.height * self.width * self.channels * taps * (self.out_channels // self.groups)
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        size = (*self.out_size, self.out_channels)
+        return (
+            ((1, self.height, self.width, self.channels), "float32"),
+            ((self.out_channels, *self.kernel, self.channels // self.groups), "float32"),
+            *operand_shapes(self.epilogue, size),
+            result_shape(size, "float32"),
+        )
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = [
+            "conv2d_transpose",
+            f"{self.height}x{self.width}x{self.channels}",
+            f"o{self.out_channels}",
+            f"k{self.kernel[0]}x{self.kernel[1]}",
+            f"s{self.strides[0]}x{self.strides[1]}",
+            f"p{_commas(self.padding)}",
+        ]
+        words += [f"d{self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
+        words += [f"g{self.groups}"] if self.groups != 1 else []
+        words += [f"op{_commas(self.output_padding)}"] if any(self.output_padding) else []
+        return " ".join([*words, *map(str, self.epilogue)])
+
+
+@dataclass(frozen=True)
 class Binarize:
     """Signs to bits: x float32[1, H, W, C], operands of ``epilogue`` -> uint8[1, H, W, ceil(C/8)].
 
@@ -309,7 +378,49 @@ class Concat:
         return " ".join(["bconcat" if self.bits else "concat", size, *map(str, self.epilogue)])
 
 
-Workload = Conv2d | Binarize | Pool2d | Concat
+@dataclass(frozen=True)
+class Resize:
+    """An image brought to another size: x float32[1, H, W, C] -> float32[1, H', W', C], then the epilogue.
+
+    ``method`` "nearest_neighbor" or "linear". ``coordinates`` say where in the input an output pixel lies and ``rounding``
+    which neighbour is the nearest, in the words of ``relax.image.resize2d``; the input's edge goes on outside.
+    """
+
+    tag: ClassVar[str] = "resize2d"
+    height: int
+    width: int
+    channels: int
+    size: tuple[int, int]
+    method: str
+    coordinates: str
+    rounding: str = ""
+    epilogue: tuple[Step, ...] = ()
+
+    @property
+    def out(self) -> str:
+        """Type of the result."""
+        return "float32"
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        size = (*self.size, self.channels)
+        data = ((1, self.height, self.width, self.channels), "float32")
+        return (data, *operand_shapes(self.epilogue, size), result_shape(size, "float32"))
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = ["resize2d", f"{self.height}x{self.width}x{self.channels}", f"to{self.size[0]}x{self.size[1]}"]
+        words += [word for word in (self.method, self.coordinates, self.rounding) if word]
+        return " ".join([*words, *map(str, self.epilogue)])
+
+
+Workload = Conv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize
 
 
 def packed(channels: int) -> int:
@@ -338,7 +449,7 @@ def to_json(workload: Workload) -> str:
 def from_json(text: str) -> Workload:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kind = {cls.tag: cls for cls in (Conv2d, Binarize, Pool2d, Concat)}[table.pop("tag")]
+    kind = {cls.tag: cls for cls in (Conv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize)}[table.pop("tag")]
     return kind(**{name: _revive(name, value) for name, value in table.items()})
 
 

@@ -5,8 +5,10 @@ from bitkiln.pipeline.ops.binarize import binarize
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.concat import concat
 from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d
+from bitkiln.pipeline.ops.conv2d_transpose import conv2d_transpose
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
 from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, has_workload, workload_of
+from bitkiln.pipeline.ops.resize2d import resize2d
 
 __all__ = [
     "WORKLOAD_ATTR",
@@ -16,11 +18,13 @@ __all__ = [
     "bmaxpool2d",
     "concat",
     "conv2d",
+    "conv2d_transpose",
     "hardswish",
     "has_workload",
     "pack_bits",
     "pool2d",
     "prelu",
+    "resize2d",
     "unpack_bits",
     "workload_of",
 ]

@@ -74,6 +74,15 @@ def attributes(**values: int | str | tuple[int, ...] | tuple[Step, ...] | Pool |
     return tvm.ir.make_node("ir.DictAttrs", **plain)
 
 
+def with_attributes(
+    call: Call, **changed: int | str | tuple[int, ...] | tuple[Step, ...] | Pool | None
+) -> tvm.ir.DictAttrs:
+    """The attributes of ``call``, some of them changed."""
+    kept = {name: call.attrs[name] for name in call.attrs.keys()}  # noqa: SIM118  It is no mapping.
+    made = attributes(**changed)
+    return tvm.ir.make_node("ir.DictAttrs", **kept | {name: made[name] for name in changed})
+
+
 def _steps_as_text(steps: Iterable[Step]) -> str:
     return json.dumps([[step.op, step.operand, list(step.values)] for step in steps])
 
@@ -98,8 +107,7 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
     """``call`` with another epilogue."""
     begin, end = _operand_range(call)
     args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
-    attrs = {name: call.attrs[name] for name in call.attrs.keys()}  # noqa: SIM118  It is no mapping.
-    return Call(call.op, args, tvm.ir.make_node("ir.DictAttrs", **attrs | {"epilogue": _steps_as_text(steps)}))
+    return Call(call.op, args, with_attributes(call, epilogue=tuple(steps)))
 
 
 def _operand_range(call: Call) -> tuple[int, int]:

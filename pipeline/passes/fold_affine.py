@@ -111,7 +111,7 @@ def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
 
 def _multiply_conv(graph: Graph, call: Call) -> relax.Expr:
     """Scale the weights of a float convolution instead of its result, where the factor is one per channel."""
-    conv = graph.call_of(call.args[0], "nn.conv2d")
+    conv = graph.call_of(call.args[0], "nn.conv2d", "nn.conv2d_transpose")
     weight = array_of(conv.args[1]) if conv is not None else None
     if (
         weight is None
@@ -121,9 +121,18 @@ def _multiply_conv(graph: Graph, call: Call) -> relax.Expr:
     ):
         return call
     array = array_of(call.args[1])
-    factor = channel_operand(array, len(weight)) if _keeps_shape(call.args[0], array) else None
-    scaled = as_float32(weight.astype(np.float64) * factor[:, None, None, None]) if factor is not None else None
+    factor = channel_operand(array, shape_of(call.args[0])[3]) if _keeps_shape(call.args[0], array) else None
+    scaled = as_float32(_per_output(conv, weight.astype(np.float64), factor)) if factor is not None else None
     return call if scaled is None else Call(conv.op, [conv.args[0], scaled], conv.attrs)
+
+
+def _per_output(conv: Call, weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Weights OHWI, or IOHW of a transposed convolution, times the ``factor`` of their output channel."""
+    if op_name(conv) == "nn.conv2d":
+        return weight * factor[:, None, None, None]
+    groups = int(conv.attrs["groups"])
+    grouped = weight.reshape(groups, -1, *weight.shape[1:]) * factor.reshape(groups, 1, -1, 1, 1)
+    return grouped.reshape(weight.shape)
 
 
 def _add(graph: Graph, call: Call) -> relax.Expr | None:

@@ -7,7 +7,6 @@ order of numbers move in front of it: a maximum commutes with them exactly, roun
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,11 +17,20 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import clip_bounds, is_image, operand
-from bitkiln.pipeline.ops.register import attributes, workload_of
+from bitkiln.pipeline.ops.register import with_attributes, workload_of
 from bitkiln.pipeline.passes import concats
-from bitkiln.schedules.workload import Concat, Conv2d, Pool2d, Step, Workload
+from bitkiln.schedules.workload import Conv2d, Step, Workload
 
-_OURS = ("bitkiln.conv2d", "bitkiln.bconv2d", "bitkiln.pool2d", "bitkiln.concat")
+_OURS = (
+    "bitkiln.conv2d",
+    "bitkiln.bconv2d",
+    "bitkiln.conv2d_transpose",
+    "bitkiln.pool2d",
+    "bitkiln.concat",
+    "bitkiln.resize2d",
+)
+#: Those that write floats and bits alike.
+_GIVE_SIGNS = ("bitkiln.conv2d", "bitkiln.pool2d")
 
 
 def fuse_epilogue(module: tvm.IRModule) -> tvm.IRModule:
@@ -62,7 +70,7 @@ def _fuse_sign(graph: Graph, call: Call) -> Call | None:
     x = call.args[0]
     workload = workload_of(call)
     host = _host(graph, x)
-    if host is not None and not workload.epilogue and op_name(host) not in ("bitkiln.bconv2d", "bitkiln.concat"):
+    if host is not None and not workload.epilogue and op_name(host) in _GIVE_SIGNS:
         return _again(host, out="bits", sign_zero=workload.sign_zero)
     steps: list[tuple[Step, list[relax.Expr]]] = []
     while graph.used_once(x) and graph.definition(x) is not None and _host(graph, x) is None:
@@ -119,28 +127,7 @@ def _host(graph: Graph, x: relax.Expr) -> Call | None:
 
 def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: object) -> Call:
     """``host`` with further operands and other attributes."""
-    workload: Conv2d | Pool2d | Concat = replace(workload_of(host), **changed)
-    if isinstance(workload, Concat):
-        attrs = attributes(channels=workload.parts, epilogue=workload.epilogue)
-        return Call(host.op, [*host.args, *(operands or [])], attrs)
-    names = {"epilogue": workload.epilogue, "pool": workload.pool, "out": workload.out, "sign_zero": workload.sign_zero}
-    if isinstance(workload, Conv2d):
-        names |= {
-            "strides": workload.strides,
-            "padding": workload.padding,
-            "dilation": workload.dilation,
-            "groups": workload.groups,
-        }
-        if workload.binary:
-            names |= {
-                "channels": workload.channels,
-                "pad_value": workload.pad_value,
-                "threshold": workload.threshold,
-                "thresholds": workload.thresholds,
-            }
-        else:
-            names |= {"shift": workload.shift, "layout": workload.layout}
-    return Call(host.op, [*host.args, *(operands or [])], attributes(**names))
+    return Call(host.op, [*host.args, *(operands or [])], with_attributes(host, **changed))
 
 
 Taken = tuple[relax.Expr, Step, list[relax.Expr]]

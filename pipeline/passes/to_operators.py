@@ -1,21 +1,23 @@
-"""Turn every NHWC convolution, pooling and concatenation of batch 1 into one of our operators."""
+"""Turn every NHWC convolution, pooling, resizing and concatenation of batch 1 into one of our operators."""
 
 from __future__ import annotations
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import is_image
 from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.passes import concats
+from bitkiln.schedules.resize2d import COORDINATES, METHODS, ROUNDINGS
 from bitkiln.schedules.workload import Pool
 
 
 def to_operators(module: tvm.IRModule) -> tvm.IRModule:
-    """Every NHWC convolution, pooling and concatenation of batch 1 as one of our operators."""
+    """Every NHWC convolution, pooling, resizing and concatenation of batch 1 as one of our operators."""
     return rewrite(module, lambda graph, _name, value: _as_ours(graph, value))
 
 
@@ -23,6 +25,10 @@ def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
     operator = op_name(value)
     if operator == "nn.conv2d":
         return _conv2d(graph, value)
+    if operator == "nn.conv2d_transpose":
+        return _conv2d_transpose(value)
+    if operator == "image.resize2d":
+        return _resize2d(value)
     if operator in ("nn.max_pool2d", "nn.avg_pool2d"):
         return _pool2d(value, operator[3:6])
     if operator in ("mean", "nn.adaptive_avg_pool2d"):
@@ -47,6 +53,51 @@ def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
         dilation=ints(attrs["dilation"]),
         groups=int(attrs["groups"]),
     )
+
+
+def _conv2d_transpose(call: Call) -> relax.Expr | None:
+    """With stride 1 it is a convolution with its kernel turned round."""
+    attrs = call.attrs
+    x, weight = call.args
+    array = array_of(weight)
+    if str(attrs["data_layout"]) != "NHWC" or not is_image(x) or array is None:
+        return None
+    names = ("strides", "padding", "dilation", "output_padding")
+    strides, padding, dilation, extra = (ints(attrs[name]) for name in names)
+    groups, (ins, outs, height, width) = int(attrs["groups"]), array.shape
+    grouped = array.reshape(groups, ins // groups, outs, height, width).transpose(0, 2, 3, 4, 1)
+    weights = grouped.reshape(groups * outs, height, width, ins // groups)
+    reach = [(size - 1) * step for size, step in zip((height, width), dilation, strict=True)]
+    around = (*(r - pad for r, pad in zip(reach, padding, strict=False)), *map(_after, reach, padding[2:], extra))
+    if strides == (1, 1) and min(around) >= 0:
+        turned = constant(np.ascontiguousarray(weights[:, ::-1, ::-1]))
+        return ops.conv2d(x, turned, padding=around, dilation=dilation, groups=groups)
+    return ops.conv2d_transpose(
+        x,
+        constant(np.ascontiguousarray(weights)),
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        output_padding=extra,
+    )
+
+
+def _after(reach: int, cropped: int, extra: int) -> int:
+    """Zeros behind the image that a transposed convolution of stride 1 reads."""
+    return reach - cropped + extra
+
+
+def _resize2d(call: Call) -> relax.Expr | None:
+    attrs, x = call.attrs, call.args[0]
+    method, coordinates = str(attrs["method"]), str(attrs["coordinate_transformation_mode"])
+    if str(attrs["layout"]) != "NHWC" or not is_image(x) or method not in METHODS or coordinates not in COORDINATES:
+        return None
+    rounding = str(attrs["rounding_method"]) if method == METHODS[0] else ""
+    if method == METHODS[0] and rounding not in ROUNDINGS:
+        return None
+    size = tuple(int(extent) for extent in call.args[1].values)
+    return ops.resize2d(x, size=size, method=method, coordinates=coordinates, rounding=rounding)
 
 
 def _pool2d(call: Call, kind: str) -> relax.Expr | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tvm import relax
 from tvm.ir import Call
@@ -10,26 +12,33 @@ from bitkiln.pipeline.reference.values import Operator
 from bitkiln.pipeline.reference.windows import to_layout
 
 
-def _resize2d(call: Call, x: np.ndarray, size: relax.ShapeExpr) -> np.ndarray:
-    """Nearest, linear and cubic resizing."""
-    attrs, layout = call.attrs, str(call.attrs["layout"])
-    x = to_layout(x, layout, "NHWC")
-    method = str(attrs["method"])
-    for axis, length in zip((1, 2), (int(value) for value in size.values), strict=True):
-        at = _coordinates(x.shape[axis], length, str(attrs["coordinate_transformation_mode"]))
+def resize(
+    x: np.ndarray, size: Sequence[int], method: str, coordinates: str, rounding: str, alpha: float = -0.75
+) -> np.ndarray:
+    """[N, H, W, C] -> float32 [N, *size, C]: to the nearest pixel, linear, or cubic with coefficient ``alpha``."""
+    for axis, length in zip((1, 2), size, strict=True):
+        at = _coordinates(x.shape[axis], length, coordinates)
         if method == "nearest_neighbor":
-            x = x.take(_nearest(at, str(attrs["rounding_method"]), x.shape[axis]), axis=axis)
+            x = x.take(_nearest(at, rounding, x.shape[axis]), axis=axis)
         elif method == "linear":
             low = np.floor(at)
             x = _weighted(x, axis, low, [1 - (at - low), at - low])
         elif method == "cubic":
-            if int(attrs["cubic_exclude"]):
-                raise NotImplementedError("resize2d with method cubic that excludes what lies outside")
             low = np.floor(at)
-            x = _weighted(x, axis, low - 1, _cubic(at - low, float(attrs["cubic_alpha"])))
+            x = _weighted(x, axis, low - 1, _cubic(at - low, alpha))
         else:
             raise NotImplementedError(f"resize2d with method {method}")
-    return to_layout(x, "NHWC", layout).astype(np.float32)
+    return x.astype(np.float32)
+
+
+def _resize2d(call: Call, x: np.ndarray, size: relax.ShapeExpr) -> np.ndarray:
+    attrs, layout = call.attrs, str(call.attrs["layout"])
+    if str(attrs["method"]) == "cubic" and int(attrs["cubic_exclude"]):
+        raise NotImplementedError("resize2d with method cubic that excludes what lies outside")
+    words = (str(attrs[name]) for name in ("method", "coordinate_transformation_mode", "rounding_method"))
+    sizes = [int(value) for value in size.values]
+    resized = resize(to_layout(x, layout, "NHWC"), sizes, *words, float(attrs["cubic_alpha"]))
+    return to_layout(resized, "NHWC", layout)
 
 
 def _weighted(x: np.ndarray, axis: int, first: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.reference.values import Operator
-from bitkiln.pipeline.reference.windows import convolve, pad, to_layout, windows
+from bitkiln.pipeline.reference.windows import convolve, pad, spread, to_layout, windows
 
 
 def _conv2d(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -21,24 +21,12 @@ def _conv2d(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _conv2d_transpose(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Every input pixel adds its weighted window to the output, which is then cropped by the padding."""
-    attrs = call.attrs
+    attrs, groups = call.attrs, int(call.attrs["groups"])
     x, w = to_layout(x, str(attrs["data_layout"]), "NHWC"), to_layout(w, str(attrs["kernel_layout"]), "IOHW")
-    (stride_y, stride_x), (step_y, step_x) = ints(attrs["strides"]), ints(attrs["dilation"])
-    top, left, bottom, right = ints(attrs["padding"])
-    extra_y, extra_x = ints(attrs["output_padding"])
-    groups, (ins, outs, height, width) = int(attrs["groups"]), w.shape
-    rows, columns = x.shape[1:3]
-    size = [(rows - 1) * stride_y + (height - 1) * step_y + 1, (columns - 1) * stride_x + (width - 1) * step_x + 1]
-    y = np.zeros((len(x), size[0] + extra_y, size[1] + extra_x, outs * groups), np.float32)
-    for group in range(groups):
-        data = x[..., group * ins // groups : (group + 1) * ins // groups]
-        filters = w[group * ins // groups : (group + 1) * ins // groups]
-        for ky in range(height):
-            for kx in range(width):
-                spread = y[:, ky * step_y :, kx * step_x :, group * outs : (group + 1) * outs]
-                spread[:, : rows * stride_y : stride_y, : columns * stride_x : stride_x] += data @ filters[:, :, ky, kx]
-    y = y[:, top : y.shape[1] - bottom, left : y.shape[2] - right]
+    ins, outs, *size = w.shape
+    own = w.reshape(groups, ins // groups, outs, *size).transpose(0, 2, 3, 4, 1).reshape(groups * outs, *size, -1)
+    names = ("strides", "padding", "dilation")
+    y = spread(x, own, *(ints(attrs[name]) for name in names), groups, ints(attrs["output_padding"]))
     return to_layout(y, "NHWC", str(attrs["out_layout"] or attrs["data_layout"]))
 
 

@@ -34,6 +34,40 @@ def convolve(
     return result
 
 
+def spread(
+    value: np.ndarray,
+    weight: np.ndarray,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    extra: Sequence[int],
+) -> np.ndarray:
+    """Transposed convolution: every pixel of [N, H, W, C] adds its window, OHWI, to the result, which padding then crops.
+
+    ``extra`` (bottom, right) pixels behind the last window are part of the result.
+    """
+    outs, height, width, per_group = weight.shape
+    share, (rows, columns) = outs // groups, value.shape[1:3]
+    size = [
+        (extent - 1) * stride + (kernel - 1) * step + 1 + more
+        for extent, stride, kernel, step, more in zip(
+            (rows, columns), strides, (height, width), dilation, extra, strict=True
+        )
+    ]
+    result = np.zeros((len(value), *size, outs), np.result_type(value, weight))
+    for group in range(groups):
+        data = value[..., group * per_group : (group + 1) * per_group]
+        own = slice(group * share, (group + 1) * share)
+        for ky in range(height):
+            for kx in range(width):
+                place = result[:, ky * dilation[0] :, kx * dilation[1] :, own]
+                taps = data @ weight[own, ky, kx].T
+                place[:, : rows * strides[0] : strides[0], : columns * strides[1] : strides[1]] += taps
+    top, left, bottom, right = padding
+    return result[:, top : result.shape[1] - bottom, left : result.shape[2] - right]
+
+
 def pool(value: np.ndarray, window: Pool) -> np.ndarray:
     """Maximum or average pooling of [1, H, W, C]."""
     fill = (np.finfo(value.dtype).min if value.dtype.kind == "f" else np.iinfo(value.dtype).min) * (

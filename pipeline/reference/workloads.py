@@ -10,12 +10,13 @@ import numpy as np
 from bitkiln.pipeline.ops import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.words import evaluate_words
 from bitkiln.pipeline.reference.elementwise import sigmoid
+from bitkiln.pipeline.reference.resize import resize
 from bitkiln.pipeline.reference.values import Operator
-from bitkiln.pipeline.reference.windows import convolve, pool
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Pool2d, Step
+from bitkiln.pipeline.reference.windows import convolve, pool, spread
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, Resize, Step, Workload
 
 
-def compute(workload: Conv2d | Binarize | Pool2d | Concat, args: Sequence[np.ndarray]) -> np.ndarray:
+def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
     """One of our operators on its arguments, in the order of ``workload.shapes``."""
     if isinstance(workload, Binarize):
         return sign_bits(apply_epilogue(workload.epilogue, args[0], args[1:]), workload.sign_zero)
@@ -24,6 +25,13 @@ def compute(workload: Conv2d | Binarize | Pool2d | Concat, args: Sequence[np.nda
     if isinstance(workload, Concat):
         parts = len(workload.parts)
         return apply_epilogue(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
+    if isinstance(workload, ConvTranspose2d):
+        names = ("strides", "padding", "dilation", "groups", "output_padding")
+        value = spread(*args[:2], *(getattr(workload, name) for name in names))
+        return apply_epilogue(workload.epilogue, value, args[2:])
+    if isinstance(workload, Resize):
+        value = resize(args[0], workload.size, workload.method, workload.coordinates, workload.rounding)
+        return apply_epilogue(workload.epilogue, value, args[1:])
     if workload.shift or workload.layout != "NHWC":
         return _compute_on_image(workload, args)
     value = accumulate(workload, args[0], args[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Pool2d, Workload, packed
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, Resize, Workload, packed
 
 #: Largest difference of float results, relative to the largest of them.
 FLOAT_TOLERANCE = 1e-3
@@ -22,7 +22,7 @@ def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
     shapes = list(workload.shapes[:-1])
     images = workload.parts if isinstance(workload, Concat) else (workload.channels,)
     arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
-    if isinstance(workload, Conv2d):
+    if isinstance(workload, Conv2d | ConvTranspose2d):
         arrays.append(_weight(source, shapes.pop(0), workload.channels // workload.groups))
     if isinstance(workload, Pool2d) and workload.invert:
         arrays.append(_bits(source, shapes.pop(0)[0], workload.channels))
@@ -57,7 +57,7 @@ def _exact(workload: Workload) -> bool:
     """Whether result bits come of integers or of comparisons alone."""
     if isinstance(workload, Conv2d):
         return workload.binary
-    return isinstance(workload, Pool2d | Binarize | Concat)
+    return isinstance(workload, Pool2d | Binarize | Concat | Resize)
 
 
 def _activation(source: np.random.Generator, spec: tuple[tuple[int, ...], str], channels: int) -> np.ndarray:

@@ -78,14 +78,10 @@ class Tiles:
         """The buffers that all tiles read: flat floats; tables of byte offsets; operands of the epilogue."""
         self.image, self.weights, self.pixels, self.rows, self.operands = image, weights, pixels, rows, operands
 
-    def finishes(self, tile: Tile) -> bool:
-        """Whether the micro-kernel itself stores the results of ``tile``."""
-        whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
-        return self.finish is not None and whole
-
     def emit(self, tile: Tile, result: Any, taps: Taps) -> None:
-        """The results of ``tile``."""
-        if self.finishes(tile):
+        """The results of ``tile``; without taps its sums are zero."""
+        whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
+        if self.finish is not None and whole and taps.count:
             kernel = Sgemm(tile.pixels.size, tile.panels.size, self.finish, tile.reach)
             self._call(kernel, tile, result, tile.to, tile.pitch, taps)
             return

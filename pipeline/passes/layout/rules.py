@@ -47,6 +47,31 @@ def _conv2d(converter: Converter, name: str, call: Call) -> bool:
     return converter.bind(name, value, _result_order(call, out))
 
 
+def _conv2d_transpose(converter: Converter, name: str, call: Call) -> bool:
+    """Only what becomes an operator of ours: TVM knows NCHW alone."""
+    attrs = call.attrs
+    layout, kernel = str(attrs["data_layout"]), str(attrs["kernel_layout"])
+    out = str(attrs["out_layout"] or layout)
+    if sorted(layout) != sorted("NCHW") or sorted(kernel) != sorted("IOHW") or sorted(out) != sorted("NCHW"):
+        return False
+    x, weight = call.args
+    if shape_of(x)[layout.index("N")] != 1 or str(x.ty.dtype) != "float32" or array_of(weight) is None:
+        return False
+    value = relax.op.nn.conv2d_transpose(
+        converter.stored(x, _axes(layout, "NHWC")),
+        converter.stored(weight, _axes(kernel, "IOHW")),
+        strides=list(ints(attrs["strides"])),
+        padding=list(ints(attrs["padding"])),
+        output_padding=list(ints(attrs["output_padding"])),
+        dilation=list(ints(attrs["dilation"])),
+        groups=int(attrs["groups"]),
+        data_layout="NHWC",
+        kernel_layout="IOHW",
+        out_layout="NHWC",
+    )
+    return converter.bind(name, value, _result_order(call, out))
+
+
 def _pool2d(make: Callable[..., Call]) -> Callable[[Converter, str, Call], bool]:
     def rule(converter: Converter, name: str, call: Call) -> bool:
         attrs = call.attrs
@@ -277,6 +302,7 @@ def _matmul(converter: Converter, name: str, call: Call) -> bool:
 RULES: dict[str, Callable[[Converter, str, Call], bool]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "nn.conv2d": _conv2d,
+    "nn.conv2d_transpose": _conv2d_transpose,
     "nn.max_pool2d": _pool2d(relax.op.nn.max_pool2d),
     "nn.avg_pool2d": _pool2d(relax.op.nn.avg_pool2d),
     "nn.adaptive_avg_pool2d": _adaptive,

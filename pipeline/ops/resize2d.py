@@ -1,0 +1,32 @@
+"""``relax.bitkiln.resize2d``: images brought to another size."""
+
+from __future__ import annotations
+
+from tvm import relax
+from tvm.ir import Call
+
+from bitkiln.pipeline.ops.register import attributes, epilogue_of, ints, register, shape_of
+from bitkiln.schedules.workload import Resize, Step
+
+
+def resize2d(
+    x: relax.Expr,
+    *operands: relax.Expr,
+    size: tuple[int, int],
+    method: str,
+    coordinates: str,
+    rounding: str = "",
+    epilogue: tuple[Step, ...] = (),
+) -> Call:
+    """x float32 [1, H, W, C] -> float32 [1, *size, C]; words as in ``bitkiln.schedules.workload.Resize``."""
+    attrs = attributes(size=size, method=method, coordinates=coordinates, rounding=rounding, epilogue=epilogue)
+    return Call(_OP, [x, *operands], attrs)
+
+
+def _describe(call: Call) -> Resize:
+    attrs = call.attrs
+    words = (str(attrs[name]) for name in ("method", "coordinates", "rounding"))
+    return Resize(*shape_of(call.args[0])[1:], ints(attrs["size"]), *words, epilogue_of(call))
+
+
+_OP = register("resize2d", "Images brought to another size.", ("data",), _describe)
