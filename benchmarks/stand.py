@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import wheels
-from bitkiln.pipeline.boards.userland import Userland, userland
-from bitkiln.pipeline.errors import BoardError, SetupError
+from bitkiln.pipeline.boards.userland import Userland, missing_as_setup_error, userland
+from bitkiln.pipeline.errors import BoardError
 from bitkiln.targets import Target
-from bitkiln.targets.sim.build import SimUnavailable, plugin, plugin_options
+from bitkiln.targets.sim.build import plugin, plugin_options
 from bitkiln.targets.sim.identity import write_cpu_identity
 
 GUEST = Path(__file__).with_name("guest.py")
@@ -44,10 +44,8 @@ class Stand:
         self.userland: Userland = userland(target)
         self.packages = wheels.board_packages()
         parameters = {"cpu": target.cpu, "dram": target.dram}
-        try:
+        with missing_as_setup_error():
             self.plugin = ",".join([str(plugin()), *plugin_options(parameters)])
-        except SimUnavailable as error:
-            raise SetupError(str(error))
         # Without it libraries choose kernels for the host's CPU.
         write_cpu_identity(self.userland.root, parameters)
 

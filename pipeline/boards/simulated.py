@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from bitkiln.pipeline.boards.tracker import Address, TrackerClient
-from bitkiln.pipeline.boards.userland import runtime_libraries, userland
+from bitkiln.pipeline.boards.userland import missing_as_setup_error, runtime_libraries, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
@@ -45,12 +45,9 @@ class Machine:
         return system.command([*argv, "--report", str(report)], self._plugin(report)), system.environment
 
     def _plugin(self, report: Path) -> str:
-        try:
-            build.qemu()
-            options = build.plugin_options({"cpu": self.target.cpu, "dram": self.target.dram})
+        options = build.plugin_options({"cpu": self.target.cpu, "dram": self.target.dram})
+        with missing_as_setup_error():
             return ",".join([str(build.plugin()), *options, f"out={report}"])
-        except build.SimUnavailable as problem:
-            raise SetupError(str(problem))
 
 
 class SimulatedBoards:

@@ -3,7 +3,8 @@
 What it models, how well, and the protocol of its guest programs: docs/simulator.md.
 """
 
-from bitkiln.targets.sim.build import MODEL_VERSION, SimUnavailable, plugin, qemu_command
+from bitkiln.targets.needs import Missing
+from bitkiln.targets.sim.build import MODEL_VERSION, plugin, qemu_command
 from bitkiln.targets.sim.doctor import Check, doctor
 from bitkiln.targets.sim.identity import write_cpu_identity
 from bitkiln.targets.sim.reports import Reports
@@ -11,8 +12,8 @@ from bitkiln.targets.sim.reports import Reports
 __all__ = [
     "MODEL_VERSION",
     "Check",
+    "Missing",
     "Reports",
-    "SimUnavailable",
     "doctor",
     "plugin",
     "qemu_command",

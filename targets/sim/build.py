@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -9,24 +10,26 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bitkiln.targets import needs, zig
+from bitkiln.targets.cache import cache_directory
+from bitkiln.targets.needs import Missing
+from bitkiln.targets.sim.emulator import Emulator, emulator
+
 SOURCES = Path(__file__).resolve().parent
 QEMU = "qemu-aarch64"
 FLAGS = ["-std=gnu11", "-O2", "-flto", "-shared", "-fPIC", "-fvisibility=hidden"]
+
+#: The plugin's Capstone stays its own: qemu is linked to one too, and the two need not be of one version.
+EXPORTS = "{ global: qemu_plugin_install; qemu_plugin_version; local: *; };\n"
+
+#: The oldest glibc that a plugin compiled by zig runs with; that of the emulator is younger.
+_GLIBC = "2.28"
 
 # From the tables of a target's TOML to the plugin's options of the same meaning.
 _OPTIONS = {
     "cpu": ("mhz", "l1d_kib", "l1d_ways", "l1i_kib", "l1i_ways", "l2_kib", "l2_ways"),
     "dram": {"latency_ns": "dram_latency_ns", "bandwidth_mb_s": "dram_bandwidth_mb_s"},
 }
-
-
-class SimUnavailable(Exception):
-    """The simulated board cannot run here: `message` says what is missing, `remedy` what to do about it."""
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(f"simulated Cortex-A53: {message}; {remedy}")
-        self.message = message
-        self.remedy = remedy
 
 
 def _stated_version() -> str:
@@ -39,63 +42,53 @@ MODEL_VERSION = _stated_version()
 """Changes whenever the same program could answer with other cycles."""
 
 
-def cache_dir() -> Path:
-    """Where the built plugin is kept: $XDG_CACHE_HOME/bitkiln, else ~/.cache/bitkiln."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bitkiln"
-
-
 def plugin() -> Path:
-    """Path of the plugin, built on the first call for these sources and this compiler. Raises SimUnavailable."""
-    compiler = os.environ.get("CC", "gcc")
-    built = cache_dir() / "sim" / f"a53-{_digest(compiler)}.so"
+    """Path of the plugin, built on the first call for these sources and this compiler. Raises Missing."""
+    machine = emulator()
+    compiler = host_compiler()
+    built = cache_directory() / "sim" / f"a53-{_digest(compiler, machine)}.so"
     if not built.exists():
-        _compile(compiler, built)
+        _compile(compiler, machine, built)
     return built
 
 
-def _digest(compiler: str) -> str:
-    if not shutil.which(compiler):
-        raise SimUnavailable(f"the C compiler {compiler} is missing", "install gcc, or name another in CC")
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30).stdout
-    digest = hashlib.sha256(version + " ".join(FLAGS).encode())
+def host_compiler() -> list[str]:
+    """The command of a C compiler for this machine: $CC, gcc, cc, or zig's from PyPI. Raises Missing."""
+    named = os.environ.get("CC")
+    if named:
+        return [needs.find(named)]
+    found = shutil.which("gcc") or shutil.which("cc")
+    if found:
+        return [found]
+    if zig.installed():
+        return zig.compiler(f"{platform.machine()}-linux-gnu.{_GLIBC}")
+    raise Missing("there is no C compiler for this machine", needs.remedy("gcc"))
+
+
+def _digest(compiler: Sequence[str], machine: Emulator) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=60, env=zig.environment()).stdout
+    digest = hashlib.sha256(version + " ".join([machine.folder.name, EXPORTS, *FLAGS]).encode())
     for source in sorted(SOURCES.glob("*.[ch]")):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile(compiler: str, built: Path) -> None:
+def _compile(compiler: Sequence[str], machine: Emulator, built: Path) -> None:
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
-        aside = Path(scratch) / built.name
-        sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
-        done = subprocess.run(
-            [compiler, *FLAGS, *sources, "-o", str(aside), "-lcapstone"], capture_output=True, text=True, timeout=300
-        )
+        aside, exports = Path(scratch) / built.name, Path(scratch) / "exports.map"
+        exports.write_text(EXPORTS)
+        command = [*compiler, *FLAGS, f"-I{machine.folder / 'include'}", f"-Wl,--version-script={exports}"]
+        command += [*map(str, sorted(SOURCES.glob("*.c"))), str(machine.folder / "libcapstone.a"), "-o", str(aside)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=zig.environment())
         if done.returncode:
             raise _compile_error(done.stderr)
         aside.replace(built)
 
 
-def _compile_error(stderr: str) -> SimUnavailable:
-    if "capstone" in stderr:
-        return SimUnavailable("the Capstone disassembler's headers are missing", "install libcapstone-dev")
+def _compile_error(stderr: str) -> Missing:
     first = next((line for line in stderr.splitlines() if "error" in line), stderr.strip() or "no message")
-    return SimUnavailable(f"the timing model does not compile ({first})", "it needs gcc 10 or later, or clang")
-
-
-def qemu() -> str:
-    """Path of a qemu-aarch64 that takes plugins. Raises SimUnavailable."""
-    path = shutil.which(QEMU)
-    if not path:
-        raise SimUnavailable(f"{QEMU} is missing", "install qemu-user (Debian 12)")
-    usage = subprocess.run([path, "-h"], capture_output=True, text=True, timeout=30).stdout
-    if "-plugin" not in usage:
-        raise SimUnavailable(
-            f"{path} is built without plugin support",
-            "use Debian 12's qemu-user (not qemu-user-static), or build QEMU 7 or 8 with --enable-plugins",
-        )
-    return path
+    return Missing(f"the timing model does not compile ({first})", "it needs gcc 10 or later, or clang")
 
 
 def plugin_options(params: Mapping[str, object]) -> list[str]:
@@ -121,10 +114,10 @@ def qemu_command(
 
     `params` are the target's tables (`{"cpu": target.cpu, "dram": target.dram}`), `options` further plugin options
     ("out=PATH", "limit=N"), `sysroot` the arm64 userland in which the program's loader, libraries and CPU identity
-    files are looked up. Returns argv and the environment. Raises SimUnavailable.
+    files are looked up. Returns argv and the environment. Raises Missing.
     """
     model = ",".join([str(plugin()), *plugin_options(params), *options])
-    argv = [qemu(), "-cpu", "cortex-a53", "-plugin", model]
+    argv = [*emulator().command(QEMU), "-cpu", "cortex-a53", "-plugin", model]
     if sysroot is not None:
         argv += ["-L", str(sysroot)]
     return [*argv, *program], dict(os.environ)

@@ -1,10 +1,10 @@
 """Checks whether a simulated board can run here, for `bitkiln boards doctor`."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bitkiln.targets.sim import build, microbench
+from bitkiln.targets.needs import Missing
+from bitkiln.targets.sim import build, emulator, microbench
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,8 @@ class Check:
 def doctor() -> list[Check]:
     """Every piece of the simulated board, in the order they are needed."""
     return [
-        _check("qemu-aarch64 with plugins", build.qemu),
+        _check("emulator", lambda: emulator.emulator().folder),
         _check("timing model", build.plugin),
-        _check("cross compiler", _cross_compiler),
         _check("simulated Cortex-A53", _runs),
     ]
 
@@ -29,15 +28,8 @@ def doctor() -> list[Check]:
 def _check(name: str, look: Callable[[], object]) -> Check:
     try:
         return Check(name, True, str(look()))
-    except build.SimUnavailable as problem:
+    except Missing as problem:
         return Check(name, False, f"{problem.message}: {problem.remedy}")
-
-
-def _cross_compiler() -> str:
-    path = shutil.which(microbench.CROSS_COMPILER)
-    if not path:
-        raise build.SimUnavailable(f"{microbench.CROSS_COMPILER} is missing", "install gcc-aarch64-linux-gnu")
-    return path
 
 
 def _runs() -> str:
@@ -45,7 +37,7 @@ def _runs() -> str:
     chain = microbench.Fact("chain of fmla", ("fmla v0.4s, v1.4s, v2.4s",) * 8, 29)
     cycles = microbench.run([chain])[0]
     if cycles != chain.cycles:
-        raise build.SimUnavailable(
+        raise Missing(
             f"8 dependent fmla took {cycles} cycles, not {chain.cycles}", "the cached plugin is damaged: remove it"
         )
     return f"{build.MODEL_VERSION}: 8 dependent fmla take {cycles} cycles"

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitkiln.targets.sim.build import SimUnavailable, qemu_command
+from bitkiln.targets.loader import load as load_target
+from bitkiln.targets.needs import Missing
+from bitkiln.targets.sim.build import qemu_command
 from bitkiln.targets.sim.reports import Reports
+from bitkiln.targets.toolchain import toolchain
 
-CROSS_COMPILER = "aarch64-linux-gnu-gcc"
 REPETITIONS = 30
 
 
@@ -78,12 +80,13 @@ def _prctl(option: int, argument: int) -> list[str]:
 
 
 def build(facts: Sequence[Fact], program: Path) -> None:
-    """Assembles and links the facts' program. Raises SimUnavailable or, for bad text, ValueError."""
-    command = [CROSS_COMPILER, "-nostdlib", "-static", "-x", "assembler", "-", "-o", str(program)]
-    try:
-        done = subprocess.run(command, input=assembly(facts), capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise SimUnavailable(f"{CROSS_COMPILER} is missing", "install gcc-aarch64-linux-gnu") from None
+    """Assembles and links the facts' program. Raises Missing or, for bad text, ValueError."""
+    cross = toolchain(load_target("rasp3b"))
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "facts.s"
+        source.write_text(assembly(facts))
+        command = [*cross.command, "-nostdlib", "-static", str(source), "-o", str(program)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=cross.environment)
     if done.returncode:
         raise ValueError(f"micro-benchmarks do not assemble: {done.stderr.strip().splitlines()[-1]}")
 
@@ -96,7 +99,7 @@ def run(
 ) -> list[int]:
     """Simulated cycles of each fact, in order. `program`: built before by `build`, else built here and thrown away.
 
-    Raises SimUnavailable.
+    Raises Missing.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if program is None:
@@ -107,7 +110,7 @@ def run(
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
-            raise SimUnavailable(f"a program does not run under the model ({said})", "check the options of the model")
+            raise Missing(f"a program does not run under the model ({said})", "check the options of the model")
         reports = Reports(out).new()
     return [report["marks"][-1] for report in reports]
 

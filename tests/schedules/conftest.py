@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.compile import link, plan
 from bitkiln.pipeline.compile.single import link_kernel
+from bitkiln.pipeline.errors import SetupError
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
+from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim import build as simulator
 from bitkiln.targets.sim.reports import Reports
+from bitkiln.targets.toolchain import toolchain
 from tests.schedules.kernels import bound
 
 #: Runs a kernel on arguments of its workload, for a target, with a number of threads.
@@ -30,7 +33,6 @@ RunKernels = Callable[
 KernelCycles = Callable[[Kernel, Sequence[np.ndarray], Target], int]
 
 #: Where the cross compilers keep their systems' libraries, by the width of a pointer.
-_SYSROOTS = {64: Path("/usr/aarch64-linux-gnu"), 32: Path("/usr/arm-linux-gnueabihf")}
 
 
 class _Bench:
@@ -39,7 +41,7 @@ class _Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.output = folder / "output"
-        self._programs: dict[str, Path] = {}
+        self._programs: dict[int, Path] = {}
 
     def command(self, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> list[str]:
         """The program's command line for ``kernel`` on ``args``; it writes ``output``."""
@@ -77,24 +79,23 @@ class _Bench:
         return list(map(str, names))
 
     def _program(self, target: Target) -> Path:
-        compiler = target.cc["compiler"]
-        if compiler not in self._programs:
-            self._programs[compiler] = self.folder / f"run_library-{target.bits}"
-            source = Path(__file__).with_name("run_library.c")
-            command = [compiler, f"-I{link.DEVICE}", "-O1", source, "-ldl", "-o", self._programs[compiler]]
-            subprocess.run(command, check=True, timeout=60)
-        return self._programs[compiler]
+        if target.bits not in self._programs:
+            self._programs[target.bits] = self.folder / f"run_library-{target.bits}"
+            source, cross = Path(__file__).with_name("run_library.c"), toolchain(target)
+            command = [*cross.command, f"-I{link.DEVICE}", "-O1", source, "-ldl", "-o", self._programs[target.bits]]
+            subprocess.run(command, check=True, timeout=60, env=cross.environment)
+        return self._programs[target.bits]
 
 
 def _need_tools(target: Target) -> None:
-    tools = target.userland["qemu"], target.cc["compiler"]
-    if not all(map(shutil.which, tools)):
-        pytest.skip(f"needs {' and '.join(tools)}")
+    try:
+        toolchain(target), userland(target)
+    except (Missing, SetupError) as problem:
+        pytest.skip(str(problem))
 
 
 def _emulated(command: Sequence[str], target: Target) -> list[str]:
-    qemu = [target.userland["qemu"], "-cpu", target.userland["qemu_cpu"], "-L", str(_SYSROOTS[target.bits])]
-    return [*qemu, *command]
+    return userland(target).command(command)
 
 
 def _run(command: Sequence[str], seconds: float = 60) -> None:
@@ -158,9 +159,9 @@ def kernel_cycles(bench: _Bench) -> KernelCycles:
         options = ["roi=1", f"out={reports}"]
         try:
             command, _ = simulator.qemu_command(
-                {"cpu": target.cpu, "dram": target.dram}, program, sysroot=_SYSROOTS[64], options=options
+                {"cpu": target.cpu, "dram": target.dram}, program, sysroot=userland(target).root, options=options
             )
-        except simulator.SimUnavailable as missing:
+        except Missing as missing:
             pytest.skip(str(missing))
         _run(command, 120)
         return Reports(reports).new()[-1]["cycles"]

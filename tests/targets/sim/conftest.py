@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from bitkiln import targets
 from bitkiln.targets.sim import Reports, doctor, qemu_command
-from bitkiln.targets.sim.microbench import CROSS_COMPILER
+from bitkiln.targets.toolchain import toolchain
 
 GUEST = Path(__file__).parent / "guest.c"
 
@@ -37,8 +38,10 @@ class Ran:
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test's guest program, compiled once."""
     program = tmp_path_factory.mktemp("guest") / "guest"
-    flags = ["-march=armv8-a+crypto", "-O2", "-static", "-pthread"]
-    subprocess.run([CROSS_COMPILER, *flags, str(GUEST), "-o", str(program)], check=True, timeout=120)
+    cross = toolchain(targets.load("rasp3b"))
+    flags = ["-mcpu=cortex-a53+crypto", "-O2", "-static", "-pthread"]
+    command = [*cross.command, *flags, str(GUEST), "-o", str(program)]
+    subprocess.run(command, check=True, timeout=120, env=cross.environment)
     return program
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bitkiln.targets.sim import SimUnavailable, build, doctor, microbench, qemu_command
+from bitkiln.targets import zig
+from bitkiln.targets.needs import Missing
+from bitkiln.targets.sim import build, doctor, microbench, qemu_command
+from bitkiln.targets.sim.emulator import Emulator
 
 
 @pytest.fixture
@@ -35,47 +39,36 @@ def test_built_once_for_the_same_sources(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(first.parent.iterdir()) == [first], "nothing is left beside it"
 
 
-def test_missing_compiler(only: Path) -> None:
-    with pytest.raises(SimUnavailable, match=r"^simulated Cortex-A53: the C compiler gcc is missing; install gcc"):
-        build.plugin()
+def test_missing_compiler(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zig, "installed", lambda: False)
+    with pytest.raises(Missing, match=r"no C compiler for this machine: .*bitkiln\[toolchain\]"):
+        build.host_compiler()
 
 
-def test_missing_capstone(only: Path) -> None:
-    program(only / "gcc", 'test "$1" = --version || { echo "capstone/capstone.h: No such file" >&2; exit 1; }')
-    with pytest.raises(SimUnavailable, match="install libcapstone-dev"):
-        build.plugin()
+def test_without_gcc_the_compiler_from_pypi_serves(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zig, "installed", lambda: True)
+    assert "ziglang" in build.host_compiler()
 
 
-def test_sources_that_do_not_compile(only: Path) -> None:
+def test_the_plugin_keeps_its_capstone_to_itself() -> None:
+    names = subprocess.run(["nm", "-D", "--defined-only", build.plugin()], capture_output=True, text=True, timeout=60)
+    assert {line.split()[-1] for line in names.stdout.splitlines()} == {"qemu_plugin_install", "qemu_plugin_version"}
+    needed = subprocess.run(["readelf", "-d", build.plugin()], capture_output=True, text=True, timeout=60).stdout
+    assert "capstone" not in needed
+
+
+def test_sources_that_do_not_compile(only: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "emulator", lambda: Emulator(tmp_path))
     program(only / "gcc", 'test "$1" = --version || { echo "x.c:1: error: no good" >&2; exit 1; }')
-    with pytest.raises(SimUnavailable, match=r"does not compile \(x.c:1: error: no good\)"):
+    with pytest.raises(Missing, match=r"does not compile \(x.c:1: error: no good\)") as caught:
         build.plugin()
-
-
-def test_missing_qemu(only: Path) -> None:
-    with pytest.raises(SimUnavailable, match=r"qemu-aarch64 is missing; install qemu-user"):
-        build.qemu()
-
-
-def test_qemu_without_plugins(only: Path) -> None:
-    program(only / "qemu-aarch64", "echo usage")
-    with pytest.raises(SimUnavailable, match="without plugin support; use Debian 12's qemu-user"):
-        build.qemu()
-
-
-def test_errors_are_one_line(only: Path) -> None:
-    for attempt in (build.plugin, build.qemu):
-        with pytest.raises(SimUnavailable) as caught:
-            attempt()
-        assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_doctor_names_every_missing_piece(only: Path) -> None:
     checks = doctor()
-    assert [check.ok for check in checks] == [False] * 4
-    assert "install qemu-user" in checks[0].explanation
-    assert "install gcc" in checks[1].explanation
-    assert "install gcc-aarch64-linux-gnu" in checks[2].explanation
+    assert [check.ok for check in checks] == [False] * 3
+    assert "mmdebstrap" in checks[0].explanation
 
 
 def test_the_doctor_is_content_where_all_is_there() -> None:
@@ -118,6 +111,6 @@ def test_bad_options_are_refused(run_guest: object, option: str, message: str) -
 
 
 def test_a_model_that_does_not_run_is_reported_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SimUnavailable, match=r"does not run under the model \(.*option mhz=fast") as caught:
+    with pytest.raises(Missing, match=r"does not run under the model \(.*option mhz=fast") as caught:
         microbench.run([microbench.Fact("nop", ("nop",), 1)], options=["mhz=fast"])
     assert "\n" not in str(caught.value)

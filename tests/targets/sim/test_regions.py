@@ -56,9 +56,9 @@ def test_the_model_says_what_it_is(run_guest: Run) -> None:
 def test_without_the_model_nothing_is_answered(guest: str) -> None:
     import subprocess
 
-    from bitkiln.targets.sim.build import qemu
+    from bitkiln.targets.sim.emulator import emulator
 
-    done = subprocess.run([qemu(), str(guest), "identify"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*emulator().command("qemu-aarch64"), str(guest), "identify"], capture_output=True, text=True, timeout=30)
     assert done.stdout.splitlines() == ["A53ASK?"] * 3
 
 

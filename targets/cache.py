@@ -1,0 +1,63 @@
+"""The cache of what is built or downloaded once, and how one process at a time builds a part of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitkiln.targets.needs import Missing
+
+#: A build that takes longer is stuck.
+BUILD_SECONDS = 900.0
+
+
+def cache_directory() -> Path:
+    """Where it is: ``$XDG_CACHE_HOME/bitkiln``, else ``~/.cache/bitkiln``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bitkiln"
+
+
+def made_once(destination: Path, make: Callable[[Path], Path]) -> Path:
+    """``destination``, which ``make`` makes on first use in an empty folder beside it, giving the path to move there.
+
+    A build that is interrupted leaves nothing behind that counts. Raises Missing, and what ``make`` raises.
+    """
+    if not destination.exists():
+        with _lock(destination):
+            if not destination.exists():
+                with _aside(destination) as scratch:
+                    make(scratch).rename(destination)
+    return destination
+
+
+@contextmanager
+def _aside(destination: Path) -> Iterator[Path]:
+    """A scratch folder on the file system of ``destination``, removed at the end."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _lock(destination: Path) -> Iterator[None]:
+    """Let one process at a time build ``destination``; the system releases the lock of a killed one."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with (destination.parent / f".{destination.name}.lock").open("w") as file:
+        deadline = time.monotonic() + BUILD_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Missing(f"another process has been building {destination} for too long", "is it stuck?")
+                time.sleep(0.2)
+        yield
