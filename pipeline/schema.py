@@ -315,17 +315,18 @@ class BoardsList(TypedDict):
 
 
 class Check(TypedDict):
-    """One thing that this machine needs."""
+    """One thing that this machine needs; ``serves`` names the commands that need it."""
 
     name: str
     ok: bool
     explanation: str
+    serves: str
 
 
-class BoardsDoctor(TypedDict):
-    """``bitkiln boards doctor --json``."""
+class Doctor(TypedDict):
+    """``bitkiln doctor --json``."""
 
-    schema: Literal["bitkiln.boards-doctor/1"]
+    schema: Literal["bitkiln.doctor/1"]
     ok: bool
     checks: list[Check]
 

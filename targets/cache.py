@@ -18,9 +18,20 @@ BUILD_SECONDS = 900.0
 
 
 def cache_directory() -> Path:
-    """Where it is: ``$XDG_CACHE_HOME/bitkiln``, else ``~/.cache/bitkiln``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bitkiln"
+    """Where it is: ``$XDG_CACHE_HOME/bitkiln``, else ``~/.cache/bitkiln``. Raises Missing where this user has no home."""
+    return user_directory("XDG_CACHE_HOME", ".cache") / "bitkiln"
+
+
+def user_directory(variable: str, name: str) -> Path:
+    """The folder that ``variable`` names, else ``name`` in this user's home. Raises Missing where there is none."""
+    given = os.environ.get(variable, "")
+    # The XDG base directory specification: relative paths are invalid and ignored.
+    if Path(given).is_absolute():
+        return Path(given)
+    try:
+        return Path.home() / name
+    except RuntimeError:
+        raise Missing("this user has no home folder", f"set HOME, or {variable} to an absolute path") from None
 
 
 def made_once(destination: Path, make: Callable[[Path], Path]) -> Path:

@@ -110,10 +110,16 @@ def missing_as_setup_error() -> Iterator[None]:
 
 def _build(target: Target, scratch: Path) -> Path:
     architecture = target.userland["debian_arch"]
-    print(f"building an {architecture} userland (once, about 10 s): {userland_folder(target)}", file=sys.stderr, flush=True)
+    print(
+        f"building an {architecture} userland (once, about 10 s): {userland_folder(target)}",
+        file=sys.stderr,
+        flush=True,
+    )
     tree = debian.unpack(architecture, PACKAGES, scratch)
     if not (tree / "usr/bin" / PYTHON).exists():
-        raise Missing(f"the {architecture} userland has no {PYTHON}", "is Debian 12 what this machine's archive serves?")
+        raise Missing(
+            f"the {architecture} userland has no {PYTHON}", "is Debian 12 what this machine's archive serves?"
+        )
     if target.bits == 64:
         write_cpu_identity(tree, {"cpu": target.cpu})
     tree.chmod(0o755)

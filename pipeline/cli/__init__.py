@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from bitkiln.pipeline.cli import boards, build, compile, deploy, inspect, logs, profile, run, tune, verify
+from bitkiln.pipeline.cli import boards, build, compile, deploy, doctor, inspect, logs, profile, run, tune, verify
 from bitkiln.pipeline.cli.invoke import invoke
 from bitkiln.pipeline.cli.options import SETTINGS
 
@@ -35,6 +35,7 @@ for command in (
     deploy.deploy,
     boards.boards,
     logs.logs,
+    doctor.doctor,
 ):
     bitkiln.add_command(command)
 

@@ -6,6 +6,7 @@ import click
 
 from bitkiln import targets
 from bitkiln.pipeline import schema
+from bitkiln.pipeline.cli.doctor import doctor
 from bitkiln.pipeline.cli.options import BOARD_OPTIONS, JSON_OPTION, TARGET_OPTION, console, print_json
 
 
@@ -36,27 +37,7 @@ def boards_list(tracker: str, as_json: bool) -> None:
         farm.print_boards(rows, console())
 
 
-@boards.command("doctor")
-@JSON_OPTION
-def boards_doctor(as_json: bool) -> None:
-    """Check what simulated boards need on this machine, and say how to get what is missing.
-
-    \b
-    Example: bitkiln boards doctor
-    """
-    from bitkiln.pipeline.boards.doctor import doctor
-
-    checks = doctor()
-    if as_json:
-        rows = [schema.Check(name=check.name, ok=check.ok, explanation=check.explanation) for check in checks]
-        print_json(
-            schema.BoardsDoctor(schema="bitkiln.boards-doctor/1", ok=all(check.ok for check in checks), checks=rows)
-        )
-    else:
-        for check in checks:
-            click.echo(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.explanation}")
-    if not all(check.ok for check in checks):
-        raise SystemExit(1)
+boards.add_command(doctor)
 
 
 @boards.command("start-sim")

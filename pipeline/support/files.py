@@ -12,6 +12,8 @@ from pathlib import Path
 
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.support.scratch import discard, scratch_file_beside, scratch_folder
+from bitkiln.targets.cache import user_directory
+from bitkiln.targets.needs import Missing
 
 #: How names of what is written aside begin, whatever it will be called.
 ASIDE = ".bitkiln-"
@@ -95,11 +97,7 @@ def config_directory() -> Path:
 
 
 def _base(variable: str, name: str) -> Path:
-    given = os.environ.get(variable, "")
-    # The XDG base directory specification: relative paths are invalid and ignored.
-    if given.startswith("/"):
-        return Path(given)
     try:
-        return Path.home() / name
-    except RuntimeError:
-        raise SetupError(f"this user has no home folder: set HOME, or {variable} to an absolute path") from None
+        return user_directory(variable, name)
+    except Missing as problem:
+        raise SetupError(str(problem)) from None

@@ -107,7 +107,7 @@ def test_boards(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr("bitkiln.pipeline.boards.doctor.doctor", lambda: [Check("gcc", False, "install it")])
     assert not wrong(printed("boards", "list"), schema.BoardsList)
-    assert not wrong(printed("boards", "doctor", status=1), schema.BoardsDoctor)
+    assert not wrong(printed("doctor", status=1), schema.Doctor)
 
 
 def test_logs(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from bitkiln import targets
-from bitkiln.pipeline.boards import doctor
 from bitkiln.pipeline.boards import farm as farms
 from bitkiln.pipeline.boards.board import KernelFailed, LocalBoard, Request, TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
@@ -232,15 +231,3 @@ def test_a_farm_ends_with_whoever_started_it():
 def test_a_32_bit_target_is_not_simulated():
     with pytest.raises(BoardError.__base__, match="32-bit"), simulated_farm(targets.load("rasp3b32"), 1):
         pass
-
-
-def test_doctor_explains(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(doctor, "runtime_libraries", lambda: tmp_path)
-    checks = {check.name: check for check in doctor.doctor()}
-    assert not checks["qemu-aarch64 with plugins"].ok
-    assert "install" in checks["mmdebstrap"].explanation
-    assert "install qemu-user" in checks["arm64 userland"].explanation
-    assert not checks["32-bit emulator"].ok
-    assert checks["TVM's runtime for boards"].ok

@@ -58,7 +58,9 @@ def test_without_the_model_nothing_is_answered(guest: str) -> None:
 
     from bitkiln.targets.sim.emulator import emulator
 
-    done = subprocess.run([*emulator().command("qemu-aarch64"), str(guest), "identify"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*emulator().command("qemu-aarch64"), str(guest), "identify"], capture_output=True, text=True, timeout=30
+    )
     assert done.stdout.splitlines() == ["A53ASK?"] * 3
 
 
