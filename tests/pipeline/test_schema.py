@@ -98,14 +98,14 @@ def test_deploy() -> None:
 
 
 def test_boards(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitkiln.pipeline.boards.doctor import Check
     from bitkiln.pipeline.boards.tracker import Boards
+    from bitkiln.pipeline.doctor import Check
 
     monkeypatch.setattr(
         "bitkiln.pipeline.boards.tracker.TrackerClient.boards",
         lambda _: [Boards("rasp3b", 2, 1, 0, ("10.0.0.2:9090",))],
     )
-    monkeypatch.setattr("bitkiln.pipeline.boards.doctor.doctor", lambda: [Check("gcc", False, "install it")])
+    monkeypatch.setattr("bitkiln.pipeline.doctor.doctor", lambda: [Check("gcc", False, "install it", "compile")])
     assert not wrong(printed("boards", "list"), schema.BoardsList)
     assert not wrong(printed("doctor", status=1), schema.Doctor)
 
