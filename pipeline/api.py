@@ -39,7 +39,9 @@ __all__ = [
     "open_bundle",
     "profile",
     "records",
+    "remove_board",
     "run",
+    "set_up_board",
     "target",
     "tune",
     "verify",
@@ -210,6 +212,42 @@ def deploy(bundle: Path, destination: str, port: int | None = None, console: Con
     from bitkiln.pipeline.run.deploy import deploy
 
     return deploy(bundle, destination, port=port, console=console)
+
+
+def set_up_board(
+    board: str,
+    tracker: str,
+    key: str = DEFAULT_TARGET,
+    tunnel: bool = False,
+    port: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Make the board USER@HOST measure for the tracker "HOST:PORT", over ssh at ``port``; with ``tunnel`` hold that open.
+
+    The tracker and the board share this user's secret, which is made where there is none. Raises BoardError, SetupError.
+    """
+    from bitkiln.pipeline.boards import access, setup
+    from bitkiln.pipeline.boards.ssh import Remote
+
+    def say(text: str) -> None:
+        if console:
+            console.print(text, highlight=False, markup=False)
+
+    def sample() -> Any:
+        from bitkiln.pipeline.tune.sample import sample_kernel  # Brings the compiler with it.
+
+        return sample_kernel(_target(DEFAULT_TARGET))
+
+    address = access.Address.parse(tracker)
+    setup.set_up(Remote(board, port), address, key, tunnel, sample, say)
+
+
+def remove_board(board: str, port: int | None = None) -> None:
+    """Stop what ``set_up_board`` started on USER@HOST and delete it there. Raises BoardError, SetupError."""
+    from bitkiln.pipeline.boards import setup
+    from bitkiln.pipeline.boards.ssh import Remote
+
+    setup.take_off(Remote(board, port))
 
 
 _target = target

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from bitkiln import targets
+from bitkiln.pipeline.boards import access
+from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.farm import simulated_farm
-from bitkiln.pipeline.boards.tracker import Address
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.targets import Target
 from tests.ssh_board import device, sshd  # noqa: F401  Fixtures for every test.
@@ -74,12 +75,20 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return libraries
 
 
+@pytest.fixture(scope="session", autouse=True)
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
+    """The secret that this user's boards share: one of the tests' own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(access.VARIABLE, str(tmp_path_factory.mktemp("secret") / "file"))
+        yield access.user_secret(create=True)
+
+
 @pytest.fixture(scope="session")
-def farm() -> Iterator[tuple[Address, str]]:
+def farm(secret: bytes) -> Iterator[tuple[Address, str]]:
     """A tracker on loopback with two simulated boards: its address and the boards' key."""
     with ExitStack() as stack:
         try:
-            farm = stack.enter_context(simulated_farm(targets.load("rasp3b"), 2, key="farm"))
+            farm = stack.enter_context(simulated_farm(targets.load("rasp3b"), 2, key="farm", secret=secret))
         except SetupError as problem:
             pytest.skip(str(problem))
         yield farm

@@ -10,10 +10,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bitkiln.pipeline import schema
+from bitkiln.pipeline.boards.access import INSECURE, Address, secret_file, user_secret
 from bitkiln.pipeline.boards.simulated import Machine, SimulatedBoards
-from bitkiln.pipeline.boards.tracker import Address, TrackerClient, TrackerProcess
+from bitkiln.pipeline.boards.tracker import TrackerClient
+from bitkiln.pipeline.boards.tracker_server import TrackerProcess
+from bitkiln.pipeline.device.board_wire import new_secret
 from bitkiln.targets import Target
 
 DEFAULT_TRACKER_PORT = 9190
@@ -27,15 +31,17 @@ def simulated_farm(
     key: str | None = None,
     port: int = 0,
     timing: bool = True,
+    secret: bytes | None = None,
 ) -> Iterator[tuple[Address, str]]:
     """Simulated boards behind a tracker (our own on loopback where none is given): gives the tracker's address and the key.
 
-    ``count`` None starts as many as there are processors, at most 4.
+    ``count`` None starts as many as there are processors, at most 4. Tracker and boards serve those alone who share their
+    ``secret``, which is drawn for the occasion unless given; with a ``tracker``, its own counts.
     """
     key = key or target.name
     with ExitStack() as stack:
         if tracker is None:
-            process = TrackerProcess(port=port)
+            process = TrackerProcess(port=port, secret=secret or new_secret())
             stack.callback(process.stop)
             tracker = process.address
         count = count or max(1, min(4, os.cpu_count() or 1))
@@ -57,19 +63,41 @@ def print_boards(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for row in rows:
         busy = row["count"] - row["free"]
         numbers = map(str, (row["count"], row["free"], busy, row["waiting"]))
-        table.add_row(row["key"], *numbers, ", ".join(row["addresses"]))
+        table.add_row(Text(row["key"]), *numbers, Text(", ".join(row["addresses"])))
     console.print(table)
 
 
 def serve_simulated(target: Target, tracker: str | None, key: str | None, count: int, console: Console) -> None:
     """Run simulated boards, and a tracker where none is named, until interrupted."""
     address = Address.parse(tracker) if tracker else None
-    with simulated_farm(target, count, address, key, port=DEFAULT_TRACKER_PORT) as (where, name):
+    secret = None if tracker else user_secret(create=True)
+    with simulated_farm(target, count, address, key, DEFAULT_TRACKER_PORT, secret=secret) as (where, name):
         boards = "1 simulated board" if count == 1 else f"{count} simulated boards"
-        console.print(f"{boards} with the key {name!r} at the tracker {where}; Ctrl-C stops them")
-        console.print(f"try: tune --target {target.name} --tracker {where} --key {name}")
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            console.print("stopping")
+        _say(console, f"{boards} with the key {name!r} at the tracker {where}; Ctrl-C stops them")
+        insecure = INSECURE if where.secret is None else ""
+        _say(console, f"try: tune --target {target.name} --tracker {insecure}{where} --key {name}")
+        _wait(console)
+
+
+def serve_tracker(host: str, port: int, console: Console) -> None:
+    """Run a tracker for those who share this user's secret, until interrupted."""
+    secret = user_secret(create=True)
+    process = TrackerProcess(host, port, secret)
+    try:
+        _say(console, f"tracker at {process.address}; who shares {secret_file()} may use it; Ctrl-C stops it")
+        _say(console, f"try: bitkiln boards setup pi@raspberrypi --tracker {process.address}")
+        _wait(console)
+    finally:
+        process.stop()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def _wait(console: Console) -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        _say(console, "stopping")

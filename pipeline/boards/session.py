@@ -6,6 +6,7 @@ import json
 import logging
 import select
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -13,9 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bitkiln.pipeline.boards.tracker import Address, NoBoard, TrackerClient
+from bitkiln.pipeline.boards.access import Address
+from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
+from bitkiln.pipeline.device import board_wire as wire
 from bitkiln.pipeline.errors import BoardError
 
+#: With which TVM's clients begin.
+RPC_MAGIC = 0xFF271
 #: Seconds by which the board may pass its session's limit before we hang up.
 GRACE = 5.0
 
@@ -32,7 +37,9 @@ class Session:
         self.address = offer.address
         self.board = f"{key} at {offer.address}"
         self._functions: dict[str, Any] = {}
-        self._relay = Relay(offer.address, seconds + GRACE)
+        key_words = f"client:{offer.secret} -timeout={int(seconds + 1)}".encode()
+        greeting = struct.pack("<ii", RPC_MAGIC, len(key_words)) + key_words
+        self._relay = Relay(offer.address, seconds + GRACE, greeting)
         try:
             self._remote = rpc.connect("127.0.0.1", self._relay.port, offer.secret, session_timeout=int(seconds + 1))
         except Exception as error:
@@ -83,6 +90,25 @@ class Session:
             raise BoardError(f"board {self.board} failed: {_reason(error)}")
 
 
+def _reach(address: Address) -> socket.socket:
+    """A connection to a board that has proved to share our secret, where there is one. Raises NoBoard."""
+    try:
+        board = socket.create_connection((address.host, address.port), timeout=wire.GREETING_SECONDS)
+    except OSError as error:
+        raise NoBoard(
+            f"cannot reach the board at {address} that the tracker named ({error.strerror or error})"
+        ) from None
+    try:
+        wire.keep_alive(board)
+        if address.secret is not None:
+            wire.prove(board, address.secret, b"board", time.monotonic() + wire.GREETING_SECONDS)
+        return board
+    except OSError as error:
+        board.close()
+        what = "is no board of yours" if isinstance(error, wire.Refused) else "takes no session"
+        raise NoBoard(f"what listens at {address} {what}: {error}") from None
+
+
 _open: weakref.WeakSet[Relay] = weakref.WeakSet()
 
 
@@ -95,19 +121,17 @@ def hang_up_all() -> None:
 class Relay:
     """Hands a connection on to a board and cuts it when its time is over: TVM's client itself waits for ever.
 
-    ``port`` on loopback takes one connection.
+    The board has proved who it is, and we who we are, when this is made. ``port`` on loopback takes one connection, which has
+    to begin with ``greeting``: others on this machine may be faster.
     """
 
-    def __init__(self, address: Address, seconds: float) -> None:
+    def __init__(self, address: Address, seconds: float, greeting: bytes = b"") -> None:
         self.seconds = seconds
         self.expired = False
-        try:
-            self._board = socket.create_connection((address.host, address.port), timeout=10)
-        except OSError as error:
-            raise NoBoard(f"cannot reach the board at {address} that the tracker named ({error.strerror or error})")
+        self._greeting = greeting
+        self._board = _reach(address)
         self._board.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(10)
         self._closer, self._closed = socket.socketpair()
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, name="board-relay", daemon=True)
@@ -121,15 +145,29 @@ class Relay:
 
     def _run(self) -> None:
         try:
-            client, _ = self._listener.accept()
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with client:
+            with self._expected() as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._board.sendall(self._greeting)
                 self._hand_on(client)
         except OSError as error:
             logging.getLogger(__name__).debug("relay ended: %s", error)
         finally:
             for end in (self._listener, self._board, self._closed):
                 end.close()
+
+    def _expected(self) -> socket.socket:
+        """The connection that begins as ours does; its first bytes are taken. Raises OSError when it does not come."""
+        deadline = time.monotonic() + 10
+        while True:
+            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+            client, _ = self._listener.accept()
+            try:
+                soon = min(deadline, time.monotonic() + 2)
+                if wire.receive(client, len(self._greeting), soon) == self._greeting:
+                    return client
+            except OSError:
+                pass
+            client.close()
 
     def _hand_on(self, client: socket.socket) -> None:
         deadline = time.monotonic() + self.seconds

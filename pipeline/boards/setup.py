@@ -6,26 +6,26 @@ the server running, and ends with a measurement through the tracker.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shlex
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from bitkiln import targets
+from bitkiln.pipeline.boards.access import INSECURE, Address
 from bitkiln.pipeline.boards.board import Measurement, Request, measure_in
 from bitkiln.pipeline.boards.session import Session
-from bitkiln.pipeline.boards.ssh import Remote
-from bitkiln.pipeline.boards.tracker import Address, NoBoard, TrackerClient
+from bitkiln.pipeline.boards.ssh import Remote, cause_of
+from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.boards.userland import runtime_libraries
-from bitkiln.pipeline.errors import BitkilnError, BoardError
+from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.support import processes
 from bitkiln.pipeline.support.scratch import scratch_folder
 
 DEVICE = Path(__file__).parents[1] / "device"
@@ -37,6 +37,11 @@ OLDEST_PYTHON = (3, 9)
 #: Seconds the board has to register.
 REGISTRATION = 60.0
 
+#: What we put there, of our own.
+PROGRAMS = ("board_server.py", "board_wire.py", "runner.py")
+#: The file there with what the board shares with us.
+SECRET = "secret"
+
 PROBE = """
 import json, os, platform, sys
 print(json.dumps({
@@ -46,16 +51,27 @@ print(json.dumps({
 """
 
 
+class Kernel(Protocol):
+    """A library for the first measurement, and its inputs."""
+
+    @property
+    def library(self) -> Path:
+        """Its file."""
+
+    def inputs(self) -> Mapping[str, bytes]:
+        """Raw tensors by name."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a board and a tracker reach each other.
 
-    ``server`` are the options of board_server.py; ``found_at`` is where clients find the board; ``forwards`` are ssh's
-    options for a tunnel, none where board and tracker share a network.
+    ``server`` are the options of board_server.py; ``port`` is where clients find the board, at whatever address it then has;
+    ``forwards`` are ssh's options for a tunnel, none where board and tracker share a network.
     """
 
     server: tuple[str, ...]
-    found_at: Address
+    port: int
     forwards: tuple[str, ...] = ()
 
 
@@ -98,39 +114,50 @@ def plan(remote: Remote, facts: Mapping[str, Any], tracker: Address, key: str, t
             str(port + 1),
         )
         forwards = ("-R", f"127.0.0.1:{there}:{tracker}", "-L", f"127.0.0.1:{here}:127.0.0.1:{port}")
-        return Plan((*options, "--advertise", f"127.0.0.1:{here}", "--key", key), Address("127.0.0.1", here), forwards)
+        return Plan((*options, "--advertise", f"127.0.0.1:{here}", "--key", key), here, forwards)
     own = facts["ssh"][2] if len(facts["ssh"]) == 4 else remote.host.rpartition("@")[2]
     if _is_loopback(tracker.host) and not _is_loopback(own):
         raise BoardError(
             f"{remote.host} cannot reach a tracker at {tracker}: give this machine's address in the board's network, "
             "or --tunnel"
         )
-    options = ("--tracker", str(tracker), "--host", own, "--port", str(port), "--port-end", str(port + 1), "--key", key)
-    return Plan(options, Address(own, port))
+    options = ("--tracker", str(tracker), "--host", "tracker", "--port", str(port), "--port-end", str(port + 1))
+    return Plan((*options, "--key", key), port)
 
 
-def install(remote: Remote, facts: Mapping[str, Any], plan: Plan) -> str:
+def install(remote: Remote, facts: Mapping[str, Any], plan: Plan, secret: bytes | None) -> str:
     """Put the files there, check that they load, and start the server; gives how it is kept running. Raises BoardError."""
     folder = f"{facts['home']}/{FOLDER}"
     where = shlex.quote(folder)
     python = remote.run("command -v python3").strip()
     with scratch_folder() as name:
-        start = Path(name) / "start"
-        command = [python, "-u", f"{folder}/board_server.py", "--libraries", folder, *plan.server]
+        start, shared = Path(name) / "start", Path(name) / SECRET
+        trust = ["--secret", f"{folder}/{SECRET}"] if secret else ["--open"]
+        command = [python, "-u", f"{folder}/{PROGRAMS[0]}", "--libraries", folder, *trust, *plan.server]
         start.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
         start.chmod(0o755)
-        files = [DEVICE / "board_server.py", DEVICE / "runner.py", *sorted(runtime_libraries().iterdir()), start]
+        shared.write_bytes((secret or b"") + b"\n")
+        files = [*(DEVICE / program for program in PROGRAMS), *sorted(runtime_libraries().iterdir()), start, shared]
+        # mktemp makes it for nobody else: the secret is never readable by others.
         aside = remote.run(f"mkdir -p {where} && mktemp -d {where}/.new.XXXXXX").strip()
-        remote.copy(files, aside)
-    new = shlex.quote(aside)
-    try:
-        remote.run(f"cd {new} && {shlex.quote(python)} -B -c 'import board_server; board_server.Runtime(\".\")'")
-    except BoardError as error:
-        remote.run(f"rm -rf {new}")
-        raise BoardError(f"TVM's runtime does not load there: {error}")
+        new = shlex.quote(aside)
+        try:
+            remote.copy(files, aside)
+            remote.run(f"chmod 600 {new}/{SECRET}")
+            remote.run(f"cd {new} && {shlex.quote(python)} -B -c 'import board_server; board_server.Runtime(\".\")'")
+        except BaseException as error:
+            _clear(remote, aside)
+            if isinstance(error, BoardError):
+                raise BoardError(f"our server cannot be installed there: {error}") from None
+            raise
     stop(remote, facts)
     remote.run(f"mv -f {new}/* {where}/ && rmdir {new}")
     return _keep_with_systemd(remote, facts) or _keep_with_shell(remote, folder)
+
+
+def _clear(remote: Remote, folder: str) -> None:
+    with suppress(BoardError):  # It is gone: what went wrong before says so.
+        remote.run(f"rm -rf {shlex.quote(folder)}", 30.0)
 
 
 def _keep_with_systemd(remote: Remote, facts: Mapping[str, Any]) -> str:
@@ -156,8 +183,9 @@ WantedBy=default.target
     remote.run(f"mkdir -p {shlex.quote(units)} && printf %s {shlex.quote(unit)} > {where}")
     remote.run(f"systemctl --user daemon-reload && systemctl --user enable --quiet {SERVICE}")
     remote.run(f"systemctl --user restart {SERVICE}")
+    lingers = 'loginctl show-user "$(id -un)" --property=Linger 2> /dev/null | grep -q yes'
     try:
-        remote.run("loginctl enable-linger")
+        remote.run(f"{lingers} || loginctl enable-linger")
     except BoardError:
         return f"systemd user service {SERVICE} while you are logged in; `sudo loginctl enable-linger` keeps it running"
     return f"systemd user service {SERVICE}"
@@ -186,76 +214,86 @@ def remove(remote: Remote, facts: Mapping[str, Any]) -> None:
     remote.run(f"rm -rf {unit} {shlex.quote(facts['home'] + '/' + FOLDER)}")
 
 
-def round_trip(tracker: Address, key: str, board: Address) -> tuple[Mapping[str, Any], Measurement]:
-    """Identity of the board and a small measurement on it, got through the tracker. Raises BoardError."""
+def round_trip(
+    tracker: Address, key: str, port: int, sample: Callable[[], AbstractContextManager[Kernel]]
+) -> tuple[Address, Mapping[str, Any], Measurement]:
+    """The board's address, its identity and a small measurement on it, got through the tracker. Raises BoardError."""
     client = TrackerClient(tracker)
     deadline = time.monotonic() + REGISTRATION
-    while str(board) not in _registered(client, key):
+    while not _registered(client, key, port):
         if time.monotonic() > deadline:
-            raise NoBoard(f"the board at {board} did not register with the tracker {tracker} within {REGISTRATION:g} s")
+            raise NoBoard(f"the board did not register with the tracker {tracker} within {REGISTRATION:g} s")
         time.sleep(0.5)
-    for _ in range(20):
-        with Session(client, key, 60, REGISTRATION) as session:
-            # The key may have other boards. Theirs is a session that ends here.
-            if session.address == board:
-                return session.call("bitkiln.identity"), _measure(session)
-    raise NoBoard(f"the tracker {tracker} does not give us the board at {board}: is it in use?")
+    with sample() as kernel:
+        for _ in range(20):
+            with Session(client, key, 60, REGISTRATION) as session:
+                # The key may have other boards. Theirs is a session that ends here.
+                if session.address.port == port:
+                    measured = measure_in(session, kernel.library, Request(), kernel.inputs())
+                    return session.address, session.call("bitkiln.identity"), measured
+    raise NoBoard(f"the tracker {tracker} does not give us the board at port {port}: is it in use?")
 
 
-def _registered(client: TrackerClient, key: str) -> tuple[str, ...]:
-    return next((found.addresses for found in client.boards() if found.key == key), ())
+def _registered(client: TrackerClient, key: str, port: int) -> bool:
+    found = next((found.addresses for found in client.boards() if found.key == key), ())
+    return any(Address.bare(address).port == port for address in found)
 
 
-def _measure(session: Session) -> Measurement:
-    """A small convolution, as tuning would measure it."""
-    from bitkiln.pipeline.tune.builder import Builder  # Brings the compiler with it.
-    from bitkiln.schedules.registry import operator_for
-    from bitkiln.schedules.workload import Conv2d
+class Tunnel:
+    """ssh with the forwards of a plan, opened again when it breaks. Open when the context begins; raises BoardError."""
 
-    target = targets.load("rasp3b")
-    workload = Conv2d(28, 28, 32, 32, (3, 3), padding=(1, 1, 1, 1))
-    builder = Builder(workers=1)
-    try:
-        artifact = builder.build(workload, operator_for(workload).default(workload, target), target)
-        return measure_in(session, artifact.library, Request(), artifact.inputs())
-    finally:
-        builder.close()
+    def __init__(self, remote: Remote, plan: Plan) -> None:
+        self._remote, self._plan = remote, plan
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Tunnel:
+        self._open()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._process:
+            processes.kill(self._process)
+
+    def keep(self, say: Callable[[str], None]) -> None:
+        """Wait for ever, opening the tunnel again when it breaks."""
+        assert self._process
+        while True:
+            self._process.wait()
+            say("the tunnel broke: opening it again")
+            problem = ""
+            while True:
+                time.sleep(2)
+                try:
+                    self._open()
+                    say("the tunnel is open again")
+                    break
+                except BoardError as error:
+                    if str(error) != problem:
+                        problem = str(error)
+                        say(f"{problem}: trying on")
+
+    def _open(self) -> None:
+        command = self._remote.tunnel(*self._plan.forwards)
+        self._process = processes.start(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                assert self._process.stderr
+                words = cause_of(self._process.stderr.read().decode(errors="replace"))
+                raise BoardError(f"{self._remote.host}: the tunnel does not open ({words or 'ssh ended'})")
+            if _listens(self._plan.port):
+                return
+            time.sleep(0.2)
+        processes.kill(self._process)
+        raise BoardError(f"{self._remote.host}: the tunnel does not open within 30 s")
 
 
-def hold_tunnel(remote: Remote, plan: Plan) -> subprocess.Popen[bytes]:
-    """Open the tunnel; it is open when this returns. Raises BoardError."""
-    tunnel = subprocess.Popen(remote.tunnel(*plan.forwards), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert tunnel.stderr
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if tunnel.poll() is not None:
-            words = tunnel.stderr.read().decode(errors="replace").strip().splitlines()
-            raise BoardError(f"{remote.host}: the tunnel does not open ({words[-1] if words else 'ssh ended'})")
-        if _listens(plan.found_at):
-            return tunnel
-        time.sleep(0.2)
-    tunnel.kill()
-    raise BoardError(f"{remote.host}: the tunnel does not open within 30 s")
-
-
-def _listens(address: Address) -> bool:
+def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex((address.host, address.port)) == 0
-
-
-def _keep_tunnel(remote: Remote, plan: Plan, tunnel: subprocess.Popen[bytes]) -> None:
-    """Wait for ever, opening the tunnel again when it breaks."""
-    while True:
-        tunnel.wait()
-        print("the tunnel broke: opening it again", flush=True)
-        while True:
-            time.sleep(2)
-            try:
-                tunnel = hold_tunnel(remote, plan)
-                break
-            except BoardError as error:
-                print(error, flush=True)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _dotted(version: Sequence[int]) -> str:
@@ -266,66 +304,39 @@ def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def set_up(remote: Remote, tracker: Address, key: str, tunnel: bool) -> None:
-    """Do it all and say what was done. With ``tunnel`` this holds the tunnel open and does not return."""
+def set_up(
+    remote: Remote,
+    tracker: Address,
+    key: str,
+    tunnel: bool,
+    sample: Callable[[], AbstractContextManager[Kernel]],
+    say: Callable[[str], None],
+) -> None:
+    """Do it all and ``say`` what was done. With ``tunnel`` this holds the tunnel open and does not return. Raises BoardError.
+
+    ``sample`` gives a kernel for the first measurement, when it is time for that.
+    """
     TrackerClient(tracker).boards()  # A tracker that is not there is better known now than after the copying.
     facts = probe(remote)
-    print(f"{remote.host}: {facts['machine']}, Python {_dotted(facts['python'])}, glibc {facts['glibc']}")
+    say(f"{remote.host}: {facts['machine']}, Python {_dotted(facts['python'])}, glibc {facts['glibc']}")
     way = plan(remote, facts, tracker, key, tunnel)
-    held = hold_tunnel(remote, way) if tunnel else None
-    try:
-        print(f"{remote.host}: installed in ~/{FOLDER}, kept running as {install(remote, facts, way)}")
-        identity, measured = round_trip(tracker, key, way.found_at)
+    with ExitStack() as stack:
+        held = stack.enter_context(Tunnel(remote, way)) if tunnel else None
+        kept = install(remote, facts, way, tracker.secret)
+        say(f"{remote.host}: installed in ~/{FOLDER}, kept running as {kept}")
+        address, identity, measured = round_trip(tracker, key, way.port, sample)
         clock = f" at {measured.clock_mhz:g} MHz" if measured.clock_mhz else ""
-        print(f"round trip through {tracker}: {identity['measured_by']}; 3x3 convolution, 28x28, 32 to 32 channels:")
-        print(f"{1e3 * measured.seconds:.3f} ms{clock}")
-        if not tunnel:
-            print(
-                f"note: whoever reaches {way.found_at} can run code on the board; in networks you do not trust use --tunnel"
-            )
-        print(f"ready: tune --tracker {tracker} --key {key}", flush=True)
+        say(f"round trip through {tracker}: {identity['measured_by']}; 3x3 convolution, 28x28, 32 to 32 channels:")
+        say(f"{1e3 * measured.seconds:.3f} ms{clock}")
+        if tracker.secret is None:
+            say(f"note: without a secret whoever reaches {address} can run code on the board")
+        insecure = INSECURE if tracker.secret is None else ""
+        say(f"ready: tune --tracker {insecure}{tracker} --key {key}")
         if held:
-            print("holding the tunnel open; Ctrl-C closes it, and running this again opens it", flush=True)
-            _keep_tunnel(remote, way, held)
-    finally:
-        if held:
-            held.terminate()
+            say("holding the tunnel open; Ctrl-C closes it, and running this again opens it")
+            held.keep(say)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of scripts/setup_board."""
-    parser = argparse.ArgumentParser(
-        prog="setup_board",
-        description="Make a board measure for a tracker, over ssh.",
-        epilog="example: setup_board pi@raspberrypi --tracker 192.168.1.20:9190",
-    )
-    parser.add_argument("board", metavar="USER@HOST", help="what you would type after ssh; keys must be set up")
-    parser.add_argument(
-        "--tracker", type=str, metavar="HOST:PORT", help="as the board reaches it; with --tunnel as we do"
-    )
-    parser.add_argument("--key", default="rasp3b", help="the kind of board, as tune asks for it (%(default)s)")
-    parser.add_argument("--tunnel", action="store_true", help="keep everything on loopback, through ssh")
-    parser.add_argument("--port", type=int, help="the board's ssh port")
-    parser.add_argument("--remove", action="store_true", help="stop the server and delete it from the board")
-    options = parser.parse_args(arguments)
-    if not options.tracker and not options.remove:
-        parser.error(
-            "give --tracker HOST:PORT (start one with: bitkiln boards start-sim, or python -m tvm.exec.rpc_tracker)"
-        )
-    remote = Remote(options.board, options.port)
-    try:
-        if options.remove:
-            remove(remote, probe(remote))
-            print(f"{options.board}: removed")
-        else:
-            set_up(remote, Address.parse(options.tracker), options.key, options.tunnel)
-    except BitkilnError as error:
-        print(f"setup_board: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def take_off(remote: Remote) -> None:
+    """Stop the server there and delete all of it. Raises BoardError."""
+    remove(remote, probe(remote))

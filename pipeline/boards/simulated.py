@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+from bitkiln.pipeline.boards.access import Address
+from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.boards.userland import missing_as_setup_error, runtime_libraries, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.support.scratch import scratch_folder
@@ -20,6 +21,8 @@ from bitkiln.targets import Target
 from bitkiln.targets.sim import build
 
 SERVER = Path(__file__).parents[1] / "device" / "board_server.py"
+#: The file, in the folder of a farm, with what its boards share with their tracker and its clients.
+SECRET = "secret"
 #: Seconds a board has to register; it takes two on an idle machine.
 READY = 60.0
 
@@ -59,6 +62,9 @@ class SimulatedBoards:
     def __init__(self, machine: Machine, tracker: Address, key: str, count: int) -> None:
         self.machine, self.tracker, self.key, self.count = machine, tracker, key, count
         self._folder = scratch_folder()
+        if tracker.secret is not None:
+            (Path(self._folder.name) / SECRET).touch(mode=0o600)
+            (Path(self._folder.name) / SECRET).write_bytes(tracker.secret)
         self._stopping = threading.Event()
         self.boards = [_BoardProcess(machine, tracker, key, Path(self._folder.name), i) for i in range(count)]
         self._keeper = threading.Thread(target=self._keep, name="board-keeper", daemon=True)
@@ -117,6 +123,7 @@ class _BoardProcess:
         self._report = folder / f"board-{index}.jsonl"
         self._log = folder / f"board-{index}.log"
         arguments = ["--tracker", str(tracker), "--key", key, "--port", "0", "--libraries", str(runtime_libraries())]
+        arguments += ["--open"] if tracker.secret is None else ["--secret", str(folder / SECRET)]
         self._command, environment = machine.command([*arguments, "--stop-with-stdin"], self._report)
         # Sessions of a board that is killed then go with the folder of its farm.
         self._environment = {**environment, "TMPDIR": str(folder)}

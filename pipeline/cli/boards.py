@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from bitkiln import targets
-from bitkiln.pipeline import schema
+from bitkiln.pipeline import api, schema
 from bitkiln.pipeline.cli.doctor import doctor
 from bitkiln.pipeline.cli.options import BOARD_OPTIONS, JSON_OPTION, TARGET_OPTION, console, print_json
 
 
 @click.group()
 def boards() -> None:
-    """List boards, start simulated ones, check what this machine lacks.
+    """List boards, set up real ones, start simulated ones and trackers, check what this machine lacks.
 
     \b
     Example: bitkiln boards list --tracker pi-lab:9190
@@ -53,3 +53,39 @@ def boards_start_sim(target: targets.Target, tracker: str | None, key: str | Non
     from bitkiln.pipeline.boards import farm
 
     farm.serve_simulated(target, tracker=tracker, key=key, count=count, console=console())
+
+
+@boards.command("tracker")
+@click.option("--host", default="127.0.0.1", show_default=True, help="This machine's address in the boards' network.")
+@click.option("--port", type=click.IntRange(1, 65535), default=9190, show_default=True, help="First port to try.")
+def boards_tracker(host: str, port: int) -> None:
+    """Run a tracker for boards that share your secret, until interrupted; the secret is made where there is none.
+
+    \b
+    Example: bitkiln boards tracker --host 192.168.1.10
+    """
+    from bitkiln.pipeline.boards import farm
+
+    farm.serve_tracker(host, port, console())
+
+
+@boards.command("setup")
+@click.argument("board", metavar="USER@HOST")
+@click.option("--tracker", metavar="HOST:PORT", help="As the board reaches it; with --tunnel as this machine does.")
+@click.option("--key", default=api.DEFAULT_TARGET, show_default=True, help="The kind of board, as tune asks for it.")
+@click.option("--tunnel", is_flag=True, help="Keep everything on loopback, through ssh.")
+@click.option("--port", type=int, help="The board's ssh port.")
+@click.option("--remove", is_flag=True, help="Stop the server there and delete it.")
+def boards_setup(board: str, tracker: str | None, key: str, tunnel: bool, port: int | None, remove: bool) -> None:
+    """Make a board measure for a tracker, over ssh: USER@HOST is what you would type after ssh; keys must be set up.
+
+    \b
+    Example: bitkiln boards setup pi@raspberrypi --tracker 192.168.1.10:9190
+    """
+    if remove:
+        api.remove_board(board, port)
+        click.echo(f"{board}: removed")
+    elif tracker is None:
+        raise click.UsageError("give --tracker HOST:PORT; `bitkiln boards tracker` starts one")
+    else:
+        api.set_up_board(board, tracker, key, tunnel, port, console())

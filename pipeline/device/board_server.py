@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Lets a board be measured over the network: registers with a TVM RPC tracker and runs what clients upload.
 
-Needs Python 3.9 or later, this file, runner.py beside it, and TVM's two runtime libraries (libtvm_ffi.so and
-libtvm_runtime.so, reached by ctypes). The same file runs on real boards and on emulated ones.
+Needs Python 3.9 or later, this file, board_wire.py and runner.py beside it, and TVM's two runtime libraries (libtvm_ffi.so
+and libtvm_runtime.so, reached by ctypes). The same file runs on real boards and on emulated ones.
 
 Life of a measurement: the server waits for a client sent by the tracker and forks a *session*, which speaks TVM's RPC on
 the connection. The client uploads a compiled library into the session's folder and calls ``bitkiln.measure``. That forks
 once more, so a kernel that crashes or never ends takes down nothing but itself, and the session answers with what
 happened. A session that outlives its time is killed. A tracker that goes away is waited for and registered with again.
 
-A TVM RPC server runs whatever a client sends. It therefore binds to loopback unless told otherwise.
+A TVM RPC server runs whatever a client sends. Before a client may speak it, both ends therefore prove that they share a
+secret; without one the server tells everybody what it is and serves nobody. It binds to loopback unless told otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __package__:
+    from bitkiln.pipeline.device import board_wire as wire
+else:  # On a board the two are files in one folder.
+    import board_wire as wire
 
 #: What goes over the wire as JSON.
 Answer = dict[str, Any]
@@ -496,11 +502,14 @@ FOLDER_PREFIX = "bitkiln-session-"
 
 
 class Session:
-    """A client being served, in a forked process group with a folder of its own."""
+    """A client being served, in a forked process group with a folder of its own; ``others`` are sockets it has no part in."""
 
-    def __init__(self, runtime: Runtime, connection: socket.socket, peer: str, seconds: float) -> None:
+    def __init__(
+        self, runtime: Runtime, connection: socket.socket, peer: str, seconds: float, others: list[socket.socket]
+    ) -> None:
         self.connection = connection
         self.peer = peer
+        self.others = others
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
         self.runtime = runtime
@@ -545,6 +554,8 @@ class Session:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
+            for connection in self.others:
+                connection.close()
             os.chdir(self.folder)
             self.runtime.serve(self.connection.fileno())
         except BaseException as error:
@@ -571,18 +582,29 @@ def _still_runs(process: int) -> bool:
     return True
 
 
+def confined(path: str) -> str:
+    """``path`` as an absolute one in the session's folder, which is the current one; raises PermissionError for others."""
+    here = Path.cwd().resolve()
+    full = (here / path).resolve()
+    if here not in full.parents:
+        raise PermissionError(f"{path!r} is not in the session's folder")
+    return str(full)
+
+
 def offer_functions(runtime: Runtime, board: Board) -> None:
-    """Register what clients may call. Paths are relative to the session's folder."""
+    """Register what clients may call. Paths are relative to the session's folder and do not leave it."""
 
     def trial(method: Callable[[Trial], Answer]) -> Callable[[str, str], str]:
         def call(path: str, text: str) -> str:
             request = json.loads(text)
+            library = confined(path)
+            request["inputs"] = {name: confined(file) for name, file in request.get("inputs", {}).items()}
             seconds = float(request.get("limit_seconds", 60))
-            return json.dumps(in_child(lambda: method(Trial(board, path, request)), seconds))
+            return json.dumps(in_child(lambda: method(Trial(board, library, request)), seconds))
 
         return call
 
-    runtime.register("tvm.rpc.server.workpath", lambda path: str(Path(path).absolute()))
+    runtime.register("tvm.rpc.server.workpath", confined)
     runtime.register("bitkiln.identity", lambda: json.dumps(board.identity()))
     runtime.register("bitkiln.health", lambda: json.dumps(board.health()))
     runtime.register("bitkiln.measure", trial(Trial.measure))
@@ -593,6 +615,10 @@ def offer_functions(runtime: Runtime, board: Board) -> None:
 
 RPC_MAGIC, RPC_MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
 SUCCESS, PUT, UPDATE_INFO, PENDING_KEYS = 0, 3, 5, 7
+#: The value of --host that follows the way to the tracker.
+TOWARDS_TRACKER = "tracker"
+#: Bytes of the words with which TVM's clients open a session, at most.
+MOST_GREETING = 4096
 
 
 def log(text: str) -> None:
@@ -600,40 +626,32 @@ def log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} board_server: {text}", file=sys.stderr, flush=True)
 
 
-def receive(connection: socket.socket, size: int) -> bytes:
-    """Exactly ``size`` bytes; raises OSError when the peer leaves."""
-    data = b""
-    while len(data) < size:
-        chunk = connection.recv(size - len(data))
-        if not chunk:
-            raise OSError("connection closed")
-        data += chunk
-    return data
-
-
-def receive_text(connection: socket.socket, most: int = 4096) -> str:
-    """A string after its length."""
-    (size,) = struct.unpack("<i", receive(connection, 4))
-    if not 0 <= size <= most:
-        raise OSError(f"a message of {size} bytes")
-    return receive(connection, size).decode()
-
-
 class Tracker:
     """The connection to the tracker: JSON messages, each after its length, each answered."""
 
-    def __init__(self, address: tuple[str, int], key: str, port: int, advertised: str | None) -> None:
-        self.key, self.port, self.advertised = key, port, advertised
-        self.connection = socket.create_connection(address, timeout=10)
-        self.connection.sendall(struct.pack("<i", TRACKER_MAGIC))
-        if receive(self.connection, 4) != struct.pack("<i", TRACKER_MAGIC):
-            raise OSError("it is no RPC tracker")
-        self._call([UPDATE_INFO, {"key": f"server:{key}", "addr": [advertised, port]}])
+    #: Seconds for an answer, and its largest size.
+    PATIENCE, MOST = 10.0, 1 << 20
+
+    def __init__(self, address: tuple[str, int], key: str, secret: bytes | None) -> None:
+        self.key = key
+        self.connection = socket.create_connection(address, timeout=self.PATIENCE)
+        #: The address of this board on the way to the tracker.
+        self.own_host = str(self.connection.getsockname()[0])
         self.matchkey = ""
         self.unclaimed_since = 0.0
+        try:
+            self._open(secret)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def register(self, host: str, port: int) -> None:
+        """Say where clients find the board."""
+        self.advertised, self.port = host, port
+        self._call([UPDATE_INFO, {"key": f"server:{self.key}", "addr": [host, port]}])
 
     def put(self) -> None:
-        """Offer the board, under a fresh secret that only the client it is given to learns."""
+        """Offer the board, under a fresh name that only the client it is given to learns."""
         self.matchkey = f"{self.key}:{random.SystemRandom().random()}"
         self._call([PUT, self.key, [self.port, self.matchkey], self.advertised])
         self.unclaimed_since = time.monotonic()
@@ -654,12 +672,26 @@ class Tracker:
         """Leave the tracker, which forgets the board."""
         self.connection.close()
 
+    def _open(self, secret: bytes | None) -> None:
+        deadline = time.monotonic() + self.PATIENCE
+        wire.keep_alive(self.connection)
+        if secret is not None:
+            wire.prove(self.connection, secret, b"tracker", deadline)
+        magic = struct.pack("<i", TRACKER_MAGIC)
+        self.connection.sendall(magic)
+        if wire.receive(self.connection, 4, deadline) != magic:
+            raise OSError("it is no RPC tracker")
+
     def _call(self, message: list[Any]) -> Any:
-        data = json.dumps(message).encode()
-        self.connection.sendall(struct.pack("<i", len(data)) + data)
-        answer = json.loads(receive_text(self.connection, 1 << 20))
-        if answer != SUCCESS and message[0] != PENDING_KEYS:
-            raise OSError(f"the tracker answered {answer!r}")
+        deadline = time.monotonic() + self.PATIENCE
+        wire.send_json(self.connection, message, deadline)
+        try:
+            answer = json.loads(wire.receive_message(self.connection, self.MOST, deadline))
+        except RecursionError:
+            raise ValueError("it nests its answer too deep")
+        keys = message[0] == PENDING_KEYS
+        if not (isinstance(answer, list) if keys else answer == SUCCESS):
+            raise OSError(f"it answered {str(answer)[:80]!r}")
         return answer
 
 
@@ -667,13 +699,19 @@ class Server:
     """Waits for clients, one at a time, and keeps the board known to the tracker."""
 
     PING = 2.0
+    #: Connections that may be in their first seconds at once; one more sends the eldest away.
+    MOST_VISITORS = 64
 
-    def __init__(self, runtime: Runtime, options: argparse.Namespace) -> None:
+    def __init__(self, runtime: Runtime, board: Board, options: argparse.Namespace) -> None:
         self.runtime = runtime
+        self.identity = json.dumps(board.identity()).encode()
         self.options = options
-        self.listener, self.port = listen(options.host, options.port, options.port_end)
-        self.tracker = None
-        self.session = None
+        self.secret = wire.read_secret(Path(options.secret)) if options.secret else None
+        self.visitors: list[wire.Visitor] = []
+        self.tracker: Tracker | None = None
+        self.session: Session | None = None
+        self.host = "127.0.0.1" if options.host == TOWARDS_TRACKER else options.host
+        self.listener, self.port = listen(self.host, options.port, options.port_end)
         self.next_ping = self.next_attempt = 0.0
         self.attempt_delay = 0.5
         self.waker, wakened = os.pipe()
@@ -685,18 +723,21 @@ class Server:
 
     def serve(self) -> None:
         """Run until told to stop."""
-        log(f"listening on {self.options.host}:{self.port} as {self.options.key!r}")
-        sources = [self.listener, self.waker] + ([sys.stdin] if self.options.stop_with_stdin else [])
+        log(f"listening on {self.host}:{self.port} as {self.options.key!r}")
         while True:
+            standing = [self.listener, self.waker] + ([sys.stdin] if self.options.stop_with_stdin else [])
             self._end_session()
             self._keep_tracker()
-            ready = select.select(sources, [], [], 0.5)[0]
+            self._dismiss_the_slow()
+            ready = select.select([*standing, *(each.connection for each in self.visitors)], [], [], 0.5)[0]
             if self.waker in ready:
                 os.read(self.waker, 512)
-            if self.listener in ready:
-                self._accept()
             if sys.stdin in ready and not os.read(sys.stdin.fileno(), 512):
                 self._leave()
+            for visitor in [each for each in self.visitors if each.connection in ready]:
+                self._listen_to(visitor)
+            if self.listener in ready:
+                self._accept()
 
     def _leave(self, *_: object) -> None:
         if self.session:
@@ -719,8 +760,10 @@ class Server:
 
     def _connect(self) -> None:
         try:
-            host, port = self.options.advertise or (None, self.port)
-            self.tracker = Tracker(self.options.tracker, self.options.key, port, host)
+            self.tracker = Tracker(self.options.tracker, self.options.key, self.secret)
+            if self.options.host == TOWARDS_TRACKER:
+                self._move_to(self.tracker.own_host)
+            self.tracker.register(*(self.options.advertise or (self.tracker.own_host, self.port)))
             if not self.session:
                 self.tracker.put()
             log("registered with the tracker at {}:{}".format(*self.options.tracker))
@@ -728,9 +771,20 @@ class Server:
         except (OSError, ValueError) as error:
             if self.attempt_delay == 0.5:
                 log("no tracker at {}:{} ({}): waiting for it".format(*self.options.tracker, error))
+            if self.tracker:
+                self.tracker.close()
             self.tracker = None
             self.next_attempt = time.monotonic() + self.attempt_delay
             self.attempt_delay = min(5.0, 2 * self.attempt_delay)
+
+    def _move_to(self, host: str) -> None:
+        """Listen where the tracker's network is: a board may have several, and a new address in it since it was set up."""
+        if host == self.host:
+            return
+        listener, self.port = listen(host, self.options.port, self.options.port_end)
+        self.listener.close()
+        self.listener, self.host = listener, host
+        log(f"listening on {host}:{self.port}")
 
     def _with_tracker(self, action: Callable[[Tracker], None]) -> None:
         try:
@@ -743,46 +797,86 @@ class Server:
             self.next_attempt, self.attempt_delay = 0.0, 1.0
 
     def _accept(self) -> None:
-        connection, address = self.listener.accept()
-        peer = f"{address[0]}:{address[1]}"
         try:
-            connection.settimeout(5)
-            seconds = self._shake_hands(connection)
-            connection.settimeout(None)
-        except (OSError, ValueError) as error:
-            log(f"refused {peer}: {error}")
-            connection.close()
+            connection, address = self.listener.accept()
+            wire.keep_alive(connection)
+        except OSError:  # It left before we came to it, or there are too many.
             return
-        self.session = Session(self.runtime, connection, peer, seconds)
+        if len(self.visitors) >= self.MOST_VISITORS:
+            self._dismiss(self.visitors[0], "too many at once")
+        self.visitors.append(wire.Visitor(connection, f"{address[0]}:{address[1]}", self._greet))
 
-    def _shake_hands(self, connection: socket.socket) -> float:
-        """TVM's opening of a session; gives its time limit in seconds."""
-        (magic,) = struct.unpack("<i", receive(connection, 4))
-        if magic != RPC_MAGIC:
+    def _listen_to(self, visitor: wire.Visitor) -> None:
+        try:
+            over, seconds = visitor.read()
+        except (OSError, ValueError) as error:
+            self._dismiss(visitor, str(error))
+            return
+        if not over:
+            return
+        self.visitors.remove(visitor)
+        if seconds is None:
+            visitor.close()
+            return
+        visitor.connection.setblocking(True)
+        others = [each.connection for each in self.visitors] + [self.listener]
+        others += [self.tracker.connection] if self.tracker else []
+        self.session = Session(self.runtime, visitor.connection, visitor.peer, seconds, others)
+
+    def _dismiss_the_slow(self) -> None:
+        now = time.monotonic()
+        for visitor in [each for each in self.visitors if now > each.deadline]:
+            self._dismiss(visitor, "it is too slow")
+
+    def _dismiss(self, visitor: wire.Visitor, reason: str) -> None:
+        log(f"refused {visitor.peer}: {reason}")
+        visitor.close()
+        self.visitors.remove(visitor)
+
+    def _greet(self, visitor: wire.Visitor) -> wire.Conversation:
+        """What is said before TVM's RPC; comes to the session's time limit in seconds, None where there will be none."""
+        word = yield 4
+        if word == wire.IDENTIFY:
+            visitor.send(struct.pack("<i", len(self.identity)) + self.identity)
+            return None
+        if word == wire.PROVE:
+            yield from wire.demand_proof(visitor.send, self.secret, b"board", self.options.open)
+            word = yield 4
+        elif not self.options.open:
+            raise OSError("it does not prove who sends it")
+        return (yield from self._open_session(visitor, word))
+
+    def _open_session(self, visitor: wire.Visitor, word: bytes) -> wire.Conversation:
+        """TVM's opening of a session; comes to its time limit in seconds."""
+        if word != struct.pack("<i", RPC_MAGIC):
             raise OSError("it does not speak TVM's RPC")
-        words = receive_text(connection).split()
+        (size,) = struct.unpack("<i", (yield 4))
+        if not 0 < size <= MOST_GREETING:
+            raise OSError(f"it greets with {size} bytes")
+        words = (yield size).decode(errors="replace").split()
         if self.session or not self.tracker or not words or words[0] != f"client:{self.tracker.matchkey}":
-            connection.sendall(struct.pack("<i", RPC_MISMATCH))
+            visitor.send(struct.pack("<i", RPC_MISMATCH))
             raise OSError("it was not sent by the tracker")
         name = f"server:{self.options.key}".encode()
-        connection.sendall(struct.pack("<ii", RPC_MAGIC, len(name)) + name)
+        visitor.send(struct.pack("<ii", RPC_MAGIC, len(name)) + name)
         limits = [float(word[len("-timeout=") :]) for word in words[1:] if word.startswith("-timeout=")]
         return min([*limits, self.options.session_seconds])
 
 
 def listen(host: str, first: int, end: int) -> tuple[socket.socket, int]:
-    """A listening socket on the first free port of [first, end), and that port."""
+    """A listening socket on the first free port of [first, end), and that port. Raises OSError."""
     for port in range(first, max(end, first + 1)):
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-            listener.listen(4)
+            listener.listen(64)
+            listener.setblocking(False)
             return listener, listener.getsockname()[1]
         except OSError as error:
             listener.close()
             reason = error
-    sys.exit(f"board_server: no port of {host}:{first}-{end - 1} is free ({reason})")
+    raise OSError(f"no port of {host}:{first}-{end - 1} is free ({reason})")
 
 
 # --- Command line ------------------------------------------------------------------------------------------------------------
@@ -804,10 +898,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tracker", type=address, metavar="HOST:PORT", help="where to register")
     parser.add_argument("--key", default="rasp3b", help="the kind of board, as clients ask for it")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help=f"address to listen on (%(default)s); {TOWARDS_TRACKER}: the one from which the tracker is reached, as it changes",
+    )
     parser.add_argument("--port", type=int, default=9090, help="first port to try (%(default)s); 0 takes any")
     parser.add_argument("--port-end", type=int, default=9190, help="port to stop before (%(default)s)")
     parser.add_argument("--advertise", type=address, metavar="HOST:PORT", help="where clients find this board")
+    parser.add_argument("--secret", metavar="FILE", help="what clients and tracker share with us; a file of mode 0600")
+    parser.add_argument("--open", action="store_true", help="serve whoever comes: all who reach us can run code here")
     parser.add_argument("--libraries", default=str(Path(__file__).parent), help="folder of TVM's two libraries")
     parser.add_argument("--session-seconds", type=float, default=3600.0, help="longest session (%(default)s)")
     parser.add_argument("--emulated", action="store_true", help="qemu runs this: its times are not a board's")
@@ -819,6 +919,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not (options.tracker or options.measure or options.identity):
         parser.error("give --tracker HOST:PORT, --measure LIBRARY or --identity")
+    if options.secret and options.open:
+        parser.error("give --secret FILE or --open, not both")
     return options
 
 
@@ -842,7 +944,11 @@ def main(arguments: list[str] | None = None) -> None:
     sweep_folders()
     runtime = Runtime(options.libraries)
     offer_functions(runtime, board)
-    Server(runtime, options).serve()
+    try:
+        server = Server(runtime, board, options)
+    except (OSError, ValueError) as error:
+        sys.exit(f"board_server: {error}")
+    server.serve()
 
 
 if __name__ == "__main__":

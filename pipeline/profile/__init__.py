@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bitkiln.pipeline import schema
+from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request, TrackerBoard
-from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.errors import InputError
 from bitkiln.targets import Target

@@ -138,8 +138,9 @@ def on_simulator(bundle: Bundle, inputs: Tensors) -> Answer:
 
 def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
     """Run on a board with the key of ``board``, "HOST:PORT/KEY"."""
+    from bitkiln.pipeline.boards.access import Address
     from bitkiln.pipeline.boards.board import TrackerBoard
-    from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+    from bitkiln.pipeline.boards.tracker import TrackerClient
 
     tracker, _, key = board.partition("/")
     return _measured(TrackerBoard(TrackerClient(Address.parse(tracker)), key), bundle, inputs, threads, with_trace)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from bitkiln.pipeline import schema
-from bitkiln.pipeline.boards.ssh import Remote
+from bitkiln.pipeline.boards.ssh import Remote, split_destination
 from bitkiln.pipeline.bundle import MANIFEST, open_bundle
 from bitkiln.pipeline.device import replace_folder
 from bitkiln.pipeline.errors import BoardError, BundleError
@@ -39,7 +39,7 @@ def deploy(bundle: Path, destination: str, port: int | None = None, console: Con
     """
     console = console or Console(quiet=True)
     opened = open_bundle(bundle)
-    host, _, named = destination.partition(":")
+    host, named = split_destination(destination)
     folder = "." if named == "~" else named.removeprefix("~/") or f"bitkiln/{bundle.resolve().name}"
     remote = Remote(host, port)
     _refuse_foreign(remote, folder)

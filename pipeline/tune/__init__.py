@@ -17,9 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
+from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
-from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file

@@ -16,11 +16,14 @@ from rich.console import Console
 
 from bitkiln import targets
 from bitkiln.pipeline.boards import farm as farms
+from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import KernelFailed, LocalBoard, Request, TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
 from bitkiln.pipeline.boards.session import Relay, Session
 from bitkiln.pipeline.boards.simulated import Machine, SimulatedBoards
-from bitkiln.pipeline.boards.tracker import Address, NoBoard, TrackerClient, TrackerProcess
+from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
+from bitkiln.pipeline.boards.tracker_server import TrackerProcess
+from bitkiln.pipeline.device.board_wire import new_secret
 from bitkiln.pipeline.errors import BoardError
 
 RASP3B = targets.load("rasp3b")
@@ -177,7 +180,7 @@ def test_no_free_board_within_the_wait(farm):
 
 
 def test_killed_boards_and_trackers_come_back(kernels):
-    tracker = TrackerProcess()
+    tracker = TrackerProcess(secret=new_secret())
     try:
         client = TrackerClient(tracker.address)
         with SimulatedBoards(Machine(RASP3B), tracker.address, "phoenix", 1) as farm:
@@ -209,9 +212,8 @@ def test_killed_boards_and_trackers_come_back(kernels):
 
 def test_a_farm_ends_with_whoever_started_it():
     code = "import time; from bitkiln import targets; from bitkiln.pipeline.boards.farm import simulated_farm\n"
-    code += (
-        "with simulated_farm(targets.load('rasp3b'), 1) as (address, key): print(address, flush=True); time.sleep(99)"
-    )
+    code += "from bitkiln.pipeline.boards.access import user_secret; rasp3b = targets.load('rasp3b')\n"
+    code += "with simulated_farm(rasp3b, 1, secret=user_secret()) as (address, key): print(address, flush=True); time.sleep(99)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     address = Address.parse(process.stdout.readline().strip())
     (server,) = TrackerClient(address).require("rasp3b").addresses
@@ -225,7 +227,7 @@ def test_a_farm_ends_with_whoever_started_it():
         except OSError:
             return True
 
-    until(lambda: gone(address) and gone(Address.parse(server)), 10)
+    until(lambda: gone(address) and gone(Address.bare(server)), 10)
 
 
 def test_a_32_bit_target_is_not_simulated():

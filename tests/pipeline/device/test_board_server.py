@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from bitkiln import targets
+from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.session import Session
-from bitkiln.pipeline.boards.tracker import Address, TrackerClient
+from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.device import board_server
 from bitkiln.pipeline.device.board_server import AnyValue, ByteArray, Payload, in_child
@@ -125,15 +126,18 @@ def greet(where: Address, key: str) -> int | None:
     """Open a session as TVM's client does; the answer's first word, or None when the board hangs up."""
     with socket.create_connection((where.host, where.port), timeout=10) as connection:
         connection.sendall(struct.pack("<ii", board_server.RPC_MAGIC, len(key)) + key.encode())
-        answer = connection.recv(4)
+        try:
+            answer = connection.recv(4)
+        except ConnectionResetError:
+            return None
         return struct.unpack("<i", answer)[0] if len(answer) == 4 else None
 
 
 def test_uninvited_clients_are_refused(farm):
     address, key = farm
     client = TrackerClient(address)
-    where = Address.parse(client.require(key).addresses[0])
-    assert greet(where, f"client:{key}:0.123") == board_server.RPC_MISMATCH
+    where = Address.bare(client.require(key).addresses[0])
+    assert greet(where, f"client:{key}:0.123") is None, "it proves nothing"
     with socket.create_connection((where.host, where.port), timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
         with suppress(ConnectionResetError):

@@ -1,0 +1,73 @@
+"""Programs that we run: they end when we do, however that happens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+#: Groups of processes that run now; see ``kill_all``.
+_running: set[int] = set()
+
+
+def bound_to_us(command: Sequence[str | Path]) -> list[str]:
+    """``command`` as one that the system kills when the thread that started it is no more, where the system can."""
+    # util-linux has it on every Linux of ours; macOS has no such thing.
+    setpriv = shutil.which("setpriv")
+    return [*([setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []), *map(str, command)]
+
+
+def run(
+    command: Sequence[str | Path],
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: IO[Any] | int = subprocess.DEVNULL,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end and give what it says. Raises FileNotFoundError, OSError, subprocess.TimeoutExpired.
+
+    It has a session of its own: a terminal's Ctrl-C is for us, and whatever it started is killed with it.
+    """
+    with start(command, env=env, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            kill(process)
+            raise
+        finally:
+            _running.discard(process.pid)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(command: Sequence[str | Path], **settings: Any) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own; ``settings`` are subprocess.Popen's. ``kill`` ends it."""
+    program = str(command[0])
+    if shutil.which(program) is None:
+        raise FileNotFoundError(2, os.strerror(2), program)
+    process = subprocess.Popen(bound_to_us(command), start_new_session=True, **settings)
+    _running.add(process.pid)
+    return process
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """End a program and what it started, now."""
+    _kill_group(process.pid)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    _running.discard(process.pid)
+
+
+def kill_all() -> None:
+    """End all programs that run: for a process that is ended in the middle of its work."""
+    for group in list(_running):
+        _kill_group(group)
+
+
+def _kill_group(group: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
