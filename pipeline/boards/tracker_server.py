@@ -116,12 +116,13 @@ def main(host: str, port: int) -> None:
     """Serve as a tracker on the first free port from ``port`` on (0 takes any) until standard input closes."""
     secret = sys.stdin.readline().strip().encode() or None
     listener = _listen(host, port)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    handler = _handler(listener, secret)
     print(listener.getsockname()[1], flush=True)
     # Nobody reads the log: a full pipe would stop the tracker.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     threading.Thread(target=_end_with_input, daemon=True).start()
-    asyncio.set_event_loop(asyncio.new_event_loop())
-    _handler(listener, secret).run()
+    handler.run()
 
 
 def _handler(listener: socket.socket, secret: bytes | None) -> Any:
