@@ -80,8 +80,7 @@ def main(
         rows.extend(run(zip(works, bounds, strict=True), [report.OURS] if no_peers else engines, bench))
     except KeyboardInterrupt:
         print("bench: interrupted: these are the rows until here", file=sys.stderr)
-    # The model's cores do not compete for L2 and memory, so this is the best that several could do.
-    cores = "1 thread" if threads == 1 else f"{threads} threads without contention; the bound is of one core"
+    cores = "1 thread" if threads == 1 else f"{threads} threads on {threads} cores; the bound is of one core"
     title = f"Simulated {target.description}: one frame, warm, {cores}"
     console = Console()
     # A file or a pipe has no width: what rich assumes of one would cut names.

@@ -28,7 +28,7 @@ TIMEOUT = 900.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """One timed run: cycles of the slowest core, the output (NCHW), and what measured it."""
+    """One timed run: cycles from its begin to its end, the output (NCHW), and what measured it."""
 
     cycles: int
     output: np.ndarray
@@ -56,16 +56,21 @@ class Stand:
             np.save(source, data)
             program = ["python3", str(GUEST), engine, str(source), str(result), str(threads), *map(str, files)]
             report = self._run(engine, program)
-            return Measurement(report["cycles"], np.load(result), self._name(report))
+            return Measurement(report["cycles"], np.load(result), self._name(report, threads))
 
     @staticmethod
-    def _name(report: Mapping[str, Any]) -> str:
-        """What boards.py calls such a board."""
-        name = f"simulated Cortex-A53, model {report['model'].replace('a53-', 'v')}, {report['mhz']} MHz"
+    def _name(report: Mapping[str, Any], threads: int) -> str:
+        """What board_server.py calls such a board."""
+        cores = "1 core" if threads == 1 else f"{threads} cores"
+        name = f"simulated Cortex-A53, {cores}, model {report['model']}, {report['mhz']} MHz"
         return name if report["complete"] else f"{name}, {UNMODELLED}"
 
     def _run(self, engine: str, program: Sequence[str]) -> dict:
-        environment = self.userland.environment | {"PYTHONPATH": str(self.packages), "OPENBLAS_NUM_THREADS": "1"}
+        environment = self.userland.environment | {
+            "PYTHONPATH": str(self.packages),
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",  # Which pages Python touches first then is the same in every run.
+        }
         command = self.userland.command(program, self.plugin)
         try:
             done = subprocess.run(

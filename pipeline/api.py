@@ -176,11 +176,13 @@ def run(
     return stage.run(bundle, image, tensor, board=board, threads=threads, **options)
 
 
-def profile(bundle: Path, board: str = "sim", cold: bool = False, layer: str | None = None) -> Profile:
-    """Where the time of the bundle goes, layer by layer. Raises BundleError, InputError, BoardError."""
+def profile(
+    bundle: Path, board: str = "sim", cold: bool = False, layer: str | None = None, threads: int = 1
+) -> Profile:
+    """Where the time of the bundle goes, layer by layer, on so many threads. Raises BundleError, InputError, BoardError."""
     from bitkiln.pipeline.profile import profile_bundle
 
-    return profile_bundle(bundle, board, cold, layer)
+    return profile_bundle(bundle, board, cold, layer, threads)
 
 
 def verify(

@@ -206,7 +206,11 @@ class Run(TypedDict):
 
 
 class ProfiledStep(TypedDict):
-    """A step of a profile; ``causes`` and ``mix`` are cycles by cause and instructions by class where the board can tell."""
+    """A step of a profile; ``causes`` and ``mix`` are cycles by cause and instructions by class where the board can tell.
+
+    ``busy_cycles``: of each simulated core, those in which it did not wait for another; empty for one thread.
+    ``dram_share``: of DRAM's bandwidth, where the board can tell.
+    """
 
     name: str
     kind: str
@@ -223,6 +227,8 @@ class ProfiledStep(TypedDict):
     causes: dict[str, float]
     mix: dict[str, int]
     blocks: list[dict[str, Any]]
+    busy_cycles: list[float]
+    dram_share: float | None
 
 
 class Profile(TypedDict):

@@ -57,7 +57,13 @@ class Userland:
     @property
     def environment(self) -> dict[str, str]:
         """What programs in it get as environment: the same on every host, since nothing of the host's fits."""
-        return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            "PATH": "/usr/bin:/bin",
+            "HOME": "/tmp",
+            "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",  # Else Python touches other pages in every run, and simulated caches hold other lines.
+        }
 
     @property
     def python(self) -> Path:

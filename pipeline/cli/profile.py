@@ -15,11 +15,14 @@ from bitkiln.pipeline.cli.options import JSON_OPTION, console, print_json
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layer", metavar="NAME", help="Show this layer's hottest blocks, instruction by instruction.")
 @click.option("--cold", is_flag=True, help="Start with empty caches.")
+@click.option("--threads", type=click.IntRange(1, 4), default=1, show_default=True, help="Threads on the board.")
 @click.option("--board", default="sim", show_default=True, help="sim, or TRACKER_HOST:PORT/KEY.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with a bar chart and a roofline plot.")
 @JSON_OPTION
-def profile(bundle: Path, html: Path | None, layer: str | None, as_json: bool, cold: bool, board: str) -> None:
-    """Show where BUNDLE's time goes, layer by layer, on one core.
+def profile(
+    bundle: Path, html: Path | None, layer: str | None, as_json: bool, cold: bool, board: str, threads: int
+) -> None:
+    """Show where BUNDLE's time goes, layer by layer.
 
     \b
     Example: bitkiln profile bundle --html profile.html
@@ -28,7 +31,7 @@ def profile(bundle: Path, html: Path | None, layer: str | None, as_json: bool, c
     from bitkiln.pipeline.profile import page as profile_page
     from bitkiln.pipeline.support.files import atomic_write
 
-    result = api.profile(bundle, board, cold, layer)
+    result = api.profile(bundle, board, cold, layer, threads)
     if html:
         with atomic_write(html) as temporary:
             temporary.write_text(profile_page.render(result, targets.load(result.target)), encoding="utf-8")

@@ -232,12 +232,12 @@ class Board:
         """ "simulated" (answers in cycles of a modelled Cortex-A53), "emulated" or "board"."""
         return "simulated" if self.simulator else "emulated" if self.emulated else "board"
 
-    @property
-    def measured_by(self) -> str:
-        """What a figure of this board is called in reports and records."""
+    def measured_by(self, cores: int = 1) -> str:
+        """What a figure of this board is called in reports and records; ``cores``: how many worked for it."""
         if self.simulator:
-            name = str(self.simulator.get("model", "")).replace("a53-", "v")
-            return f"simulated Cortex-A53, model {name}, {self.simulator.get('mhz')} MHz"
+            working = "1 core" if cores == 1 else f"{cores} cores"
+            model, mhz = (self.simulator.get(name) for name in ("model", "mhz"))
+            return f"simulated Cortex-A53, {working}, model {model}, {mhz} MHz"
         if self.emulated:
             return "emulated (qemu), not a Cortex-A53"
         return f"{self.model}, {self.cpu}"
@@ -262,8 +262,8 @@ class Board:
         return {
             **own,
             "kind": self.kind,
-            "measured_by": self.measured_by,
-            "cores": 1 if self.simulator else os.cpu_count(),
+            "measured_by": self.measured_by(),
+            "cores": self.simulator.get("cpus") if self.simulator else os.cpu_count(),
             "kernel": platform.release(),
             "machine": platform.machine(),
             "python": platform.python_version(),
@@ -322,7 +322,7 @@ class Trial:
         return {
             "status": "ok",
             "kind": self.board.kind,
-            "measured_by": self.board.measured_by,
+            "measured_by": self.board.measured_by(self.model.threads),
             **answer,
             **self._outputs(),
         }

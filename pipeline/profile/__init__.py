@@ -23,8 +23,17 @@ LIMIT_SECONDS = 600.0
 #: How many of a layer's hottest blocks ``--layer`` shows.
 BLOCKS = 4
 
+#: A cache line of the Cortex-A53.
+LINE_BYTES = 64
+
 #: What a simulated cycle was spent on, in the order reports show it.
-CAUSES = ("issue", "dependency", "l1", "l2", "dram", "branch", "fetch")
+CAUSES = ("issue", "dependency", "l1", "l2", "dram", "branch", "fetch", "system")
+
+
+def dram_mb_s(target: Target, cores: int) -> float:
+    """What so many cores get of the target's DRAM together."""
+    alone: float = target.dram["bandwidth_mb_s"]
+    return alone if cores == 1 else target.dram.get("total_bandwidth_mb_s", alone)
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,10 @@ class LayerWork:
     weight_bytes: int = 0
     layers: tuple[str, ...] = ()
 
-    def roof_cycles(self, target: Target) -> float:
-        """The bound of this layer on one core: peak MACs a cycle or DRAM bandwidth for its weights, whichever is worse."""
-        peak = target.cpu["peak_binary_mac_per_cycle" if self.binary else "peak_f32_mac_per_cycle"]
-        bytes_per_cycle = target.dram["bandwidth_mb_s"] / target.mhz
+    def roof_cycles(self, target: Target, cores: int = 1) -> float:
+        """The bound of this layer: peak MACs a cycle of ``cores`` or DRAM bandwidth for its weights, whichever is worse."""
+        peak = cores * target.cpu["peak_binary_mac_per_cycle" if self.binary else "peak_f32_mac_per_cycle"]
+        bytes_per_cycle = dram_mb_s(target, cores) / target.mhz
         return max(self.macs / peak, self.weight_bytes / bytes_per_cycle)
 
 
@@ -53,7 +62,9 @@ class LayerProfile:
     """One row of a profile. ``roof_ms`` is its bound, ``roof_percent`` that as a share of ``ms``; None where it has no MACs.
 
     ``causes`` and ``mix`` are cycles by cause and instructions by class, empty where the board cannot tell; ``blocks`` are the
-    hottest basic blocks as the simulator reports them (docs/simulator.md), where they were asked for.
+    hottest basic blocks as the simulator reports them (docs/simulator.md), where they were asked for. ``busy`` has for each
+    core the cycles in which it did not wait for another, and ``dram_percent`` is the share of DRAM's bandwidth that was used;
+    both only from a simulated board.
     """
 
     name: str
@@ -71,6 +82,13 @@ class LayerProfile:
     causes: Mapping[str, float] = field(default_factory=dict)
     mix: Mapping[str, int] = field(default_factory=dict)
     blocks: tuple[Mapping[str, Any], ...] = ()
+    busy: tuple[float, ...] = ()
+    dram_percent: float | None = None
+
+    @property
+    def cores_at_work(self) -> float:
+        """How many cores worked, on average over the layer's time."""
+        return sum(self.busy) / self.cycles if self.cycles else 0.0
 
     def as_json(self) -> schema.ProfiledStep:
         """The row as plain data."""
@@ -90,6 +108,8 @@ class LayerProfile:
             "causes": dict(self.causes),
             "mix": dict(self.mix),
             "blocks": schema.plain(self.blocks),
+            "busy_cycles": list(self.busy),
+            "dram_share": None if self.dram_percent is None else self.dram_percent / 100,
         }
 
     @property
@@ -100,7 +120,7 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """A bundle's profile and what measured it, e.g. "simulated Cortex-A53, model v1, 1200 MHz".
+    """A bundle's profile and what measured it, e.g. "simulated Cortex-A53, 1 core, model v2, 1200 MHz".
 
     ``complete`` is false when the simulator met instructions it has no rule for.
     """
@@ -111,6 +131,7 @@ class Profile:
     mhz: float
     layers: tuple[LayerProfile, ...]
     complete: bool = True
+    threads: int = 1
 
     @property
     def cycles(self) -> float:
@@ -138,13 +159,15 @@ class Profile:
             "cycles": self.cycles,
             "ms": self.ms,
             "bound_ms": self.bound_ms,
-            "threads": 1,
+            "threads": self.threads,
             "complete": self.complete,
             "steps": [layer.as_json() for layer in self.layers],
         }
 
 
-def profile_bundle(folder: Path, board: str = "sim", cold: bool = False, layer: str | None = None) -> Profile:
+def profile_bundle(
+    folder: Path, board: str = "sim", cold: bool = False, layer: str | None = None, threads: int = 1
+) -> Profile:
     """Measure every step of the bundle in ``folder`` on "sim" or on a board of the tracker "HOST:PORT/KEY".
 
     With ``layer`` the profile has that layer alone, with its hottest blocks. Raises InputError for an unknown layer.
@@ -154,9 +177,10 @@ def profile_bundle(folder: Path, board: str = "sim", cold: bool = False, layer: 
     names = [work.name for work in works]
     if layer is not None and layer not in names:
         raise InputError(f"{folder}: no layer {layer!r}; it has {', '.join(names)}")
-    request = Request(per_step=True, cold=cold, blocks=BLOCKS if layer else 0, limit_seconds=LIMIT_SECONDS)
+    blocks = BLOCKS if layer else 0
+    request = Request(threads=threads, per_step=True, cold=cold, blocks=blocks, limit_seconds=LIMIT_SECONDS)
     measurement = _board(board, bundle).measure(bundle.folder / "model.so", request)
-    result = build(str(folder), works, _rows(measurement), bundle.target, measurement)
+    result = build(str(folder), works, _rows(measurement), bundle.target, measurement, threads)
     if layer is None:
         return result
     return replace(result, layers=tuple(row for row in result.layers if row.name == layer))
@@ -189,19 +213,24 @@ def build(
     measured: Sequence[Mapping[str, Any]],
     target: Target,
     measurement: Measurement,
+    threads: int = 1,
 ) -> Profile:
     """Join what each layer has to do with what the board measured for it.
 
-    ``measured`` has one mapping for each layer: ``cycles`` and, from a simulated board, ``where``, ``mix`` and ``blocks``.
+    ``measured`` has one mapping for each layer: ``cycles`` and, from a simulated board, ``where``, ``mix``, ``memory``,
+    ``threads`` and ``blocks``.
     """
     total = sum(float(row["cycles"]) for row in measured) or 1.0
     mhz = measurement.clock_mhz or target.mhz
-    layers = tuple(_layer(work, row, total, target, mhz) for work, row in zip(works, measured, strict=True))
-    return Profile(bundle, target.name, measurement.measured_by, mhz, layers, measurement.complete)
+    layers = tuple(_layer(work, row, total, target, mhz, threads) for work, row in zip(works, measured, strict=True))
+    return Profile(bundle, target.name, measurement.measured_by, mhz, layers, measurement.complete, threads)
 
 
-def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target, mhz: float) -> LayerProfile:
+def _layer(
+    work: LayerWork, row: Mapping[str, Any], total: float, target: Target, mhz: float, threads: int
+) -> LayerProfile:
     cycles = float(row["cycles"])
+    cores = row.get("threads", ())
     return LayerProfile(
         name=work.name,
         kind=work.kind,
@@ -212,37 +241,53 @@ def _layer(work: LayerWork, row: Mapping[str, Any], total: float, target: Target
         ms=cycles / (mhz * 1e3),
         share=cycles / total,
         mac_per_cycle=work.macs / cycles if cycles else 0.0,
-        roof_percent=100 * work.roof_cycles(target) / cycles if work.macs and cycles else None,
-        roof_ms=work.roof_cycles(target) / (mhz * 1e3) if work.macs else None,
+        roof_percent=100 * work.roof_cycles(target, threads) / cycles if work.macs and cycles else None,
+        roof_ms=work.roof_cycles(target, threads) / (mhz * 1e3) if work.macs else None,
         layers=work.layers,
         causes=row.get("where", {}),
         mix=row.get("mix", {}),
         blocks=tuple(row.get("blocks", ())),
+        busy=tuple(float(core["cycles"] - core["spinning"]) for core in cores),
+        dram_percent=_dram_percent(row, cycles / (mhz * 1e6), dram_mb_s(target, threads)),
     )
+
+
+def _dram_percent(row: Mapping[str, Any], seconds: float, mb_s: float) -> float | None:
+    if "memory" not in row or not seconds:
+        return None
+    lines = row["memory"]["dram_lines_read"] + row["memory"]["dram_lines_written"]
+    return 100 * lines * LINE_BYTES / seconds / (mb_s * 1e6)
 
 
 def print_table(profile: Profile, console: Console) -> None:
     """The profile for a terminal."""
-    table = Table(
-        title=f"{profile.bundle}: {profile.ms:.2f} ms on one core ({profile.measured_by})", title_justify="left"
-    )
+    several = profile.threads > 1
+    table = Table(title=f"{profile.bundle}: {profile.ms:.2f} ms ({profile.measured_by})", title_justify="left")
     table.add_column("layer")
     table.add_column("kind")
-    for heading in ("cycles", "ms", "share", "MAC/cycle", "% of roof"):
+    headings = ["cycles", "ms", "share", "MAC/cycle", "% of roof"]
+    for heading in [*headings, *(["cores at work", "% of DRAM"] if several else [])]:
         table.add_column(heading, justify="right")
     table.add_column("where the cycles went")
     for layer in profile.layers:
-        roof = "" if layer.roof_percent is None else f"{layer.roof_percent:.0f}"
+        roof = shown_percent(layer.roof_percent)
         rate = f"{layer.mac_per_cycle:.2f}" if layer.macs else ""
-        row = (f"{layer.cycles:,.0f}", f"{layer.ms:.3f}", f"{layer.share:.1%}", rate, roof)
+        row = [f"{layer.cycles:,.0f}", f"{layer.ms:.3f}", f"{layer.share:.1%}", rate, roof]
+        if several:
+            row += [f"{layer.cores_at_work:.2f}" if layer.busy else "", shown_percent(layer.dram_percent)]
         table.add_row(layer.name, layer.kind, *row, describe_causes(layer))
     table.add_section()
-    table.add_row("total", "", f"{profile.cycles:,.0f}", f"{profile.ms:.3f}", "100%", "", "", "")
+    table.add_row("total", "", f"{profile.cycles:,.0f}", f"{profile.ms:.3f}", "100%", *[""] * (5 if several else 3))
     console.print(table)
     if any((layer.roof_percent or 0) > 100 for layer in profile.layers):
         console.print("Above 100 % of the roof: Winograd's method, with fewer multiplications than the MACs counted.")
     if not profile.complete:
         console.print("The simulator met instructions it has no rule for: these cycles are a guess.")
+
+
+def shown_percent(percent: float | None) -> str:
+    """A whole number, or nothing where there is none."""
+    return "" if percent is None else f"{percent:.0f}"
 
 
 def print_blocks(profile: Profile, console: Console) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes
+from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes, dram_mb_s, shown_percent
 from bitkiln.pipeline.support.page import BINARY, FLOAT, page, shown
 from bitkiln.targets import Target
 
-COLOURS = dict(zip(CAUSES, ("#3b6ea8", "#7fa7d1", "#9bbf85", "#e0c15a", "#d9822b", "#b05a7a", "#8d8d8d"), strict=True))
+COLOURS = dict(
+    zip(CAUSES, ("#3b6ea8", "#7fa7d1", "#9bbf85", "#e0c15a", "#d9822b", "#b05a7a", "#8d8d8d", "#5f5f5f"), strict=True)
+)
 #: Cycles of which the board does not say what they were spent on.
 UNKNOWN = "#c9d3de"
 
@@ -22,7 +24,7 @@ def render(profile: Profile, target: Target) -> str:
     longest = max((layer.cycles for layer in profile.layers), default=1.0)
     rows = "\n".join(_row(layer, longest) for layer in profile.layers)
     key = "".join(f'<span><i style="background:{colour}"></i>{cause}</span>' for cause, colour in COLOURS.items())
-    body = f"""<h1>{shown(profile.bundle)}: {profile.ms:.2f} ms a frame on one core</h1>
+    body = f"""<h1>{shown(profile.bundle)}: {profile.ms:.2f} ms a frame</h1>
 <p class="note">Target {shown(profile.target)}, {shown(target.description)}. Measured by: {shown(profile.measured_by)}.</p>
 <h2>Where the cycles go, layer by layer</h2><p class="key">{key}</p>
 <table><tr><th class="t">layer</th><th class="t">kind</th><th>ms</th><th>share</th><th>MAC/cycle</th><th>% of roof</th>
@@ -30,15 +32,19 @@ def render(profile: Profile, target: Target) -> str:
 {rows}
 </table>
 <h2>Roofline</h2>
-<p class="note">Each dot is a layer; its area grows with its share of the time. The lines are the bounds of one core: peak
-MACs a cycle, and DRAM bandwidth for the weights that have to be read once a frame. MACs are those of a direct convolution:
+<p class="note">Each dot is a layer; its area grows with its share of the time. The lines are the bounds of {_cores(profile)}:
+peak MACs a cycle, and DRAM bandwidth for the weights that have to be read once a frame. MACs are those of a direct convolution:
 Winograd's method needs fewer multiplications, so a layer computed by it may stand above its roof.</p>
 {_roofline(profile, target)}"""
     return page(f"{profile.bundle} on {profile.target}", body)
 
 
+def _cores(profile: Profile) -> str:
+    return "one core" if profile.threads == 1 else f"{profile.threads} cores"
+
+
 def _row(layer: LayerProfile, longest: float) -> str:
-    roof = "" if layer.roof_percent is None else f"{layer.roof_percent:.0f}"
+    roof = shown_percent(layer.roof_percent)
     rate = f"{layer.mac_per_cycle:.2f}" if layer.macs else ""
     return (
         f'<tr><td class="t">{shown(layer.name)}</td><td class="t">{shown(layer.kind)}</td><td>{layer.ms:.3f}</td>'
@@ -66,9 +72,9 @@ def _roofline(profile: Profile, target: Target) -> str:
         return 20 + (high_y - min(max(math.log10(rate), low_y), high_y)) / (high_y - low_y) * (height - bottom - 20)
 
     parts = [_grid(px, py, (low_x, high_x), (low_y, high_y))]
-    bandwidth = target.dram["bandwidth_mb_s"] / target.mhz
+    bandwidth = dram_mb_s(target, profile.threads) / target.mhz
     for kind, colour in (("f32", FLOAT), ("binary", BINARY)):
-        peak = target.cpu[f"peak_{kind}_mac_per_cycle"]
+        peak = profile.threads * target.cpu[f"peak_{kind}_mac_per_cycle"]
         corner = peak / bandwidth
         start, end = 10**low_x, 10**high_x
         points = f"{px(start)},{py(start * bandwidth)} {px(corner)},{py(peak)} {px(end)},{py(peak)}"

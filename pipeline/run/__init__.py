@@ -72,7 +72,7 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
         return over_ssh(Remote(board), bundle, inputs, threads)
     if timed(bundle.target, threads):
         try:
-            return on_simulator(bundle, inputs)
+            return on_simulator(bundle, inputs, threads)
         except SetupError:
             # Without the timing model the answer is the same, and its time is labelled as an emulator's.
             pass
@@ -81,7 +81,7 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
 
 def timed(target: Target, threads: int) -> bool:
     """Can the simulated board tell how long that many threads take on ``target``?"""
-    return target.bits == 64 and threads == 1
+    return target.bits == 64 and threads <= int(target.cpu["cores"])
 
 
 def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
@@ -129,11 +129,11 @@ def _match(infos: Sequence[runner.TensorInfo], tensors: Mapping[str, Any], path:
     return {info.name: np.asarray(tensors[info.name]) for info in infos}
 
 
-def on_simulator(bundle: Bundle, inputs: Tensors) -> Answer:
-    """Run on the simulated Cortex-A53, one core."""
+def on_simulator(bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
+    """Run on as many cores of a simulated board as there are ``threads``."""
     from bitkiln.pipeline.boards.board import LocalBoard  # Brings TVM's RPC with it, which other boards do without.
 
-    return _measured(LocalBoard(bundle.target), bundle, inputs, 1)
+    return _measured(LocalBoard(bundle.target), bundle, inputs, threads)
 
 
 def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:

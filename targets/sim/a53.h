@@ -12,7 +12,7 @@
 #include "rules.h"
 
 /* Counted up whenever the same program could answer with other cycles. */
-#define MODEL_VERSION "a53-2"
+#define MODEL_VERSION "v2"
 
 /* ---- parameters (params.c), each an option of the plugin by the same name; cycles unless the name says otherwise ---- */
 #define PARAMETERS(P)                                                                                     \
@@ -27,6 +27,14 @@
     P(l2_line, 9)              /* estimate: between two lines delivered by L2 */                          \
     P(dram_latency_ns, 140)    /* estimate */                                                             \
     P(dram_bandwidth_mb_s, 2200) /* Pi 3: published memcpy figures */                                     \
+    P(dram_total_mb_s, 0)      /* of all cores together, 0: one core alone gets all */                    \
+    P(l2_port, 5)              /* estimate: between two lines that L2 delivers to different cores */       \
+    P(snoop, 12)               /* estimate: a line changed in another core's L1 comes so much later than from L2 */ \
+    P(quantum, 1000)           /* how far a core may run ahead of the slowest */                           \
+    P(cpus, 4)                 /* CPUs that the guest is told of (BCM2837, APQ8016); 0: the host's */      \
+    P(syscall, 600)            /* estimate: a system call */                                              \
+    P(futex_wake, 2400)        /* estimate: one that wakes another thread */                               \
+    P(wake_latency, 6000)      /* estimate: until a thread that was woken or made runs */                  \
     P(fill_buffers, 3)         /* Cortex-A53 TRM: outstanding L1 misses */                                \
     P(prefetch_lines, 4)       /* estimate: lines ahead of a stream */                                    \
     P(prefetch_train, 2)       /* estimate: equal strides that make a stream */                           \
@@ -56,11 +64,13 @@ typedef struct {
     char out[1024];     /* file to which reports are appended; "": none */
     int dram_latency;   /* cycles, from dram_latency_ns */
     int dram_line;      /* cycles for 64 bytes at dram_bandwidth_mb_s */
+    int dram_total_line; /* sixteenths of a cycle for 64 bytes at dram_total_mb_s */
 } Params;
 extern Params params;
 
 int params_set(const char *option); /* "name=value"; -1 after a message on stderr when it makes no sense */
 void params_finish(void);           /* derives the fields that are not options */
+uint32_t random_state(int wanted);  /* from the seed; 0 unless wanted */
 
 enum { MAX_CORES = 256 };
 
@@ -108,6 +118,8 @@ typedef struct {
 typedef struct Block {
     uint64_t pc, physical; /* virtual address; where the model's memory has it (set when first executed) */
     uint32_t n, n_unknown;
+    bool spins;     /* has a `yield`: waits for another core */
+    bool publishes; /* has a store-exclusive or store-release: what other cores wait for */
     uint32_t *words;
     Op *ops; /* NULL until first executed in a region */
     uint32_t n_hints;
@@ -129,6 +141,7 @@ typedef struct {
     uint64_t tag;     /* line or page number; NO_TAG: empty */
     uint64_t ready;   /* cycle in which its data arrive (caches); physical page (TLBs) */
     uint8_t dirty;
+    uint8_t shared;   /* another L1 may have it: a store takes it from there */
     uint8_t from;     /* prefetched from this LEVEL_*, not yet used; 0: demanded or used */
     uint8_t trains;   /* its first use tells the prefetcher that it was right */
 } Line;
@@ -147,15 +160,17 @@ typedef struct {
     uint64_t free; /* cycle from which it can take another miss */
     int level;     /* where its line comes from */
 } FillBuffer;
-/* What reports count. Hints are prefetch instructions: `unseen` when their address cannot be told, `dropped` on pages never touched. */
+/* What reports count. Hints are prefetch instructions: `unseen` when their address cannot be told, `dropped` on pages never touched.
+ * Coherence: `snoops` are misses on a line changed in another L1, `upgrades` stores that took a line from other L1s; waits are cycles for
+ * other cores' use of L2 and DRAM. */
 #define COUNTERS(C)                                                                                                                     \
     C(l1d_accesses) C(l1d_misses) C(l2_accesses) C(l2_misses) C(prefetches) C(hints) C(hints_unseen) C(hints_dropped) C(dram_lines_read) \
-    C(dram_lines_written) C(utlb_misses) C(tlb_misses) C(l1i_misses)
+    C(dram_lines_written) C(utlb_misses) C(tlb_misses) C(l1i_misses) C(snoops) C(upgrades) C(l2_waits) C(dram_waits)
 
 typedef struct {
-    Cache l1d, l1i, l2, utlb, tlb;
+    Cache l1d, l1i, utlb, tlb;
     FillBuffer fill_buffers[MAX_FILL_BUFFERS];
-    uint64_t l2_free, dram_free; /* cycles from which they can deliver another line */
+    uint64_t l2_free, dram_free; /* cycles from which they can deliver another line to this core */
     Stream streams[MAX_STREAMS];
     uint64_t stream_clock, stored_line;
     int stored_run;
@@ -180,7 +195,7 @@ typedef struct {
 } Predictor;
 
 /* ---- a core (pipeline.c) ---- */
-enum { WHERE_ISSUE, WHERE_DEPENDENCY, WHERE_L1, WHERE_L2, WHERE_DRAM, WHERE_BRANCH, WHERE_FETCH, N_WHERE };
+enum { WHERE_ISSUE, WHERE_DEPENDENCY, WHERE_L1, WHERE_L2, WHERE_DRAM, WHERE_BRANCH, WHERE_FETCH, WHERE_SYSTEM, N_WHERE };
 extern const char *const where_names[N_WHERE];
 
 typedef struct {
@@ -210,6 +225,7 @@ typedef struct {
     uint8_t redirect_where;
     uint64_t where[N_WHERE];              /* cycles of this region by cause */
     uint64_t region_start;
+    uint64_t spinning;                    /* cycles of this region in blocks that wait for another core */
     uint64_t mark;                        /* cycle of an open micro-benchmark mark, or 0 */
     uint64_t marks[MAX_MARKS];
     int n_marks;
@@ -223,9 +239,28 @@ typedef struct {
 
 Core *core_new(void);
 void core_cold(Core *core);         /* empties caches, TLBs, prefetcher, predictors */
-void core_start_region(Core *core); /* counters to zero */
+void core_start_region(Core *core, uint64_t cycle); /* counters to zero; the region begins at `cycle` */
+/* Lets the core do nothing until `cycle`: asleep, or at work for the kernel. */
+void core_sleep(Core *core, uint64_t cycle);
+Core *core_of(unsigned cpu); /* made at its first use */
 /* Replays `block` with the accesses collected in `core`; `next_pc` is where control went, 0 when unknown. */
 void core_run(Core *core, Block *block, uint64_t next_pc, bool list_blocks);
+
+/* ---- what cores share (shared.c) ---- */
+void shared_join(Memory *memory); /* a core's memory takes part */
+void shared_cold(void);
+/* Brings a line from L2 or DRAM; returns the cycle in which it arrives. `overwritten`: all of it will be stored to, so it is not read. */
+uint64_t shared_fetch(Memory *memory, uint64_t line, uint64_t cycle, bool overwritten, int *level);
+/* Writes a line that fell out of L1 to L2, if it was changed. */
+void shared_write_back(Memory *memory, const Line *victim, uint64_t cycle);
+/* Whether other cores' L1 have the line; a store takes it from them. */
+enum { NOWHERE_ELSE, ELSEWHERE, CHANGED_ELSEWHERE };
+int shared_snoop(const Memory *memory, uint64_t line, bool store);
+
+/* ---- physical pages (pages.c) ---- */
+uint64_t physical_page(uint64_t page);
+/* Whether the page was ever touched; if not, it may not even be mapped. */
+bool page_is_known(uint64_t page);
 
 void memory_init(Memory *memory);
 void memory_cold(Memory *memory);
@@ -239,10 +274,14 @@ void memory_hint(Memory *memory, uint64_t address, int level, uint64_t *issue, u
 /* Fetches the code line of a physical address; returns the cycle from which it can issue. */
 uint64_t memory_fetch_code(Memory *memory, uint64_t physical, uint64_t cycle);
 
-/* ---- the guest's registers (registers.c) ---- */
-bool registers_init(void); /* false where this QEMU does not tell */
-void registers_forget(unsigned cpu); /* another vCPU may have this number now */
-uint64_t registers_read(unsigned cpu, int number); /* x0..x30, 31 is sp; right at the beginning of a block */
+/* ---- what QEMU does not offer to plugins (qemu.c) ---- */
+bool qemu_init(void);            /* false where this QEMU has not got it */
+void qemu_forget(unsigned cpu);  /* another vCPU may have this number now */
+uint64_t qemu_register(unsigned cpu, int number); /* x0..x30, 31 is sp; right at the beginning of a block */
+/* The calling vCPU, at the beginning of a block, no longer counts as running, so that QEMU may do what it does when none runs. */
+void qemu_step_aside(unsigned cpu);
+/* After that: enters the block that `pc` points to, which in a new thread is the one it was in; does not return. */
+_Noreturn void qemu_begin_again(unsigned cpu);
 
 void predictor_init(Predictor *predictor);
 /* Whether the branch `op` at physical `address` (virtual fall-through `next`) that went to `target` was mispredicted; `*taken`: whether it was taken. */
@@ -254,7 +293,8 @@ typedef struct {
     int64_t id;      /* from STOP */
     bool stopped;    /* by the limit */
     Core *const *cores;
-    Block *blocks; /* executed in the region */
+    unsigned owner; /* the thread that began it: its cycles are the region's */
+    Block *blocks;  /* executed in the region */
 } Region;
 /* JSON, one line without the newline; the caller frees it. */
 char *report_region(const Region *region);

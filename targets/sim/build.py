@@ -26,9 +26,16 @@ EXPORTS = "{ global: qemu_plugin_install; qemu_plugin_version; local: *; };\n"
 _GLIBC = "2.28"
 
 # From the tables of a target's TOML to the plugin's options of the same meaning.
-_OPTIONS = {
-    "cpu": ("mhz", "l1d_kib", "l1d_ways", "l1i_kib", "l1i_ways", "l2_kib", "l2_ways"),
-    "dram": {"latency_ns": "dram_latency_ns", "bandwidth_mb_s": "dram_bandwidth_mb_s"},
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {
+        **{name: name for name in ("mhz", "l1d_kib", "l1d_ways", "l1i_kib", "l1i_ways", "l2_kib", "l2_ways")},
+        "cores": "cpus",
+    },
+    "dram": {
+        "latency_ns": "dram_latency_ns",
+        "bandwidth_mb_s": "dram_bandwidth_mb_s",
+        "total_bandwidth_mb_s": "dram_total_mb_s",
+    },
 }
 
 
@@ -94,7 +101,7 @@ def _compile_error(stderr: str) -> Missing:
 def plugin_options(params: Mapping[str, object]) -> list[str]:
     """The plugin's options for a target's tables `cpu` and `dram`; a table `sim` holds options by their own names."""
     cpu, dram, sim = (_table(params, name) for name in ("cpu", "dram", "sim"))
-    values = {name: cpu[name] for name in _OPTIONS["cpu"] if name in cpu}
+    values = {option: cpu[name] for name, option in _OPTIONS["cpu"].items() if name in cpu}
     values |= {option: dram[name] for name, option in _OPTIONS["dram"].items() if name in dram}
     values |= sim
     return [f"{name}={value}" for name, value in values.items()]

@@ -126,8 +126,8 @@ void hints_read(const Block *block, unsigned cpu, bool at_end, uint64_t *address
         if (!at_end) addresses[i] = (uint64_t)hint->offset;
         for (int k = 0; k < hint->n_terms; k++) {
             if (hint->terms[k].at_end != at_end) continue;
-            const uint64_t value = registers_read(cpu, hint->terms[k].reg);
-            const uint64_t factor = hint->terms[k].factor == REG_NONE ? 1 : registers_read(cpu, hint->terms[k].factor);
+            const uint64_t value = qemu_register(cpu, hint->terms[k].reg);
+            const uint64_t factor = hint->terms[k].factor == REG_NONE ? 1 : qemu_register(cpu, hint->terms[k].factor);
             addresses[i] += (value * factor) << hint->terms[k].shift;
         }
     }

@@ -63,9 +63,18 @@ void params_finish(void)
     at_least(&params.mhz, 1);
     at_least(&params.dram_bandwidth_mb_s, 1);
     at_least(&params.fill_buffers, 1);
+    at_least(&params.l2_port, 1);
+    at_least(&params.quantum, 1);
+    if (!params.dram_total_mb_s) params.dram_total_mb_s = params.dram_bandwidth_mb_s;
     at_least(&params.prefetch_streams, 1);
     if (params.fill_buffers > MAX_FILL_BUFFERS) params.fill_buffers = MAX_FILL_BUFFERS;
     if (params.prefetch_streams > MAX_STREAMS) params.prefetch_streams = MAX_STREAMS;
     params.dram_latency = params.dram_latency_ns * params.mhz / 1000;
     params.dram_line = (int)(64.0 * params.mhz / params.dram_bandwidth_mb_s + 0.5);
+    params.dram_total_line = (int)(16 * 64.0 * params.mhz / params.dram_total_mb_s + 0.5);
+}
+
+uint32_t random_state(int wanted)
+{
+    return wanted ? (uint32_t)params.seed * 2654435761u | 1 : 0; /* not 0, whatever the seed */
 }

@@ -4,7 +4,7 @@
 
 #include "a53.h"
 
-const char *const where_names[N_WHERE] = {"issue", "dependency", "l1", "l2", "dram", "branch", "fetch"};
+const char *const where_names[N_WHERE] = {"issue", "dependency", "l1", "l2", "dram", "branch", "fetch", "system"};
 
 Core *core_new(void)
 {
@@ -21,17 +21,26 @@ void core_cold(Core *core)
     predictor_init(&core->predictor);
 }
 
-void core_start_region(Core *core)
+void core_start_region(Core *core, uint64_t cycle)
 {
     memset(core->where, 0, sizeof core->where);
     memset(&core->memory.count, 0, sizeof core->memory.count);
     core->predictor.branches = core->predictor.mispredicts = 0;
-    core->region_start = core->cycle;
+    core->region_start = cycle;
+    core->spinning = 0;
     core->mark = 0;
     core->n_marks = 0;
     core->n_passed = 0;
     core->pending = NULL;
     core->n_accesses = 0;
+}
+
+void core_sleep(Core *core, uint64_t cycle)
+{
+    if (cycle <= core->cycle) return;
+    core->where[WHERE_SYSTEM] += cycle - core->cycle;
+    core->cycle = cycle;
+    core->slots = 2; /* nothing pairs with what was before */
 }
 
 static inline void fetch(Core *core, const Block *block)
@@ -287,4 +296,5 @@ void core_run(Core *core, Block *block, uint64_t next_pc, bool list_blocks)
         block->cycles += core->cycle - before;
     } else
         run(core, block, next_pc, false);
+    if (block->spins) core->spinning += core->cycle - before;
 }

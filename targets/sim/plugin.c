@@ -9,13 +9,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "a53.h"
 #include "qemu_plugin_abi.h"
+#include "threads.h"
 
 PLUGIN_EXPORT int qemu_plugin_version = 1;
 
 /* Numbers of A64 Linux system calls. */
-enum { SYS_UNLINKAT = 35, SYS_FACCESSAT = 48, SYS_OPENAT = 56, SYS_READLINKAT = 78, SYS_NEWFSTATAT = 79, SYS_PRCTL = 167, SYS_STATX = 291 };
+enum { SYS_UNLINKAT = 35, SYS_FACCESSAT = 48, SYS_OPENAT = 56, SYS_READLINKAT = 78, SYS_NEWFSTATAT = 79, SYS_EXIT_GROUP = 94, SYS_PRCTL = 167, SYS_STATX = 291 };
 /* Options of prctl, see docs/simulator.md. */
 enum {
     MARK_START = 0x41353301,
@@ -36,6 +36,14 @@ static char *last_report;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of everything above and of the blocks' lists */
 
 /* ---- blocks ---- */
+
+#define YIELD 0xd503203fu /* the word of a `yield` */
+
+/* stxr, stlxr, stxp, stlxp, stlr and their kin. */
+static bool is_publishing(uint32_t word)
+{
+    return (word & 0x3f400000) == 0x08000000;
+}
 
 enum { N_BUCKETS = 1 << 16 };
 static Block *buckets[N_BUCKETS];
@@ -66,6 +74,8 @@ static void enter_region(Block *block)
         for (uint32_t i = 0; i < block->n; i++) {
             decode(block->words[i], block->pc + 4 * (uint64_t)i, &ops[i]);
             block->n_unknown += (ops[i].flags & RULE_UNKNOWN) != 0;
+            block->spins |= block->words[i] == YIELD;
+            block->publishes |= is_publishing(block->words[i]);
         }
         block->physical = memory_translate(block->pc);
         block->ops = ops;
@@ -100,22 +110,34 @@ static void append_report(const char *text)
     if (file >= 0) close(file);
 }
 
-static void start_region(void)
+Core *core_of(unsigned cpu)
 {
+    Core **core = &cores[cpu % MAX_CORES];
+    if (!*core) {
+        *core = core_new();
+        core_start_region(*core, (*core)->cycle);
+    }
+    return *core;
+}
+
+static void start_region(unsigned cpu)
+{
+    const uint64_t now = core_of(cpu)->cycle;
     for (int i = 0; i < MAX_CORES; i++)
-        if (cores[i]) core_start_region(cores[i]);
+        if (cores[i]) core_start_region(cores[i], now);
     region.number++;
+    region.owner = cpu;
     region.blocks = NULL;
     region.stopped = false;
     measuring = true;
 }
 
+/* What the other cores are in the middle of is not counted. */
 static void end_region(int64_t id)
 {
     if (!measuring) return;
+    run_pending(core_of(region.owner), region.owner, 0);
     measuring = false;
-    for (int i = 0; i < MAX_CORES; i++)
-        if (cores[i]) run_pending(cores[i], i, 0);
     region.id = id;
     free(last_report);
     last_report = report_region(&region);
@@ -125,43 +147,44 @@ static void end_region(int64_t id)
 static void stop_at_limit(void)
 {
     pthread_mutex_lock(&lock);
-    const bool first = measuring;
-    if (first) {
-        region.stopped = true;
-        end_region(region.id);
-    }
+    region.stopped = true;
+    end_region(region.id);
     pthread_mutex_unlock(&lock);
-    if (first) pthread_kill(pthread_self(), SIGXCPU);
+    pthread_kill(pthread_self(), SIGXCPU);
 }
 
 /* ---- what QEMU tells ---- */
 
-static Core *core_of(unsigned cpu)
+/* Blocks outside regions take their turns too: an instruction a cycle. */
+static void pass_outside(Core *core, const Block *block)
 {
-    Core **core = &cores[cpu % MAX_CORES];
-    if (!*core) {
-        *core = core_new();
-        core_start_region(*core);
-    }
-    return *core;
+    core->cycle += block->n;
+    core->pending = NULL;
 }
 
-static void on_block(unsigned cpu, void *data)
+static void measure(Core *core, unsigned cpu, Block *block)
 {
-    if (!measuring) return;
-    Core *core = core_of(cpu);
-    Block *block = data;
-    if (core->pending) {
-        run_pending(core, cpu, block->pc);
-        if (params.limit && core->cycle - core->region_start > params.limit) {
-            stop_at_limit();
-            return;
-        }
+    run_pending(core, cpu, block->pc);
+    if (params.limit && cpu == region.owner && core->cycle - core->region_start > params.limit) {
+        stop_at_limit();
+        return;
     }
     if (block->region != region.number) enter_region(block);
     if (block->n_hints) hints_read(block, cpu, false, core->hints);
     core->pending = block;
     core->n_accesses = 0;
+}
+
+static void on_block(unsigned cpu, void *data)
+{
+    if (!turns_taken) return;
+    if (turn != cpu) threads_enter(cpu);
+    Core *core = core_of(cpu);
+    const Block *block = data;
+    if (measuring) measure(core, cpu, data);
+    else pass_outside(core, block);
+    /* What others wait for must not come before its time: first they all get this far. */
+    if (core->cycle > turn_ends - (block->publishes ? params.quantum : 0)) threads_give_way(cpu);
 }
 
 static void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address, void *data)
@@ -205,30 +228,23 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 
 /* ---- what the guest asks ---- */
 
-static bool read_guest(uint64_t address, void *to, size_t size)
+static void tell(uint64_t buffer, const char *text, size_t size)
 {
-    struct iovec local = {to, size}, remote = {(void *)address, size};
-    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)size;
-}
-
-static void write_guest(uint64_t address, const void *from, size_t size)
-{
-    struct iovec local = {(void *)from, size}, remote = {(void *)address, size};
-    if (process_vm_writev(getpid(), &local, 1, &remote, 1, 0) != (ssize_t)size) perror("a53: cannot answer into the guest's buffer");
+    if (!guest_write(buffer, text, size)) perror("a53: cannot answer into the guest's buffer");
 }
 
 /* Writes `text` over the question in the guest's buffer; does nothing when there is no question at that address. */
 static void answer(uint64_t buffer, uint64_t size, const char *text)
 {
     char asked[sizeof question];
-    if (size < 64 || !read_guest(buffer, asked, sizeof asked) || memcmp(asked, question, sizeof question)) return;
+    if (size < 64 || !guest_read(buffer, asked, sizeof asked) || memcmp(asked, question, sizeof question)) return;
     const size_t needed = text ? strlen(text) + 1 : 0;
     if (text && needed <= size) {
-        write_guest(buffer, text, needed);
+        tell(buffer, text, needed);
         return;
     }
     char *error = report_error(text ? "buffer too small" : "no region ended yet", needed);
-    write_guest(buffer, error, strlen(error) + 1);
+    tell(buffer, error, strlen(error) + 1);
     free(error);
 }
 
@@ -247,11 +263,11 @@ static uint64_t path_mark(uint64_t path, uint64_t *argument)
 
 static void install(qemu_plugin_id_t id);
 
-static void obey(qemu_plugin_id_t id, uint64_t option, uint64_t argument, uint64_t size)
+static void obey(qemu_plugin_id_t id, unsigned cpu, uint64_t option, uint64_t argument, uint64_t size)
 {
     switch (option) {
     case MARK_START:
-        start_region();
+        start_region(cpu);
         if (!instrumented) {
             instrumented = true;
             qemu_plugin_reset(id, install);
@@ -268,30 +284,64 @@ static void obey(qemu_plugin_id_t id, uint64_t option, uint64_t argument, uint64
     case MARK_COLD:
         for (int i = 0; i < MAX_CORES; i++)
             if (cores[i]) core_cold(cores[i]);
+        shared_cold();
         break;
     case MARK_LIMIT: params.limit = argument; break;
     case MARK_BLOCKS: params.blocks = (int)argument; break;
     }
 }
 
-static void on_syscall(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5,
-                       uint64_t a6, uint64_t a7, uint64_t a8)
+/* The option of prctl that a system call stands for, or 0. */
+static uint64_t mark_of(int64_t number, uint64_t first, uint64_t *second)
 {
-    (void)cpu, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
     switch (number) {
-    case SYS_PRCTL: break;
+    case SYS_PRCTL: return first;
     case SYS_UNLINKAT:
     case SYS_FACCESSAT:
     case SYS_OPENAT:
     case SYS_READLINKAT:
     case SYS_NEWFSTATAT:
-    case SYS_STATX: a1 = path_mark(a2, &a2); break;
-    default: return;
+    case SYS_STATX: return path_mark(*second, second);
+    default: return 0;
     }
-    if (a1 < MARK_START || a1 > MARK_BLOCKS) return;
+}
+
+/* The arguments of the system call that this host thread is in, for on_vcpu. */
+static __thread const uint64_t *calling;
+
+static void on_syscall(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5,
+                       uint64_t a6, uint64_t a7, uint64_t a8)
+{
+    (void)a7, (void)a8;
+    static __thread uint64_t arguments[6];
+    memcpy(arguments, (const uint64_t[]){a1, a2, a3, a4, a5, a6}, sizeof arguments);
+    calling = arguments;
+    if (turns_taken && turn != cpu) threads_enter(cpu);
+    const uint64_t mark = mark_of(number, a1, &a2);
+    if (mark < MARK_START || mark > MARK_BLOCKS) {
+        if (turns_taken && measuring) run_pending(core_of(cpu), cpu, 0);
+        if (number == SYS_EXIT_GROUP && !params.roi) end_region(0);
+        syscall_before(cpu, number, arguments);
+        return;
+    }
+    if (mark == MARK_START && !turns_taken) threads_begin(cpu);
     pthread_mutex_lock(&lock);
-    obey(id, a1, a2, a3);
+    obey(id, cpu, mark, a2, a3);
     pthread_mutex_unlock(&lock);
+}
+
+static void on_syscall_done(qemu_plugin_id_t id, unsigned cpu, int64_t number, int64_t result)
+{
+    (void)id;
+    syscall_after(cpu, number, result);
+}
+
+/* Called by the host thread of the parent. */
+static void on_vcpu(qemu_plugin_id_t id, unsigned cpu)
+{
+    (void)id;
+    qemu_forget(cpu);
+    threads_born(cpu, calling ? clone_clears(calling) : 0);
 }
 
 static void on_exit_of_guest(qemu_plugin_id_t id, void *data)
@@ -307,6 +357,8 @@ static void install(qemu_plugin_id_t id)
 {
     if (instrumented) qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
     qemu_plugin_register_vcpu_syscall_cb(id, on_syscall);
+    qemu_plugin_register_vcpu_syscall_ret_cb(id, on_syscall_done);
+    qemu_plugin_register_vcpu_init_cb(id, on_vcpu);
     qemu_plugin_register_atexit_cb(id, on_exit_of_guest, NULL);
 }
 
@@ -320,13 +372,14 @@ PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *in
         if (params_set(argv[i])) return -1;
     params_finish();
     decode_init();
-    if (params.prefetch_hints && !registers_init()) {
-        fprintf(stderr, "a53: this QEMU does not tell the guest's registers, which prefetches need; use Debian 12's qemu-user, or prefetch_hints=0\n");
+    if (!qemu_init()) {
+        fprintf(stderr, "a53: this QEMU hides what the model needs (its registers and its loop); use Debian 12's qemu-user\n");
         return -1;
     }
     if (!params.roi) {
         instrumented = true;
-        start_region();
+        threads_begin(0);
+        start_region(0);
     }
     install(id);
     return 0;

@@ -35,11 +35,15 @@ typedef void (*qemu_plugin_tb_exec_cb)(unsigned cpu, void *);
 typedef void (*qemu_plugin_mem_cb)(unsigned cpu, qemu_plugin_meminfo_t, uint64_t address, void *);
 typedef void (*qemu_plugin_syscall_cb)(qemu_plugin_id_t, unsigned cpu, int64_t number, uint64_t, uint64_t, uint64_t, uint64_t,
                                        uint64_t, uint64_t, uint64_t, uint64_t);
+typedef void (*qemu_plugin_syscall_ret_cb)(qemu_plugin_id_t, unsigned cpu, int64_t number, int64_t result);
+typedef void (*qemu_plugin_vcpu_cb)(qemu_plugin_id_t, unsigned cpu);
 
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t, qemu_plugin_tb_trans_cb);
 void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, qemu_plugin_tb_exec_cb, int flags, void *);
 void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *, qemu_plugin_mem_cb, int flags, int rw, void *);
 void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t, qemu_plugin_syscall_cb);
+void qemu_plugin_register_vcpu_syscall_ret_cb(qemu_plugin_id_t, qemu_plugin_syscall_ret_cb);
+void qemu_plugin_register_vcpu_init_cb(qemu_plugin_id_t, qemu_plugin_vcpu_cb);
 void qemu_plugin_register_atexit_cb(qemu_plugin_id_t, qemu_plugin_udata_cb, void *);
 void qemu_plugin_reset(qemu_plugin_id_t, qemu_plugin_simple_cb);
 

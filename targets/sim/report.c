@@ -139,19 +139,47 @@ static void put_marks(FILE *out, const Core *core)
 
 /* ---- whole reports ---- */
 
-/* The core with the most cycles, which is the region's time; `*n`: how many did anything. */
-static const Core *slowest(const Region *region, int *n)
+static bool took_part(const Core *core)
 {
-    static const Core idle;
-    const Core *found = &idle;
-    *n = 0;
+    return core && core->predictor.branches + core->memory.count.l1d_accesses + core->where[WHERE_ISSUE] > 0;
+}
+
+static int count_cores(const Region *region)
+{
+    int n = 0;
+    for (int i = 0; i < MAX_CORES; i++) n += took_part(region->cores[i]);
+    return n;
+}
+
+/* Of each core that took part: cycles awake, those of them in which it waited for another, and its misses. */
+static void put_threads(FILE *out, const Region *region)
+{
+    const char *comma = "";
+    fprintf(out, ", \"threads\": [");
     for (int i = 0; i < MAX_CORES; i++) {
         const Core *core = region->cores[i];
-        if (!core || core->cycle == core->region_start) continue;
-        ++*n;
-        if (core->cycle - core->region_start > found->cycle - found->region_start) found = core;
+        if (!took_part(core)) continue;
+        uint64_t awake = 0;
+        for (int cause = 0; cause < N_WHERE; cause++) awake += cause == WHERE_SYSTEM ? 0 : core->where[cause];
+        fprintf(out, "%s{\"cpu\": %d, \"cycles\": %" PRIu64 ", \"spinning\": %" PRIu64, comma, i, awake, core->spinning);
+        put_memory(out, &core->memory);
+        fprintf(out, "}");
+        comma = ", ";
     }
-    return found;
+    fprintf(out, "]");
+}
+
+static Memory total_memory(const Region *region)
+{
+    Memory total = {0};
+    for (int i = 0; i < MAX_CORES; i++) {
+        const Core *core = region->cores[i];
+        if (!core) continue;
+#define C(name) total.count.name += core->memory.count.name;
+        COUNTERS(C)
+#undef C
+    }
+    return total;
 }
 
 char *report_region(const Region *region)
@@ -164,8 +192,9 @@ char *report_region(const Region *region)
         instructions += block->executions * block->n;
         unknown += block->executions * block->n_unknown;
     }
-    int n_cores;
-    const Core *core = slowest(region, &n_cores);
+    const Core *core = region->cores[region->owner];
+    const int n_cores = count_cores(region);
+    const Memory memory = total_memory(region);
     fprintf(out,
             "{\"region\": %" PRId64 ", \"model\": \"" MODEL_VERSION "\", \"mhz\": %d, \"cycles\": %" PRIu64 ", \"instructions\": %" PRIu64
             ", \"complete\": %s, \"stopped\": %s, \"limit\": %" PRIu64 ", \"cores\": %d",
@@ -175,7 +204,8 @@ char *report_region(const Region *region)
     fprintf(out, ", \"where\": {");
     for (int i = 0; i < N_WHERE; i++) fprintf(out, "%s\"%s\": %" PRIu64, i ? ", " : "", where_names[i], core->where[i]);
     fprintf(out, "}");
-    put_memory(out, &core->memory);
+    put_memory(out, &memory);
+    if (n_cores > 1) put_threads(out, region);
     fprintf(out, ", \"branches\": %" PRIu64 ", \"mispredicts\": %" PRIu64, core->predictor.branches, core->predictor.mispredicts);
     put_unknown(out, region);
     if (params.marks) put_marks(out, core);

@@ -47,7 +47,8 @@ def until(condition, seconds: float = 30.0) -> None:
 def test_identity_says_what_measures(board):
     identity = board.identity()
     assert identity["kind"] == "simulated"
-    assert identity["measured_by"].startswith("simulated Cortex-A53, model v")
+    assert identity["measured_by"].startswith("simulated Cortex-A53, 1 core, model v")
+    assert identity["cores"] == 4
     assert identity["simulator"]["mhz"] == 1200
     assert identity["machine"] == "aarch64"
     assert "load" in board.health()

@@ -55,10 +55,11 @@ def test_the_simulated_board_answers_in_simulated_time(
     assert 0 < answer.seconds < 1e-3
 
 
-def test_several_threads_are_emulated_and_labelled_so(toy_bundle: Bundle, tensor: Path) -> None:
+def test_several_threads_run_on_as_many_simulated_cores(toy_bundle: Bundle, tensor: Path) -> None:
     answer, text = printed(bundle=toy_bundle.folder, tensor=tensor, threads=2)
     best = int(answer.outputs["scores"].argmax())
-    assert answer.threads == 2 and "no measure of a Cortex-A53" in text
+    assert answer.threads == 2 and answer.measured_by.startswith("simulated Cortex-A53, 2 cores, ")
+    assert answer.measured_by in text
     assert text.splitlines()[0].endswith(f"thing {best}") and len(text.splitlines()) == 6
 
 

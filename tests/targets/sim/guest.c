@@ -2,11 +2,14 @@
 #include <pthread.h>
 #include <signal.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { START = 0x41353301, STOP, READ, IDENTIFY, COLD, LIMIT, BLOCKS };
@@ -76,6 +79,90 @@ static void *threaded_chain(void *unused)
 {
     chain(10000);
     return unused;
+}
+
+/* ---- a team of threads on one line of tickets, as in runtime.c ---- */
+enum { TEAM = 4, ROUNDS = 30 };
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    atomic_int round, done;
+    int sleeps; /* workers sleep at once instead of spinning */
+    void (*work)(int);
+} team = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, 0, NULL};
+static char streams[TEAM][1 << 20] __attribute__((aligned(4096)));
+static atomic_long counter;
+
+static void compute(int unused)
+{
+    (void)unused;
+    chain(20000);
+}
+
+static void stream(int member)
+{
+    const char *at = streams[member];
+    long bytes = sizeof streams[0];
+    __asm__ volatile("0: ldp q0, q1, [%0], #64\n subs %1, %1, #64\n b.ne 0b" : "+r"(at), "+r"(bytes) : : "v0", "v1", "cc", "memory");
+}
+
+static void count(int unused)
+{
+    (void)unused;
+    for (int i = 0; i < 500; i++) counter++;
+}
+
+static void *member(void *number)
+{
+    for (int seen = 0; seen < ROUNDS;) {
+        for (int spin = 0; !team.sleeps && team.round == seen && spin < 20000; spin++) __asm__ volatile("yield");
+        pthread_mutex_lock(&team.mutex);
+        while (team.round == seen) pthread_cond_wait(&team.wake, &team.mutex);
+        pthread_mutex_unlock(&team.mutex);
+        seen = team.round;
+        team.work((int)(long)number);
+        team.done++;
+    }
+    return NULL;
+}
+
+static void team_round(void)
+{
+    team.done = 0;
+    pthread_mutex_lock(&team.mutex);
+    team.round++;
+    pthread_cond_broadcast(&team.wake);
+    pthread_mutex_unlock(&team.mutex);
+    team.work(0);
+    while (team.done < TEAM - 1) __asm__ volatile("yield");
+}
+
+static void run_team(const char *what, int sleeps)
+{
+    pthread_t threads[TEAM];
+    team.work = !strcmp(what, "stream") ? stream : !strcmp(what, "count") ? count : compute;
+    team.sleeps = sleeps;
+    for (long i = 1; i < TEAM; i++) pthread_create(&threads[i], NULL, member, (void *)i);
+    mark(START, 0);
+    team_round();
+    for (int i = 1; i < ROUNDS; i++) {
+        mark(START, 0);
+        team_round();
+        if (i == ROUNDS - 1) mark(STOP, TEAM);
+    }
+    if (!strcmp(what, "fork")) {
+        const pid_t child = fork();
+        if (child == 0) {
+            mark(START, 0);
+            chain(1000);
+            mark(STOP, 1);
+            _exit(0);
+        }
+        waitpid(child, NULL, 0);
+    }
+    if (strcmp(what, "leave")) /* else the others are still there */
+        for (int i = 1; i < TEAM; i++) pthread_join(threads[i], NULL);
+    printf("%ld\n", (long)counter);
 }
 
 static void leave(int unused)
@@ -163,6 +250,16 @@ int main(int argc, char **argv)
         chain(20000);
         pthread_join(thread, NULL);
         mark(STOP, 0);
+    } else if (!strcmp(what, "team")) {
+        run_team(argv[2], argc > 3);
+    } else if (!strcmp(what, "sleep")) {
+        struct timespec before, after, asked = {0, 5000000};
+        mark(START, 0);
+        clock_gettime(CLOCK_MONOTONIC, &before);
+        nanosleep(&asked, NULL);
+        clock_gettime(CLOCK_MONOTONIC, &after);
+        mark(STOP, 0);
+        printf("%ld\n", (after.tv_sec - before.tv_sec) * 1000000000l + after.tv_nsec - before.tv_nsec);
     } else if (!strcmp(what, "work")) { /* on pages that differ from run to run; the place in a page is the program's, as in runtime.c */
         float *heap = malloc(300000), *stack = __builtin_alloca_with_align(20000, 8 * 4096);
         memset(stack, 0, 20000);

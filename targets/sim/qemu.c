@@ -1,0 +1,67 @@
+/* What the plugin interface of QEMU 7 and 8 lacks: the guest's registers, which QEMU's own debugger stub reads, and a way out of translated
+ * code. QEMU exports all its functions to its modules. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "a53.h"
+
+typedef struct {
+    uint8_t *data;
+    unsigned length;
+} ByteArray; /* GLib's GByteArray */
+
+static void *(*qemu_cpu)(int index);
+static int (*read_into)(void *cpu, ByteArray *bytes, int number);
+static ByteArray *(*set_size)(ByteArray *bytes, unsigned length);
+static ByteArray *(*make)(void);
+static void (*exec_end)(void *cpu), (*exec_start)(void *cpu), (*loop_exit)(void *cpu);
+static void *cpus[MAX_CORES];
+
+bool qemu_init(void)
+{
+    *(void **)&qemu_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
+    *(void **)&read_into = dlsym(RTLD_DEFAULT, "aarch64_cpu_gdb_read_register");
+    *(void **)&make = dlsym(RTLD_DEFAULT, "g_byte_array_new");
+    *(void **)&set_size = dlsym(RTLD_DEFAULT, "g_byte_array_set_size");
+    *(void **)&exec_end = dlsym(RTLD_DEFAULT, "cpu_exec_end");
+    *(void **)&exec_start = dlsym(RTLD_DEFAULT, "cpu_exec_start");
+    *(void **)&loop_exit = dlsym(RTLD_DEFAULT, "cpu_loop_exit");
+    return qemu_cpu && read_into && make && set_size && exec_end && exec_start && loop_exit;
+}
+
+static void *state_of(unsigned cpu)
+{
+    void **found = &cpus[cpu % MAX_CORES];
+    if (!*found) *found = qemu_cpu((int)cpu);
+    return *found;
+}
+
+void qemu_forget(unsigned cpu)
+{
+    cpus[cpu % MAX_CORES] = NULL;
+}
+
+uint64_t qemu_register(unsigned cpu, int number)
+{
+    static __thread ByteArray *bytes;
+    if (!bytes) bytes = make();
+    void *state = state_of(cpu);
+    uint64_t value = 0;
+    set_size(bytes, 0);
+    if (state && read_into(state, bytes, number) == sizeof value) memcpy(&value, bytes->data, sizeof value);
+    return value;
+}
+
+void qemu_step_aside(unsigned cpu)
+{
+    exec_end(state_of(cpu));
+}
+
+void qemu_begin_again(unsigned cpu)
+{
+    exec_start(state_of(cpu));
+    loop_exit(state_of(cpu));
+    __builtin_unreachable();
+}
