@@ -22,7 +22,8 @@ from bitkiln.pipeline.tune.builder import SEED, Artifact, build
 from bitkiln.pipeline.tune.data import arguments, disagreement
 from bitkiln.pipeline.verify import verify_bundle
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Conv2d, Step, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, to_json
 from bitkiln.targets import Target
 
 #: Seconds for one measurement on the simulated board.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from tvm import te, tirx
 
-from bitkiln.schedules import epilogue
-from bitkiln.schedules.workload import Pool, Step, operand_shapes, packed
+from bitkiln.schedules.steps import Step, expression, sign_bit
+from bitkiln.schedules.workload import Pool, operand_shapes, packed
 
 
 def operand_tensors(steps: Sequence[Step], size: tuple[int, int, int]) -> list[te.Tensor]:
@@ -38,7 +38,7 @@ def apply_epilogue(data: te.Tensor, steps: Sequence[Step], operands: Sequence[te
     if not steps:
         return data
     return te.compute(
-        data.shape, lambda n, y, x, c: epilogue.apply(steps, data[n, y, x, c], operands, (y, x, c)), name="epilogue"
+        data.shape, lambda n, y, x, c: expression(steps, data[n, y, x, c], operands, (y, x, c)), name="epilogue"
     )
 
 
@@ -87,5 +87,5 @@ def pack_bits(bit: te.Tensor) -> te.Tensor:
 
 def signs(data: te.Tensor, sign_zero: int) -> te.Tensor:
     """The signs of ``data`` float32 [1, H, W, C] as bits."""
-    bit = te.compute(data.shape, lambda n, y, x, c: epilogue.sign_bit(data[n, y, x, c], sign_zero), name="sign")
+    bit = te.compute(data.shape, lambda n, y, x, c: sign_bit(data[n, y, x, c], sign_zero), name="sign")
     return pack_bits(bit)

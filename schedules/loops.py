@@ -12,10 +12,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import epilogue
 from bitkiln.schedules.definition import window_size
 from bitkiln.schedules.kernel import Argument, Constant
-from bitkiln.schedules.workload import Conv2d, Pool, Step, packed
+from bitkiln.schedules.steps import Step, expression, sign_bit
+from bitkiln.schedules.workload import Conv2d, Pool, packed
 
 #: A buffer of the IR builder.
 Buffer = Any
@@ -106,7 +106,7 @@ def apply_epilogue(
     """target[to + i] = epilogue(source[start + i]) for ``extent`` channels from ``channel`` on, at ``pixel`` (y, x)."""
 
     def element(i: Any) -> None:
-        value = epilogue.apply(steps, source[start + i], operands, (*pixel, channel + i))
+        value = expression(steps, source[start + i], operands, (*pixel, channel + i))
         T.buffer_store(target, value, [to + i])
 
     sweep(extent, element)
@@ -149,7 +149,7 @@ def pack_signs(target: Buffer, to: Any, source: Buffer, start: Any, channels: in
     def byte(index: Any, lanes: int) -> None:
         value: Any = tirx.const(0, "uint8")
         for lane in range(lanes):
-            bit = epilogue.sign_bit(source[start + index * 8 + lane], sign_zero)
+            bit = sign_bit(source[start + index * 8 + lane], sign_zero)
             value = value | tirx.Select(bit, tirx.const(1 << lane, "uint8"), tirx.const(0, "uint8"))
         T.buffer_store(target, value, [to + index])
 

@@ -14,37 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-#: Steps that take an operand tensor, and those that do not (their parameters stand in ``Step.values``).
-OPERAND_STEPS = frozenset({"mul", "div", "add", "prelu"})
-PLAIN_STEPS = frozenset({"relu", "clip", "leaky", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of an epilogue, applied to the value ``x`` of an output element (float32).
-
-    ``mul``/``div``/``add``: x*v, x/v, x+v. ``prelu``: x > 0 ? x : v*x. ``relu``: max(x, 0). ``clip``: values (low, high).
-    ``leaky``: values (slope,). ``hardsigmoid``: values (alpha, beta), clip(alpha*x + beta, 0, 1).
-    ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x).
-
-    ``operand`` is the shape of v: "channel" float32[C], "element" float32[H, W, C] (a constant), "tensor" float32[1, H, W, C]
-    (another activation, e.g. a residual), "half" float32[1, H, W, C/2] (one that each half of the channels reads); "" for
-    steps without one.
-    """
-
-    op: str
-    operand: str = ""
-    values: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.op not in OPERAND_STEPS | PLAIN_STEPS:
-            raise ValueError(f"unknown epilogue step {self.op!r}")
-        if (self.op in OPERAND_STEPS) != (self.operand in ("channel", "element", "tensor", "half")):
-            raise ValueError(f"epilogue step {self.op!r} with operand {self.operand!r}")
-
-    def __str__(self) -> str:
-        values = "(" + ",".join(f"{v:g}" for v in self.values) + ")" if self.values else ""
-        return self.op + values + (f":{self.operand}" if self.operand else "")
+from bitkiln.schedules.steps import Step
 
 
 @dataclass(frozen=True)

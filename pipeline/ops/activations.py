@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from tvm import relax, te, tirx, topi
+from tvm import relax, te, topi
 from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
 from bitkiln.pipeline.ops.register import shape_of
+from bitkiln.schedules.steps import STEPS
 
 
 def prelu(x: relax.Expr, slope: relax.Expr) -> Call:
@@ -39,16 +40,12 @@ def _hardswish_type(call: Call, _builder: relax.BlockBuilder) -> relax.TensorTyp
 
 
 def _prelu_tir(x: te.Tensor, slope: te.Tensor) -> te.Tensor:
-    scaled = topi.multiply(x, slope)
-    return te.compute(x.shape, lambda *i: tirx.Select(x(*i) > 0, x(*i), scaled(*i)), name="prelu")
+    wide = topi.broadcast_to(slope, x.shape)
+    return te.compute(x.shape, lambda *i: STEPS["prelu"].tir(x(*i), wide(*i), ()), name="prelu")
 
 
 def _hardswish_tir(x: te.Tensor) -> te.Tensor:
-    def element(*i: tirx.Var) -> tirx.PrimExpr:
-        gate = x(*i) * tirx.const(1 / 6, "float32") + tirx.const(0.5, "float32")
-        return x(*i) * tirx.max(tirx.min(gate, tirx.const(1, "float32")), tirx.const(0, "float32"))
-
-    return te.compute(x.shape, element, name="hardswish")
+    return te.compute(x.shape, lambda *i: STEPS["hardswish"].tir(x(*i), None, ()), name="hardswish")
 
 
 def _register(name: str, doc: str, arguments: tuple[str, ...], infer_type: Callable, compute: Callable) -> Op:

@@ -21,7 +21,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import attributes, epilogue_of, register, shape_of
-from bitkiln.schedules.workload import Binarize, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Binarize
 
 
 def binarize(x: relax.Expr, *operands: relax.Expr, sign_zero: int = 1, epilogue: tuple[Step, ...] = ()) -> Call:

@@ -8,7 +8,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import attributes, epilogue_of, ints, register, shape_of
-from bitkiln.schedules.workload import Concat, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Concat
 
 
 def concat(

@@ -13,7 +13,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import attributes, epilogue_of, ints, pool_of, register, shape_of
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, Pool
 
 
 def conv2d(

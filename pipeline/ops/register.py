@@ -15,7 +15,8 @@ from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Pool, Step, Workload, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Pool, Workload, to_json
 
 #: Attribute of the PrimFuncs that implement a workload; its value is the workload's JSON.
 WORKLOAD_ATTR = "bitkiln.workload"

@@ -14,7 +14,7 @@ from bitkiln.pipeline.ir.graph import (
 )
 from bitkiln.pipeline.ir.operands import as_float32, float64_of, product, reciprocal
 from bitkiln.pipeline.ops.register import epilogue_of, has_workload, operands_of, with_epilogue
-from bitkiln.schedules.workload import Step
+from bitkiln.schedules.steps import Step
 
 
 def fold_steps(module: tvm.IRModule) -> tvm.IRModule:

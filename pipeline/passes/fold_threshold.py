@@ -27,7 +27,8 @@ from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite
 from bitkiln.pipeline.ops.register import workload_of
 from bitkiln.pipeline.passes.binary.thresholds import NotMonotone, Thresholds, find_thresholds
-from bitkiln.schedules.workload import Conv2d, Step
+from bitkiln.schedules.steps import Order, Step, order
+from bitkiln.schedules.workload import Conv2d
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,8 @@ def _reverses(steps: Sequence[tuple[Step, np.ndarray | None]], channels: int) ->
     for step, values in steps:
         if step.operand == "element":
             raise NotMonotone(f"{step} stands between the pooling and the sign")
-        if step.op in ("mul", "div"):
-            reverses ^= values < 0
-        elif not _rises(step, values):
+        directions = order(step, values)
+        if np.any(directions == Order.BENDS):
             raise NotMonotone(f"{step} between the pooling and the sign does not keep the order of numbers")
+        reverses ^= directions == Order.FALLS
     return reverses
-
-
-def _rises(step: Step, values: np.ndarray | None) -> bool:
-    """Does ``step`` never turn a greater float32 into a smaller one?"""
-    match step.op:
-        case "mul" | "prelu":
-            return bool(np.all(values >= 0))
-        case "leaky" | "hardsigmoid":
-            return step.values[0] >= 0
-    return step.op in ("add", "relu", "clip")

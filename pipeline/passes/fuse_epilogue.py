@@ -19,7 +19,8 @@ from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrit
 from bitkiln.pipeline.ir.operands import clip_bounds, is_image, operand
 from bitkiln.pipeline.ops.register import with_attributes, workload_of
 from bitkiln.pipeline.passes import concats
-from bitkiln.schedules.workload import Conv2d, Step, Workload
+from bitkiln.schedules.steps import STEPS, Step, commutes_with_maximum
+from bitkiln.schedules.workload import Conv2d, Workload
 
 _OURS = (
     "bitkiln.conv2d",
@@ -102,21 +103,9 @@ def _accepts(workload: Workload, step: Step, operands: list[relax.Expr]) -> bool
     """May ``step`` be appended to the epilogue? Behind a fused pooling only if it commutes with it."""
     if not isinstance(workload, Conv2d) or not workload.pool:
         return True
-    return workload.pool.kind == "max" and step.operand in ("", "channel") and keeps_order(step, operands)
-
-
-def keeps_order(step: Step, operands: list[relax.Expr]) -> bool:
-    """Does ``step`` never turn a greater number into a smaller one, in float32?"""
-    match step.op:
-        case "mul" | "div" | "prelu":
-            # Not zeros: infinity times zero is no number, and a maximum may be infinite where others are not.
-            values = array_of(operands[0])
-            return values is not None and bool(np.all((values > 0) & np.isfinite(values)))
-        case "leaky" | "hardsigmoid":
-            return step.values[0] > 0
-        case "add" | "relu" | "clip":
-            return True
-    return False
+    values = array_of(operands[0]) if operands else None
+    known = values is not None or not step.operand
+    return workload.pool.kind == "max" and known and commutes_with_maximum(step, values)
 
 
 def _host(graph: Graph, x: relax.Expr) -> Call | None:
@@ -188,8 +177,5 @@ _STEPS: dict[str, Callable[[Graph, Call], list[Taken]]] = {
     "nn.relu6": _clip,
     "clip": _clip,
     "nn.leakyrelu": _leaky,
-    "sigmoid": _plain("sigmoid"),
-    "tanh": _plain("tanh"),
-    "nn.silu": _plain("silu"),
-    "bitkiln.hardswish": _plain("hardswish"),
+    **{row.relax: _plain(op) for op, row in STEPS.items() if row.relax},
 }

@@ -21,7 +21,7 @@ from bitkiln.pipeline.reference.network import (
 from bitkiln.pipeline.reference.operators import OPERATORS
 from bitkiln.pipeline.reference.values import Tensors, Value
 from bitkiln.pipeline.reference.windows import convolve, pool
-from bitkiln.pipeline.reference.workloads import accumulate, apply_epilogue, compute, sign_bits
+from bitkiln.pipeline.reference.workloads import accumulate, compute, sign_bits
 
 __all__ = [
     "OPERATORS",
@@ -29,7 +29,6 @@ __all__ = [
     "Tensors",
     "Value",
     "accumulate",
-    "apply_epilogue",
     "compute",
     "convolve",
     "evaluate",

@@ -9,6 +9,7 @@ import numpy as np
 from tvm.ir import Call
 
 from bitkiln.pipeline.reference.values import Operator
+from bitkiln.schedules.steps import sigmoid
 
 
 def _unary(function: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
@@ -25,12 +26,6 @@ def _binary(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callabl
             return np.asarray(function(x, y))
 
     return apply
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) in the precision of ``x``."""
-    with np.errstate(over="ignore"):
-        return np.float32(1) / (np.float32(1) + np.exp(-x))
 
 
 def _divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -9,29 +9,29 @@ import numpy as np
 
 from bitkiln.pipeline.ops import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.words import evaluate_words
-from bitkiln.pipeline.reference.elementwise import sigmoid
 from bitkiln.pipeline.reference.resize import resize
 from bitkiln.pipeline.reference.values import Operator
 from bitkiln.pipeline.reference.windows import convolve, pool, spread
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, Resize, Step, Workload
+from bitkiln.schedules import steps
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, Resize, Workload
 
 
 def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
     """One of our operators on its arguments, in the order of ``workload.shapes``."""
     if isinstance(workload, Binarize):
-        return sign_bits(apply_epilogue(workload.epilogue, args[0], args[1:]), workload.sign_zero)
+        return sign_bits(steps.compute(workload.epilogue, args[0], args[1:]), workload.sign_zero)
     if isinstance(workload, Pool2d):
         return _compute_pool(workload, args)
     if isinstance(workload, Concat):
         parts = len(workload.parts)
-        return apply_epilogue(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
+        return steps.compute(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
     if isinstance(workload, ConvTranspose2d):
         names = ("strides", "padding", "dilation", "groups", "output_padding")
         value = spread(*args[:2], *(getattr(workload, name) for name in names))
-        return apply_epilogue(workload.epilogue, value, args[2:])
+        return steps.compute(workload.epilogue, value, args[2:])
     if isinstance(workload, Resize):
         value = resize(args[0], workload.size, workload.method, workload.coordinates, workload.rounding)
-        return apply_epilogue(workload.epilogue, value, args[1:])
+        return steps.compute(workload.epilogue, value, args[1:])
     if workload.shift or workload.layout != "NHWC":
         return _compute_on_image(workload, args)
     value = accumulate(workload, args[0], args[1])
@@ -40,7 +40,7 @@ def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
         return pack_bits(
             np.logical_xor.reduce([value >= each for each in args[-1].reshape(workload.thresholds, *size)])
         )
-    value = apply_epilogue(workload.epilogue, value, args[2:])
+    value = steps.compute(workload.epilogue, value, args[2:])
     value = pool(value, workload.pool) if workload.pool else value
     return sign_bits(value, workload.sign_zero) if workload.out == "bits" else value
 
@@ -55,7 +55,7 @@ def _compute_on_image(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarra
 
 def _compute_pool(workload: Pool2d, args: Sequence[np.ndarray]) -> np.ndarray:
     if not workload.bits:
-        value = apply_epilogue(workload.epilogue, pool(args[0], workload.pool), args[1:])
+        value = steps.compute(workload.epilogue, pool(args[0], workload.pool), args[1:])
         return sign_bits(value, workload.sign_zero) if workload.out == "bits" else value
     result = pack_bits(pool(unpack_bits(args[0], workload.channels), workload.pool))
     return result ^ args[1] if workload.invert else result
@@ -77,48 +77,6 @@ def accumulate(workload: Conv2d, data: np.ndarray, weight: np.ndarray) -> np.nda
     )
 
 
-def apply_epilogue(steps: Sequence[Step], value: np.ndarray, operands: Sequence[np.ndarray]) -> np.ndarray:
-    """``value`` float32 [..., H, W, C] after the steps of an epilogue."""
-    remaining = iter(operands)
-    for step in steps:
-        operand = next(remaining) if step.operand else None
-        if step.operand == "half":
-            operand = np.concatenate([operand, operand], axis=-1)
-        value = _step(step, value, operand)
-    return value
-
-
-def _step(step: Step, x: np.ndarray, operand: np.ndarray | None) -> np.ndarray:
-    values = [np.float32(value) for value in step.values]
-    with np.errstate(over="ignore", invalid="ignore"):
-        match step.op:
-            case "mul":
-                return x * operand
-            case "div":
-                return x / operand
-            case "add":
-                return x + operand
-            case "prelu":
-                return np.where(x > 0, x, x * operand)
-            case "relu":
-                return np.maximum(x, np.float32(0))
-            case "clip":
-                return np.minimum(np.maximum(x, values[0]), values[1])
-            case "leaky":
-                return np.where(x > 0, x, x * values[0])
-            case "sigmoid":
-                return sigmoid(x)
-            case "tanh":
-                return np.tanh(x)
-            case "silu":
-                return x * sigmoid(x)
-            case "hardsigmoid":
-                return np.clip(x * values[0] + values[1], np.float32(0), np.float32(1))
-            case "hardswish":
-                return x * np.clip(x * np.float32(1 / 6) + np.float32(0.5), np.float32(0), np.float32(1))
-    raise NotImplementedError(step.op)
-
-
 def sign_bits(value: np.ndarray, sign_zero: int) -> np.ndarray:
     """The signs of float32 [..., C] as bits; ``sign_zero`` is that of zero, NaN counts as negative."""
     with np.errstate(invalid="ignore"):
@@ -126,8 +84,8 @@ def sign_bits(value: np.ndarray, sign_zero: int) -> np.ndarray:
 
 
 OPERATORS: dict[str, Operator] = {
-    "bitkiln.hardswish": lambda _, x: _step(Step("hardswish"), x, None),
-    "bitkiln.prelu": lambda _, x, slope: np.where(x > 0, x, x * slope),
+    "bitkiln.hardswish": lambda _, x: steps.compute([steps.Step("hardswish")], x, []),
+    "bitkiln.prelu": lambda _, x, slope: steps.compute([steps.Step("prelu", "tensor")], x, [slope]),
     "bitkiln.from_words": evaluate_words,
     "bitkiln.to_words": evaluate_words,
     "bitkiln.unpack": evaluate_words,

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant
 from bitkiln.schedules.microkernels.a53 import bgemm_float as floats
-from bitkiln.schedules.workload import Step
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,20 @@ class Epilogue:
             return False
         if where.channel_groups % 2 and any(step.operand == "half" for step in work.epilogue):
             return False
-        if any(_operations(step) is None for step in work.epilogue):
+        if not all(map(steps_a53.known, work.epilogue)):
+            return False
+        if not floats.Needs(Epilogue(where).operations, where.uniform_base is None).fit:
             return False
         tensors = sum(step.operand in ("tensor", "element", "half") for step in work.epilogue)
         return tensors <= (floats.MAX_TENSORS if where.uniform_base is not None else floats.MAX_TENSORS_WITH_BASES)
 
     @cached_property
-    def operations(self) -> tuple[str, ...]:
-        """The operations of all steps."""
-        return tuple(name for step in self.where.workload.epilogue for name in _operations(step) or ())
+    def operations(self) -> tuple[floats.Operation, ...]:
+        """The micro-kernel's operations."""
+        kinds = {"element": "tensor"}
+        return tuple(
+            floats.Operation(step.op, kinds.get(step.operand, step.operand)) for step in self.where.workload.epilogue
+        )
 
     def fits(self, vectors: int) -> bool:
         """Whether tiles of so many vectors lie inside a half of the channels, or hold both, where the epilogue has halves."""
@@ -52,7 +57,7 @@ class Epilogue:
 
     @property
     def _halves(self) -> bool:
-        return any(name in floats.HALF_OPERATIONS for name in self.operations)
+        return any(operation.operand == "half" for operation in self.operations)
 
     @property
     def arguments(self) -> list[Argument | Constant]:
@@ -83,26 +88,14 @@ class Epilogue:
         return addresses
 
     def _table(self, operands: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [channel groups][operations of channels][LANES]. Without operands: only its shape and constants count."""
-        remaining = iter(operands)
+        """float32 [channel groups][rows][LANES]. Without operands: only its shape and constants count."""
         channels = self.where.workload.out_channels
-        rows = []
-        for step in self.where.workload.epilogue:
-            if step.operand == "channel":
-                rows.append(next(remaining, np.zeros(channels, "float32")))
-            rows += [np.full(channels, value, "float32") for value in step.values]
-        if not rows:
+        steps = [step for step in self.where.workload.epilogue if step.operand in ("", "channel")]
+        missing = [np.zeros(channels, "float32")] * (sum(step.operand != "" for step in steps) - len(operands))
+        rows = steps_a53.operand_rows(steps, [*operands, *missing], channels)
+        if not len(rows):
             return np.zeros((self.where.channel_groups, 1, LANES), "float32")
-        return np.ascontiguousarray(np.array(rows).reshape(len(rows), -1, LANES).transpose(1, 0, 2))
+        return np.ascontiguousarray(rows.reshape(len(rows), -1, LANES).transpose(1, 0, 2))
 
     def _bases(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         return (self.where.bases(arrays[0]) + floats.ZERO_COUNT).astype("float32")
-
-
-def _operations(step: Step) -> tuple[str, ...] | None:
-    """The micro-kernel's operations for a step, one for each row of the table where it needs any; None where it has none."""
-    if step.op in ("mul", "add", "prelu"):
-        return (step.op + {"channel": "", "half": "_h"}.get(step.operand, "_t"),)
-    if step.op == "leaky":
-        return ("leaky",) if 0 <= step.values[0] <= 1 else None
-    return {"relu": ("relu",), "clip": ("max", "min")}.get(step.op)

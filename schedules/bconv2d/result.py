@@ -12,9 +12,10 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import epilogue, pool2d
+from bitkiln.schedules import pool2d
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant
+from bitkiln.schedules.steps import expression
 from bitkiln.schedules.workload import Conv2d
 
 
@@ -102,7 +103,7 @@ class Writer:
             value = (self.table[row, channel] - count * 2).astype("float32")
             T.buffer_store(
                 self.target,
-                epilogue.apply(self.work.epilogue, value, self.operands, (y, x, channel)),
+                expression(self.work.epilogue, value, self.operands, (y, x, channel)),
                 [0, y, x, channel],
             )
 

@@ -18,7 +18,8 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH, BLOCKS
 from bitkiln.schedules.microkernels.a53.binarize import Binarize as MicroKernel
-from bitkiln.schedules.workload import Binarize, Step
+from bitkiln.schedules.steps import Order, Step, compute, order
+from bitkiln.schedules.workload import Binarize
 
 #: The place of the largest finite float in the order of all floats, that of zero being 0.
 _KEY_OF_LARGEST = 0x7F7FFFFF
@@ -29,7 +30,7 @@ def applies(workload: Binarize) -> bool:
     enough = workload.height * workload.width * workload.channels >= BATCH
     if workload.epilogue:
         enough = workload.height * workload.width >= BATCH // BLOCKS[-1]
-    return enough and workload.channels % 8 == 0 and all(map(_monotone, workload.epilogue))
+    return enough and workload.channels % 8 == 0 and all(map(_straight, workload.epilogue))
 
 
 def emit(workload: Binarize, threads: int) -> Kernel:
@@ -51,29 +52,15 @@ def thresholds(workload: Binarize, operands: Sequence[np.ndarray]) -> tuple[np.n
     return np.where(changes, _float(high), always), at_low & changes
 
 
-def _monotone(step: Step) -> bool:
-    if step.op in ("mul", "add"):
-        return step.operand == "channel"
-    return step.op in ("relu", "clip") or (step.op == "leaky" and step.values[0] >= 0)
+def _straight(step: Step) -> bool:
+    """Whether ``step`` keeps or turns the order of numbers whatever the values of its channels."""
+    return step.operand in ("", "channel") and bool(np.all(order(step) != Order.BENDS))
 
 
 def _bit(workload: Binarize, operands: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
     """The bits of a pixel ``x`` float32 [C]; what is not a number clears them."""
-    remaining = iter(operands)
-    with np.errstate(all="ignore"):
-        for step in workload.epilogue:
-            match step.op:
-                case "mul":
-                    x = x * next(remaining)
-                case "add":
-                    x = x + next(remaining)
-                case "relu":
-                    x = np.maximum(x, np.float32(0))
-                case "clip":
-                    x = np.clip(x, *map(np.float32, step.values))
-                case "leaky":
-                    x = np.where(x > 0, x, x * np.float32(step.values[0]))
-        return x >= 0 if workload.sign_zero > 0 else x > 0
+    values = compute(workload.epilogue, x, operands)
+    return values >= 0 if workload.sign_zero > 0 else values > 0
 
 
 def _float(keys: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules import loops
 from bitkiln.schedules.kernel import Argument, Kernel
+from bitkiln.schedules.steps import expression
 from bitkiln.schedules.workload import Conv2d
 
 #: Channels of a vector.
@@ -109,7 +110,7 @@ class _Depthwise:
                         value = self.image[lane((row * work.width + column) * work.channels + channel)]
                         sums[m] = T.bind(T.fma(value, weight, sums[m]))
         for m, value in enumerate(sums):
-            final = epilogue.apply(work.epilogue, value, self.operands, (y, x + m, lane(channel)))
+            final = expression(work.epilogue, value, self.operands, (y, x + m, lane(channel)))
             T.buffer_store(self.result, final, [lane((y * work.conv_size[1] + x + m) * work.channels + channel)])
 
 

@@ -32,7 +32,7 @@ TILES = ("1x4", "1x8", "2x4", "2x6", "2x7", "3x4")
 def applies(workload: Conv2d) -> bool:
     """Whether this schedule can compute ``workload``."""
     whole = workload.depthwise and workload.out_channels == workload.channels and workload.channels % LANES == 0
-    return whole and all(map(steps_a53.known, workload.epilogue)) and bool(tiles(workload))
+    return whole and all(map(steps_a53.by_channel, workload.epilogue)) and bool(tiles(workload))
 
 
 @cache
@@ -60,7 +60,7 @@ class _Emitter:
         work = self.workload
         (data_shape, _), (_, _), *operands, (out_shape, out_dtype) = work.shapes
         sources = tuple(range(2, 2 + len(operands)))
-        self.operand_rows = sum(steps_a53.OPERANDS[step.op] for step in work.epilogue)
+        self.operand_rows = steps_a53.rows(step.op for step in work.epilogue)
         rows = (max(1, work.channels * self.operand_rows),)
         arguments = [
             Argument((0,), data_shape, "float32"),

@@ -59,7 +59,7 @@ def emit(workload: Conv2d) -> Kernel:
 
 
 def _stem(workload: Conv2d) -> Stem:
-    inside = all(map(steps_a53.known, workload.epilogue))
+    inside = all(map(steps_a53.by_channel, workload.epilogue))
     steps = tuple(step.op for step in workload.epilogue) if inside else ()
     pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
     stem = Stem(_channels(workload), workload.kernel, workload.strides, steps, pool)
@@ -93,7 +93,7 @@ class _Strips:
         most = 1 if self.claims and workload.groups == 1 else max(1, _STRIP_ROWS // self.stem.rows)
         self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
         self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
-        self.operand_rows = sum(steps_a53.OPERANDS[step] for step in self.stem.steps)
+        self.operand_rows = steps_a53.rows(self.stem.steps)
 
     def kernel(self) -> Kernel:
         work = self.workload

@@ -16,8 +16,9 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
 from bitkiln.schedules.kernel import MicroKernel
-from bitkiln.schedules.microkernels.a53.sgemm import REACH_BYTES, STEP, Finish, Sgemm
-from bitkiln.schedules.workload import Step
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
+from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, REACH_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.steps import Step, commutes_with_maximum
 
 #: Floats behind a copied image: what filled up rows and fetching ahead may read.
 SLACK = STEP + REACH_BYTES // 4
@@ -140,12 +141,11 @@ def finish_of(steps: Sequence[Step], window: int = 1) -> Finish | None:
     """``steps`` as a micro-kernel finishes them, behind a maximum over ``window`` pixels, if it can."""
     bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
     rest = steps[bias:]
-    if len(rest) > 1:
+    if len(rest) > 1 or any(step.operand or not steps_a53.known(step, FREE_REGISTERS) for step in rest):
         return None
-    if not rest:
-        return Finish(bias, window=window)
-    leaky = rest[0].op == "leaky" and 0 <= rest[0].values[0] <= 1
-    return Finish(bias, rest[0].op, rest[0].values, window) if leaky or rest[0].op in ("relu", "clip") else None
+    if window > 1 and not all(map(commutes_with_maximum, steps)):
+        return None
+    return Finish(bias, rest[0].op, rest[0].values, window) if rest else Finish(bias, window=window)
 
 
 def row_length(floats: int, assembly: bool) -> int:

@@ -24,7 +24,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.a53 import FlatSigns
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.tiles import pack_panels
@@ -33,6 +33,7 @@ from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
+from bitkiln.schedules.steps import commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
@@ -330,16 +331,16 @@ class Winograd:
         work = self.workload
         window_y, window_x = self.window
         # Of values that a monotone epilogue treats alike, the largest gives the largest result: it alone needs computing.
-        late = self.window != (1, 1) and epilogue.monotone(work.epilogue)
+        late = self.window != (1, 1) and all(map(commutes_with_maximum, work.epilogue))
         largest = None
         for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
             for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
                 where = (pixel[0] + dy, pixel[1] + dx, _vector(channel))
                 value = outputs[dy][dx]
                 if not late:
-                    value = T.bind(epilogue.apply(work.epilogue, value, self.operands, where))
+                    value = T.bind(expression(work.epilogue, value, self.operands, where))
                 largest = value if largest is None else T.bind(tirx.max(largest, value))
-        return epilogue.apply(work.epilogue, largest, self.operands, where) if late else largest
+        return expression(work.epilogue, largest, self.operands, where) if late else largest
 
     def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
         """Four channels of a tile's results."""

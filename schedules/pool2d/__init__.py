@@ -13,9 +13,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import definition as stages
-from bitkiln.schedules import epilogue, loops
+from bitkiln.schedules import loops
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
 from bitkiln.schedules.pool2d import a53 as pool2d_a53
+from bitkiln.schedules.steps import expression
 from bitkiln.schedules.workload import Pool, Pool2d, packed
 from bitkiln.targets import Target
 
@@ -225,7 +226,7 @@ def _store_bits(workload: Pool2d, operands: list[Any], out: Any, y: Any) -> Stor
 
 def _store_floats(workload: Pool2d, operands: list[Any], out: Any, y: Any) -> Store:
     def store(x: Any, channel: Any, value: Any) -> None:
-        result = epilogue.apply(workload.epilogue, value, operands, (y, x, channel))
+        result = expression(workload.epilogue, value, operands, (y, x, channel))
         T.buffer_store(out, result, [0, y, x, channel])
 
     return store
@@ -238,7 +239,7 @@ def _signs_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: An
     target = loops.flat(out, workload.out_size[0] * width * packed(channels), "uint8")
 
     def store(x: Any, channel: Any, value: Any) -> None:
-        result = epilogue.apply(workload.epilogue, value, operands, (y, x, channel))
+        result = expression(workload.epilogue, value, operands, (y, x, channel))
         T.buffer_store(row, result, [x * channels + channel])
 
     pool_row(data, workload.pool, y, store)

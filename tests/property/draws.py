@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from bitkiln.pipeline import ops
-from bitkiln.schedules.workload import Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Pool
 from tests.pipeline.passes.conftest import Network, constant
 
 __all__ = ["ODD", "ODDER", "Dice", "Draw", "Network", "constant", "draws"]
@@ -108,10 +109,10 @@ class Draw:
         """Steps of an epilogue for a result of ``size`` (H, W, C), with their operands, which ``numbers`` makes."""
         steps = []
         for _ in range(self.whole(0, most)):
-            op = self.pick(["mul", "add", "prelu", "relu", "clip", "leaky", "tanh", "silu", "hardsigmoid", "hardswish"])
+            op = self.pick(["mul", "add", "prelu", "relu", "clip", "leaky", "tanh", "silu", "hardswish"])
             if op not in ("mul", "add", "prelu"):
                 low, high = sorted(self.rng.normal(0, 5, 2))
-                values = {"clip": (low, high), "leaky": (self.rng.normal(),), "hardsigmoid": (self.rng.normal(), 0.5)}
+                values = {"clip": (low, high), "leaky": (self.rng.normal(),)}
                 steps.append((Step(op, "", tuple(map(float, values.get(op, ())))), None))
                 continue
             kind = self.pick(["channel", "channel", "element", *(["tensor"] * tensors)])

@@ -118,7 +118,6 @@ _STEPS = {
     "sigmoid": lambda x, *_: _sigmoid(x),
     "tanh": lambda x, *_: np.tanh(x),
     "silu": lambda x, *_: x * _sigmoid(x),
-    "hardsigmoid": lambda x, _, line: _unit(x * line[0] + line[1]),
     "hardswish": lambda x, *_: x * _unit(x * np.float32(1 / 6) + np.float32(0.5)),
 }
 

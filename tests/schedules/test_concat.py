@@ -7,7 +7,8 @@ import pytest
 
 from bitkiln import targets
 from bitkiln.schedules import concat
-from bitkiln.schedules.workload import Concat, Step, from_json, packed, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Concat, from_json, packed, to_json
 from tests.schedules.kernels import bound, defined, on_host, same
 
 WORKLOADS = [

@@ -8,7 +8,8 @@ import pytest
 from bitkiln import targets
 from bitkiln.pipeline.reference.workloads import compute
 from bitkiln.schedules import resize2d
-from bitkiln.schedules.workload import Resize, Step, from_json, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Resize, from_json, to_json
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
 ADD, RELU = Step("add", "channel"), Step("relu")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step, from_json, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, from_json, to_json
 
 EXAMPLES = (
     Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1)),

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitkiln.pipeline.reference import apply_epilogue
-from bitkiln.schedules.workload import Step
+from bitkiln.schedules.steps import Order, Step, compute, order
 
 #: Thresholds that a kernel compares a sum with, at most: enough for a bit that is set but for sums between two.
 MOST_THRESHOLDS = 3
@@ -98,7 +97,7 @@ class _Search:
     def values(self, elements: np.ndarray, sums: np.ndarray) -> np.ndarray:
         """What the steps make of ``sums``, [n] or [m, 1], at ``elements`` [n]: float32 [n] or [m, n]."""
         values = np.broadcast_to(sums.astype(np.float32), np.broadcast_shapes(sums.shape, elements.shape))
-        return apply_epilogue(self.steps, values, [operand[elements] for operand in self.operands])
+        return compute(self.steps, values, [operand[elements] for operand in self.operands])
 
     def bits_of(self, values: np.ndarray, elements: np.ndarray) -> np.ndarray:
         """The bits of ``values`` [..., n] at ``elements`` [n]."""
@@ -109,13 +108,7 @@ class _Search:
         safe = np.ones(len(self.invert), bool)
         operands = iter(self.operands)
         for step in self.steps:
-            values = next(operands) if step.operand else None
-            if step.op == "prelu":
-                safe &= values >= 0
-            elif step.op == "leaky" or step.op == "hardsigmoid":
-                safe &= step.values[0] >= 0
-            elif step.op not in ("mul", "div", "add", "relu", "clip"):
-                safe[:] = False
+            safe &= order(step, next(operands) if step.operand else None) != Order.BENDS
         return safe
 
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from bitkiln.schedules.microkernels.a53 import asm
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.bgemm_tile import Tile, Touch
+from bitkiln.schedules.steps import Assembly
 
 #: What a count of zero is as a float, and the upper half of its bits.
 ZERO_COUNT = 1 << 24
 _UPPER_HALF = 0x4B80
 
-#: Operations with a value of each channel, and with a value of each element of a tensor like the result.
-CHANNEL_OPERATIONS = frozenset({"mul", "add", "max", "min", "leaky", "prelu"})
-HALF_OPERATIONS = frozenset({"mul_h", "add_h", "prelu_h"})
-TENSOR_OPERATIONS = frozenset({"mul_t", "add_t", "prelu_t"}) | HALF_OPERATIONS
 #: Tensors that a kernel has pointers for, and those beside a table of bases.
 MAX_TENSORS, MAX_TENSORS_WITH_BASES = 3, 1
 
@@ -30,7 +27,37 @@ _OUT, _STRIDE, _TABLE, _HALF_STRIDE, _AHEAD = "x2", "x3", "x4", "x22", "x24"
 _BASE_POINTERS = ("x0", "x1", "x8", "x15", "x16", "x6")
 #: Cycles of a product that hides the fetching of what its own end needs; shorter ones fetch for the tile after them.
 _LONG = 1000
-_BINARY = {"mul": "fmul", "add": "fadd", "max": "fmax", "min": "fmin"}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A step that ``steps_a53`` knows, and where its operand lies: "channel", "tensor", "half", or "" without one.
+
+    A "tensor" lies as the result does, a "half" has half as many channels.
+    """
+
+    op: str
+    operand: str = ""
+
+    @property
+    def code(self) -> Assembly:
+        """Its instructions."""
+        return steps_a53.assembly(self.op)
+
+    @property
+    def tensor(self) -> bool:
+        """Whether it has a pointer to its operand, rather than rows of the table."""
+        return self.operand in ("tensor", "half")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table that it reads."""
+        return 0 if self.tensor else self.code.rows
+
+    @property
+    def word(self) -> str:
+        """Its part of a symbol's name."""
+        return self.op + {"tensor": "_t", "half": "_h"}.get(self.operand, "")
 
 
 @dataclass(frozen=True)
@@ -39,10 +66,9 @@ class Floats:
 
     Panel and weights as for ``bgemm_a53.Counts``. Writes ``vectors`` * 8 floats for each pixel, the lower half of ``strides``
     bytes apart; its upper half is how many pixels further on the tensors' next pixels lie, 0 where there are none.
-    ``operations`` in order; those of channels read ``table`` float32 [vectors][operations of channels][8], those of
-    tensors each a pointer to elements that lie as those of ``out`` do (``_t``), or to pixels of half as many channels (``_h``):
-    with ``both`` the tile's second half of vectors reads the same ones as its first. ``max``/``min`` are with the table's
-    value, ``leaky`` is max(x, value * x), ``prelu`` x > 0 ? x : value * x.
+    ``operations`` in order; those of channels read their rows of ``table`` float32 [vectors][rows][8], those of tensors each
+    a pointer to elements that lie as those of ``out`` do, or to pixels of half as many channels: with ``both`` the tile's
+    second half of vectors reads the same ones as its first.
     The dot product of pixel i is base - 2 * count, with ``base`` or, where that is None, the row rows[i] of ``bases``
     float32 [..][stride / 4], which holds ``ZERO_COUNT`` + base. Bases are even.
     """
@@ -51,20 +77,20 @@ class Floats:
     vectors: int
     words: int
     base: int | None
-    operations: tuple[str, ...]
+    operations: tuple[Operation, ...]
     both: bool = False
 
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
         base = "rows" if self.base is None else f"b{self.base}"
-        steps = "".join("_" + name for name in self.operations)
+        steps = "".join("_" + operation.word for operation in self.operations)
         both = "_both" if self.both else ""
         return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_{base}_f32{steps}{both}_a53"
 
     def assembly(self) -> str:
         """The routine."""
-        tensors = sum(name in TENSOR_OPERATIONS for name in self.operations)
+        tensors = sum(operation.tensor for operation in self.operations)
         tile = Tile(self.pixels, self.vectors, self.words)
         enter, leave = tile.saved(first=19 if tensors else 23)
         finish = _Finish(self, tile)
@@ -99,6 +125,40 @@ class Floats:
         return result
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What ``operations`` take, with ``bases`` in memory or in a register."""
+
+    operations: tuple[Operation, ...]
+    bases: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return sum(operation.rows for operation in self.operations)
+
+    @property
+    def helpers(self) -> int:
+        """Registers of each value beside its own: for its base or a tensor's element, then for a step's temporaries."""
+        elements = self.bases or any(operation.tensor for operation in self.operations)
+        return max([int(elements), *(operation.code.temporaries for operation in self.operations)])
+
+    @property
+    def immediates(self) -> tuple[float, ...]:
+        """The numbers that stand in registers all the time."""
+        return tuple(dict.fromkeys(value for operation in self.operations for value in operation.code.immediates))
+
+    @property
+    def registers(self) -> int:
+        """Registers beside those of the counts, for two pixels side by side."""
+        return 1 + (not self.bases) + len(self.immediates) + 2 * self.rows + 2 + 4 * self.helpers
+
+    @property
+    def fit(self) -> bool:
+        """Whether there are so many, with two counts that come back from memory."""
+        return self.registers + 2 <= 32
+
+
 class _Finish:
     """From counts in the accumulators to floats in memory, a vector of channels after the other.
 
@@ -109,18 +169,15 @@ class _Finish:
     def __init__(self, kernel: Floats, tile: Tile) -> None:
         self.kernel, self.tile = kernel, tile
         self.free = list(tile.free)
-        self.rows = [name for name in kernel.operations if name in CHANNEL_OPERATIONS]
-        self.tensors = [name for name in kernel.operations if name in TENSOR_OPERATIONS]
+        self.tensors = [operation for operation in kernel.operations if operation.tensor]
         arguments = iter(["x5", "x6", "x7"])
         self.bases, self.base_rows = (next(arguments), next(arguments)) if kernel.base is None else ("", "")
         own = kernel.base is None and kernel.pixels <= len(_BASE_POINTERS)
         self.base_pointers = _BASE_POINTERS[: kernel.pixels] if own else ()
         self.tensor_arguments = [next(arguments) for _ in self.tensors]
         #: Bytes from pixel to pixel of the result and of each tensor.
-        self.strides = [_STRIDE, *(_HALF_STRIDE if name in HALF_OPERATIONS else _STRIDE for name in self.tensors)]
-        self.needs_helpers = kernel.base is None or self.tensors or {"leaky", "prelu"} & set(self.rows)
-        self.needs_zero = bool({"relu", "prelu", "prelu_t", "prelu_h"} & set(kernel.operations))
-        self.needs_masks = bool({"prelu", "prelu_t", "prelu_h"} & set(kernel.operations))
+        self.strides = [_STRIDE, *(_HALF_STRIDE if tensor.operand == "half" else _STRIDE for tensor in self.tensors)]
+        self.needs = Needs(kernel.operations, kernel.base is None)
 
     def lines(self) -> Iterator[str]:
         """The whole of it."""
@@ -131,10 +188,10 @@ class _Finish:
         yield from self._base_pointers()
         for vector in range(self.kernel.vectors):
             loaded = {}
-            for i in range(len(self.rows)):
+            for i in range(self.needs.rows):
                 loaded[i] = (self._take(), self._take())
                 for half, register in enumerate(loaded[i]):
-                    at = 32 * (vector * len(self.rows) + i) + 16 * half
+                    at = 32 * (vector * self.needs.rows + i) + 16 * half
                     yield f"ldr q{register}, [{_TABLE}, #{at}]"
             for first in range(0, self.kernel.pixels, 2):
                 yield from self._pair(vector, first, loaded, waiting)
@@ -142,9 +199,7 @@ class _Finish:
 
     def _spill(self) -> set[int]:
         """Indices of the counts that wait in memory."""
-        fixed = 1 + (self.kernel.base is not None) + self.needs_zero
-        need = fixed + 2 * len(self.rows) + 2 + (4 if self.needs_helpers else 0) + (4 if self.needs_masks else 0)
-        count = max(0, need - len(self.free))
+        count = max(0, self.needs.registers - len(self.free))
         order = [p * self.kernel.vectors + v for v in range(self.kernel.vectors) for p in range(self.kernel.pixels)]
         return set(order[len(order) - count :])
 
@@ -161,9 +216,8 @@ class _Finish:
             yield f"mov w9, #{self.kernel.base // 2}"
             yield "add w8, w8, w9"
             yield f"dup v{self.base}.4s, w8"
-        if self.needs_zero:
-            self.zero = self._take()
-            yield f"movi v{self.zero}.4s, #0"
+        self.constants = {value: self._take() for value in self.needs.immediates}
+        yield from (steps_a53.immediate(register, value) for value, register in self.constants.items())
 
     def _pair(self, vector: int, first: int, loaded: dict[int, tuple[int, int]], waiting: set[int]) -> Iterator[str]:
         """Two pixels' vectors, or the last one's: four chains or two."""
@@ -175,20 +229,19 @@ class _Finish:
             if index in waiting:
                 yield f"ldr q{counts[-1]}, [sp, #{16 * index}]"
         chains = [register for count in counts for register in (self._take(), count)]
-        helpers = [self._take() for _ in chains] if self.needs_helpers else []
-        masks = [self._take() for _ in chains] if self.needs_masks else []
+        helpers = [[self._take() for _ in chains] for _ in range(self.needs.helpers)]
         yield from self._pointers(first, len(pixels))
         if self.kernel.base is None:
-            yield from self._load_bases(pixels, vector, helpers)
+            yield from self._load_bases(pixels, vector, helpers[0])
         for low, high in zip(chains[::2], chains[1::2], strict=True):
             yield f"zip1 v{low}.8h, v{high}.8h, v{self.upper}.8h"
             yield f"zip2 v{high}.8h, v{high}.8h, v{self.upper}.8h"
-        bases = helpers if self.kernel.base is None else [self.base] * len(chains)
+        bases = helpers[0] if self.kernel.base is None else [self.base] * len(chains)
         yield from (f"fsub v{x}.4s, v{base}.4s, v{x}.4s" for x, base in zip(chains, bases, strict=True))
-        yield from self._steps(vector, chains, helpers, masks, loaded)
+        yield from self._steps(vector, chains, helpers, loaded)
         for i, register in enumerate(chains):
             yield f"str q{register}, [{_pointer(0, i // 2)}, #{32 * vector + 16 * (i % 2)}]"
-        self.free += [*chains, *helpers, *masks]
+        self.free += [*chains, *(register for each in helpers for register in each)]
 
     def _pointers(self, first: int, count: int) -> Iterator[str]:
         """Where the pair's elements lie in the result and in the tensors."""
@@ -219,40 +272,24 @@ class _Finish:
         self,
         vector: int,
         chains: Sequence[int],
-        helpers: Sequence[int],
-        masks: Sequence[int],
+        helpers: Sequence[Sequence[int]],
         loaded: dict[int, tuple[int, int]],
     ) -> Iterator[str]:
         row = tensor = 0
-        for name in self.kernel.operations:
-            if name == "relu":
-                yield from (f"fmax v{x}.4s, v{x}.4s, v{self.zero}.4s" for x in chains)
-                continue
-            if name in TENSOR_OPERATIONS:
-                half = self.kernel.both and name in HALF_OPERATIONS
+        for operation in self.kernel.operations:
+            roles = [{"x": x} | {f"t{t}": each[i] for t, each in enumerate(helpers)} for i, x in enumerate(chains)]
+            if operation.tensor:
+                half = self.kernel.both and operation.operand == "half"
                 own = vector % (self.kernel.vectors // 2) if half else vector
-                for i, helper in enumerate(helpers):
-                    yield f"ldr q{helper}, [{_pointer(1 + tensor, i // 2)}, #{32 * own + 16 * (i % 2)}]"
-                values: Sequence[int] = helpers
+                for i, each in enumerate(roles):
+                    yield f"ldr q{each['t0']}, [{_pointer(1 + tensor, i // 2)}, #{32 * own + 16 * (i % 2)}]"
+                    each["v0"] = each["t0"]
                 tensor += 1
-            else:
-                values = [loaded[row][i % 2] for i in range(len(chains))]
-                row += 1
-            yield from self._step(name.removesuffix("_t").removesuffix("_h"), chains, values, helpers, masks)
-
-    def _step(
-        self, name: str, chains: Sequence[int], values: Sequence[int], helpers: Sequence[int], masks: Sequence[int]
-    ) -> Iterator[str]:
-        each = partial(zip, strict=True)
-        if name in _BINARY:
-            yield from (f"{_BINARY[name]} v{x}.4s, v{x}.4s, v{value}.4s" for x, value in each(chains, values))
-            return
-        yield from (f"fmul v{t}.4s, v{x}.4s, v{value}.4s" for t, x, value in each(helpers, chains, values))
-        if name == "leaky":
-            yield from (f"fmax v{x}.4s, v{x}.4s, v{t}.4s" for x, t in each(chains, helpers))
-            return
-        yield from (f"fcmgt v{mask}.4s, v{x}.4s, v{self.zero}.4s" for mask, x in each(masks, chains))
-        yield from (f"bif v{x}.16b, v{t}.16b, v{mask}.16b" for x, t, mask in each(chains, helpers, masks))
+            for i, each in enumerate(roles):
+                each |= {f"v{number}": loaded[row + number][i % 2] for number in range(operation.rows)}
+                each |= {f"k{k}": self.constants[value] for k, value in enumerate(operation.code.immediates)}
+            row += operation.rows
+            yield from steps_a53.side_by_side(operation.code, roles)
 
 
 def _pointer(tensor: int, pixel: int) -> str:

@@ -170,13 +170,13 @@ class Depthwise:
 
     def _finish(self) -> list[str]:
         """The steps, the stores, and the pointers moved on to the next vector."""
-        sums = [(total, steps_a53.FIRST_OPERAND) for total in range(self.tile[0] * self.tile[1])]
         lines, operand = [], 0
         for step in self.steps:
-            for row in range(steps_a53.OPERANDS[step]):
-                lines.append(f"ldr q{steps_a53.FIRST_OPERAND + row}, [{_OPERANDS}, #{(operand + row) * _VECTOR}]")
-            operand += steps_a53.OPERANDS[step]
-            lines += steps_a53.lines(step, sums, 1)
+            registers = range(steps_a53.FIRST_OPERAND, steps_a53.FIRST_OPERAND + steps_a53.rows([step]))
+            lines += [f"ldr q{v}, [{_OPERANDS}, #{(operand + row) * _VECTOR}]" for row, v in enumerate(registers)]
+            operand += len(registers)
+            sums = [(total, registers) for total in range(self.tile[0] * self.tile[1])]
+            lines += steps_a53.lines(step, sums, range(registers.stop, 32))
         stores = [
             f"str q{row * self.tile[1] + column}, [{pointer}, #{column * self.channels * 4}]"
             for row, pointer in enumerate(self._out_rows)
@@ -195,7 +195,7 @@ class Depthwise:
 
     def _next_tile(self) -> list[str]:
         """Moves all pointers from behind the last vector to the next tile's first."""
-        rows = sum(steps_a53.OPERANDS[step] for step in self.steps)
+        rows = steps_a53.rows(self.steps)
         lines = [f"sub {_IMAGE}, {_IMAGE}, {_WIDE}", *asm.add(_IMAGE, _IMAGE, self.tile[1] * self.strides[1] * _LINE)]
         for pointer in self._out_rows:
             lines += [

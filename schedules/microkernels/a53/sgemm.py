@@ -21,7 +21,10 @@ from functools import cache, cached_property
 import numpy as np
 
 from bitkiln.schedules.microkernels.a53 import asm
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 
+#: Vector registers that the sums of every tile leave to the finish.
+FREE_REGISTERS = 8
 #: Values of k that an iteration consumes; rows are multiples of it.
 STEP = 4
 #: Bytes behind the packed weights that may be read.
@@ -43,8 +46,7 @@ class Finish:
     """What happens to the sums in their registers.
 
     First the largest of every ``window`` consecutive pixels is taken, which leaves fewer rows of ``out``; then ``bias`` of
-    the channel is added; then ``activation``: "relu", "clip" with values (low, high) or "leaky" with (slope,), from 0 to 1.
-    All of these are monotone, so that the order of the maximum does not matter.
+    the channel is added; then comes ``activation``, a step without operand that ``steps_a53`` knows, with ``values``.
     """
 
     bias: bool = False
@@ -176,28 +178,17 @@ def _finish(tile: Sgemm, frame: int) -> list[str]:
         ]
         lines += [f"add x17, x17, #{tile.tile_n * 4}", f"str x17, [sp, #{frame + 16}]"]
         lines += [f"fadd v{r}.4s, v{r}.4s, v{spare + i % tile.vectors}.4s" for i, r in enumerate(sums)]
-    for i, pattern in enumerate(np.array(finish.values, "float32").view("uint32").tolist()):
-        lines += [f"movz w16, #{pattern & 0xFFFF}", f"movk w16, #{pattern >> 16}, lsl #16", f"dup v{spare + i}.4s, w16"]
-    return lines + _activation(finish.activation, sums, spare)
-
-
-def _activation(name: str, sums: list[int], spare: int) -> list[str]:
-    """The activation of registers ``sums``; its constants stand in registers from ``spare`` on."""
-    match name:
-        case "relu":
-            return [f"movi v{spare}.16b, #0", *(f"fmax v{r}.4s, v{r}.4s, v{spare}.4s" for r in sums)]
-        case "clip":
-            low = [f"fmax v{r}.4s, v{r}.4s, v{spare}.4s" for r in sums]
-            return low + [f"fmin v{r}.4s, v{r}.4s, v{spare + 1}.4s" for r in sums]
-        case "leaky":
-            # Four at a time: as long as a product takes.
-            lines = []
-            for first in range(0, len(sums), 4):
-                group = list(enumerate(sums[first : first + 4], spare + 1))
-                lines += [f"fmul v{t}.4s, v{r}.4s, v{spare}.4s" for t, r in group]
-                lines += [f"fmax v{r}.4s, v{r}.4s, v{t}.4s" for t, r in group]
-            return lines
-    return []
+    if finish.activation:
+        constants = (*finish.values, *steps_a53.assembly(finish.activation).constants)
+        rows_of = range(spare, spare + len(constants))
+        for register, pattern in zip(rows_of, np.array(constants, "float32").view("uint32").tolist(), strict=True):
+            lines += [
+                f"movz w16, #{pattern & 0xFFFF}",
+                f"movk w16, #{pattern >> 16}, lsl #16",
+                f"dup v{register}.4s, w16",
+            ]
+        lines += steps_a53.lines(finish.activation, [(r, rows_of) for r in sums], range(rows_of.stop, 32))
+    return lines
 
 
 def _store(tile: Sgemm, m: int) -> list[str]:

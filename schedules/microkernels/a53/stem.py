@@ -34,7 +34,7 @@ _UNROLLED = 160
 
 @dataclass(frozen=True)
 class Stem:
-    """The micro-kernel of one kind of first layer; ``steps`` are names from ``steps_a53.OPERANDS``."""
+    """The micro-kernel of one kind of first layer; ``steps`` are names of those that ``steps_a53`` knows."""
 
     channels: int
     kernel: tuple[int, int]
@@ -176,19 +176,20 @@ def _rows(stem: Stem) -> list[str]:
 
 
 def _epilogue(stem: Stem) -> list[str]:
-    sums = [
-        (stem.sum(row, pixel, vector), steps_a53.FIRST_OPERAND + vector)
-        for vector in range(_VECTORS)
-        for row in range(stem.rows)
-        for pixel in range(stem.pixels)
-    ]
     lines, operand = [], 0
     for step in stem.steps:
-        for row in range(steps_a53.OPERANDS[step]):
-            register = steps_a53.FIRST_OPERAND + row * _VECTORS
+        rows = steps_a53.rows([step])
+        registers = range(steps_a53.FIRST_OPERAND, steps_a53.FIRST_OPERAND + rows * _VECTORS)
+        for row, register in enumerate(registers[::_VECTORS]):
             lines.append(f"ldp q{register}, q{register + 1}, [{_OPERANDS}, #{(operand + row) * CHANNELS * 4}]")
-        operand += steps_a53.OPERANDS[step]
-        lines += steps_a53.lines(step, sums, _VECTORS)
+        operand += rows
+        sums = [
+            (stem.sum(row, pixel, vector), registers[vector::_VECTORS])
+            for vector in range(_VECTORS)
+            for row in range(stem.rows)
+            for pixel in range(stem.pixels)
+        ]
+        lines += steps_a53.lines(step, sums, range(registers.stop, 32))
     return lines
 
 

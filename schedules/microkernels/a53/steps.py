@@ -1,74 +1,86 @@
-"""Steps of an epilogue on sums in registers, for the Cortex-A53: which there are, their operands and their instructions."""
+"""Steps of an epilogue on values in registers, for the Cortex-A53: their operands and their instructions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bitkiln.schedules.workload import Step
+from bitkiln.schedules.steps import STEPS, Assembly, Instruction, Step
 
-#: Steps that sums can take in their registers, with the rows of operands each reads: slopes, bounds and factors are operands
-#: like any other.
-OPERANDS = {"relu": 0, "add": 1, "mul": 1, "leaky": 1, "prelu": 1, "clip": 2, "hardswish": 1}
-#: Registers of the first row of operands for two vectors of channels; from ``_TEMPORARY`` on all are free.
-FIRST_OPERAND, _TEMPORARY = 16, 18
+#: Register of the first row of operands of ``lines``; as many behind it as the caller has vectors of channels.
+FIRST_OPERAND = 16
 
 
-def known(step: Step) -> bool:
-    """Whether there are instructions for ``step``: operands per channel, and a leaky ReLU that is a maximum."""
-    slope = step.op != "leaky" or 0 <= step.values[0] <= 1
-    return step.op in OPERANDS and step.operand in ("", "channel") and slope
+def assembly(op: str) -> Assembly:
+    """The code of a step that ``known`` knows."""
+    return STEPS[op].assembly["a53"]
+
+
+def known(step: Step, registers: int = 32) -> bool:
+    """Whether there is code for ``step``, for which so many ``registers`` are enough; its operand may have any shape."""
+    code = STEPS[step.op].assembly.get("a53")
+    return code is not None and code.applies(step.values) and code.registers <= registers
+
+
+def by_channel(step: Step) -> bool:
+    """Whether registers from ``FIRST_OPERAND`` on are enough for ``step`` on two vectors of channels."""
+    return step.operand in ("", "channel") and known(step, (32 - FIRST_OPERAND) // 2)
+
+
+def rows(ops: Iterable[str]) -> int:
+    """Rows of operands that steps of these names read."""
+    return sum(assembly(op).rows for op in ops)
 
 
 def operand_rows(steps: Sequence[Step], arrays: Sequence[np.ndarray], channels: int) -> np.ndarray:
-    """What the steps read, float32 [rows, channels]: the ``arrays`` of those that have one, and constants."""
+    """The rows of the steps' code, float32 [rows, channels]: the ``arrays`` of steps that have one, and constants."""
     given = iter(arrays)
-    rows: list[np.ndarray] = []
+    result: list[np.ndarray] = []
     for step in steps:
-        values = (1 / 6,) if step.op == "hardswish" else step.values
-        rows += [next(given)] if step.operand else [np.full(channels, value) for value in values]
-    return np.array(rows, "float32").reshape(len(rows), channels)
+        result += [next(given)] if step.operand else []
+        result += [np.full(channels, value) for value in (*step.values, *assembly(step.op).constants)]
+    return np.array(result, "float32").reshape(len(result), channels)
 
 
-def lines(step: str, sums: Sequence[tuple[int, int]], apart: int) -> list[str]:
-    """One step on pairs of a sum's register and its operand's, ``apart`` registers from that of the next row."""
-    if step == "relu":
-        zero = FIRST_OPERAND
-        return [f"movi v{zero}.16b, #0", *(f"fmax v{s}.4s, v{s}.4s, v{zero}.4s" for s, _ in sums)]
-    if step == "clip":
-        raised = [f"fmax v{s}.4s, v{s}.4s, v{low}.4s" for s, low in sums]
-        return raised + [f"fmin v{s}.4s, v{s}.4s, v{low + apart}.4s" for s, low in sums]
-    if step in ("leaky", "prelu"):
-        return _sloped(step, sums)
-    if step == "hardswish":
-        return _hardswish(sums)
-    return [f"f{step} v{s}.4s, v{s}.4s, v{v}.4s" for s, v in sums]
-
-
-def _sloped(step: str, sums: Sequence[tuple[int, int]]) -> list[str]:
-    """Slopes on negative values: max(x, slope*x) where slopes lie between 0 and 1, else a choice by the sign of x."""
-    text = []
-    for start in range(0, len(sums), 7):
-        group = [(s, v, _TEMPORARY + 2 * i) for i, (s, v) in enumerate(sums[start : start + 7])]
-        text += [f"fmul v{product}.4s, v{s}.4s, v{v}.4s" for s, v, product in group]
-        if step == "leaky":
-            text += [f"fmax v{s}.4s, v{s}.4s, v{product}.4s" for s, _, product in group]
-        else:
-            text += [f"fcmgt v{product + 1}.4s, v{s}.4s, #0.0" for s, _, product in group]
-            text += [f"bif v{s}.16b, v{product}.16b, v{product + 1}.16b" for s, _, product in group]
+def lines(op: str, values: Sequence[tuple[int, Sequence[int]]], free: Sequence[int]) -> list[str]:
+    """One step on pairs of a value's register and those of its rows; ``free`` registers hold immediates and temporaries."""
+    code = assembly(op)
+    constants, spare = free[: len(code.immediates)], free[len(code.immediates) :]
+    text = [immediate(register, value) for register, value in zip(constants, code.immediates, strict=True)]
+    shared = {f"k{i}": register for i, register in enumerate(constants)}
+    for group in _groups(values, len(spare) // code.temporaries if code.temporaries else len(values)):
+        roles = []
+        for i, (value, operands) in enumerate(group):
+            own = {"x": value} | {f"v{row}": register for row, register in enumerate(operands)}
+            temporaries = spare[i * code.temporaries : (i + 1) * code.temporaries]
+            roles.append(shared | own | {f"t{number}": register for number, register in enumerate(temporaries)})
+        text += side_by_side(code, roles)
     return text
 
 
-def _hardswish(sums: Sequence[tuple[int, int]]) -> list[str]:
-    """x * clip(x / 6 + 1 / 2, 0, 1), with 1 / 6 as the operand."""
-    zero, half, one, free = _TEMPORARY, _TEMPORARY + 1, _TEMPORARY + 2, _TEMPORARY + 3
-    text = [f"movi v{zero}.16b, #0", f"fmov v{half}.4s, #0.5", f"fmov v{one}.4s, #1.0"]
-    for start in range(0, len(sums), 32 - free):
-        group = [(s, v, free + i) for i, (s, v) in enumerate(sums[start : start + 32 - free])]
-        text += [f"fmul v{gate}.4s, v{s}.4s, v{v}.4s" for s, v, gate in group]
-        text += [f"fadd v{gate}.4s, v{gate}.4s, v{half}.4s" for _, _, gate in group]
-        text += [f"fmax v{gate}.4s, v{gate}.4s, v{zero}.4s" for _, _, gate in group]
-        text += [f"fmin v{gate}.4s, v{gate}.4s, v{one}.4s" for _, _, gate in group]
-        text += [f"fmul v{s}.4s, v{s}.4s, v{gate}.4s" for s, _, gate in group]
-    return text
+def side_by_side(code: Assembly, values: Sequence[Mapping[str, int]]) -> Iterator[str]:
+    """Each instruction for all ``values``, which map roles to registers: latencies of one hide behind the others."""
+    for instruction in code.code:
+        for roles in values:
+            yield _line(instruction, roles)
+
+
+def immediate(register: int, value: float) -> str:
+    """Four times the number ``value``, which an instruction can hold."""
+    return f"fmov v{register}.4s, #{value}" if value else f"movi v{register}.16b, #0"
+
+
+def _groups(values: Sequence[tuple[int, Sequence[int]]], most: int) -> Iterator[Sequence[tuple[int, Sequence[int]]]]:
+    """``values`` in as few groups of at most ``most`` as there can be, of about the same size."""
+    count = -(-len(values) // most)
+    for i in range(count):
+        yield values[len(values) * i // count : len(values) * (i + 1) // count]
+
+
+def _line(instruction: Instruction, roles: Mapping[str, int]) -> str:
+    lanes = "16b" if instruction.name == "bif" else "4s"
+    registers = [
+        f"v{roles[role]}.{lanes}" if role in roles else role for role in (instruction.target, *instruction.sources)
+    ]
+    return f"{instruction.name} {', '.join(registers)}"

@@ -158,7 +158,7 @@ class _Stream:
         factor = f"v{scalar}.4s" if operation.lane is None else f"v{scalar}.s[{operation.lane}]"
         self.lines.append(f"{mnemonic} v{operation.sum}.4s, v{vector}.4s, {factor}")
         self._load_word()
-        for value in set(operands):
+        for value in dict.fromkeys(operands):
             if self.last_use[value] == self.position:
                 self.free.append(self.register[value])
         self.position += 1

@@ -24,7 +24,8 @@ from bitkiln.pipeline.compile.single import build_kernel_library
 from bitkiln.pipeline.errors import BundleError, ModelError
 from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Conv2d, Step, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, to_json
 from bitkiln.targets import Target
 
 CONV = Conv2d(6, 6, 8, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("add", "channel"), Step("relu")))

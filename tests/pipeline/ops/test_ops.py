@@ -8,7 +8,8 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline import ops
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step, from_json, result_shape
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, from_json, result_shape
 
 
 def var(name, shape, dtype="float32"):

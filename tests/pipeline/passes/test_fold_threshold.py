@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from bitkiln.pipeline import ops, reference
+from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.passes.binary.thresholds import NotMonotone, find_thresholds
 from bitkiln.pipeline.passes.fold_threshold import fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
 from bitkiln.pipeline.passes.to_operators import to_operators
-from bitkiln.schedules.workload import Step
+from bitkiln.schedules.steps import Step, compute
 
 op, nn = relax.op, relax.op.nn
 CHANNELS = 12
@@ -56,7 +56,7 @@ def check_every_sum(steps, sign_zero, found, size):
     shape = (*size[:2], size[2])
     for total in range(-REACH, REACH + 1):
         sums = np.full(shape, total, np.float32)
-        values = reference.apply_epilogue([s for s, _ in steps], sums, [v for s, v in steps if s.operand])
+        values = compute([s for s, _ in steps], sums, [v for s, v in steps if s.operand])
         wanted = values >= 0 if sign_zero > 0 else values > 0
         actual = np.where(found.flip, -sums, sums) >= found.value
         np.testing.assert_array_equal(np.broadcast_to(actual, shape), wanted)

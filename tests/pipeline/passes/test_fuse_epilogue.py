@@ -11,7 +11,8 @@ from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
 from bitkiln.pipeline.passes.to_operators import to_operators
-from bitkiln.schedules.workload import Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Pool
 
 op, nn = relax.op, relax.op.nn
 C = relax.const

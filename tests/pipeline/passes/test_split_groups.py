@@ -7,7 +7,8 @@ from tvm import relax
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.passes.split_groups import split_groups
-from bitkiln.schedules.workload import Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Pool
 
 STEPS = (Step("mul", "channel"), Step("add", "element"))
 

@@ -18,7 +18,8 @@ from bitkiln.pipeline.tune.builder import Artifact, Builder, BuildFailed
 from bitkiln.pipeline.tune.data import arguments, disagreement
 from bitkiln.pipeline.tune.tasks import Task
 from bitkiln.pipeline.tune.trials import BoardLost, Trials
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d
 
 TASK = Task(Conv2d(4, 4, 3, 5, (3, 3), padding=(1, 1, 1, 1)), targets.load("rasp3b"), occurrences=1)
 SIZE = 4 * 4 * 5

@@ -8,7 +8,8 @@ from rich.console import Console
 from bitkiln import targets
 from bitkiln.pipeline import tune
 from bitkiln.pipeline.tune.tasks import Task
-from bitkiln.schedules.workload import Conv2d, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d
 
 WORKLOAD = Conv2d(8, 8, 16, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("add", "channel"), Step("relu")))
 

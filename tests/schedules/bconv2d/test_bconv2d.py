@@ -8,7 +8,8 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import bconv2d as binary_conv2d
 from bitkiln.schedules.bconv2d.geometry import Geometry
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
 SAME = (1, 1, 1, 1)

@@ -6,7 +6,8 @@ import pytest
 
 from bitkiln import targets
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Step, Workload
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Workload
 from tests.schedules.kernels import example
 
 SAME = (1, 1, 1, 1)

@@ -8,7 +8,8 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import binarize
 from bitkiln.schedules.binarize import a53 as binarize_a53
-from bitkiln.schedules.workload import Binarize, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Binarize
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
 AFFINE = (Step("mul", "channel"), Step("add", "channel"))

@@ -12,7 +12,8 @@ from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import bound, defined, example, on_host
 
 SAME = (1, 1, 1, 1)

@@ -8,7 +8,8 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import defined, example
 
 RASP3B = targets.load("rasp3b")

@@ -6,7 +6,8 @@ import pytest
 
 from bitkiln import targets
 from bitkiln.schedules.conv2d import stem as conv2d_stem
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import defined, example, same
 
 SAME = (1, 1, 1, 1)

@@ -9,7 +9,8 @@ from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS, matrix
-from bitkiln.schedules.workload import Conv2d, Pool, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import defined, example
 
 ADD, MUL, RELU = Step("add", "channel"), Step("mul", "channel"), Step("relu")

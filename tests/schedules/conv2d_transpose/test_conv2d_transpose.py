@@ -9,7 +9,8 @@ from bitkiln import targets
 from bitkiln.pipeline.reference.workloads import compute
 from bitkiln.schedules import conv2d_transpose
 from bitkiln.schedules.conv2d_transpose.phases import border, phases
-from bitkiln.schedules.workload import ConvTranspose2d, Step, from_json, to_json
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import ConvTranspose2d, from_json, to_json
 from tests.schedules.kernels import bound, defined, example, on_host
 
 ADD, RELU = Step("add", "channel"), Step("relu")

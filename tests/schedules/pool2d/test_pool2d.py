@@ -7,7 +7,8 @@ import pytest
 
 from bitkiln import targets
 from bitkiln.schedules import pool2d
-from bitkiln.schedules.workload import Pool, Pool2d, Step
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Pool, Pool2d
 from tests.schedules.kernels import bound, defined, example, on_host, same
 
 BORDER = (1, 1, 1, 1)
