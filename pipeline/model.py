@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import tvm
@@ -116,6 +117,8 @@ class Model:
     ``module`` has one Relax function ``main``: inputs are its parameters, weights are constants, the result is a tensor
     or a tuple of tensors. ``source_digest`` is the SHA-256 of the file the network came from. ``head`` is what the outputs mean
     (None: scores of classes, or nobody knows). ``warnings`` are what the user should know about that file, a line each.
+    ``origins`` says where the preprocessing ("resize", "channel_order", "range" for mean and scale) and the "labels" come
+    from: an option, a place in the file, or an assumption.
     """
 
     name: str
@@ -127,6 +130,7 @@ class Model:
     labels: tuple[str, ...] = field(default=())
     head: Head | None = None
     warnings: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

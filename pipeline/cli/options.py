@@ -82,11 +82,25 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 MODEL_OPTIONS = options(
     click.option("--shape", "shapes", type=InputShape(), multiple=True, help="Fix a dynamic input: name=1,3,224,224."),
     click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line."),
-    click.option("--channel-order", type=click.Choice(["RGB", "BGR"]), help="Order of the image's channels."),
-    click.option("--mean", type=Numbers(), help="Subtracted from pixels (0..255): one value or one a channel."),
-    click.option("--scale", type=Numbers(), help="Multiplied after the mean: one value or one a channel."),
     click.option(
-        "--resize", type=click.Choice(["stretch", "short-side"]), help="How an image gets the network's size."
+        "--channel-order",
+        type=click.Choice(["RGB", "BGR"], case_sensitive=False),
+        help="Order of the image's channels.",
+    ),
+    click.option(
+        "--normalize",
+        type=click.Choice(["imagenet", "0..1", "-1..1", "caffe"]),
+        help="What pixels become: torchvision's mean and deviation, a range, or Caffe's means in BGR.",
+    ),
+    click.option("--mean", type=Numbers(), help="Subtracted from pixels of 0..1 or of 0..255, as the numbers tell."),
+    click.option("--std", type=Numbers(), help="Pixels less the mean are divided by it; of the mean's range."),
+    click.option(
+        "--scale", type=Numbers(), help="Instead of --std: pixels of 0..255 less the mean are multiplied by it."
+    ),
+    click.option(
+        "--resize",
+        type=click.Choice(["stretch", "short-side", "letterbox"]),
+        help="How an image gets the network's size.",
     ),
     click.option("--resize-to", type=int, help="Length of the short side before the centre crop."),
     click.option("--leaky-factor", type=float, help="Slope of ELL's leaky ReLUs, where the file is silent or wrong."),
@@ -98,7 +112,9 @@ MODEL_OPTION_NAMES = (
     "shapes",
     "labels",
     "channel_order",
+    "normalize",
     "mean",
+    "std",
     "scale",
     "resize",
     "resize_to",

@@ -21,6 +21,7 @@ from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.manifest import add_layers, describe, report
 from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
 from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.importers.common.preprocessing import preparation
 from bitkiln.pipeline.model import Model
 from bitkiln.targets import Target
 
@@ -82,6 +83,8 @@ def compile_lowered(
         manifest["golden"] = golden.make(folder, target, plan, console)
         bundle.finish(folder, manifest)
     report(out, manifest, console)
+    for line in preparation(model):
+        console.print(line, highlight=False, markup=False)
     return out
 
 

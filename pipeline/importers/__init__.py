@@ -13,6 +13,7 @@ from types import ModuleType
 
 from bitkiln.pipeline.errors import BitkilnError, ModelError
 from bitkiln.pipeline.importers import builtin
+from bitkiln.pipeline.importers.common.exports import export_hint
 from bitkiln.pipeline.importers.common.labels import find_labels, read_labels
 from bitkiln.pipeline.importers.common.limits import check_module
 from bitkiln.pipeline.importers.common.options import ImportOptions
@@ -50,7 +51,9 @@ def load_model(source: str | Path, options: ImportOptions | None = None) -> Mode
     model = _imported(importer, path, options)
     if builtin_name:
         model = replace(model, name=builtin_name)
-    return with_options(replace(model, labels=_labels(model, path, builtin_name, options)), path, options)
+    labels, origin = _labels(model, path, builtin_name, options)
+    model = replace(model, labels=labels, origins={**model.origins, "labels": origin})
+    return with_options(model, path, options)
 
 
 def _imported(importer: ModuleType, path: Path, options: ImportOptions) -> Model:
@@ -78,11 +81,17 @@ def _importer(path: Path) -> ModuleType:
     known = ", ".join([*FORMATS, *BUILTIN_NAMES])
     close = difflib.get_close_matches(str(path), BUILTIN_NAMES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known formats and names: {known}"
+    hint = export_hint(path) or hint
     what = "no known model format" if path.exists() else "no such file, and no built-in network of that name"
     raise ModelError(f"{path}: {what}; {hint}")
 
 
-def _labels(model: Model, path: Path, builtin_name: str | None, options: ImportOptions) -> tuple[str, ...]:
+def _labels(model: Model, path: Path, builtin_name: str | None, options: ImportOptions) -> tuple[tuple[str, ...], str]:
+    """Class names, and where they come from."""
     if options.labels:
-        return read_labels(options.labels, model.outputs)
-    return builtin.labels() if builtin_name else model.labels or find_labels(path, model.outputs)
+        return read_labels(options.labels, model.outputs), f"{options.labels} (--labels)"
+    if builtin_name:
+        return builtin.labels(), "the built-in network"
+    if model.labels:
+        return model.labels, model.origins.get("labels", "the file")
+    return find_labels(path, model.outputs)

@@ -24,17 +24,17 @@ def read_labels(path: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     return labels
 
 
-def find_labels(model: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Labels in a file beside ``model`` whose count fits its output; none if there is no such file."""
+def find_labels(model: Path, outputs: Sequence[TensorSpec]) -> tuple[tuple[str, ...], str]:
+    """Labels in a file beside ``model`` whose count fits its output, and where they are; none if there is no such file."""
     stem = model.name.partition(".")[0]
     for name in (f"{stem}.labels.txt", f"{stem}.txt", *_NEIGHBOURS):
         path = model.parent / name
         if path.is_file():
             try:
-                return read_labels(path, outputs)
+                return read_labels(path, outputs), f"{path}, beside the model"
             except ModelError:
                 continue  # nobody asked for this file: it may be anything
-    return ()
+    return (), ""
 
 
 def _lines(path: Path) -> tuple[str, ...]:

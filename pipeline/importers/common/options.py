@@ -12,8 +12,9 @@ class ImportOptions:
     """Options of ``load_model``; None means "as the file says, or the format's custom".
 
     ``shapes``: input name -> shape, for dynamic dimensions. ``labels``: a text file, one class a line.
-    ``channel_order``: "RGB" or "BGR". ``mean``, ``scale``: one value, or one per channel in the network's channel order;
-    a pixel value v (0..255) becomes ``(v - mean) * scale``. ``resize``: "stretch" or "short-side"; ``resize_to``: length
+    ``normalize``: a name of ``ranges.PRESETS``. ``channel_order``: "RGB" or "BGR". ``mean``, ``std``: one value, or one per
+    channel in the network's channel order, of pixels of 0..1 or of 0..255: ``ranges`` finds out which. ``scale``: instead of
+    ``std``, what pixels of 0..255 are multiplied by. ``resize``: "stretch", "short-side" or "letterbox"; ``resize_to``: length
     of the short side before the centre crop. ``leaky_factor`` replaces the slope of ELL's leaky ReLUs. ``weights``: the weights
     of a darknet cfg, where they do not lie beside it.
     """
@@ -21,7 +22,9 @@ class ImportOptions:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     labels: Path | None = None
     channel_order: str | None = None
+    normalize: str | None = None
     mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     resize: str | None = None
     resize_to: int | None = None

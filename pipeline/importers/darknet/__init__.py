@@ -7,14 +7,16 @@ Results: the predictions of each ``[yolo]``, ``[region]`` and ``[detection]`` la
 decoded nor suppressed, and the last layer's, as [1, n] where it is one pixel. ``layers`` says where darknet's builds
 differ, and which one is followed.
 
-Images are RGB, 0..1. A classifier's are scaled by their short side and cut to the centre, as darknet validates; a detector's
-are stretched, as AlexeyAB's fork does (the original keeps the aspect ratio and fills up with grey, which is not supported).
+Images are RGB, or grey, 0..1. A classifier's are scaled by their short side and cut to the centre, as darknet validates. A
+detector's are fitted in with bars of grey, as the original does, and AlexeyAB's fork with ``letter_box=1``; the fork stretches
+them otherwise, which is followed where a cfg has keys of the fork's.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tvm
@@ -24,9 +26,10 @@ from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.common.archive import digest
 from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
+from bitkiln.pipeline.importers.common.preprocessing import plain_image
 from bitkiln.pipeline.importers.darknet.cfg import Section, read_cfg
 from bitkiln.pipeline.importers.darknet.files import find_cfg, find_names, find_weights
-from bitkiln.pipeline.importers.darknet.keys import check_keys, ignored_keys
+from bitkiln.pipeline.importers.darknet.keys import check_keys, has_keys_of_fork, ignored_keys, unknown_net_keys
 from bitkiln.pipeline.importers.darknet.layer import Layer, Size, Tensors
 from bitkiln.pipeline.importers.darknet.layers import LAYERS, BatchNorm
 from bitkiln.pipeline.importers.darknet.weights import Weights
@@ -51,15 +54,17 @@ def load(path: Path, options: ImportOptions) -> Model:
     weights = Weights(find_weights(path, options))
     _check_length(cfg, weights, layers)
     module, outputs = _module(source, layers, weights)
+    preprocessing, origins = _preprocessing(net, sections, source, layers)
     return Model(
         name=cfg.name[: -len(cfg.suffix)],
         module=module,
         inputs=(TensorSpec("input", (1, *source), "float32", "NCHW"),),
         outputs=outputs,
         source_digest=_digest(cfg, weights.path),
-        preprocessing=_preprocessing(source, layers),
+        preprocessing=preprocessing,
+        origins=origins,
         labels=find_names(cfg, outputs),
-        warnings=tuple(ignored_keys(sections)),
+        warnings=(*unknown_net_keys(net), *ignored_keys(sections)),
     )
 
 
@@ -148,19 +153,25 @@ def _result(builder: relax.BlockBuilder, layer: Layer, value: relax.Var, rows: M
     return builder.emit(relax.op.reshape(value, (1, layer.size.channels)), name_hint=f"{value.name}_row")
 
 
-def _preprocessing(source: Size, layers: Sequence[Layer]) -> Preprocessing | None:
-    if source.channels != 3:
-        return None
-    detects = any(layer.is_output for layer in layers)
-    return Preprocessing(
-        source.height,
-        source.width,
-        "RGB",
-        scale=(1 / 255,) * 3,
-        layout="NCHW",
-        resize="stretch" if detects else "short-side",
-        resize_to=0 if detects else max(source[1:]),
-    )
+def _preprocessing(
+    net: Section, sections: Sequence[Section], source: Size, layers: Sequence[Layer]
+) -> tuple[Preprocessing | None, dict[str, str]]:
+    image = plain_image(TensorSpec("input", (1, *source), "float32", "NCHW"))
+    if image is None:
+        return None, {}
+    image = replace(image, scale=(1 / 255,) * source.channels)
+    origins = {"channel_order": "as darknet reads them", "range": "as darknet reads them"}
+    if not any(layer.is_output for layer in layers):
+        origins["resize"] = "as darknet validates classifiers"
+        return replace(image, resize="short-side", resize_to=max(source[1:])), origins
+    if net.text("letter_box"):
+        boxed = bool(net.whole("letter_box", 0, 0, 1))
+        origins["resize"] = f"letter_box={int(boxed)} in the cfg"
+    else:
+        boxed = not has_keys_of_fork([net, *sections])
+        builds = "the original darknet does" if boxed else "AlexeyAB's fork, whose keys the cfg has, does"
+        origins["resize"] = f"assumed, as {builds}"
+    return replace(image, resize="letterbox" if boxed else "stretch"), origins
 
 
 def _digest(cfg: Path, weights: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 from bitkiln.pipeline.importers.darknet.cfg import Section, shown
 
@@ -100,6 +101,95 @@ _HARMLESS = frozenset(
         "uc_normalizer",
     )
 )
+
+
+#: Keys of [net] that matter for training alone, or for how darknet runs.
+_HARMLESS_OF_NET = frozenset(
+    (
+        *(
+            "B1",
+            "B2",
+            "adam",
+            "adversarial_lr",
+            "angle",
+            "aspect",
+            "attention",
+            "augment_speed",
+            "batch",
+            "benchmark_layers",
+        ),
+        *("blur", "burn_in", "channels", "clip", "contrastive", "contrastive_color", "contrastive_jit_flip", "cutmix"),
+        *(
+            "decay",
+            "dynamic_minibatch",
+            "ema_alpha",
+            "equidistant_point",
+            "eps",
+            "exposure",
+            "flip",
+            "gamma",
+            "gaussian_noise",
+        ),
+        *("height", "hue", "inputs", "label_smooth_eps", "learning_rate", "learning_rate_min", "letter_box"),
+        *("loss_scale", "max_batches", "max_chart_loss", "max_crop", "min_crop", "mixup", "momentum", "mosaic"),
+        *(
+            "mosaic_bound",
+            "num_sigmas_reject_badlabels",
+            "optimized_memory",
+            "policy",
+            "power",
+            "random",
+            "reverse",
+            "rotate",
+        ),
+        *("saturation", "scale", "scales", "seq_scales", "sequential_subdivisions", "show_receptive_field"),
+        *(
+            "sgdr_cycle",
+            "sgdr_mult",
+            "squeeze",
+            "step",
+            "steps",
+            "subdivisions",
+            "time_steps",
+            "track",
+            "track_history_size",
+        ),
+        *(
+            "translate",
+            "try_fix_nan",
+            "unsupervised",
+            "use_cuda_graph",
+            "weights_reject_freq",
+            "width",
+            "workspace_size_limit_MB",
+        ),
+        *("badlabels_rejection_percentage", "badlabels_reject_threshold", "dropblock", "init_sequential_subdivisions"),
+        *("notruth", "center", "hierarchy"),
+    )
+)
+
+#: Keys that only AlexeyAB's fork knows.
+_OF_FORK = frozenset(
+    (
+        *("assisted_excitation", "beta_nms", "cutmix", "iou_loss", "iou_normalizer", "cls_normalizer", "iou_thresh"),
+        *("letter_box", "mixup", "mosaic", "nms_kind", "optimized_memory", "scale_x_y", "obj_normalizer", "new_coords"),
+        *("activate", "max_delta", "dynamic_minibatch", "antialiasing"),
+    )
+)
+
+
+def unknown_net_keys(net: Section) -> Iterator[str]:
+    """Warnings of keys of [net] that darknet does not know: they are misspelt, and ignored."""
+    for key in net.options:
+        if key not in net.read and key not in _HARMLESS_OF_NET:
+            close = get_close_matches(key, sorted(_HARMLESS_OF_NET), 1)
+            hint = f"; {close[0]}?" if close else ""
+            yield str(net.error(f"{shown(key)} is not known and was ignored{hint}", key))
+
+
+def has_keys_of_fork(sections: Sequence[Section]) -> bool:
+    """Was the cfg written for AlexeyAB's fork?"""
+    return any(key in _OF_FORK for section in sections for key in section.options)
 
 
 def check_keys(section: Section) -> None:

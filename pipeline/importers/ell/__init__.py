@@ -73,6 +73,7 @@ def load(path: Path, options: ImportOptions) -> Model:
         inputs=(TensorSpec("input", shape, "float32", "NHWC"),),
         outputs=outputs,
         source_digest=digest(path),
+        origins=dict.fromkeys(("resize", "channel_order", "range"), "as ELL prepares images"),
         preprocessing=Preprocessing(height, width, "BGR", resize="short-side", resize_to=max(height, width))
         if images
         else None,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import MAX_BYTES, check_file, digest, read_xz
 from bitkiln.pipeline.importers.common.limits import check_steps
 from bitkiln.pipeline.importers.common.options import ImportOptions
+from bitkiln.pipeline.importers.common.preprocessing import plain_image
+from bitkiln.pipeline.importers.common.ranges import preset
 from bitkiln.pipeline.importers.onnx.convert import convert
 from bitkiln.pipeline.importers.onnx.functions import inline
 from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, Graph, clean, node_label
@@ -55,13 +58,15 @@ def load(path: Path, options: ImportOptions) -> Model:
     shapes = _input_shapes(path, proto.graph, options.shapes)
     module, outputs = convert(graph, shapes)
     inputs = tuple(TensorSpec(name, shape, "float32", _layout(shape)) for name, shape in shapes.items())
+    preprocessing, origins = _preprocessing(proto, graph, inputs[0])
     return Model(
         name=path.name.removesuffix(".xz").removesuffix(".onnx"),
         module=module,
         inputs=inputs,
         outputs=outputs,
         source_digest=digest(path),
-        preprocessing=_preprocessing(proto, inputs[0]),
+        preprocessing=preprocessing,
+        origins=origins,
         warnings=(*warnings, *_batch_warnings(proto.graph, inputs, outputs)),
     )
 
@@ -298,17 +303,49 @@ def _layout(shape: tuple[int, ...]) -> str:
     return "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
 
 
-def _preprocessing(proto: onnx.ModelProto, spec: TensorSpec) -> Preprocessing | None:
-    """For images in colour: the file's own image metadata where it has them, else plain RGB pixels of 0..255."""
-    if not spec.layout:
-        return None
-    height, width, channels = spec.shape[1:] if spec.layout == "NHWC" else (*spec.shape[2:], spec.shape[1])
-    if channels != 3 or spec.shape[0] != 1:
-        return None
+def _preprocessing(
+    proto: onnx.ModelProto, graph: Graph, spec: TensorSpec
+) -> tuple[Preprocessing | None, dict[str, str]]:
+    """For images: what the file's image metadata or its first quantiser say, else plain pixels; and what says so."""
+    image = plain_image(spec)
+    if image is None:
+        return None, {}
+    origins, channels = {}, len(image.mean)
     notes = {entry.key: entry.value for entry in proto.metadata_props}
-    order = "BGR" if notes.get("Image.BitmapPixelFormat", "").startswith("Bgr") else "RGB"
-    mean, scale = _RANGES.get(notes.get("Image.NominalPixelRange", ""), (0.0, 1.0))
-    return Preprocessing(height, width, order, (mean,) * 3, (scale,) * 3, spec.layout)
+    if channels == 3 and notes.get("Image.BitmapPixelFormat", "")[:3] in ("Bgr", "Rgb"):
+        image = replace(image, channel_order=notes["Image.BitmapPixelFormat"][:3].upper())
+        origins["channel_order"] = "the file's metadata"
+    if notes.get("Image.NominalPixelRange", "") in _RANGES:
+        mean, scale = _RANGES[notes["Image.NominalPixelRange"]]
+        image = replace(image, mean=(mean,) * channels, scale=(scale,) * channels)
+        origins["range"] = "the file's metadata"
+    elif (found := _quantized_range(graph, spec.name)) is not None:
+        name, text = found
+        chosen = preset("", name, channels, None)
+        image = replace(image, mean=chosen.mean, scale=chosen.scale)
+        origins["range"] = text
+    return image, origins
+
+
+def _quantized_range(graph: Graph, name: str) -> tuple[str, str] | None:
+    """The preset that fits what the quantiser of the input can hold, and what to call it."""
+    node = next((node for node in graph.nodes if node.op_type == "QuantizeLinear" and node.input[0] == name), None)
+    operands = [graph.constants.get(each) for each in node.input[1:]] if node is not None else []
+    if len(operands) != 2 or any(each is None or each.size != 1 for each in operands):
+        return None
+    scale, zero = float(operands[0].reshape(-1)[0]), operands[1].reshape(-1)[0]
+    if zero.dtype.kind not in "iu" or zero.dtype.itemsize != 1 or not 0 < scale < np.inf:
+        return None
+    limits = np.iinfo(zero.dtype)
+    ends = [scale * (int(end) - int(zero)) for end in (limits.min, limits.max)]
+    for preset_name, wanted in _QUANTIZED_ENDS.items():
+        if all(abs(a - b) <= 0.02 * (wanted[1] - wanted[0]) for a, b in zip(ends, wanted, strict=True)):
+            return preset_name, f"assumed from its quantiser, which holds {ends[0]:.3g} to {ends[1]:.3g}"
+    return None
+
+
+#: What a preset makes of the darkest and the brightest pixels of any channel.
+_QUANTIZED_ENDS = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "imagenet": (-2.118, 2.64)}
 
 
 #: ONNX image metadata: nominal pixel range -> (mean, scale).

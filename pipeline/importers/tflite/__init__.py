@@ -11,6 +11,7 @@ Quantised networks are refused, naming the tensor. Only the first subgraph is a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import digest
 from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
+from bitkiln.pipeline.importers.common.preprocessing import plain_image
 from bitkiln.pipeline.importers.tflite import layers, lce, shapes
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, read
 from bitkiln.pipeline.importers.tflite.labels import embedded_labels
+from bitkiln.pipeline.importers.tflite.metadata import normalization
 from bitkiln.pipeline.importers.tflite.operands import Operands, Tensors
 from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
@@ -42,14 +45,16 @@ def load(path: Path, options: ImportOptions) -> Model:
     shapes = _input_shapes(file, options.shapes)
     module, outputs = _module(file, operators, shapes)
     inputs = tuple(_spec(file, index, shape, file.tensors[index].dtype) for index, shape in shapes.items())
+    preprocessing, origins = _preprocessing(file, inputs[0])
     return Model(
         name=path.name.removesuffix(".tflite"),
         module=module,
         inputs=inputs,
         outputs=outputs,
         source_digest=digest(path),
-        preprocessing=_preprocessing(inputs[0]),
+        preprocessing=preprocessing,
         labels=embedded_labels(path, outputs),
+        origins=origins,
     )
 
 
@@ -197,8 +202,14 @@ def _spec(file: File, index: int, shape: tuple[int, ...], dtype: str) -> TensorS
     return TensorSpec(_name(file, index), shape, dtype, "NHWC" if len(shape) == 4 else "")
 
 
-def _preprocessing(spec: TensorSpec) -> Preprocessing | None:
-    """Plain RGB pixels of 0..255 for images in colour: the file says nothing about them."""
-    if spec.layout != "NHWC" or spec.shape[3] != 3 or spec.dtype != "float32":
-        return None
-    return Preprocessing(*spec.shape[1:3], "RGB")
+def _preprocessing(file: File, spec: TensorSpec) -> tuple[Preprocessing | None, dict[str, str]]:
+    """For images: the mean and deviation of the file's metadata where it has them, else plain pixels; and what says so."""
+    image = plain_image(spec) if spec.dtype == "float32" else None
+    found = normalization(file.metadata)
+    if image is None or found is None:
+        return image, {}
+    channels = len(image.mean)
+    if len(found.mean) not in (1, channels) or len(found.std) not in (1, channels):
+        return image, {}
+    mean, std = (each * (channels // len(each)) for each in (found.mean, found.std))
+    return replace(image, mean=mean, scale=tuple(1 / each for each in std)), {"range": "the file's metadata"}

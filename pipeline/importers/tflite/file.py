@@ -40,6 +40,9 @@ MAX_ELEMENTS = 1 << 26
 
 _MAX_CUSTOM_OPTIONS = 1 << 16
 
+#: The name of the metadata that describes tensors.
+_METADATA = "TFLITE_METADATA"
+
 
 def _names(enumeration: type) -> dict[int, str]:
     return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
@@ -100,7 +103,10 @@ class Operator:
 
 @dataclass
 class File:
-    """The first subgraph of a model; ``names`` are those its signature gives to inputs and outputs, by tensor."""
+    """The first subgraph of a model; ``names`` are those its signature gives to inputs and outputs, by tensor.
+
+    ``metadata`` is the flatbuffer that describes the model's tensors, where it has one.
+    """
 
     path: Path
     tensors: list[Tensor] = field(default_factory=list)
@@ -108,6 +114,7 @@ class File:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     names: dict[int, str] = field(default_factory=dict)
+    metadata: bytes = b""
 
     def label(self, operator: Operator) -> str:
         """How messages name an operator, on one line whatever it is called."""
@@ -161,6 +168,9 @@ class _Reader:
             file.inputs = self.indices(graph.InputsLength(), graph.InputsAsNumpy, len(file.tensors))
             file.outputs = self.indices(graph.OutputsLength(), graph.OutputsAsNumpy, len(file.tensors))
             file.names = self.signature(model, file)
+            for entry in self.walk(model.MetadataLength(), model.Metadata):
+                if self.text(entry.Name()) == _METADATA and 0 <= entry.Buffer() < len(buffers):
+                    file.metadata = bytes(self.buffer(f"{self.path}: metadata", buffers[entry.Buffer()]))
         if not file.operators or not file.outputs:
             raise ModelError(f"{self.path}: has no {'outputs' if file.operators else 'operators'}")
         return file

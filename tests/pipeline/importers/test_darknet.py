@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -455,7 +456,7 @@ def test_a_network_that_darknet_trained(shared):
         0.0556861,
     ]
     np.testing.assert_allclose(evaluate(model, x)[0], expected, atol=2e-6)
-    assert model.outputs[0].shape == (1, 10) and model.preprocessing is None and not model.warnings
+    assert model.outputs[0].shape == (1, 10) and model.preprocessing.channel_order == "GREY" and not model.warnings
 
 
 def test_images_are_prepared_as_darknet_does(darknet):
@@ -468,7 +469,33 @@ def test_images_are_prepared_as_darknet_does(darknet):
         assert (how.height, how.width, how.channel_order, how.layout) == (32, 48, "RGB", "NCHW")
         assert how.mean == (0, 0, 0) and how.scale == (1 / 255,) * 3
     assert (classifier.preprocessing.resize, classifier.preprocessing.resize_to) == ("short-side", 48)
-    assert detector.preprocessing.resize == "stretch"
+    assert detector.preprocessing.resize == "letterbox"
+
+
+@pytest.mark.parametrize(
+    ("net", "yolo", "resize"),
+    [("", "", "letterbox"), ("letter_box=1\n", "", "letterbox"), ("letter_box=0\n", "", "stretch"),
+     ("mosaic=1\n", "", "stretch"), ("", "iou_loss=ciou\n", "stretch"), ("mosaic=1\nletter_box=1\n", "", "letterbox")],
+)  # fmt: skip
+def test_detectors_fit_images_in_as_the_build_does_that_the_cfg_is_of(tmp_path, net, yolo, resize):
+    cfg = tmp_path / "net.cfg"
+    conv = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\n"
+    cfg.write_text(f"[net]\nwidth=8\nheight=8\nchannels=3\n{net}{conv}[yolo]\nclasses=1\nmask=0\n{yolo}")
+    (tmp_path / "net.weights").write_bytes(struct.pack("<3iq24f", 0, 2, 0, 0, *[0.1] * 24))
+    model = load_model(cfg)
+    assert model.preprocessing.resize == resize
+    assert ("letter_box" in model.origins["resize"]) == ("letter_box" in net)
+    assert not model.warnings
+
+
+def test_misspelt_keys_of_net_are_warned_of(tmp_path):
+    cfg = tmp_path / "net.cfg"
+    conv = "[convolutional]\nfilters=1\nsize=1\nactivation=linear\n"
+    cfg.write_text(f"[net]\nwidth=8\nheight=8\nchannels=1\nleter_box=1\nmomentum=0.9\n{conv}")
+    (tmp_path / "net.weights").write_bytes(struct.pack("<3iq2f", 0, 2, 0, 0, 0.1, 0.1))
+    (warning,) = load_model(cfg).warnings
+    assert "'leter_box' is not known and was ignored" in warning
+    assert "letter_box?" in warning
 
 
 def test_the_input_may_be_resized(darknet):

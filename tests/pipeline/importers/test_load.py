@@ -90,3 +90,35 @@ def test_shapes_of_fixed_inputs(path):
     assert load_model(path, ImportOptions(shapes={"input": (1, 1, 1, 3)}))
     with pytest.raises(ModelError, match="leave --shape out"):
         load_model(path, ImportOptions(shapes={"input": (1, 2, 2, 3)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("m.keras", "TFLiteConverter.from_keras_model"),
+        ("m.h5", "TFLiteConverter.from_keras_model"),
+        ("m.pt", "torch.onnx.export"),
+        ("m.pth", "torch.onnx.export"),
+        ("m.pb", "tf2onnx.convert"),
+    ],
+)
+def test_files_of_frameworks_are_refused_with_what_to_type(tmp_path, name, command):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=command) as caught:
+        load_model(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_of_tensorflow(tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"TFLiteConverter\.from_saved_model"):
+        load_model(tmp_path)
+
+
+def test_labels_are_named_with_where_they_are(tmp_path, write_onnx):
+    from onnx import helper
+
+    path = write_onnx([helper.make_node("Relu", ["x"], ["y"])], {}, [1, 2])
+    assert load_model(path).origins["labels"] == ""
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    assert "labels.txt, beside the model" in load_model(path).origins["labels"]

@@ -376,3 +376,19 @@ def test_a_trained_network_knows_photos(shared, photo, expected, score):
     scores = reference.run(model.module, {"data": x.transpose(2, 0, 1)[None]})[0][0]
     assert expected in model.labels[scores.argmax()]
     assert abs(scores.max() - score) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "scales", "said"),
+    [
+        (1 / 255, np.uint8(0), (1 / 255,) * 3, "quantiser"),
+        (2 / 255, np.uint8(128), (1 / 127.5,) * 3, "quantiser"),
+        (0.0187, np.int8(-14), (1 / 58.395, 1 / 57.12, 1 / 57.375), "quantiser"),
+        (0.5, np.uint8(7), (1.0,) * 3, ""),
+    ],
+)
+def test_the_first_quantiser_tells_the_range_of_pixels(write_onnx, scale, zero, scales, said):
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"])]
+    model = load_model(write_onnx(nodes, {"s": np.float32(scale), "z": zero}, [1, 3, 8, 8]))
+    np.testing.assert_allclose(model.preprocessing.scale, scales, rtol=1e-5)
+    assert said in model.origins.get("range", "")
