@@ -345,11 +345,13 @@ class BadLine(TypedDict):
 
 
 class CheckedLog(TypedDict):
-    """A log: ``current`` of its ``records`` are of this version, ``failed`` are of trials that failed."""
+    """A log: of its ``records``, ``current`` ones are of this version, ``superseded`` by another timing model, ``failed``
+    of trials that failed."""
 
     path: str
     records: int
     current: int
+    superseded: int
     failed: int
     bad_lines: list[BadLine]
 

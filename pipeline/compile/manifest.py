@@ -17,6 +17,7 @@ from bitkiln.pipeline.compile.plan import (
     PlannedCall,
 )
 from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.records import superseded
 from bitkiln.targets import Target
 
 if TYPE_CHECKING:
@@ -132,11 +133,14 @@ def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
     for step in manifest["steps"]:
         if "chosen" in step:
             counts[step["chosen"]] += 1
+    records = [step["record"] for step in manifest["steps"] if step.get("record")]
+    older = sum(superseded(record.get("kind", ""), record.get("measured_by", "")) for record in records)
+    tuned = f"{counts['tuned']} tuned" + (f", {older} of them by another timing model" if older else "")
     size = sum(file["size"] for file in manifest["files"].values())
     memory = manifest["memory"]["activations"] + manifest["memory"]["boundary"]
     console.print(
         f"{out}: {manifest['model']['name']} for {manifest['target']}, {len(manifest['steps'])} steps "
-        f"({counts['tuned']} tuned, {counts['default']} by default, {counts['generic']} generic), "
+        f"({tuned}, {counts['default']} by default, {counts['generic']} generic), "
         f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations",
         highlight=False,
     )

@@ -27,6 +27,7 @@ from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import RecordError
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.targets import Target
+from bitkiln.targets.sim import MODEL_VERSION
 
 COMMITTED = Path(tuning_logs.__file__).parent
 #: Where ``tune`` puts records unless told otherwise, relative to the working folder.
@@ -41,6 +42,11 @@ def versions() -> tuple[str, int]:
     from bitkiln.schedules.registry import SCHEDULE_VERSION  # Brings TVM with it, which `logs` does not always need.
 
     return version("apache-tvm"), SCHEDULE_VERSION
+
+
+def superseded(kind: str, measured_by: str) -> bool:
+    """Whether another version of the timing model than today's measured something."""
+    return kind == "simulated" and f"model {MODEL_VERSION}" not in measured_by.split(", ")
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class Record:
     def current(self) -> bool:
         """Whether it belongs to the versions of TVM and of the schedules in use."""
         return (self.tvm, self.schedule) == versions()
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another version of the timing model measured it: its knobs serve, its time compares with no other."""
+        return superseded(self.kind, self.measured_by)
 
     def as_json(self) -> schema.TuningRecord:
         """The record as plain data, empty fields left out."""
@@ -236,12 +247,13 @@ class Records:
         """The fastest record of ``workload`` that applies to ``target``; None where it was never tuned.
 
         The targets in ``target.records`` are asked in order, the first with any record answers. What a board measured goes
-        before what a model did. Where several boards or versions of the model measured, the latest one's records count:
-        figures of different clocks are not compared.
+        before what a model did, and records that are superseded count where there are no others. Where several boards or
+        numbers of cores were measured, the latest one's records count: figures of different clocks are not compared.
         """
         for name in target.records:
             for kind in KINDS:
                 measured = [record for record in self.of(workload, name) if record.ok and record.kind == kind]
+                measured = [record for record in measured if not record.superseded] or measured
                 if measured:
                     latest = max(measured, key=lambda record: record.time).measured_by
                     return min(
@@ -284,6 +296,7 @@ def check(paths: Sequence[Path]) -> schema.LogsCheck:
             "path": str(log.path),
             "records": len(log.records),
             "current": sum(record.current for record in log.records),
+            "superseded": sum(record.superseded for record in log.records),
             "failed": sum(not record.ok for record in log.records),
             "bad_lines": [{"line": number, "reason": reason} for number, reason in log.bad_lines],
         }
@@ -296,6 +309,7 @@ def print_check(found: schema.LogsCheck, console: Console) -> None:
     """Print what ``check`` found."""
     for log in found["logs"]:
         counts = f"{log['records']} records, {log['current']} of this version, {log['failed']} of failed trials"
+        counts += f", {log['superseded']} by another timing model" if log["superseded"] else ""
         console.print(f"{log['path']}: {counts}", highlight=False, markup=False)
         for bad in log["bad_lines"]:
             console.print(f"{log['path']}:{bad['line']}: {bad['reason']}", highlight=False, markup=False)

@@ -16,6 +16,7 @@ from bitkiln import targets
 from bitkiln.pipeline import records
 from bitkiln.pipeline.errors import RecordError
 from bitkiln.pipeline.records import Log, Record, Records, append, log_file
+from bitkiln.targets.sim import MODEL_VERSION
 
 WORKLOAD = "conv2d 8x8x4 o4 k3x3"
 
@@ -104,6 +105,15 @@ def test_figures_of_different_models_are_not_compared(log, tmp_path):
     append(log, record(2000, measured_by="simulated, v2", time="2026-02-01T00:00:00Z"))
     append(log, record(1500, measured_by="simulated, v2", time="2026-02-01T00:00:01Z"))
     assert best(tmp_path).value == 1500
+
+
+def test_records_of_another_timing_model_serve_until_there_are_others(log, tmp_path):
+    today = f"simulated Cortex-A53, 1 core, model {MODEL_VERSION}, 1200 MHz"
+    append(log, record(1000, measured_by="simulated Cortex-A53, model v1, 1200 MHz", time="2026-03-01T00:00:00Z"))
+    assert best(tmp_path).superseded
+    append(log, record(2000, measured_by=today, time="2026-02-01T00:00:00Z"))
+    assert not best(tmp_path).superseded and best(tmp_path).value == 2000
+    assert records.check([tmp_path])["logs"][0]["superseded"] == 1
 
 
 def test_failed_trials_are_never_the_best(log, tmp_path):
