@@ -96,7 +96,8 @@ class Display:
         )
         if self._live:
             self._live.update(self._table(), refresh=True)
-        else:
+        elif self.done in (1, self.budget) or self.done % 10 == 0 or not record.ok or (improved and not record.default):
+            # Without a terminal a line for each trial would be many that say "slower".
             self._print(self.current)
 
     def ended(self, defaults: int) -> None:
