@@ -107,6 +107,7 @@ MODEL_OPTIONS = options(
     click.option(
         "--weights", type=click.Path(path_type=Path), help="Weights of a darknet .cfg; those beside it unless given."
     ),
+    click.option("--head", help="What the outputs mean: none, yolov8, yolov5, ssd, segment, ... (docs/heads.md)."),
 )
 MODEL_OPTION_NAMES = (
     "shapes",
@@ -120,6 +121,7 @@ MODEL_OPTION_NAMES = (
     "resize_to",
     "leaky_factor",
     "weights",
+    "head",
 )
 TARGET_OPTION = click.option(
     "--target", type=TargetName(), default=api.DEFAULT_TARGET, show_default=True, help="Kind of board."

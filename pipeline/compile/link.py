@@ -117,8 +117,8 @@ def plan_source(plan: ExecutionPlan) -> str:
     lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
     lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
     lines += ["static const bk_step steps[] = {", *_step_rows(plan), "};"]
-    shapes = {plan.tensors[index].name: plan.tensors[index].shape for index in plan.outputs}
-    lines += [preprocessing_source(plan.preprocessing), head_source(plan.head, shapes, plan.image)]
+    outputs = {t.name: (t.shape, t.dtype) for t in (plan.tensors[index] for index in plan.outputs)}
+    lines += [preprocessing_source(plan.preprocessing), head_source(plan.head, outputs, plan.image)]
     counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
     lines += [
         "const bk_plan bk_network = {tensors, steps, inputs, outputs, "

@@ -144,3 +144,15 @@ def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
         f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations",
         highlight=False,
     )
+    if manifest.get("head"):
+        console.print(
+            f"outputs: {describe_head(manifest['head'])}; --head says otherwise (docs/heads.md)", highlight=False
+        )
+
+
+def describe_head(head: Mapping[str, Any]) -> str:
+    """What the outputs mean, in a few words."""
+    if head["task"] == "segment":
+        return f"a mask ({head['kind']}) of {head['output']}"
+    classes = head["classes"] - (head["background"] >= 0)
+    return f"boxes of {classes} classes ({head['kind']}), from a score of {head['threshold']:g} on"

@@ -14,10 +14,11 @@ from types import ModuleType
 from bitkiln.pipeline.errors import BitkilnError, ModelError
 from bitkiln.pipeline.importers import builtin
 from bitkiln.pipeline.importers.common.exports import export_hint
-from bitkiln.pipeline.importers.common.labels import find_labels, read_labels
+from bitkiln.pipeline.importers.common.labels import class_count, find_labels, read_labels
 from bitkiln.pipeline.importers.common.limits import check_module
 from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.common.preprocessing import with_options
+from bitkiln.pipeline.meaning.recognise import with_head
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.tvm_messages import reason_of, silenced
 
@@ -48,7 +49,7 @@ def load_model(source: str | Path, options: ImportOptions | None = None) -> Mode
     importer = _importer(path)
     if options.weights is not None and not importer.__name__.endswith(".darknet"):
         raise ModelError(f"{path}: --weights is for darknet's .cfg files; leave it out")
-    model = _imported(importer, path, options)
+    model = with_head(_imported(importer, path, options), path, options.head)
     if builtin_name:
         model = replace(model, name=builtin_name)
     labels, origin = _labels(model, path, builtin_name, options)
@@ -89,9 +90,9 @@ def _importer(path: Path) -> ModuleType:
 def _labels(model: Model, path: Path, builtin_name: str | None, options: ImportOptions) -> tuple[tuple[str, ...], str]:
     """Class names, and where they come from."""
     if options.labels:
-        return read_labels(options.labels, model.outputs), f"{options.labels} (--labels)"
+        return read_labels(options.labels, class_count(model)), f"{options.labels} (--labels)"
     if builtin_name:
         return builtin.labels(), "the built-in network"
     if model.labels:
         return model.labels, model.origins.get("labels", "the file")
-    return find_labels(path, model.outputs)
+    return find_labels(path, class_count(model))

@@ -30,21 +30,41 @@ def preprocessing_source(how: Preprocessing | None) -> str:
     )
 
 
-def head_source(head: Head | None, outputs: Mapping[str, Sequence[int]], size: tuple[int, int] | None) -> str:
+#: Shapes and types of a network's outputs by their names, in their order.
+Outputs = Mapping[str, tuple[Sequence[int], str]]
+
+
+def check_head(head: Head, outputs: Outputs) -> None:
+    """Raise ModelError where ``head`` does not fit ``outputs``."""
+    shapes = {name: shape for name, (shape, _) in outputs.items()}
+    if head.task == "segment":
+        _segment(head, shapes)
+        whole = ("int32", "int64", "uint8") if head.layout == "labels" else ()
+        used = {head.output: ("float32", *whole)}
+    else:
+        used = {block.part.boxes: ("float32",) for block in blocks(head, shapes)}
+        used |= {part.scores: ("float32",) for part in head.candidates}
+    for name, types in used.items():
+        if outputs[name][1] not in types:
+            raise ModelError(f"output {name} is {outputs[name][1]}; {' or '.join(types)} is wanted")
+
+
+def head_source(head: Head | None, outputs: Outputs, size: tuple[int, int] | None) -> str:
     """The definition of ``head``, a pointer to the table or NULL.
 
-    ``outputs`` are the shapes of the outputs in their order, ``size`` height and width of the network's input. Raises
-    ModelError where the head does not fit them.
+    ``size`` is height and width of the network's input. Raises ModelError where the head does not fit the outputs.
     """
     if head is None:
         return "#define head NULL"
     if size is None:
         raise ModelError("a head needs an image for an input: give a size or preprocessing")
+    check_head(head, outputs)
+    shapes = {name: shape for name, (shape, _) in outputs.items()}
     names = list(outputs)
     if head.task == "segment":
-        return _segment(head, outputs, names)
+        return _segment(head, shapes)
     lines, rows = [], []
-    for number, block in enumerate(blocks(head, outputs)):
+    for number, block in enumerate(blocks(head, shapes)):
         priors = "NULL"
         if block.part.priors:
             priors = f"priors{number}"
@@ -85,7 +105,8 @@ def _candidates(head: Head, block: Block, names: Sequence[str], size: tuple[int,
     return "{" + ", ".join(map(str, values)) + "},"
 
 
-def _segment(head: Head, outputs: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
+def _segment(head: Head, outputs: Mapping[str, Sequence[int]]) -> str:
+    names = list(outputs)
     if head.output not in outputs:
         raise ModelError(f"the head asks for an output {head.output!r}; there are {', '.join(names)}")
     shape = list(outputs[head.output])

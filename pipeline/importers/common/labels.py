@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.model import TensorSpec
+from bitkiln.pipeline.model import Model
 
 #: Names such files have beside a model: ELL's gallery, ONNX zoos, ImageNet's own.
 _NEIGHBOURS = ("categories.txt", "labels.txt", "ILSVRC2012_labels.txt", "synset.txt")
@@ -15,23 +14,27 @@ _NEIGHBOURS = ("categories.txt", "labels.txt", "ILSVRC2012_labels.txt", "synset.
 _MAX_BYTES = 16 << 20
 
 
-def read_labels(path: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """The labels in ``path``; ModelError unless there is one for each element of the (first) output."""
+def class_count(model: Model) -> int:
+    """How many classes a network tells apart: what its head says, else the elements of its first output."""
+    return model.head.classes if model.head else math.prod(model.outputs[0].shape)
+
+
+def read_labels(path: Path, count: int) -> tuple[str, ...]:
+    """The labels in ``path``; ModelError unless there are ``count``."""
     labels = _lines(path)
-    wanted = math.prod(outputs[0].shape)
-    if len(labels) != wanted:
-        raise ModelError(f"{path}: has {len(labels)} labels, the model's output has {wanted} elements")
+    if len(labels) != count:
+        raise ModelError(f"{path}: has {len(labels)} labels, the model tells {count} classes apart")
     return labels
 
 
-def find_labels(model: Path, outputs: Sequence[TensorSpec]) -> tuple[tuple[str, ...], str]:
-    """Labels in a file beside ``model`` whose count fits its output, and where they are; none if there is no such file."""
+def find_labels(model: Path, count: int) -> tuple[tuple[str, ...], str]:
+    """``count`` labels in a file beside ``model``, and where they are; none if there is no such file."""
     stem = model.name.partition(".")[0]
     for name in (f"{stem}.labels.txt", f"{stem}.txt", *_NEIGHBOURS):
         path = model.parent / name
         if path.is_file():
             try:
-                return read_labels(path, outputs), f"{path}, beside the model"
+                return read_labels(path, count), f"{path}, beside the model"
             except ModelError:
                 continue  # nobody asked for this file: it may be anything
     return (), ""

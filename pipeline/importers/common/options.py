@@ -16,7 +16,7 @@ class ImportOptions:
     channel in the network's channel order, of pixels of 0..1 or of 0..255: ``ranges`` finds out which. ``scale``: instead of
     ``std``, what pixels of 0..255 are multiplied by. ``resize``: "stretch", "short-side" or "letterbox"; ``resize_to``: length
     of the short side before the centre crop. ``leaky_factor`` replaces the slope of ELL's leaky ReLUs. ``weights``: the weights
-    of a darknet cfg, where they do not lie beside it.
+    of a darknet cfg, where they do not lie beside it. ``head``: what the outputs mean, as ``meaning.declared`` reads it.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -30,3 +30,4 @@ class ImportOptions:
     resize_to: int | None = None
     leaky_factor: float | None = None
     weights: Path | None = None
+    head: str | None = None

@@ -15,6 +15,7 @@ them otherwise, which is followed where a cfg has keys of the fork's.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.common.preprocessing import plain_image
 from bitkiln.pipeline.importers.darknet.cfg import Section, read_cfg
 from bitkiln.pipeline.importers.darknet.files import find_cfg, find_names, find_weights
+from bitkiln.pipeline.importers.darknet.heads import detection_head
 from bitkiln.pipeline.importers.darknet.keys import check_keys, has_keys_of_fork, ignored_keys, unknown_net_keys
 from bitkiln.pipeline.importers.darknet.layer import Layer, Size, Tensors
 from bitkiln.pipeline.importers.darknet.layers import LAYERS, BatchNorm
@@ -55,6 +57,7 @@ def load(path: Path, options: ImportOptions) -> Model:
     _check_length(cfg, weights, layers)
     module, outputs = _module(source, layers, weights)
     preprocessing, origins = _preprocessing(net, sections, source, layers)
+    head = detection_head(source, _results(layers))
     return Model(
         name=cfg.name[: -len(cfg.suffix)],
         module=module,
@@ -63,7 +66,8 @@ def load(path: Path, options: ImportOptions) -> Model:
         source_digest=_digest(cfg, weights.path),
         preprocessing=preprocessing,
         origins=origins,
-        labels=find_names(cfg, outputs),
+        labels=find_names(cfg, head.classes if head else math.prod(outputs[0].shape)),
+        head=head,
         warnings=(*unknown_net_keys(net), *ignored_keys(sections)),
     )
 
@@ -115,7 +119,6 @@ def _module(source: Size, layers: Sequence[Layer], weights: Weights) -> tuple[tv
     builder = relax.BlockBuilder()
     data = relax.Var("input", relax.TensorType((1, *source), "float32"))
     results = _results(layers)
-    names = ["output"] if len(results) == 1 else [f"{layer.name}_{layer.index}" for layer in results]
     specs: list[TensorSpec] = []
 
     def emit() -> list[relax.Var]:
@@ -124,7 +127,7 @@ def _module(source: Size, layers: Sequence[Layer], weights: Weights) -> tuple[tv
             name = f"{layer.name}_{layer.index}"
             tensors = Tensors(values, weights.take(layer.parameters, name), _namer(builder, name), weights.header, rows)
             values.append(layer.emit(tensors))
-        for layer, name in zip(results, names, strict=True):
+        for name, layer in results.items():
             value = _result(builder, layer, values[layer.index + 1], rows)
             shape = tuple(int(extent) for extent in value.ty.shape.values)
             specs.append(TensorSpec(name, shape, "float32", "NCHW" if len(shape) == 4 else ""))
@@ -138,10 +141,11 @@ def _namer(builder: relax.BlockBuilder, name: str) -> Callable[[relax.Expr, str]
     return lambda expr, part: builder.emit(expr, name_hint=f"{name}_{part}" if part else name)
 
 
-def _results(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers whose results are the network's: detectors, and the last that is more than a cost."""
+def _results(layers: Sequence[Layer]) -> dict[str, Layer]:
+    """The layers whose results are the network's, by their outputs' names: detectors, and the last that is more than a cost."""
     last = next((layer for layer in reversed(layers) if layer.section.kind != "cost"), layers[0])
-    return [layer for layer in layers if layer.is_output or layer is last]
+    results = [layer for layer in layers if layer.is_output or layer is last]
+    return {"output" if len(results) == 1 else f"{layer.name}_{layer.index}": layer for layer in results}
 
 
 def _result(builder: relax.BlockBuilder, layer: Layer, value: relax.Var, rows: Mapping[str, relax.Var]) -> relax.Var:

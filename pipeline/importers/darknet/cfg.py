@@ -77,6 +77,14 @@ class Section:
         self.read.add(key)
         return [self._whole(key, part, low, high) for part in parts]
 
+    def numbers(self, key: str) -> list[float]:
+        """Finite numbers separated by commas; empty where the key is absent."""
+        parts = self.text(key).split(",") if key in self.options else []
+        values = [_parsed(part) for part in parts if part]
+        if len(parts) > _MAX_NUMBERS or not all(abs(value) <= _LARGEST for value in values):
+            raise self.error(f"{key}={shown(self.text(key))} is no list of numbers", key)
+        return values
+
     def number(self, key: str, default: float) -> float:
         """A finite number that float32 can hold."""
         value = self.text(key)

@@ -10,7 +10,6 @@ from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.common.archive import check_file
 from bitkiln.pipeline.importers.common.labels import read_labels
 from bitkiln.pipeline.importers.common.options import ImportOptions
-from bitkiln.pipeline.model import TensorSpec
 
 _MAX_DATA_BYTES = 1 << 16
 
@@ -43,12 +42,12 @@ def find_weights(path: Path, options: ImportOptions) -> Path:
     return found
 
 
-def find_names(cfg: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Class names from ``<stem>.names``, or from the file that ``<stem>.data`` calls ``names`` or ``labels``."""
+def find_names(cfg: Path, count: int) -> tuple[str, ...]:
+    """``count`` class names from ``<stem>.names``, or from the file that ``<stem>.data`` calls ``names`` or ``labels``."""
     for candidate in _names_beside(cfg):
         if candidate.is_file():
             try:
-                return read_labels(candidate, outputs)
+                return read_labels(candidate, count)
             except ModelError:
                 continue  # nobody asked for this file: it may be anything
     return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bitkiln.pipeline.importers import ImportOptions, load_model
 from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.pipeline import lower
+from bitkiln.pipeline.reference import heads
 from tests.pipeline.importers.darknet_files import (
     FIRST,
     FORK,
@@ -502,3 +504,55 @@ def test_the_input_may_be_resized(darknet):
     cfg = darknet.write("[convolutional]\nfilters=2\nsize=1\nactivation=linear", [np.zeros(2), np.zeros((2, 3))])
     model = load_model(cfg, ImportOptions(shapes={"input": (1, 3, 10, 12)}))
     assert model.inputs[0].shape == (1, 3, 10, 12) and model.outputs[0].shape == (1, 2, 10, 12)
+
+
+# --- What the outputs mean --------------------------------------------------------------------------------------------
+
+
+def test_yolo_layers_have_boxes(darknet, tmp_path):
+    """Boxes by darknet's formulas: get_yolo_box in src/yolo_layer.c, with AlexeyAB's new_coords."""
+    x = image(14, 4, 6)
+    layers = (
+        "[yolo]\nmask=0,2\nclasses=2\nnum=3\nanchors=10,20, 30,40, 50,60\n[route]\nlayers=-2\n"
+        "[yolo]\nmask=1,0\nclasses=2\nnum=3\nanchors=10,20, 30,40, 50,60\nnew_coords=1\nscale_x_y=2"
+    )
+    layers = f"[activation]\nactivation=logistic\n{layers}"
+    (tmp_path / "net.names").write_text("cat\ndog\n")
+    model = load_model(darknet.write(layers, size=x.shape))
+    assert model.labels == ("cat", "dog") and model.head.kind == "darknet-yolo" and model.head.classes == 2
+    head = asdict(model.head) | {"threshold": 0.0, "overlap": 1.0}
+    outputs = dict(zip((spec.name for spec in model.outputs), evaluate(model, x), strict=True))
+    found = {box.score: box for box in heads.detect(head, outputs, (4, 6))}
+    first, second = (values.reshape(2, 7, 4, 6).astype(float) for values in outputs.values())
+    assert len(found) == 2 * 2 * 24
+    for values, anchors, square in ((first, [(10, 20), (50, 60)], False), (second, [(30, 40), (10, 20)], True)):
+        for anchor, row, column in ((0, 0, 0), (1, 2, 5), (0, 3, 1)):
+            entry = values[anchor, :, row, column]
+            width, height = (entry[2:4] ** 2 * 4 if square else np.exp(entry[2:4])) * anchors[anchor]
+            middle = (entry[0] + column, entry[1] + row)  # the cells are pixels of this input
+            score = entry[4] * entry[5:].max()
+            box = found[min(found, key=lambda other: abs(other - score))]
+            corners = [middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2]
+            np.testing.assert_allclose([box.score, *box.corners], [score, *corners], rtol=1e-4)
+            assert box.number == entry[5:].argmax()
+
+
+def test_region_layers_have_boxes_in_cells(darknet):
+    x = image(2 * 8, 2, 3)
+    region = "[region]\nclasses=3\ncoords=4\nnum=2\nsoftmax=1\nanchors=1,2, 0.5,0.25"
+    model = load_model(darknet.write(f"[upsample]\nstride=1\n{region}", size=x.shape))
+    (part,) = model.head.candidates
+    assert (model.head.kind, part.coding, part.anchors) == ("darknet-region", "cell-exp", ((1, 2), (0.5, 0.25)))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "[region]\nclasses=3\ncoords=4\nnum=2\nbackground=1",
+        "[region]\nclasses=4\ncoords=3\nnum=2",
+        "[yolo]\nclasses=3\nmask=5,7\nnum=2\nanchors=1,2,3,4",
+        "[activation]\nactivation=linear",
+    ],
+)
+def test_detectors_of_other_kinds_have_no_boxes(darknet, layers):
+    assert load_model(darknet.write(layers, size=(16, 2, 3))).head is None

@@ -50,7 +50,7 @@ def test_given_labels(path, tmp_path):
     labels.write_text("a\nb\nc")
     assert load_model(path, ImportOptions(labels=labels)).labels == ("a", "b", "c")
     labels.write_text("a\nb")
-    with pytest.raises(ModelError, match="has 2 labels, the model's output has 3 elements"):
+    with pytest.raises(ModelError, match=r"2 labels.* 3 "):
         load_model(path, ImportOptions(labels=labels))
     labels.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ModelError, match="UTF-8"):
