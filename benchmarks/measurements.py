@@ -11,6 +11,7 @@ from benchmarks.networks import Work
 from benchmarks.stand import Stand
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.targets import Target
+from bitkiln.targets.sim import unlike
 
 if TYPE_CHECKING:
     from benchmarks.ours import Ours
@@ -20,8 +21,8 @@ class Bench:
     """The simulated board for ``target``; what an engine needs is fetched and built when it is first asked for."""
 
     def __init__(self, target: Target, threads: int) -> None:
-        if target.bits != 64:
-            raise SetupError(f"the simulated Cortex-A53 runs 64-bit code only, {target.name} is a 32-bit target")
+        if (why := unlike(target)) is not None:
+            raise SetupError(why)
         self.target, self.threads = target, threads
 
     @cached_property

@@ -32,11 +32,18 @@ class Target:
     dram: Mapping[str, Any]
     userland: Mapping[str, Any]
     records: tuple[str, ...]
+    #: The set of micro-kernels that its CPU has, a package of ``schedules/microkernels``; "" without one.
+    kernels: str = ""
 
     @property
-    def bits(self) -> int:
-        """Width of a pointer: 64 or 32."""
-        return 64 if self.llvm["mtriple"].startswith("aarch64") else 32
+    def architecture(self) -> str:
+        """What ``uname -m`` says on the board: "aarch64", "armv7l"."""
+        return str(self.llvm["mtriple"]).split("-")[0]
+
+    @property
+    def cpu_name(self) -> str:
+        """The core, as compilers call it: "cortex-a53"."""
+        return str(self.llvm["mcpu"])
 
     @property
     def mhz(self) -> int:
@@ -74,7 +81,7 @@ def load(name: str) -> Target:
         near = difflib.get_close_matches(name, _files(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UnknownTarget(f"unknown target {name!r}: known targets are {', '.join(known())}{hint}")
-    table = tomllib.loads(path.read_text())
+    table = _table(path)
     return Target(
         name=path.stem,
         description=table["description"],
@@ -83,5 +90,14 @@ def load(name: str) -> Target:
         cpu=table["cpu"],
         dram=table["dram"],
         userland=table["userland"],
-        records=tuple(table.get("records", (path.stem,))),
+        records=tuple(table["records"]),
+        kernels=table["kernels"]["set"],
     )
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A page with what it leaves out: the tables of the target that it is ``like``, its own records first."""
+    own = tomllib.loads(path.read_text())
+    base = _table(FOLDER / f"{own['like']}.toml") if "like" in own else {"records": [], "kernels": {"set": ""}}
+    tables = {name: {**base.get(name, {}), **table} for name, table in own.items() if isinstance(table, dict)}
+    return {**base, "records": [path.stem, *base["records"]], **own, **tables}

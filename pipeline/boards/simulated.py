@@ -18,7 +18,7 @@ from bitkiln.pipeline.boards.userland import missing_as_setup_error, runtime_lib
 from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
-from bitkiln.targets.sim import build
+from bitkiln.targets.sim import build, unlike
 
 SERVER = Path(__file__).parents[1] / "device" / "board_server.py"
 #: The file, in the folder of a farm, with what its boards share with their tracker and its clients.
@@ -43,8 +43,8 @@ class Machine:
         argv = ["python3", str(SERVER), "--emulated", *arguments]
         if not self.timing:
             return system.command(argv), system.environment
-        if self.target.bits != 64:
-            raise SetupError(f"the simulated Cortex-A53 runs 64-bit code only, {self.target.name} is a 32-bit target")
+        if (why := unlike(self.target)) is not None:
+            raise SetupError(why)
         return system.command([*argv, "--report", str(report)], self._plugin(report)), system.environment
 
     def _plugin(self, report: Path) -> str:

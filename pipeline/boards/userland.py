@@ -19,6 +19,7 @@ from bitkiln.pipeline.errors import SetupError
 from bitkiln.targets import Target, debian
 from bitkiln.targets.cache import cache_directory, made_once
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.sim import unlike
 from bitkiln.targets.sim.emulator import emulator
 from bitkiln.targets.sim.identity import write_cpu_identity
 
@@ -41,6 +42,7 @@ PACKAGES = (
     "libatomic1",
 )
 #: The two libraries of TVM that a board loads while tuning, by the wheel that holds them.
+RUNTIME_ARCHITECTURE = "aarch64"
 RUNTIME_LIBRARIES = {"apache-tvm": "tvm/lib/libtvm_runtime.so", "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}
 
 
@@ -94,6 +96,11 @@ def userland_folder(target: Target) -> Path:
     return cache_directory() / "userland" / f"{target.userland['debian_arch']}-{digest}"
 
 
+def has_runtime(target: Target) -> bool:
+    """Whether TVM publishes the runtime that boards of ``target`` load libraries with."""
+    return target.architecture == RUNTIME_ARCHITECTURE
+
+
 def runtime_libraries() -> Path:
     """A folder with TVM's runtime for 64-bit ARM, the version this host has; fetched on first use. Raises SetupError."""
     with missing_as_setup_error():
@@ -102,7 +109,7 @@ def runtime_libraries() -> Path:
 
 def runtime_folder() -> Path:
     """Where TVM's runtime for boards is, once it is fetched."""
-    return cache_directory() / "tvm-runtime" / "-".join(["aarch64", *map(version, RUNTIME_LIBRARIES)])
+    return cache_directory() / "tvm-runtime" / "-".join([RUNTIME_ARCHITECTURE, *map(version, RUNTIME_LIBRARIES)])
 
 
 @contextmanager
@@ -126,7 +133,7 @@ def _build(target: Target, scratch: Path) -> Path:
         raise Missing(
             f"the {architecture} userland has no {PYTHON}", "is Debian 12 what this machine's archive serves?"
         )
-    if target.bits == 64:
+    if unlike(target) is None:
         write_cpu_identity(tree, {"cpu": target.cpu})
     tree.chmod(0o755)
     return tree

@@ -23,13 +23,14 @@ from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.common.preprocessing import preparation
 from bitkiln.pipeline.model import Model
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.targets import Target
 
 if TYPE_CHECKING:
     from bitkiln.pipeline.passes.pipeline import Lowered
 
-#: Bytes of memory that a network may take: boards have 1 GiB, of which the system and Python want the rest.
-MOST_MEMORY = 768 << 20
+#: Bytes that a network may take of each MB of a board: three quarters; the system and Python want the rest.
+MEMORY_SHARE = 768 << 10
 
 
 #: How often inputs and outputs lie in memory while they are read or written: the network's own bytes, an array, the
@@ -48,7 +49,7 @@ def compile_model(
 
     bundle.refuse_foreign(out)
     lowered = lower(model, target)
-    warnings = (*model.warnings, *lowered.warnings())
+    warnings = (*model.warnings, *lowered.warnings(), *_missing_kernels(target))
     for warning in warnings if console else ():
         console.print(f"warning: {warning}", highlight=False, markup=False)
     return compile_lowered(model, lowered.module, target, records, out, console, lowered, warnings)
@@ -72,7 +73,7 @@ def compile_lowered(
     network = read_network(module)
     chosen = choose_kernels(module, network, target, records)
     plan = plan_network(model, network, chosen)
-    _check_memory(model, plan)
+    _check_memory(model, plan, target)
     functions = {kernel.symbol: kernel.func for kernel in chosen.values()}
     microkernels = [micro for kernel in chosen.values() if kernel.kernel for micro in kernel.kernel.microkernels]
     with bundle.writing(out) as folder:
@@ -88,10 +89,20 @@ def compile_lowered(
     return out
 
 
-def _check_memory(model: Model, plan: ExecutionPlan) -> None:
-    """Raise ModelError where a board of 1 GiB could not run the network and hand over its outputs."""
+def _missing_kernels(target: Target) -> list[str]:
+    """What to say of a CPU that nobody has written micro-kernels for."""
+    if kernel_set(target).assembly:
+        return []
+    return [
+        f"there are no micro-kernels for {target.name} ({target.cpu_name}, {target.architecture}): its kernels are plain loops"
+    ]
+
+
+def _check_memory(model: Model, plan: ExecutionPlan, target: Target) -> None:
+    """Raise ModelError where a board of ``target`` could not run the network and hand over its outputs."""
     needed = plan.arena_bytes + COPIES * plan.boundary_bytes
-    if needed <= MOST_MEMORY:
+    most = int(target.dram["size_mb"]) * MEMORY_SHARE
+    if needed <= most:
         return
     ends = [("input", index) for index in plan.inputs] + [("output", index) for index in plan.outputs]
     kind, tensor = max(((kind, plan.tensors[index]) for kind, index in ends), key=lambda end: end[1].nbytes)
@@ -100,5 +111,5 @@ def _check_memory(model: Model, plan: ExecutionPlan) -> None:
         what = f"what its layers pass on takes {plan.arena_bytes / 1e6:.0f} MB"
     raise ModelError(
         f"{model.name}: {what}; the network and copies of its inputs and outputs take {needed / 1e6:.0f} MB of a board's "
-        f"memory, {MOST_MEMORY / 1e6:.0f} MB at most are supported: make its input smaller, or let it return less"
+        f"memory, {most / 1e6:.0f} MB at most are supported: make its input smaller, or let it return less"
     )

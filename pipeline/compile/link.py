@@ -178,7 +178,8 @@ def _string(text: str) -> str:
 
 
 def _constants_source(blob: Path, target: Target) -> str:
-    mark = "%" if target.bits == 32 else "@"
+    # "@" begins a comment in 32-bit ARM assembly.
+    mark = "%" if target.architecture.startswith("arm") else "@"
     return f"""\
     .section .rodata.bk_constants, "a", {mark}progbits
     .balign 4096

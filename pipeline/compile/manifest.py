@@ -46,7 +46,7 @@ def describe(
         "model": {"name": model.name, "sha256": model.source_digest},
         "target": target.name,
         "requires": {
-            "cpu": "aarch64" if target.bits == 64 else "armv7l",
+            "cpu": target.architecture,
             "glibc": facts.glibc,
             "libraries": list(facts.needed),
         },

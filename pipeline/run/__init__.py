@@ -21,6 +21,7 @@ from bitkiln.pipeline.reference.photos import prepare
 from bitkiln.pipeline.run.meaning import draw, meaning
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
+from bitkiln.targets.sim import unlike
 
 
 def run(
@@ -81,7 +82,7 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
 
 def timed(target: Target, threads: int) -> bool:
     """Can the simulated board tell how long that many threads take on ``target``?"""
-    return target.bits == 64 and threads <= int(target.cpu["cores"])
+    return unlike(target) is None and threads <= int(target.cpu["cores"])
 
 
 def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:

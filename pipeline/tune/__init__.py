@@ -21,6 +21,7 @@ from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
 from bitkiln.pipeline.boards.tracker import TrackerClient
+from bitkiln.pipeline.boards.userland import has_runtime
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file
@@ -147,10 +148,11 @@ def tune_tasks(
 
 
 def _require_runtime(target: Target) -> None:
-    if target.bits != 64:
+    if not has_runtime(target):
+        serving = [name for name in target.records if name != target.name]
+        hint = f": tune {serving[0]}, whose records serve it where they apply" if serving else ""
         raise SetupError(
-            f"{target.name} is a 32-bit target and TVM publishes no 32-bit runtime: tune {target.records[0]}, whose records "
-            "serve it where they apply"
+            f"TVM publishes no runtime for {target.architecture}, which {target.name} needs to be tuned{hint}"
         )
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from bitkiln.pipeline import bundle as bundles
 from bitkiln.pipeline import profile, schema
 from bitkiln.pipeline.boards.emulated import Answer
+from bitkiln.pipeline.boards.userland import has_runtime
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.errors import BundleError, ModelError
 from bitkiln.pipeline.inspect import inspect_model
@@ -35,6 +36,7 @@ from bitkiln.pipeline.tune.result import as_json as tuned_as_json
 from bitkiln.pipeline.verdict.stages import Stages, digest
 from bitkiln.pipeline.verify import make_inputs, verify_bundle
 from bitkiln.targets import Target
+from bitkiln.targets.sim import unlike
 
 #: How many of the dearest steps a verdict names.
 DEAREST = 3
@@ -102,7 +104,7 @@ class _Build:
         return found
 
     def _tune(self) -> schema.Tune | None:
-        if self.wanted.trials is None or self.target.bits != 64:
+        if self.wanted.trials is None or not has_runtime(self.target):
             why = "left out" if self.wanted.trials is None else f"records of {self.target.records[0]} serve this board"
             self.stages.skip("tune", why)
             return None
@@ -159,7 +161,7 @@ class _Build:
         """One thread step by step, and the whole frame on more threads where the board can time them."""
         speeds: list[schema.Speed] = []
         profiled = None
-        if self.target.bits == 64:
+        if unlike(self.target) is None:
             result = profile.profile_bundle(self.made)
             _write(self.folder / "profile.html", profile_page.render(result, self.target))
             profiled = result.as_json()

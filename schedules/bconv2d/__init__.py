@@ -11,6 +11,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules.bconv2d import a53, grouped, plain
 from bitkiln.schedules.bconv2d.geometry import MAX_BITS
 from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
@@ -57,7 +58,7 @@ def _vectors(workload: Conv2d) -> bool:
 
 
 def _microkernels(workload: Conv2d, target: Target) -> bool:
-    return _vectors(workload) and target.bits == 64
+    return _vectors(workload) and bool(kernel_set(target).bgemm)
 
 
 def _odd(

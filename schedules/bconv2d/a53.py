@@ -26,16 +26,17 @@ from bitkiln.schedules.bconv2d import image, result
 from bitkiln.schedules.bconv2d.epilogue_a53 import Epilogue
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
+from bitkiln.schedules.microkernels.a53 import SET
 from bitkiln.schedules.microkernels.a53 import bgemm as bgemm_a53
 from bitkiln.schedules.microkernels.a53 import bpack as bpack_a53
 from bitkiln.schedules.microkernels.a53.bgemm_tile import OVERREAD
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
-#: A tile with whole lines of floats of many channels, for results that are written faster than they are computed.
-WIDE = (2, 8)
-#: Tiles that fill the registers, and smaller ones for small images: pixels x vectors of 8 channels.
-TILES = ((6, 4), (12, 2), (8, 3), (4, 4), (8, 2), (10, 2), WIDE)
+#: Tiles: pixels x vectors of 8 channels.
+TILES = tuple((pixels, channels // LANES) for pixels, channels in SET.bgemm)
+#: The one with whole lines of floats of many channels, for results that are written faster than they are computed.
+WIDE = TILES[-1]
 
 #: Words of a pixel up to which ``WIDE`` wins where the result does not fit the L2 cache.
 _SHORT_AND_LARGE = 16

@@ -10,6 +10,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules import loops
 from bitkiln.schedules.binarize import a53 as binarize_a53
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Binarize, packed
 from bitkiln.targets import Target
 
@@ -35,7 +36,7 @@ def default(workload: Binarize, target: Target) -> dict[str, int | str]:
 
 def emit(workload: Binarize, knobs: Knobs, target: Target) -> Kernel:
     """The implementation."""
-    if target.bits == 64 and binarize_a53.applies(workload):
+    if kernel_set(target).binarize and binarize_a53.applies(workload):
         return binarize_a53.emit(workload, int(target.cpu["cores"]))
     arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
     return Kernel(_rows(workload), arguments, notes="plain")

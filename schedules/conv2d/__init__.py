@@ -13,7 +13,9 @@ from bitkiln.schedules.conv2d import direct as conv2d_direct
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
+from bitkiln.schedules.conv2d.tiles import size_text
 from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
@@ -86,16 +88,16 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
 
 def is_stem(workload: Conv2d, target: Target) -> bool:
     """Whether it is a first layer, which has one schedule that none of the others comes near."""
-    return target.bits == 64 and conv2d_stem.applies(workload)
+    return kernel_set(target).stem and conv2d_stem.applies(workload)
 
 
 def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
-    return target.bits == 64 and conv2d_depthwise_a53.applies(workload)
+    return bool(kernel_set(target).depthwise) and conv2d_depthwise_a53.applies(workload)
 
 
 def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:
-    winograd = target.bits == 64 and conv2d_winograd.applies(workload)
-    return ["direct", *(f"winograd {outputs}" for outputs in ("4x4", "2x2", "2x4", "1x2") if winograd)]
+    outputs = kernel_set(target).winograd if conv2d_winograd.applies(workload) else ()
+    return ["direct", *(f"winograd {size_text(each)}" for each in outputs)]
 
 
 def _pair(text: str) -> tuple[int, int]:

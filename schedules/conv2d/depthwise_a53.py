@@ -20,13 +20,15 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns
+from bitkiln.schedules.conv2d.tiles import size_text
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.microkernels.a53 import SET
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES, Depthwise, Gather
 from bitkiln.schedules.workload import Conv2d
 
 #: Rows x columns of output pixels.
-TILES = ("1x4", "1x8", "2x4", "2x6", "2x7", "3x4")
+TILES = tuple(map(size_text, SET.depthwise))
 
 
 def applies(workload: Conv2d) -> bool:

@@ -27,6 +27,7 @@ from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, split
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, REACH_BYTES, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
@@ -34,21 +35,22 @@ from bitkiln.targets import Target
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The register tile, and the pixel tiles of a block (0: all)."""
-    return {"tile": list(tiles.SIZES[target.bits]), "block": [1, 2, 4, 8, 0]}
+    return {"tile": tiles.sizes(target), "block": [1, 2, 4, 8, 0]}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do."""
     pixels = workload.conv_size[0] * workload.conv_size[1]
-    tile = tiles.SIZES[target.bits][0]
-    if target.bits == 64 and pixels <= 4:
-        tile = "4x16"
-    elif target.bits == 64 and pixels < 100 and pixels % 8 and pixels % 7 == 0:
-        tile = "7x12"
+    kernels = kernel_set(target)
+    tile = kernels.sgemm[0]
+    if pixels <= 4:
+        tile = kernels.sgemm_few
+    elif pixels < 100 and pixels % 8 and pixels % 7 == 0:
+        tile = kernels.sgemm_sevens
     cache = target.cpu["l2_kib"] * 1024
     weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
     images = 4 * (geometry(workload).size + pixels * workload.out_channels)
-    return {"tile": tile, "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
+    return {"tile": tiles.size_text(tile), "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
 
 
 def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
@@ -59,7 +61,7 @@ def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
 
 def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target) -> Kernel:
     """The implementation with register ``tile`` (pixels, channels)."""
-    return _Direct(workload, tile, block, target.bits == 64).kernel()
+    return _Direct(workload, tile, block, kernel_set(target).assembly).kernel()
 
 
 class _Direct:

@@ -16,16 +16,26 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
 from bitkiln.schedules.kernel import MicroKernel
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, REACH_BYTES, STEP, Finish, Sgemm
 from bitkiln.schedules.steps import Step, commutes_with_maximum
+from bitkiln.targets import Target
 
 #: Floats behind a copied image: what filled up rows and fetching ahead may read.
 SLACK = STEP + REACH_BYTES // 4
 #: The smallest piece of output that is claimed before it is computed.
 CLAIM_FLOATS = 256
-#: Tiles (pixels, channels) that the micro-kernels are fast at, and those for plain loops.
-SIZES = {64: ("8x8", "8x12", "7x12", "11x8", "6x12", "6x16", "4x16", "4x20"), 32: ("4x8", "2x8", "4x4")}
+
+
+def sizes(target: Target) -> list[int | str]:
+    """The tiles (pixels x channels) that ``target`` has kernels for, as a knob's values."""
+    return [size_text(size) for size in kernel_set(target).sgemm]
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """A size as the value of a knob."""
+    return f"{size[0]}x{size[1]}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from bitkiln.schedules import definition as stages
-from bitkiln.schedules.conv2d.tiles import SIZES
+from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d_transpose import depthwise, tiled
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.workload import ConvTranspose2d
@@ -41,7 +41,7 @@ def space(workload: ConvTranspose2d, target: Target) -> dict[str, list[int | str
     """The register tile, and whether rows of the image or panels of weights come first."""
     if depthwise.applies(workload):
         return {}
-    return {"tile": list(SIZES[target.bits]), "order": list(tiled.ORDERS)}
+    return {"tile": tiles.sizes(target), "order": list(tiled.ORDERS)}
 
 
 def default(workload: ConvTranspose2d, target: Target) -> dict[str, int | str]:

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules import loops
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.pool2d import a53 as pool2d_a53
 from bitkiln.schedules.steps import expression
 from bitkiln.schedules.workload import Pool, Pool2d, packed
@@ -85,7 +86,9 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
 def emit_row(
     out: Any, y: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, row: Any
 ) -> list[MicroKernel]:
-    """Emits row ``y`` of ``out`` [1, OH, OW, C] for 64-bit boards: row ``row`` of pooling an image of ``size`` of flat floats.
+    """Emits row ``y`` of ``out`` [1, OH, OW, C], by micro-kernels where they apply.
+
+    It is row ``row`` of pooling ``source``, an image of ``size`` of flat floats.
 
     Returns the micro-kernels that it calls.
     """
@@ -100,10 +103,10 @@ def emit_row(
 
 
 def _by_lines(workload: Pool2d, target: Target) -> bool:
-    """Whether the micro-kernel of 64-bit boards serves ``workload``."""
+    """Whether a micro-kernel of the target serves ``workload``."""
     floats = not (workload.bits or workload.epilogue or workload.out == "bits")
     size = (workload.height, workload.width)
-    return target.bits == 64 and floats and pool2d_a53.applies(workload.pool, size, workload.channels)
+    return kernel_set(target).pool and floats and pool2d_a53.applies(workload.pool, size, workload.channels)
 
 
 def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:

@@ -3,11 +3,23 @@
 What it models, how well, and the protocol of its guest programs: docs/simulator.md.
 """
 
+from bitkiln.targets.loader import Target
 from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim.build import MODEL_VERSION, plugin, qemu_command
 from bitkiln.targets.sim.doctor import Check, doctor
 from bitkiln.targets.sim.identity import write_cpu_identity
 from bitkiln.targets.sim.reports import Reports
+
+
+def unlike(target: Target) -> str | None:
+    """Why the timing model cannot stand for ``target``; None where it can."""
+    if (target.architecture, target.cpu_name) == ("aarch64", "cortex-a53"):
+        return None
+    return (
+        f"the simulator is a 64-bit Cortex-A53, {target.name} a {target.cpu_name} that runs {target.architecture} code: "
+        "measure on a board of that kind"
+    )
+
 
 __all__ = [
     "MODEL_VERSION",
@@ -17,5 +29,6 @@ __all__ = [
     "doctor",
     "plugin",
     "qemu_command",
+    "unlike",
     "write_cpu_identity",
 ]

@@ -79,12 +79,20 @@ class _Bench:
         return list(map(str, names))
 
     def _program(self, target: Target) -> Path:
-        if target.bits not in self._programs:
-            self._programs[target.bits] = self.folder / f"run_library-{target.bits}"
+        if target.architecture not in self._programs:
+            self._programs[target.architecture] = self.folder / f"run_library-{target.architecture}"
             source, cross = Path(__file__).with_name("run_library.c"), toolchain(target)
-            command = [*cross.command, f"-I{link.DEVICE}", "-O1", source, "-ldl", "-o", self._programs[target.bits]]
+            command = [
+                *cross.command,
+                f"-I{link.DEVICE}",
+                "-O1",
+                source,
+                "-ldl",
+                "-o",
+                self._programs[target.architecture],
+            ]
             subprocess.run(command, check=True, timeout=60, env=cross.environment)
-        return self._programs[target.bits]
+        return self._programs[target.architecture]
 
 
 def _need_tools(target: Target) -> None:

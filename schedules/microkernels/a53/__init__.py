@@ -1,0 +1,22 @@
+"""The Cortex-A53's page: 32 vector registers of 128 bits, two instructions a cycle in order, one of them vector arithmetic.
+
+Sizes keep all sums in registers beside what feeds them; docs/kernels.md and docs/kernels-binary.md have the cycles of each.
+"""
+
+from bitkiln.schedules.microkernels.sets import KernelSet
+
+SET = KernelSet(
+    "a53",
+    # Sums of 4 channels a register: 24 of 32 at most, beside pixels and two vectors of weights.
+    sgemm=((8, 8), (8, 12), (7, 12), (11, 8), (6, 12), (6, 16), (4, 16), (4, 20)),
+    sgemm_few=(4, 16),
+    sgemm_sevens=(7, 12),
+    assembly=True,
+    winograd=((4, 4), (2, 2), (2, 4), (1, 2)),
+    stem=True,
+    depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),
+    # Counts of 8 channels a register; the last size writes whole cache lines of floats.
+    bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
+    binarize=True,
+    pool=True,
+)

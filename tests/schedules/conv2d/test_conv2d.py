@@ -64,7 +64,7 @@ def close(result: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
 
 @pytest.mark.parametrize("workload", DIRECT + DEPTHWISE, ids=Conv2d.key)
 def test_plain_loops_compute_the_definition(workload):
-    """The kernels of 32-bit boards call no assembly: they run on any machine."""
+    """Kernels of a CPU without a set call no assembly: they run on any machine."""
     target = targets.load("rasp3b32")
     kernel = conv2d.emit(workload, conv2d.default(workload, target), target)
     assert not kernel.microkernels

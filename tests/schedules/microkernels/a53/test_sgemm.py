@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from bitkiln.schedules.conv2d.direct import TILES
+from bitkiln.schedules.microkernels.a53 import SET
 from bitkiln.schedules.microkernels.a53.sgemm import Finish, Sgemm, inner_loop
 from bitkiln.schedules.microkernels.a53.sgemm_stack import SgemmStack
 
-OFFERED = [tuple(map(int, tile.split("x"))) for tile in TILES[64]]
+OFFERED = SET.sgemm
 
 
 @pytest.mark.parametrize(("tile_m", "tile_n"), OFFERED)
