@@ -232,5 +232,5 @@ def test_a_farm_ends_with_whoever_started_it():
 
 
 def test_a_32_bit_target_is_not_simulated():
-    with pytest.raises(BoardError.__base__, match="rasp3b32.*armv7l"), simulated_farm(targets.load("rasp3b32"), 1):
+    with pytest.raises(BoardError.__base__, match=r"rasp3b32.*armv7l"), simulated_farm(targets.load("rasp3b32"), 1):
         pass
