@@ -34,6 +34,7 @@ __all__ = [
     "build",
     "compile",
     "deploy",
+    "evaluate",
     "inspect",
     "load",
     "open_bundle",
@@ -150,6 +151,26 @@ def build(
     wanted = stage.Wanted(board, trials, minutes)
     where = folder or Path("build") / f"{name}-{board.name}"
     return stage.build(loaded, source or _source(model), where, wanted, console or Console(quiet=True))
+
+
+def evaluate(
+    bundle: Path,
+    images: Path,
+    listing: Path | None = None,
+    board: str = "sim",
+    jobs: int | None = None,
+    results: Path | None = None,
+    limit: int | None = None,
+    console: Console | None = None,
+) -> schema.Evaluate:
+    """Count the right answers of ``bundle`` on the photos in ``images``: a folder for each class, or those of ``listing``.
+
+    ``board`` as in ``run``, where "sim" is emulated boards, whose values are a board's; ``jobs`` of them are asked at once.
+    Answers are kept in the file ``results`` and not asked for again. Raises BundleError, InputError, BoardError.
+    """
+    from bitkiln.pipeline.verdict import evaluate as stage
+
+    return stage.evaluate(bundle, images, listing, board, jobs, results, limit, console)
 
 
 def open_bundle(folder: Path) -> Bundle:

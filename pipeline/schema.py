@@ -460,6 +460,75 @@ class Build(TypedDict):
     next: list[str]
 
 
+class Rate(TypedDict):
+    """How many answers were right, as a share, and the bounds of its confidence interval."""
+
+    value: float
+    right: int
+    low: float
+    high: float
+
+
+class Failure(TypedDict):
+    """A photo that could not be looked at."""
+
+    image: str
+    reason: str
+
+
+class Evaluate(TypedDict):
+    """``bitkiln evaluate --json``: ``count`` photos were looked at; ``results`` is the file of all answers."""
+
+    schema: Literal["bitkiln.evaluate/1"]
+    bundle: str
+    model: str
+    network_sha256: str
+    images: str
+    count: int
+    classes: int
+    confidence: float
+    top1: Rate
+    top5: Rate
+    failed: list[Failure]
+    measured_by: str
+    results: str
+
+
+class Compared(TypedDict):
+    """One of the things that are compared; ``kind`` is "model", "bundle" or "profile"."""
+
+    name: str
+    kind: str
+    target: str
+    ms: float | None
+    measured_by: str | None
+    bound_ms: float
+    macs: int
+    binary_macs: int
+    weight_bytes: int
+    file_bytes: int | None
+
+
+class Cell(TypedDict):
+    """A layer of one of them; ``ms`` is null where nothing was measured, ``bound_ms`` where it has no MACs."""
+
+    name: str
+    kind: str
+    binary: bool
+    macs: int
+    weight_bytes: int
+    bound_ms: float | None
+    ms: float | None
+
+
+class Compare(TypedDict):
+    """``bitkiln compare --json``: ``layers`` has rows with a cell for each of ``items``, null where one lacks the layer."""
+
+    schema: Literal["bitkiln.compare/1"]
+    items: list[Compared]
+    layers: list[list[Cell | None]]
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON has it: tuples as lists, dataclasses as objects, numbers that JSON has not (NaN, infinite) as null."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import click
 
-from bitkiln.pipeline.cli import boards, build, compile, deploy, doctor, inspect, logs, profile, run, tune, verify
+from bitkiln.pipeline.cli import (
+    boards,
+    build,
+    compile,
+    deploy,
+    doctor,
+    evaluate,
+    inspect,
+    logs,
+    profile,
+    run,
+    tune,
+    verify,
+)
 from bitkiln.pipeline.cli.invoke import invoke
 from bitkiln.pipeline.cli.options import SETTINGS
 
@@ -33,6 +46,7 @@ for command in (
     profile.profile,
     verify.verify,
     deploy.deploy,
+    evaluate.evaluate,
     boards.boards,
     logs.logs,
     doctor.doctor,

@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Classifies image after image on a board, or on an emulated one: ``frames.py BUNDLE COUNT``.
+
+Standard input has, for each image, a line ``WIDTH HEIGHT`` and its RGB pixels; standard output gets a line of JSON for each:
+``{"top": [[class, score], ...]}`` with COUNT classes, best first. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main(folder: str, count: int) -> None:
+    sys.path.insert(0, folder)
+    from runner import Bundle, Frame, RunnerError
+
+    try:
+        model = Bundle(folder).model(1)
+        while True:
+            line = sys.stdin.buffer.readline()
+            if not line:
+                return
+            width, height = map(int, line.split())
+            data = sys.stdin.buffer.read(3 * width * height)
+            model.prepare(Frame(data, width, height, "RGB"))
+            model.run()
+            scores = list(memoryview(model.output(0).tobytes()).cast(CODES[model.outputs[0].dtype]))
+            best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:count]
+            print(json.dumps({"top": [[index, scores[index]] for index in best]}), flush=True)
+    except RunnerError as error:
+        sys.exit(f"frames: {error}")
+
+
+CODES = {
+    "float32": "f",
+    "float64": "d",
+    "int8": "b",
+    "uint8": "B",
+    "int16": "h",
+    "uint16": "H",
+    "int32": "i",
+    "uint32": "I",
+}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
