@@ -6,7 +6,7 @@ user can mend are ``BitkilnError``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_TARGET",
     "BitkilnError",
     "build",
+    "compare",
     "compile",
     "deploy",
     "evaluate",
@@ -151,6 +152,32 @@ def build(
     wanted = stage.Wanted(board, trials, minutes)
     where = folder or Path("build") / f"{name}-{board.name}"
     return stage.build(loaded, source or _source(model), where, wanted, console or Console(quiet=True))
+
+
+def compare(
+    *items: str | Path | Model,
+    target: TargetLike = DEFAULT_TARGET,
+    measure: bool = True,
+    load: Callable[[str], Model] = load,
+) -> schema.Compare:
+    """``items`` side by side, layer by layer: models, folders of bundles or builds, or files of profiles.
+
+    Bundles are measured on the simulated board if ``measure``; ``target`` is for models, which have bounds alone.
+    Raises BitkilnError.
+    """
+    from bitkiln.pipeline.verdict import compare as stage
+
+    def item(what: str | Path | Model) -> stage.Item:
+        if not isinstance(what, str | Path):
+            return stage.of_model(what, _target(target), what.name)
+        path = Path(what)
+        if path.suffix == ".json":
+            return stage.of_profile(path, str(what))
+        if path.is_dir():
+            return stage.of_bundle(path / "bundle" if (path / "bundle").is_dir() else path, measure, str(what))
+        return stage.of_model(load(str(what)), _target(target), str(what))
+
+    return stage.compare([item(each) for each in items])
 
 
 def evaluate(

@@ -128,13 +128,14 @@ class Tune(TypedDict):
 
 
 class CompiledStep(TypedDict):
-    """A step of a new bundle; ``chosen`` is "tuned", "default", "generic", or "copy" for what only moves data."""
+    """A step of a new bundle, known by its ``layer`` ("" for a part of the next step); ``chosen`` is "tuned", "default", "generic", or "copy" for what only moves data."""
 
     name: str
     kind: str
     macs: int
     binary: bool
     weight_bytes: int
+    layer: str
     layers: list[str]
     chosen: str
 
@@ -214,6 +215,7 @@ class ProfiledStep(TypedDict):
 
     name: str
     kind: str
+    layer: str
     layers: list[str]
     macs: int
     binary: bool

@@ -42,6 +42,7 @@ for command in (
     inspect.inspect,
     tune.tune,
     compile.compile,
+    compare.compare,
     run.run,
     profile.profile,
     verify.verify,

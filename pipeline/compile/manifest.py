@@ -70,7 +70,8 @@ def add_layers(manifest: dict[str, Any], lowered: Lowered | None) -> None:
     steps = manifest["steps"]
     layers = layers_of(lowered, [step["name"] for step in steps]) if lowered else {}
     for step in steps:
-        step["layers"] = list(layers.get(step["name"], ()))
+        main, whole = layers.get(step["name"], ("", ()))
+        step |= {"layer": main, "layers": list(whole)}
 
 
 def as_json(made: bundle.Bundle) -> schema.Compile:
@@ -93,6 +94,7 @@ def as_json(made: bundle.Bundle) -> schema.Compile:
         "steps": [
             schema.CompiledStep(
                 **{name: step[name] for name in names},
+                layer=step.get("layer", ""),
                 layers=step.get("layers", []),
                 chosen=step.get("chosen", "copy"),
             )

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline import reference
-from bitkiln.pipeline.ir.graph import bindings, variables
+from bitkiln.pipeline.ir.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.pipeline import Lowered
 
 
@@ -34,14 +34,28 @@ class Origins:
         return tuple(sorted(found, key=self.order.__getitem__))
 
 
-def layers_of(lowered: Lowered, steps: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The layers of each of ``steps``, in execution order; a step that is only a part of a later one has none."""
+    def main(self, layers: Iterable[str]) -> str:
+        """The one of ``layers`` that a step is known by: what multiplies, else the last; "" of none."""
+        last = ""
+        for last in layers:
+            operator = op_name(self.imported[last]).removeprefix("nn.").removeprefix("bitkiln.")
+            if operator.startswith(("conv", "bconv")) or operator == "matmul":
+                return last
+        return last
+
+
+def layers_of(lowered: Lowered, steps: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The layer that each of ``steps`` is known by, and all its layers in execution order.
+
+    A step that is only a part of a later one has none and is left out.
+    """
     graph = dict(bindings(lowered.graph["main"]))
     origins = Origins(lowered)
     known = [param.name for param in lowered.graph["main"].params]
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for name in steps:
         if name in graph:
-            found[name] = origins.between(known, name)
+            layers = origins.between(known, name)
+            found[name] = origins.main(layers), layers
             known.append(name)
     return found

@@ -40,7 +40,7 @@ def dram_mb_s(target: Target, cores: int) -> float:
 class LayerWork:
     """What a step has to do: multiply-accumulates and bytes of weights it must read from DRAM once a frame.
 
-    ``layers`` are those of the model's file that it was made of.
+    ``layers`` are those of the model's file that it was made of, ``layer`` the one it is known by ("": part of the next).
     """
 
     name: str
@@ -48,7 +48,12 @@ class LayerWork:
     macs: int = 0
     binary: bool = False
     weight_bytes: int = 0
+    layer: str = ""
     layers: tuple[str, ...] = ()
+
+    def called(self, name: str) -> bool:
+        """Is it the step of that name, or made of the layer of that name?"""
+        return name == self.name or name in self.layers
 
     def roof_cycles(self, target: Target, cores: int = 1) -> float:
         """The bound of this layer: peak MACs a cycle of ``cores`` or DRAM bandwidth for its weights, whichever is worse."""
@@ -78,6 +83,7 @@ class LayerProfile:
     mac_per_cycle: float
     roof_percent: float | None
     roof_ms: float | None
+    layer: str = ""
     layers: tuple[str, ...] = ()
     causes: Mapping[str, float] = field(default_factory=dict)
     mix: Mapping[str, int] = field(default_factory=dict)
@@ -95,6 +101,7 @@ class LayerProfile:
         return {
             "name": self.name,
             "kind": self.kind,
+            "layer": self.layer,
             "layers": list(self.layers),
             "macs": self.macs,
             "binary": self.binary,
@@ -111,6 +118,11 @@ class LayerProfile:
             "busy_cycles": list(self.busy),
             "dram_share": None if self.dram_percent is None else self.dram_percent / 100,
         }
+
+    @property
+    def called(self) -> str:
+        """What reports call it: the layer of the model's file that it is known by, else the step's own name."""
+        return self.layer or self.name
 
     @property
     def intensity(self) -> float:
@@ -174,8 +186,8 @@ def profile_bundle(
     """
     bundle = open_bundle(folder)
     works = [_work(step) for step in bundle.manifest["steps"]]
-    names = [work.name for work in works]
-    if layer is not None and layer not in names:
+    if layer is not None and not any(work.called(layer) for work in works):
+        names = dict.fromkeys(work.layer or work.name for work in works)
         raise InputError(f"{folder}: no layer {layer!r}; it has {', '.join(names)}")
     blocks = BLOCKS if layer else 0
     request = Request(threads=threads, per_step=True, cold=cold, blocks=blocks, limit_seconds=LIMIT_SECONDS)
@@ -183,7 +195,8 @@ def profile_bundle(
     result = build(str(folder), works, _rows(measurement), bundle.target, measurement, threads)
     if layer is None:
         return result
-    return replace(result, layers=tuple(row for row in result.layers if row.name == layer))
+    chosen = [row for row, work in zip(result.layers, works, strict=True) if work.called(layer)]
+    return replace(result, layers=tuple(chosen))
 
 
 def _board(board: str, bundle: Bundle) -> Board:
@@ -197,7 +210,7 @@ def _board(board: str, bundle: Bundle) -> Board:
 
 def _work(step: Mapping[str, Any]) -> LayerWork:
     facts = (step[name] for name in ("name", "kind", "macs", "binary", "weight_bytes"))
-    return LayerWork(*facts, tuple(step.get("layers", ())))
+    return LayerWork(*facts, step.get("layer", ""), tuple(step.get("layers", ())))
 
 
 def _rows(measurement: Measurement) -> list[Mapping[str, Any]]:
@@ -243,6 +256,7 @@ def _layer(
         mac_per_cycle=work.macs / cycles if cycles else 0.0,
         roof_percent=100 * work.roof_cycles(target, threads) / cycles if work.macs and cycles else None,
         roof_ms=work.roof_cycles(target, threads) / (mhz * 1e3) if work.macs else None,
+        layer=work.layer,
         layers=work.layers,
         causes=row.get("where", {}),
         mix=row.get("mix", {}),
@@ -262,7 +276,8 @@ def _dram_percent(row: Mapping[str, Any], seconds: float, mb_s: float) -> float 
 def print_table(profile: Profile, console: Console) -> None:
     """The profile for a terminal."""
     several = profile.threads > 1
-    table = Table(title=f"{profile.bundle}: {profile.ms:.2f} ms ({profile.measured_by})", title_justify="left")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    console.print(f"{profile.bundle}: {profile.ms:.2f} ms ({profile.measured_by})", highlight=False, markup=False)
     table.add_column("layer")
     table.add_column("kind")
     headings = ["cycles", "ms", "share", "MAC/cycle", "% of roof"]
@@ -275,8 +290,7 @@ def print_table(profile: Profile, console: Console) -> None:
         row = [f"{layer.cycles:,.0f}", f"{layer.ms:.3f}", f"{layer.share:.1%}", rate, roof]
         if several:
             row += [f"{layer.cores_at_work:.2f}" if layer.busy else "", shown_percent(layer.dram_percent)]
-        table.add_row(layer.name, layer.kind, *row, describe_causes(layer))
-    table.add_section()
+        table.add_row(layer.called, layer.kind, *row, describe_causes(layer))
     table.add_row("total", "", f"{profile.cycles:,.0f}", f"{profile.ms:.3f}", "100%", *[""] * (5 if several else 3))
     console.print(table)
     if any((layer.roof_percent or 0) > 100 for layer in profile.layers):
@@ -294,7 +308,7 @@ def print_blocks(profile: Profile, console: Console) -> None:
     """A layer's hottest blocks: cycles for each instruction, averaged over the executions."""
     for layer in profile.layers:
         share = describe_causes(layer)
-        console.print(f"{layer.name} ({layer.kind}): {layer.cycles:,.0f} cycles, {share}; {profile.measured_by}")
+        console.print(f"{layer.called} ({layer.kind}): {layer.cycles:,.0f} cycles, {share}; {profile.measured_by}")
         for block in layer.blocks:
             times = f"{block['executions']:,} times {block['cycles'] / max(block['executions'], 1):.2f} cycles"
             where = f"{block['symbol'] or 'model.so'}+{block['offset']}"

@@ -47,7 +47,7 @@ def _row(layer: LayerProfile, longest: float) -> str:
     roof = shown_percent(layer.roof_percent)
     rate = f"{layer.mac_per_cycle:.2f}" if layer.macs else ""
     return (
-        f'<tr><td class="t">{shown(layer.name)}</td><td class="t">{shown(layer.kind)}</td><td>{layer.ms:.3f}</td>'
+        f'<tr><td class="t">{shown(layer.called)}</td><td class="t">{shown(layer.kind)}</td><td>{layer.ms:.3f}</td>'
         f"<td>{layer.share:.1%}</td><td>{rate}</td><td>{roof}</td>"
         f'<td title="{shown(describe_causes(layer))}"><div class="bar">{_segments(layer, longest)}</div></td></tr>'
     )
@@ -112,5 +112,5 @@ def _dot(layer: LayerProfile, px: Axis, py: Axis) -> str:
     colour = BINARY if layer.binary else FLOAT
     radius = 4 + 22 * math.sqrt(layer.share)
     place = f'cx="{px(layer.intensity):.1f}" cy="{py(layer.mac_per_cycle):.1f}" r="{radius:.1f}"'
-    title = f"{shown(layer.name)}: {layer.mac_per_cycle:.2f} MAC/cycle, {layer.ms:.3f} ms"
+    title = f"{shown(layer.called)}: {layer.mac_per_cycle:.2f} MAC/cycle, {layer.ms:.3f} ms"
     return f'<circle {place} fill="{colour}" fill-opacity="0.45" stroke="{colour}"><title>{title}</title></circle>'

@@ -10,7 +10,6 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +164,7 @@ class _Build:
             result = profile.profile_bundle(self.made)
             _write(self.folder / "profile.html", profile_page.render(result, self.target))
             profiled = result.as_json()
+            _write(self.folder / "profile.json", json.dumps(profiled, indent=1))
             speeds.append(_speed(self.target, 1, result.ms, result.measured_by))
         if timed(self.target, THREADS):
             answer = answer_on("sim", bundles.open_bundle(self.made), make_inputs(self.model), THREADS)
@@ -201,7 +201,7 @@ class _Build:
             "speeds": profiled["speeds"],
             "kernels": dict(Counter(step["chosen"] for step in compiled["steps"])),
             "tuning": tuning,
-            "dearest": _dearest(measured, compiled, found) if measured else [],
+            "dearest": _dearest(measured, compiled) if measured else [],
             "preprocessing": compiled["preprocessing"],
             "labels": compiled["labels"],
             "file_bytes": compiled["file_bytes"],
@@ -218,13 +218,12 @@ def _speed(target: Target, threads: int, ms: float, measured_by: str) -> schema.
     return {"target": target.name, "threads": threads, "ms": ms, "measured_by": measured_by}
 
 
-def _dearest(measured: schema.Profile, compiled: schema.Compile, found: Inspection) -> list[schema.Dear]:
-    convolutions = {row.name for row in found.rows if row.binary is not None}
+def _dearest(measured: schema.Profile, compiled: schema.Compile) -> list[schema.Dear]:
     chosen = {step["name"]: step["chosen"] for step in compiled["steps"]}
     steps = sorted(measured["steps"], key=lambda step: -step["ms"])[:DEAREST]
     return [
         {
-            "name": principal(step["name"], step["layers"], convolutions),
+            "name": step["layer"] or step["name"],
             "layers": step["layers"],
             "kind": step["kind"],
             "ms": step["ms"],
@@ -234,11 +233,6 @@ def _dearest(measured: schema.Profile, compiled: schema.Compile, found: Inspecti
         }
         for step in steps
     ]
-
-
-def principal(step: str, layers: Sequence[str], convolutions: Collection[str]) -> str:
-    """The layer that a step is known by: its convolution, else the last of its layers, else its own name."""
-    return next((layer for layer in layers if layer in convolutions), layers[-1] if layers else step)
 
 
 def why(step: schema.ProfiledStep, chosen: str) -> str:
