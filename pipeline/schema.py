@@ -128,7 +128,10 @@ class Tune(TypedDict):
 
 
 class CompiledStep(TypedDict):
-    """A step of a new bundle, known by its ``layer`` ("" for a part of the next step); ``chosen`` is "tuned", "default", "generic", or "copy" for what only moves data."""
+    """A step of a new bundle, known by its ``layer`` ("" for a part of the next step).
+
+    ``chosen`` is "tuned", "default", "generic", or "copy" for what only moves data.
+    """
 
     name: str
     kind: str

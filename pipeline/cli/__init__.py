@@ -10,6 +10,7 @@ import click
 from bitkiln.pipeline.cli import (
     boards,
     build,
+    compare,
     compile,
     deploy,
     doctor,

@@ -15,7 +15,9 @@ from bitkiln.pipeline.cli.options import JSON_OPTION, MODEL_OPTIONS, TARGET_OPTI
 @click.command()
 @click.argument("items", nargs=-1, required=True, metavar="A B...")
 @TARGET_OPTION
-@click.option("--measure/--no-measure", default=True, help="Measure bundles on the simulated board, or show bounds alone.")
+@click.option(
+    "--measure/--no-measure", default=True, help="Measure bundles on the simulated board, or show bounds alone."
+)
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page.")
 @MODEL_OPTIONS
 @JSON_OPTION

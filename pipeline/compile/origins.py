@@ -33,7 +33,6 @@ class Origins:
                 pending.extend(var.name for var in variables(self.imported[layer]))
         return tuple(sorted(found, key=self.order.__getitem__))
 
-
     def main(self, layers: Iterable[str]) -> str:
         """The one of ``layers`` that a step is known by: what multiplies, else the last; "" of none."""
         last = ""
@@ -47,15 +46,24 @@ class Origins:
 def layers_of(lowered: Lowered, steps: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The layer that each of ``steps`` is known by, and all its layers in execution order.
 
-    A step that is only a part of a later one has none and is left out.
+    Where several steps together compute a tensor of the network, the first of them is known by what multiplies, the last by
+    what comes after it, and those between are left out.
     """
     graph = dict(bindings(lowered.graph["main"]))
     origins = Origins(lowered)
     known = [param.name for param in lowered.graph["main"].params]
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    parts: list[str] = []
     for name in steps:
-        if name in graph:
-            layers = origins.between(known, name)
-            found[name] = origins.main(layers), layers
-            known.append(name)
+        if name not in graph:
+            parts.append(name)
+            continue
+        layers = origins.between(known, name)
+        if parts and layers:
+            end = layers.index(origins.main(layers)) + 1
+            found[parts[0]] = layers[end - 1], layers[:end]
+            layers = layers[end:]
+        found[name] = origins.main(layers), layers
+        known.append(name)
+        parts = []
     return found

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from bitkiln.pipeline.inspect.blocks import Block
 from bitkiln.pipeline.inspect.layered import Drawing, Point, draw
 from bitkiln.pipeline.inspect.result import Row
-from bitkiln.pipeline.inspect.wording import count, image, logical, operation
+from bitkiln.pipeline.inspect.wording import image, logical, operation
 from bitkiln.pipeline.support.page import shown
+from bitkiln.pipeline.support.text import count
 from bitkiln.targets import Target
 
 #: Pixels: a convolution's block, another one's, an input's or output's.

@@ -12,8 +12,9 @@ from bitkiln.pipeline.inspect.blocks import Block, blocks_of
 from bitkiln.pipeline.inspect.drawing import graph
 from bitkiln.pipeline.inspect.result import Bound, Inspection, Row, gathered
 from bitkiln.pipeline.inspect.style import SCRIPT, STYLE
-from bitkiln.pipeline.inspect.wording import count, image, logical, milliseconds, operation, size, times
+from bitkiln.pipeline.inspect.wording import image, logical, milliseconds, operation, times
 from bitkiln.pipeline.support.page import BINARY, FLOAT, OTHER, page, shown
+from bitkiln.pipeline.support.text import count, size
 from bitkiln.targets import Target
 
 

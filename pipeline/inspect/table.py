@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bitkiln.pipeline.inspect.result import Inspection, Row, gathered
-from bitkiln.pipeline.inspect.wording import listed, logical, milliseconds, operation, size
-from bitkiln.pipeline.support.text import printable
+from bitkiln.pipeline.inspect.wording import listed, logical, milliseconds, operation
+from bitkiln.pipeline.support.text import printable, size
 
 #: Columns that a reason needs beside its row; with fewer it goes below.
 BESIDE = 44

@@ -8,24 +8,9 @@ from bitkiln.pipeline.inspect.result import Row
 from bitkiln.pipeline.support.text import printable
 
 
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    if count < 1000:
-        return f"{count} B"
-    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
-
-
 def milliseconds(value: float) -> str:
     """A time for people, four digits of it."""
     return f"{value:.4g} ms"
-
-
-def count(number: int) -> str:
-    """A count for people: 1.83 G, 118 M."""
-    for factor, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if number >= factor:
-            return f"{number / factor:.3g}{unit}"
-    return str(number)
 
 
 def times(shape: Sequence[int]) -> str:

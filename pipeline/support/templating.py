@@ -9,8 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitkiln.pipeline.inspect.wording import count, size
-from bitkiln.pipeline.support.text import printable
+from bitkiln.pipeline.support.text import count, printable, size
 
 
 def render(template: str, **values: Any) -> str:

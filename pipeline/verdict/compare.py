@@ -19,10 +19,9 @@ from bitkiln.pipeline import profile as profiles
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import BitkilnError, InputError
 from bitkiln.pipeline.inspect import inspect_model
-from bitkiln.pipeline.inspect.wording import count, size
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.profile import LayerWork
-from bitkiln.pipeline.support.text import printable
+from bitkiln.pipeline.support.text import count, printable, size
 from bitkiln.targets import Target
 
 #: Of the names of two variants, the share that must be in both for names to tell which layers belong together.
@@ -162,7 +161,9 @@ def align(columns: Sequence[Sequence[schema.Cell]]) -> list[list[schema.Cell | N
     return rows
 
 
-def _joined(rows: list[list[schema.Cell | None]], column: Sequence[schema.Cell], width: int) -> list[list[schema.Cell | None]]:
+def _joined(
+    rows: list[list[schema.Cell | None]], column: Sequence[schema.Cell], width: int
+) -> list[list[schema.Cell | None]]:
     heads = [next(cell for cell in row if cell is not None) for row in rows]
     shared = {cell["name"] for cell in heads} & {cell["name"] for cell in column} - {OTHERS}
     by_name = len(shared) >= SAME_NAMES * max(1, min(len(heads), len(column)) - 1)
@@ -199,7 +200,9 @@ def print_comparison(found: schema.Compare, console: Console) -> None:
         share = f"{item['binary_macs'] / item['macs']:.0%}" if item["macs"] else ""
         files = size(item["file_bytes"]) if item["file_bytes"] is not None else ""
         figures = (_ms(item["ms"]), _ms(item["bound_ms"]), factor(item, items[0]), f"{item['macs'] / 1e6:.1f}", share)
-        table.add_row(letter, item["kind"], item["target"], *figures, size(item["weight_bytes"]), files, _text(item["name"]))
+        table.add_row(
+            letter, item["kind"], item["target"], *figures, size(item["weight_bytes"]), files, _text(item["name"])
+        )
     console.print(table)
     for letter, item in zip(letters, items, strict=True):
         if item["measured_by"]:
@@ -221,7 +224,11 @@ def _layers(found: schema.Compare, letters: Sequence[str]) -> Table:
         for cell in row:
             what = "" if cell is None or not cell["macs"] else "bits" if cell["binary"] else "float"
             style = "green" if what == "bits" else ""
-            cells += [Text(what, style), Text(_ms(cell["ms"] if cell else None)), Text(_ms(cell["bound_ms"] if cell else None))]
+            cells += [
+                Text(what, style),
+                Text(_ms(cell["ms"] if cell else None)),
+                Text(_ms(cell["bound_ms"] if cell else None)),
+            ]
         table.add_row(_text(first["name"]), count(first["macs"]) if first["macs"] else "", *cells)
     return table
 
