@@ -26,12 +26,12 @@ from bitkiln.pipeline.inspect.operators import (
     window_of,
 )
 from bitkiln.pipeline.inspect.result import Row
-from bitkiln.pipeline.ir.graph import array_of, op_name, shape_of, variables
+from bitkiln.pipeline.ir.graph import op_name, shape_of, value_of, variables
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.ops import has_workload, workload_of
 from bitkiln.pipeline.passes.binary.recognise import Verdict
 from bitkiln.pipeline.passes.pipeline import Survey, origin
-from bitkiln.schedules.workload import Binarize, packed
+from bitkiln.schedules.workload import Binarize, Conv2d, packed
 
 _Known = TypeVar("_Known")
 
@@ -125,7 +125,9 @@ class Reader:
         compiled = self._of(self.compiled, row.name)
         if compiled is not None:
             others = dict.fromkeys(arg for each in compiled for arg in each.args[2:] if isinstance(arg, GenericConst))
-            row = replace(row, result=workload_of(compiled[-1]).out, constant_bytes=sum(map(constant_nbytes, others)))
+            row = replace(
+                row, result=workload_of(compiled[-1], Conv2d).out, constant_bytes=sum(map(constant_nbytes, others))
+            )
         return self._conventions(row) if verdict.binary else row
 
     def _conventions(self, row: Row) -> Row:
@@ -134,10 +136,10 @@ class Reader:
         if not calls:
             return row
         call = calls[0]
-        work = workload_of(call)
+        work = workload_of(call, Conv2d)
         out_channels, *kernel, _ = shape_of(call.args[1])
         bits = out_channels * math.prod(kernel) * packed(work.channels // work.groups)
-        weights = {array_of(each.args[1]).tobytes() for each in calls}
+        weights = {value_of(each.args[1]).tobytes() for each in calls}
         # Operators with the two signs of zero add up to a zero that counts as none.
         signs = {self._sign_zero(each.args[0]) for each in calls}
         sign_zero = signs.pop() if len(signs) == 1 else 0
@@ -159,8 +161,9 @@ class Reader:
         """The sign of zero by which ``bits`` of the recognised network were made; None where sums were compared."""
         while isinstance(bits, relax.Var) and bits.name in self.recognised:
             call = self.recognised[bits.name]
-            if has_workload(call) and isinstance(workload_of(call), Binarize):
-                return workload_of(call).sign_zero
+            workload = workload_of(call) if has_workload(call) else None
+            if isinstance(workload, Binarize):
+                return workload.sign_zero
             if op_name(call) not in ("reshape", "bitkiln.bmaxpool2d"):
                 return None
             bits = call.args[0]

@@ -63,6 +63,13 @@ class Graph:
         made_by = self.definition(expr)
         return made_by if made_by is not None and op_name(made_by) in names else None
 
+    def made_by(self, expr: relax.Expr) -> Call:
+        """The call that is known to make ``expr``; ValueError where none does."""
+        call = self.definition(expr)
+        if not isinstance(call, Call):
+            raise ValueError("no result of an operator, as it was taken for")
+        return call
+
     def position(self, expr: relax.Var) -> int:
         """How many operations stand before the one that makes ``expr``."""
         return self._positions[expr.name]
@@ -204,7 +211,15 @@ def array_of(expr: relax.Expr) -> np.ndarray | None:
     return expr.value.numpy() if isinstance(expr, GenericConst) else None
 
 
-def constant(array: np.ndarray, dtype: str = "float32") -> GenericConst:
+def value_of(expr: relax.Expr) -> np.ndarray:
+    """The value of what is known to be a constant; ValueError for anything else."""
+    array = array_of(expr)
+    if array is None:
+        raise ValueError("not a constant, as it was taken for")
+    return array
+
+
+def constant(array: np.ndarray | np.generic, dtype: str = "float32") -> GenericConst:
     """An array as a constant."""
     # What float32 cannot hold becomes infinite, as it does in every engine that reads the file.
     with np.errstate(over="ignore"):

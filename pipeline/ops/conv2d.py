@@ -12,7 +12,7 @@ from dataclasses import replace
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import attributes, epilogue_of, ints, pool_of, register, shape_of
+from bitkiln.pipeline.ops.register import attributes, epilogue_of, pair, pool_of, register, shape_of, sides
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
 
@@ -132,10 +132,10 @@ def _describe(
         width,
         channels,
         out_channels,
-        tuple(kernel),
-        ints(attrs["strides"]),
-        ints(attrs["padding"]),
-        ints(attrs["dilation"]),
+        pair(kernel),
+        pair(attrs["strides"]),
+        sides(attrs["padding"]),
+        pair(attrs["dilation"]),
         int(attrs["groups"]),
         binary,
         pad_value,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import attributes, epilogue_of, ints, register, shape_of
+from bitkiln.pipeline.ops.register import attributes, epilogue_of, pair, register, shape_of, sides
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import ConvTranspose2d
 
@@ -42,12 +42,12 @@ def _describe(call: Call) -> ConvTranspose2d:
         width,
         channels,
         out_channels,
-        tuple(kernel),
-        ints(attrs["strides"]),
-        ints(attrs["padding"]),
-        ints(attrs["dilation"]),
+        pair(kernel),
+        pair(attrs["strides"]),
+        sides(attrs["padding"]),
+        pair(attrs["dilation"]),
         int(attrs["groups"]),
-        ints(attrs["output_padding"]),
+        pair(attrs["output_padding"]),
         epilogue_of(call),
     )
 

@@ -30,15 +30,21 @@ def bmaxpool2d(bits: relax.Expr, *invert: relax.Expr, channels: int, pool: Pool)
     return Call(_BMAXPOOL2D, [bits, *invert], attributes(channels=channels, pool=pool))
 
 
+def _window_of(call: Call) -> Pool:
+    pool = pool_of(call)
+    if pool is None:
+        raise ValueError(f"{call.op.name} has no window")
+    return pool
+
+
 def _describe_float(call: Call) -> Pool2d:
     _, height, width, channels = shape_of(call.args[0])
-    pool = pool_of(call)
     attrs = call.attrs
     return Pool2d(
         height,
         width,
         channels,
-        pool,
+        _window_of(call),
         epilogue=epilogue_of(call),
         out=str(attrs["out"]),
         sign_zero=int(attrs["sign_zero"]),
@@ -48,7 +54,7 @@ def _describe_float(call: Call) -> Pool2d:
 def _describe_bits(call: Call) -> Pool2d:
     _, height, width, _ = shape_of(call.args[0])
     channels = int(call.attrs["channels"])
-    return Pool2d(height, width, channels, pool_of(call), bits=True, invert=len(call.args) > 1, out="bits")
+    return Pool2d(height, width, channels, _window_of(call), bits=True, invert=len(call.args) > 1, out="bits")
 
 
 _POOL2D = register("pool2d", "Maximum or average pooling.", ("data",), _describe_float)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, overload
 
 import tvm
 from tvm import relax
@@ -23,6 +24,9 @@ WORKLOAD_ATTR = "bitkiln.workload"
 
 #: TVM's pattern kind for a function that fusion must leave alone (kOpaque).
 OPAQUE = 8
+
+#: A kind of workload, e.g. ``Conv2d``.
+Kind = TypeVar("Kind", bound=Workload)
 
 _describers: dict[str, Callable[[Call], Workload]] = {}
 
@@ -42,12 +46,23 @@ def register(name: str, doc: str, arguments: tuple[str, ...], describe: Callable
     return op
 
 
-def workload_of(call: Call) -> Workload:
-    """What a call of one of our operators has to compute; ValueError for any other operator."""
+@overload
+def workload_of(call: Call) -> Workload: ...
+
+
+@overload
+def workload_of(call: Call, kind: type[Kind]) -> Kind: ...
+
+
+def workload_of(call: Call, kind: type[Kind] | None = None) -> Workload | Kind:
+    """What a call of one of our operators has to compute; ValueError for another operator, or a workload not of ``kind``."""
     describe = _describers.get(getattr(call.op, "name", ""))
     if describe is None:
         raise ValueError(f"{call.op} is no operator with a workload")
-    return describe(call)
+    workload = describe(call)
+    if kind is not None and not isinstance(workload, kind):
+        raise ValueError(f"{call.op.name} computes a {workload.tag}, no {kind.__name__}")
+    return workload
 
 
 def has_workload(expr: relax.Expr) -> bool:
@@ -60,25 +75,17 @@ def shape_of(expr: relax.Expr) -> tuple[int, ...]:
     return tuple(int(size) for size in expr.ty.shape.values)
 
 
-def attributes(**values: int | str | tuple[int, ...] | tuple[Step, ...] | Pool | None) -> tvm.ir.DictAttrs:
-    """Attributes of a call; epilogues and pools are kept as JSON text, which every IR format can hold."""
-    plain = {
-        key: [int(item) for item in value] if isinstance(value, (tuple, list)) else value
-        for key, value in values.items()
-        if key not in ("epilogue", "pool")
-    }
-    plain["epilogue"] = _steps_as_text(values.get("epilogue") or ())
-    pool = values.get("pool")
-    plain["pool"] = (
-        json.dumps([pool.kernel, pool.strides, pool.padding, pool.kind, pool.count_include_pad]) if pool else ""
-    )
-    return tvm.ir.make_node("ir.DictAttrs", **plain)
-
-
-def with_attributes(
-    call: Call, **changed: int | str | tuple[int, ...] | tuple[Step, ...] | Pool | None
+def attributes(
+    *, epilogue: Sequence[Step] = (), pool: Pool | None = None, **values: int | str | tuple[int, ...]
 ) -> tvm.ir.DictAttrs:
-    """The attributes of ``call``, some of them changed."""
+    """Attributes of a call; epilogues and pools are kept as JSON text, which every IR format can hold."""
+    plain = {key: list(map(int, value)) if isinstance(value, tuple) else value for key, value in values.items()}
+    texts = {"epilogue": _steps_as_text(epilogue), "pool": _pool_as_text(pool)}
+    return tvm.ir.make_node("ir.DictAttrs", **plain, **texts)
+
+
+def with_attributes(call: Call, **changed: Any) -> tvm.ir.DictAttrs:
+    """The attributes of ``call``, some of them ``changed``, by the names and types of ``attributes``."""
     kept = {name: call.attrs[name] for name in call.attrs.keys()}  # noqa: SIM118  It is no mapping.
     made = attributes(**changed)
     return tvm.ir.make_node("ir.DictAttrs", **kept | {name: made[name] for name in changed})
@@ -88,9 +95,27 @@ def _steps_as_text(steps: Iterable[Step]) -> str:
     return json.dumps([[step.op, step.operand, list(step.values)] for step in steps])
 
 
-def ints(value: object) -> tuple[int, ...]:
+def _pool_as_text(pool: Pool | None) -> str:
+    if pool is None:
+        return ""
+    return json.dumps([pool.kernel, pool.strides, pool.padding, pool.kind, pool.count_include_pad])
+
+
+def ints(value: Iterable[Any]) -> tuple[int, ...]:
     """A list attribute as a tuple."""
     return tuple(int(item) for item in value)
+
+
+def pair(value: Iterable[Any]) -> tuple[int, int]:
+    """A list attribute of two: along height and width."""
+    height, width = map(int, value)
+    return height, width
+
+
+def sides(value: Iterable[Any]) -> tuple[int, int, int, int]:
+    """A list attribute of four: top, left, bottom, right."""
+    top, left, bottom, right = map(int, value)
+    return top, left, bottom, right
 
 
 def epilogue_of(call: Call) -> tuple[Step, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import attributes, epilogue_of, ints, register, shape_of
+from bitkiln.pipeline.ops.register import attributes, epilogue_of, pair, register, shape_of
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Resize
 
@@ -26,8 +26,9 @@ def resize2d(
 
 def _describe(call: Call) -> Resize:
     attrs = call.attrs
-    words = (str(attrs[name]) for name in ("method", "coordinates", "rounding"))
-    return Resize(*shape_of(call.args[0])[1:], ints(attrs["size"]), *words, epilogue_of(call))
+    _, height, width, channels = shape_of(call.args[0])
+    method, coordinates, rounding = (str(attrs[name]) for name in ("method", "coordinates", "rounding"))
+    return Resize(height, width, channels, pair(attrs["size"]), method, coordinates, rounding, epilogue_of(call))
 
 
 _OP = register("resize2d", "Images brought to another size.", ("data",), _describe)

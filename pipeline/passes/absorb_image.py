@@ -12,12 +12,13 @@ from functools import partial
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.ir import Call
 
-from bitkiln.pipeline import ops
-from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of, value_of
 from bitkiln.pipeline.ir.operands import channel_operand, fits_float32
-from bitkiln.pipeline.ops.register import ints, workload_of
+from bitkiln.pipeline.ops.register import ints, with_attributes, workload_of
 from bitkiln.schedules.conv2d import is_stem
+from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
 _TO_NHWC = (0, 2, 3, 1)
@@ -31,7 +32,7 @@ def absorb_image(module: tvm.IRModule, target: Target) -> tvm.IRModule:
 def _visit(graph: Graph, _name: str, value: relax.Expr, target: Target) -> relax.Expr | None:
     if op_name(value) != "bitkiln.conv2d" or array_of(value.args[1]) is None:
         return None
-    workload = workload_of(value)
+    workload = workload_of(value, Conv2d)
     if workload.groups > 1:
         return None
     x, scale, shift = _affine(graph, value.args[0], workload.channels)
@@ -43,16 +44,8 @@ def _visit(graph: Graph, _name: str, value: relax.Expr, target: Target) -> relax
     if not is_stem(replace(workload, shift=shifted, layout=layout), target):
         return None
     operands = [*value.args[2:], *([constant(shift)] if shifted else [])]
-    kept = ("strides", "padding", "dilation", "groups", "epilogue", "pool", "out", "sign_zero")
-    weight = constant(array_of(value.args[1]) * scale)
-    return ops.conv2d(
-        x if planes is None else planes,
-        weight,
-        *operands,
-        **{name: getattr(workload, name) for name in kept},
-        shift=shifted,
-        layout=layout,
-    )
+    arguments = [x if planes is None else planes, constant(value_of(value.args[1]) * scale), *operands]
+    return Call(value.op, arguments, with_attributes(value, shift=shifted, layout=layout))
 
 
 def _affine(graph: Graph, x: relax.Expr, channels: int) -> tuple[relax.Expr, np.ndarray, np.ndarray]:
@@ -62,7 +55,7 @@ def _affine(graph: Graph, x: relax.Expr, channels: int) -> tuple[relax.Expr, np.
         call = graph.call_of(x, "add", "multiply")
         array = array_of(call.args[1]) if call is not None else None
         values = channel_operand(array, channels) if array is not None else None
-        if values is None or shape_of(call.args[0]) != shape_of(x):
+        if call is None or values is None or shape_of(call.args[0]) != shape_of(x):
             break
         if op_name(call) == "multiply" and not np.all(values):
             break
@@ -77,4 +70,4 @@ def _planes(graph: Graph, x: relax.Expr) -> relax.Expr | None:
     """The NCHW tensor that ``x`` is the NHWC form of."""
     call = graph.call_of(x, "permute_dims") if graph.used_once(x) else None
     axes = tuple(axis % 4 for axis in ints(call.attrs["axes"])) if call is not None else ()
-    return call.args[0] if axes == _TO_NHWC else None
+    return call.args[0] if call is not None and axes == _TO_NHWC else None

@@ -15,9 +15,10 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of, value_of
 from bitkiln.pipeline.ops.concat import parts_of
 from bitkiln.pipeline.ops.register import workload_of
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d
 
 
 def joined(graph: Graph, call: Call) -> relax.Expr | None:
@@ -61,10 +62,11 @@ def signs(graph: Graph, name: str, call: Call, fuse: Callable[[Call], Call | Non
     host = graph.call_of(x, "bitkiln.concat") if op_name(call) == "bitkiln.binarize" else None
     if host is None:
         return None
-    whole, sign, parts = workload_of(host), workload_of(call), parts_of(host)
+    whole, sign, parts = workload_of(host, Concat), workload_of(call, Binarize), parts_of(host)
     steps = (*whole.epilogue, *sign.epilogue)
-    operands = [array_of(expr) for expr in (*host.args[len(parts) :], *call.args[1:])]
-    if any(channels % 8 for channels in whole.parts[:-1]) or any(values is None for values in operands):
+    arrays = [array_of(expr) for expr in (*host.args[len(parts) :], *call.args[1:])]
+    operands = [values for values in arrays if values is not None]
+    if any(channels % 8 for channels in whole.parts[:-1]) or len(operands) < len(arrays):
         return None
     bits, at = [], 0
     for i, part in enumerate(parts):
@@ -82,10 +84,11 @@ def siblings(graph: Graph, call: Call) -> Call | None:
 
     Residual networks double their channels so: two convolutions, and the same activation added to each.
     """
-    hosts = [graph.call_of(part, "bitkiln.bconv2d") for part in parts_of(call)]
-    if len(hosts) < 2 or any(host is None for host in hosts) or not all(map(graph.used_once, parts_of(call))):
+    found = [graph.call_of(part, "bitkiln.bconv2d") for part in parts_of(call)]
+    hosts = [host for host in found if host is not None]
+    if len(hosts) < max(2, len(found)) or not all(map(graph.used_once, parts_of(call))):
         return None
-    works = [workload_of(host) for host in hosts]
+    works = [workload_of(host, Conv2d) for host in hosts]
     whole = replace(works[0], out_channels=sum(work.out_channels for work in works))
     alike = {replace(work, out_channels=whole.out_channels) for work in works} == {whole}
     same_bits = all(host.args[0].same_as(hosts[0].args[0]) for host in hosts)
@@ -98,11 +101,11 @@ def siblings(graph: Graph, call: Call) -> Call | None:
                 return None
             operands.append(values[0])
         else:
-            operands.append(constant(np.concatenate([array_of(value) for value in values], axis=-1)))
+            operands.append(constant(np.concatenate([value_of(value) for value in values], axis=-1)))
     epilogue = [replace(step, operand="half") if step.operand == "tensor" else step for step in whole.epilogue]
     return ops.bconv2d(
         hosts[0].args[0],
-        constant(np.concatenate([array_of(host.args[1]) for host in hosts]), "uint8"),
+        constant(np.concatenate([value_of(host.args[1]) for host in hosts]), "uint8"),
         *operands,
         channels=whole.channels,
         strides=whole.strides,

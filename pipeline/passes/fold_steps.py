@@ -9,9 +9,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ir.graph import (
-    rewrite,
-)
+from bitkiln.pipeline.ir.graph import rewrite, value_of
 from bitkiln.pipeline.ir.operands import as_float32, float64_of, product, reciprocal
 from bitkiln.pipeline.ops.register import epilogue_of, has_workload, operands_of, with_epilogue
 from bitkiln.schedules.steps import Step
@@ -44,7 +42,7 @@ def _shortened(run: list[tuple[Step, relax.Expr]]) -> list[tuple[Step, relax.Exp
     """A product and a sum for ``run``; the run itself where it is no longer than those, or where float32 cannot hold them."""
     scale, shift = np.ones(1), np.zeros(1)
     for step, operand in run:
-        values = float64_of(operand)
+        values = value_of(operand).astype(np.float64)
         if step.op == "add":
             shift = shift + values
             continue

@@ -24,11 +24,11 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite
+from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite, value_of
 from bitkiln.pipeline.ops.register import workload_of
 from bitkiln.pipeline.passes.binary.thresholds import NotMonotone, Thresholds, find_thresholds
 from bitkiln.schedules.steps import Order, Step, order
-from bitkiln.schedules.workload import Conv2d
+from bitkiln.schedules.workload import Binarize, Conv2d
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _chain(graph: Graph, value: relax.Expr) -> _Chain | None:
     conv = graph.call_of(value.args[0], "bitkiln.bconv2d")
     if conv is None or not graph.used_once(value.args[0]):
         return None
-    workload, sign = workload_of(conv), workload_of(value)
+    workload, sign = workload_of(conv, Conv2d), workload_of(value, Binarize)
     if workload.out != "float32":
         return None
     before = _with_operands(workload.epilogue, conv.args[2:])
@@ -92,7 +92,7 @@ def _fold(graph: Graph, name: str, chain: _Chain) -> relax.Expr:
     for step, values in (*chain.before, *chain.after):
         if step.operand == "tensor" or (step.operand and values is None):
             raise NotMonotone(f"another layer's result, not known before the network runs, comes between ({step})")
-        if step.operand and not np.all(np.isfinite(values)):
+        if values is not None and not np.all(np.isfinite(values)):
             raise NotMonotone(f"{step} has infinities or NaN among its constants")
     invert = np.zeros(workload.out_channels, bool)
     if pool is not None:
@@ -107,7 +107,7 @@ def _fold(graph: Graph, name: str, chain: _Chain) -> relax.Expr:
 
 def _rewritten(graph: Graph, name: str, chain: _Chain, found: Thresholds, invert: np.ndarray) -> relax.Expr:
     workload = chain.workload
-    weight = _negated(array_of(chain.conv.args[1]), found.flip, workload.channels // workload.groups)
+    weight = _negated(value_of(chain.conv.args[1]), found.flip, workload.channels // workload.groups)
     conv = ops.bconv2d(
         chain.conv.args[0],
         relax.const(weight, "uint8"),

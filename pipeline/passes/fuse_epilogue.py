@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tvm
@@ -20,7 +21,7 @@ from bitkiln.pipeline.ir.operands import clip_bounds, is_image, operand
 from bitkiln.pipeline.ops.register import with_attributes, workload_of
 from bitkiln.pipeline.passes import concats
 from bitkiln.schedules.steps import STEPS, Step, commutes_with_maximum
-from bitkiln.schedules.workload import Conv2d, Workload
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Workload
 
 _OURS = (
     "bitkiln.conv2d",
@@ -55,12 +56,11 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
 
 def _fuse_pool(graph: Graph, call: Call) -> Call | None:
     conv = _host(graph, call.args[0])
-    workload = workload_of(call)
-    if conv is None or not isinstance(workload_of(conv), Conv2d) or workload_of(conv).pool:
+    window = workload_of(call, Pool2d).pool
+    work = workload_of(conv) if conv is not None else None
+    if conv is None or not isinstance(work, Conv2d) or work.pool:
         return None
-    if workload.pool.kind == "avg" and workload.pool.kernel == workload_of(conv).conv_size:
-        return None
-    return _again(conv, pool=workload.pool)
+    return None if window.kind == "avg" and window.kernel == work.conv_size else _again(conv, pool=window)
 
 
 def _fuse_sign(graph: Graph, call: Call) -> Call | None:
@@ -69,7 +69,7 @@ def _fuse_sign(graph: Graph, call: Call) -> Call | None:
     A binary convolution gives bits by thresholds only, which the next pass finds; a concatenation gives those of its parts.
     """
     x = call.args[0]
-    workload = workload_of(call)
+    workload = workload_of(call, Binarize)
     host = _host(graph, x)
     if host is not None and not workload.epilogue and op_name(host) in _GIVE_SIGNS:
         return _again(host, out="bits", sign_zero=workload.sign_zero)
@@ -111,10 +111,12 @@ def _accepts(workload: Workload, step: Step, operands: list[relax.Expr]) -> bool
 def _host(graph: Graph, x: relax.Expr) -> Call | None:
     """The operator of ours that makes ``x``, as floats, for this use alone."""
     host = graph.call_of(x, *_OURS)
-    return host if host is not None and graph.used_once(x) and workload_of(host).out == "float32" else None
+    if host is None or not graph.used_once(x):
+        return None
+    return host if getattr(workload_of(host), "out", "bits") == "float32" else None
 
 
-def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: object) -> Call:
+def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: Any) -> Call:
     """``host`` with further operands and other attributes."""
     return Call(host.op, [*host.args, *(operands or [])], with_attributes(host, **changed))
 

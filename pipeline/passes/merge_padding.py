@@ -19,7 +19,8 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import clip_bounds
-from bitkiln.pipeline.ops.register import ints, workload_of
+from bitkiln.pipeline.ops.register import ints, with_attributes, workload_of
+from bitkiln.schedules.workload import Conv2d
 
 #: What padding a maximum never takes: infinity, or the lowest number for those who cannot write it.
 _LOWEST = float(np.finfo(np.float32).min)
@@ -50,10 +51,10 @@ def _visit(graph: Graph, name: str, value: relax.Expr, signs: dict[tuple[str, in
 def _convolution(graph: Graph, conv: Call, signs: dict[tuple[str, int], relax.Expr]) -> relax.Expr | None:
     binarize = graph.call_of(conv.args[0], "bitkiln.binarize")
     padded = _padded(graph, binarize.args[0]) if binarize is not None and len(binarize.args) == 1 else None
-    if padded is None:
+    if binarize is None or padded is None:
         return None
     x, padding, value = padded
-    workload, sign_zero = workload_of(conv), int(binarize.attrs["sign_zero"])
+    workload, sign_zero = workload_of(conv, Conv2d), int(binarize.attrs["sign_zero"])
     pad_value = int(np.sign(value)) or sign_zero
     own = workload.padding
     reach = [(size - 1) * step + 1 for size, step in zip(workload.kernel, workload.dilation, strict=True)]
@@ -65,20 +66,7 @@ def _convolution(graph: Graph, conv: Call, signs: dict[tuple[str, int], relax.Ex
     key = (x.name, sign_zero)
     if key not in signs:
         signs[key] = graph.emit(ops.binarize(x, sign_zero=sign_zero), f"{x.name}.bits")
-    kept = (
-        "channels",
-        "strides",
-        "dilation",
-        "groups",
-        "epilogue",
-        "pool",
-        "out",
-        "threshold",
-        "thresholds",
-        "sign_zero",
-    )
-    attributes = {name: getattr(workload, name) for name in kept}
-    return ops.bconv2d(signs[key], *conv.args[1:], **attributes, padding=merged, pad_value=pad_value)
+    return Call(conv.op, [signs[key], *conv.args[1:]], with_attributes(conv, padding=merged, pad_value=pad_value))
 
 
 def _pooling(graph: Graph, pool: Call) -> relax.Expr | None:

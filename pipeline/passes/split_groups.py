@@ -34,10 +34,11 @@ def splits(work: Conv2d) -> bool:
 def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
     if op_name(value) != "bitkiln.bconv2d":
         return None
-    work = workload_of(value)
+    work = workload_of(value, Conv2d)
     inputs, outputs = work.channels // work.groups, work.out_channels // work.groups
-    constants = [array_of(operand) for operand in value.args[1:]]
-    if not splits(work) or any(array is None for array in constants):
+    arrays = [array_of(operand) for operand in value.args[1:]]
+    constants = [array for array in arrays if array is not None]
+    if not splits(work) or len(constants) < len(arrays):
         return None
     weight, *operands = constants
     parts = []
@@ -45,8 +46,8 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         own = slice(group * outputs, (group + 1) * outputs)
         ends = [group * inputs // 8], [(group + 1) * inputs // 8]
         bits = graph.emit(relax.op.strided_slice(value.args[0], [3], *ends), f"{name}.bits{group}")
-        arrays = [weight[own], *(operand[..., own] for operand in operands)]
-        arguments = [relax.const(np.ascontiguousarray(array), str(array.dtype)) for array in arrays]
+        own_arrays = [weight[own], *(operand[..., own] for operand in operands)]
+        arguments = [relax.const(np.ascontiguousarray(array), str(array.dtype)) for array in own_arrays]
         attrs = dict(value.attrs.items()) | {"channels": inputs, "groups": 1}
         part = Call(value.op, [bits, *arguments], tvm.ir.make_node("ir.DictAttrs", **attrs))
         parts.append(graph.emit(part, f"{name}.group{group}"))

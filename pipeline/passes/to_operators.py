@@ -10,7 +10,7 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import is_image
-from bitkiln.pipeline.ops.register import ints
+from bitkiln.pipeline.ops.register import ints, pair, sides
 from bitkiln.pipeline.passes import concats
 from bitkiln.schedules.resize2d import COORDINATES, METHODS, ROUNDINGS
 from bitkiln.schedules.workload import Pool
@@ -48,9 +48,9 @@ def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
     return ops.conv2d(
         x,
         weight,
-        strides=ints(attrs["strides"]),
-        padding=ints(attrs["padding"]),
-        dilation=ints(attrs["dilation"]),
+        strides=pair(attrs["strides"]),
+        padding=sides(attrs["padding"]),
+        dilation=pair(attrs["dilation"]),
         groups=int(attrs["groups"]),
     )
 
@@ -62,13 +62,14 @@ def _conv2d_transpose(call: Call) -> relax.Expr | None:
     array = array_of(weight)
     if str(attrs["data_layout"]) != "NHWC" or not is_image(x) or array is None:
         return None
-    names = ("strides", "padding", "dilation", "output_padding")
-    strides, padding, dilation, extra = (ints(attrs[name]) for name in names)
+    strides, dilation, extra = (pair(attrs[name]) for name in ("strides", "dilation", "output_padding"))
+    padding = sides(attrs["padding"])
     groups, (ins, outs, height, width) = int(attrs["groups"]), array.shape
     grouped = array.reshape(groups, ins // groups, outs, height, width).transpose(0, 2, 3, 4, 1)
     weights = grouped.reshape(groups * outs, height, width, ins // groups)
     reach = [(size - 1) * step for size, step in zip((height, width), dilation, strict=True)]
-    around = (*(r - pad for r, pad in zip(reach, padding, strict=False)), *map(_after, reach, padding[2:], extra))
+    before = [r - pad for r, pad in zip(reach, padding[:2], strict=True)]
+    around = sides([*before, *map(_after, reach, padding[2:], extra)])
     if strides == (1, 1) and min(around) >= 0:
         turned = constant(np.ascontiguousarray(weights[:, ::-1, ::-1]))
         return ops.conv2d(x, turned, padding=around, dilation=dilation, groups=groups)
@@ -96,7 +97,7 @@ def _resize2d(call: Call) -> relax.Expr | None:
     rounding = str(attrs["rounding_method"]) if method == METHODS[0] else ""
     if method == METHODS[0] and rounding not in ROUNDINGS:
         return None
-    size = tuple(int(extent) for extent in call.args[1].values)
+    size = pair(call.args[1].values)
     return ops.resize2d(x, size=size, method=method, coordinates=coordinates, rounding=rounding)
 
 
@@ -105,7 +106,7 @@ def _pool2d(call: Call, kind: str) -> relax.Expr | None:
     x = call.args[0]
     if str(attrs["layout"]) != "NHWC" or ints(attrs["dilation"]) != (1, 1) or not is_image(x):
         return None
-    kernel, strides, padding = ints(attrs["pool_size"]), ints(attrs["strides"]), ints(attrs["padding"])
+    kernel, strides, padding = pair(attrs["pool_size"]), pair(attrs["strides"]), sides(attrs["padding"])
     include = bool(attrs["count_include_pad"]) or not any(padding)
     if attrs["ceil_mode"]:
         extra = [
@@ -133,5 +134,5 @@ def _global_average(graph: Graph, call: Call) -> relax.Expr | None:
     if not whole:
         return None
     result = shape_of(graph.normalized(call))
-    pooled = ops.pool2d(x, pool=Pool(shape[1:3], (1, 1), kind="avg"))
+    pooled = ops.pool2d(x, pool=Pool(pair(shape[1:3]), (1, 1), kind="avg"))
     return pooled if len(result) == 4 else relax.op.reshape(graph.emit(pooled, f"{x.name}.pooled"), result)

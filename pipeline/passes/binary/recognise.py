@@ -24,12 +24,13 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import channel_operand
-from bitkiln.pipeline.ops.register import ints, workload_of
+from bitkiln.pipeline.ops.register import ints, pair, sides, workload_of
 from bitkiln.pipeline.passes.binary.reasons import no_signs, other_kind
 from bitkiln.pipeline.passes.binary.signs import SignFinder, Signs
 from bitkiln.pipeline.passes.binary.verdict import NotBinary, Verdict
 from bitkiln.pipeline.passes.binary.weights import TOLERANCE, binary_weights
 from bitkiln.pipeline.passes.binary.whole_numbers import often_zero
+from bitkiln.schedules.workload import Conv2d
 
 __all__ = ["TOLERANCE", "Verdict", "recognise"]
 
@@ -61,27 +62,31 @@ class _Recogniser:
 
     def __init__(self) -> None:
         self.verdicts: list[Verdict] = []
-        self._finder: SignFinder | None = None
+        self._found: SignFinder | None = None
         self._bits: dict[tuple[str, int], relax.Expr] = {}
 
     def visit(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         """A binary convolution as ours; None for anything else."""
-        self._finder = self._finder or SignFinder(graph)
         operator = op_name(value)
         if operator == "bitkiln.binarize":
             self._remember(graph, name, value)
         if operator == "bitkiln.bconv2d":
-            workload = workload_of(value)
+            workload = workload_of(value, Conv2d)
             text = _padding_text(workload.pad_value, workload.padding)
             self.verdicts.append(Verdict(name, True, f"stored as binary, {text}"))
         elif operator == "nn.conv2d":
             try:
                 return self._binary(graph, name, value)
-            except NotBinary as reason:
-                self.verdicts.append(Verdict(name, False, str(reason), reason.suspicious))
-        elif (reason := other_kind(self._finder, value)) is not None:
+            except NotBinary as refusal:
+                self.verdicts.append(Verdict(name, False, str(refusal), refusal.suspicious))
+        elif (reason := other_kind(self._finder(graph), value)) is not None:
             self.verdicts.append(Verdict(name, False, reason))
         return None
+
+    def _finder(self, graph: Graph) -> SignFinder:
+        """The one finder of the rewrite: what it has found out holds for all of the network."""
+        self._found = self._found or SignFinder(graph)
+        return self._found
 
     def _remember(self, graph: Graph, name: str, call: Call) -> None:
         """Bits that the file makes itself: convolutions found here may read the same signs."""
@@ -93,17 +98,17 @@ class _Recogniser:
         scales, weight = self._weights(graph, call)
         found = self._input(graph, call)
         signs, half = found.signs, (found.signs.positive - found.signs.negative) / 2
-        padding, pad_value = _merged(found, ints(call.attrs["padding"]))
+        padding, pad_value = _merged(found, sides(call.attrs["padding"]))
         zeros = int((weight == 0).sum())
-        twice = signs.zero == signs.middle and often_zero(graph, self._finder, signs.source)
+        twice = signs.zero == signs.middle and often_zero(graph, self._finder(graph), signs.source)
         convs = [
             ops.bconv2d(
                 self._packed(graph, name, signs, sign_zero),
                 relax.const(ops.pack_bits(weights if half > 0 else -weights), "uint8"),
                 channels=shape_of(call.args[0])[3],
-                strides=ints(call.attrs["strides"]),
+                strides=pair(call.attrs["strides"]),
                 padding=padding,
-                dilation=ints(call.attrs["dilation"]),
+                dilation=pair(call.attrs["dilation"]),
                 groups=int(call.attrs["groups"]),
                 pad_value=pad_value,
             )
@@ -122,12 +127,12 @@ class _Recogniser:
         x = call.args[0]
         if str(call.attrs["data_layout"]) != "NHWC" or shape_of(x)[0] != 1 or str(x.ty.dtype) != "float32":
             raise NotBinary("only images of batch 1, in float32, can be binary", False)
-        signs = self._finder.of(_before_padding(graph, x))
+        signs = self._finder(graph).of(_before_padding(graph, x))
         expected = signs is not None and signs.binary
         weight = array_of(call.args[1])
         if weight is None:
             raise NotBinary("its weights are computed while the network runs", expected)
-        factor = array_of(signs.factor) if expected else None
+        factor = array_of(signs.factor) if signs is not None and expected else None
         if factor is None:
             return binary_weights(weight, expected)
         try:
@@ -142,9 +147,9 @@ class _Recogniser:
         data = call.args[0]
         pad = graph.call_of(data, "nn.pad")
         inner = _before_padding(graph, data)
-        signs = self._finder.of(inner)
+        signs = self._finder(graph).of(inner)
         if signs is None or not signs.binary:
-            raise NotBinary(no_signs(graph, self._finder, inner), True)
+            raise NotBinary(no_signs(graph, self._finder(graph), inner), True)
         behind = (_padding_of(pad),) if not inner.same_as(data) else ()
         before = graph.call_of(signs.source, "nn.pad")
         if before is None or signs.shape or str(before.attrs["pad_mode"]) != "constant":
@@ -160,7 +165,7 @@ class _Recogniser:
             len(shape) == 4 and shape[:1] == signs.shape[:1] == (1,) and shape[3] % 8 == signs.shape[3] % 8 == 0
         )
         if signs.shape and not whole_bytes:
-            source = self._finder.source(signs)
+            source = self._finder(graph).source(signs)
         key = (source.name, sign_zero)
         unpacked = graph.call_of(source, "bitkiln.unpack")
         if unpacked is not None:
@@ -210,14 +215,14 @@ def _padding_of(call: Call) -> _Padding:
     return _Padding((top, left, bottom, right), float(call.attrs["pad_value"]))
 
 
-def _merged(found: _Input, own: tuple[int, ...]) -> tuple[tuple[int, int, int, int], int]:
+def _merged(found: _Input, own: tuple[int, int, int, int]) -> tuple[tuple[int, int, int, int], int]:
     """All padding as one, and the sign that it holds: +1 and -1 are those of ``source``, 0 a true zero."""
     paddings = [padding for padding in (*found.padding, _Padding(own, 0.0)) if any(padding.widths)]
     values = [_sign_of(found.signs, padding.value) for padding in paddings]
     if len(set(values)) > 1:
         texts = " and then with ".join(f"{padding.value:g}" for padding in paddings)
         raise NotBinary(f"its input is padded with {texts}, for which there is no one value", True)
-    widths = tuple(map(sum, zip((0, 0, 0, 0), *(padding.widths for padding in paddings), strict=True)))
+    widths = sides(map(sum, zip((0, 0, 0, 0), *(padding.widths for padding in paddings), strict=True)))
     return widths, values[0] if values else 0
 
 

@@ -13,6 +13,7 @@ from bitkiln.pipeline.ir.graph import Graph, array_of, op_name
 from bitkiln.pipeline.ops.register import workload_of
 from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS
 from bitkiln.pipeline.passes.binary.signs import SignFinder
+from bitkiln.schedules.workload import Conv2d
 
 #: Operators that keep zeros and whole numbers, up to a factor.
 _KEEPING = frozenset(
@@ -40,7 +41,7 @@ def _step_to_zero(graph: Graph, finder: SignFinder, expr: relax.Expr, depth: int
     if operator in ROUNDINGS:
         return 1
     if operator == "bitkiln.bconv2d":
-        work = workload_of(call)
+        work = workload_of(call, Conv2d)
         terms = work.kernel[0] * work.kernel[1] * work.channels // work.groups
         return 2 if terms % 2 and (work.pad_value or not any(work.padding)) else 1
     if operator in _KEEPING or (operator == "multiply" and array_of(call.args[1]) is not None):

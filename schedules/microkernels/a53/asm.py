@@ -98,7 +98,7 @@ class Loop:
     hints: Sequence[str] = ()
 
     @cached_property
-    def _plan(self) -> _Plan | None:
+    def _found(self) -> _Plan | None:
         # Cheap to judge, dearer to complete: complete them from the best on until one works out.
         drafts = sorted(_drafts(self), key=lambda draft: draft.period + draft.late)
         return next((plan for plan in (_complete(self, draft) for draft in drafts) if plan), None)
@@ -106,7 +106,13 @@ class Loop:
     @property
     def feasible(self) -> bool:
         """Whether an order exists that respects the registers' lives."""
-        return self._plan is not None
+        return self._found is not None
+
+    @property
+    def _plan(self) -> _Plan:
+        if self._found is None:
+            raise ValueError("no order of the loop respects the lives of its registers")
+        return self._found
 
     def head(self) -> list[str]:
         """Loads what the first iteration expects from the one before."""
