@@ -32,10 +32,12 @@ __all__ = [
     "DEFAULT_TARGET",
     "BitkilnError",
     "build",
+    "card",
     "compare",
     "compile",
     "deploy",
     "evaluate",
+    "gallery",
     "inspect",
     "load",
     "open_bundle",
@@ -178,6 +180,25 @@ def compare(
         return stage.of_model(load(str(what)), _target(target), str(what))
 
     return stage.compare([item(each) for each in items])
+
+
+def card(*folders: Path, download: str = "", notes: Sequence[str] = ()) -> schema.Card:
+    """The card of a bundle, or of builds of one model for several boards. Raises BundleError, InputError."""
+    from bitkiln.pipeline.verdict.card import make_card
+
+    return make_card([Path(folder) for folder in folders], download, notes)
+
+
+def gallery(folder: Path, output: Path | None = None, title: str = "Networks") -> Path:
+    """Write a page of all cards below ``folder`` to ``output`` (index.html in it unless given). Raises InputError."""
+    from bitkiln.pipeline.support.files import atomic_write
+    from bitkiln.pipeline.verdict import gallery as stage
+
+    out = output or folder / "index.html"
+    text = stage.page(title, stage.entries(folder, out))
+    with atomic_write(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return out
 
 
 def evaluate(

@@ -534,6 +534,49 @@ class Compare(TypedDict):
     layers: list[list[Cell | None]]
 
 
+class Reference(TypedDict):
+    """A figure that others published, and where."""
+
+    what: str
+    value: str
+    source: str
+
+
+class ArchitectureRow(TypedDict):
+    """A layer on a card; shapes are empty where only the bundle is known."""
+
+    name: str
+    operation: str
+    input_shape: list[int]
+    shape: list[int]
+    padding: list[int]
+    binary: bool | None
+    macs: int
+
+
+class Card(TypedDict):
+    """``bitkiln card --json``."""
+
+    schema: Literal["bitkiln.card/1"]
+    model: str
+    sha256: str
+    task: str
+    download: str
+    accuracy: Evaluate | None
+    speeds: list[Speed]
+    published: list[Reference]
+    file_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    macs: int
+    binary_macs: int
+    inputs: list[Tensor]
+    preprocessing: dict[str, Any] | None
+    architecture: list[ArchitectureRow]
+    labels: list[str]
+    notes: list[str]
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON has it: tuples as lists, dataclasses as objects, numbers that JSON has not (NaN, infinite) as null."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -10,6 +10,7 @@ import click
 from bitkiln.pipeline.cli import (
     boards,
     build,
+    card,
     compare,
     compile,
     deploy,
@@ -49,6 +50,8 @@ for command in (
     verify.verify,
     deploy.deploy,
     evaluate.evaluate,
+    card.card,
+    card.gallery,
     boards.boards,
     logs.logs,
     doctor.doctor,

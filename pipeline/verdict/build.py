@@ -93,6 +93,7 @@ class _Build:
         """Look at the network; what cannot be compiled ends the build here, before minutes of tuning."""
         found = inspect_model(self.model, [self.target])
         _write(self.folder / "inspect.html", inspect_page.render(found))
+        _write(self.folder / "layers.json", json.dumps(found.layers(), indent=1))
         if found.problems:
             raise ModelError(f"{self.model.name} cannot be compiled: {found.problems[0]}")
         totals = found.totals

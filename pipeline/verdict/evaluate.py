@@ -29,6 +29,7 @@ from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BitkilnError, BoardError, InputError
 from bitkiln.pipeline.run import answer_on, read_inputs
+from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.pipeline.verdict.pictures import Picture, find_pictures
 
 #: Classes of each answer that are kept.
@@ -73,8 +74,8 @@ def evaluate(
     """Count the right answers of the bundle in ``folder`` on the photos in ``images``.
 
     ``board`` is "sim" for emulated boards, an ssh host or "HOST:PORT/KEY", of which ``jobs`` are asked at once. Answers are
-    appended to the file ``results``, and those that are there already are not asked for again. ``limit`` photos are taken at
-    most, spread over all. Raises BundleError, InputError, BoardError.
+    appended to the file ``results``, the summary goes beside it as .json, and photos answered already are not asked for
+    again. ``limit`` photos are taken at most, spread over all. Raises BundleError, InputError, BoardError.
     """
     bundle = open_bundle(folder)
     _check_task(bundle)
@@ -95,7 +96,10 @@ def evaluate(
                 log.append(answer)
             done.append(answer)
             progress.show()
-    return _summary(bundle, images, done, board, log.path)
+    summary = _summary(bundle, images, done, board, log.path)
+    with atomic_write(log.path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
 
 
 def _check_task(bundle: Bundle) -> None:

@@ -1,0 +1,130 @@
+"""An index of cards as one page: accuracy against time with the best of both marked, and a table to sort and filter."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitkiln.pipeline import schema
+from bitkiln.pipeline.errors import InputError
+from bitkiln.pipeline.support.templating import render
+from bitkiln.pipeline.verdict.card import DATA, PAGE
+
+#: Size of the plot, and the margins that its axes' figures take.
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 420, 60, 30, 20, 45
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A card of the gallery on one board with one number of cores; ``best``: none is both faster and more often right."""
+
+    name: str
+    link: str
+    target: str
+    threads: int | None
+    ms: float | None
+    measured_by: str
+    top1: float | None
+    top5: float | None
+    file_bytes: int
+    bits: float
+    best: bool = False
+
+
+def entries(folder: Path, out: Path) -> list[Entry]:
+    """A row for each speed of each card below ``folder``; links are relative to the page ``out``. Raises InputError."""
+    paths = sorted(folder.rglob(DATA)) if folder.is_dir() else []
+    found = [entry for path in paths for entry in _entries(path, out)]
+    if not found:
+        raise InputError(f"{folder}: no cards in there; bitkiln card BUNDLE -o DIR makes them")
+    return [entry if not _best(entry, found) else Entry(**{**vars(entry), "best": True}) for entry in found]
+
+
+def _entries(path: Path, out: Path) -> list[Entry]:
+    try:
+        card: Any = json.loads(path.read_text(encoding="utf-8"))
+        if card["schema"] != "bitkiln.card/1":
+            return []
+        accuracy: Any = card["accuracy"] or {"top1": {"value": None}, "top5": {"value": None}}
+        nothing: list[Any] = [{"target": "", "threads": None, "ms": None, "measured_by": ""}]
+        speeds: list[schema.Speed] = card["speeds"] or nothing
+        return [
+            Entry(
+                name=str(card["model"]),
+                link=Path(os.path.relpath(path.with_name(PAGE), out.parent)).as_posix(),
+                target=speed["target"],
+                threads=speed["threads"],
+                ms=speed["ms"],
+                measured_by=speed["measured_by"],
+                top1=accuracy["top1"]["value"],
+                top5=accuracy["top5"]["value"],
+                file_bytes=int(card["file_bytes"]),
+                bits=card["binary_macs"] / card["macs"] if card["macs"] else 0.0,
+            )
+            for speed in speeds
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: no card; bitkiln card BUNDLE -o DIR makes one") from None
+
+
+def _best(entry: Entry, others: Sequence[Entry]) -> bool:
+    """Is no other, on the same board and cores, both as fast and as often right, and better in one of the two?"""
+    if entry.ms is None or entry.top1 is None:
+        return False
+    rivals = [other for other in others if (other.target, other.threads) == (entry.target, entry.threads)]
+    return not any(
+        other.ms is not None
+        and other.top1 is not None
+        and other.ms <= entry.ms
+        and other.top1 >= entry.top1
+        and (other.ms, other.top1) != (entry.ms, entry.top1)
+        for other in rivals
+    )
+
+
+def page(title: str, found: Sequence[Entry]) -> str:
+    """The gallery as text."""
+    plotted = [entry for entry in found if entry.ms and entry.top1 is not None]
+    return render(
+        "verdict/templates/gallery.html", title=title, entries=found, plot=_plot(plotted) if plotted else None
+    )
+
+
+def _plot(plotted: Sequence[Entry]) -> dict[str, Any]:
+    """Where dots, axes and the line of the best lie: time to the right, logarithmic; accuracy upwards."""
+    times, rates = [entry.ms or 1.0 for entry in plotted], [entry.top1 or 0.0 for entry in plotted]
+    low, high = math.log10(min(times)) - 0.1, math.log10(max(times)) + 0.1
+    floor, top = max(min(rates) - 0.05, 0.0), min(max(rates) + 0.05, 1.0)
+
+    def x(ms: float) -> float:
+        return LEFT + (math.log10(ms) - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(rate: float) -> float:
+        return HEIGHT - BOTTOM - (rate - floor) / ((top - floor) or 1.0) * (HEIGHT - BOTTOM - TOP)
+
+    dots = [{"entry": entry, "x": x(entry.ms or 1.0), "y": y(entry.top1 or 0.0)} for entry in plotted]
+    groups = dict.fromkeys((entry.target, entry.threads) for entry in plotted)
+    fronts = [
+        [(x(entry.ms or 1.0), y(entry.top1 or 0.0)) for entry in sorted(plotted, key=lambda each: each.ms or 0.0)
+         if entry.best and (entry.target, entry.threads) == group]
+        for group in groups
+    ]  # fmt: skip
+    marks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 5)]
+    steps = [floor + (top - floor) * part / 5 for part in range(6)]
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "dots": dots,
+        "fronts": [" ".join(f"{a:.1f},{b:.1f}" for a, b in front) for front in fronts if len(front) > 1],
+        "across": [(x(mark), f"{mark:g}") for mark in marks if low <= math.log10(mark) <= high],
+        "up": [(y(rate), f"{rate:.0%}") for rate in steps],
+    }
