@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,9 @@ class _Tensor:
     name: str = ""
     #: The shape with -1 for open sizes, where there are any.
     signature: tuple[int, ...] = ()
-    scale: float = 0.0
+    scale: float | tuple[float, ...] = 0.0
+    zero: int = 0
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,15 @@ class TfliteFile:
         shape: Sequence[int],
         table: str = "",
         dtype: str = "float32",
+        into: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> int:
         """Append builtin operator ``name`` (e.g. "CONV_2D") with a result of ``shape``; returns the result.
 
-        ``options`` are the fields of the schema's ``table``, e.g. "Conv2DOptions", in the schema's CamelCase.
+        ``options`` are the fields of the schema's ``table``, e.g. "Conv2DOptions", in the schema's CamelCase; ``into`` are
+        details of the result, as those of ``tensor``.
         """
-        return self.operator_of_many(name, inputs, [shape], table, dtype, **options)[0]
+        return self.operator_of_many(name, inputs, [shape], table, dtype, into, **options)[0]
 
     def operator_of_many(
         self,
@@ -74,10 +78,11 @@ class TfliteFile:
         shapes: Sequence[Sequence[int]],
         table: str = "",
         dtype: str = "float32",
+        into: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> list[int]:
         """As ``operator``, with a result of each of ``shapes``."""
-        results = [self.tensor(shape, dtype) for shape in shapes]
+        results = [self.tensor(shape, dtype, **(into or {})) for shape in shapes]
         code = getattr(tflite.BuiltinOperator, name)
         self.operators.append(_Operator(code, tuple(inputs), tuple(results), table, options))
         return results
@@ -169,9 +174,11 @@ def _tensor(build: flatbuffers.Builder, tensor: _Tensor, buffer: int) -> int:
     if tensor.name:
         fields["Name"] = build.CreateString(tensor.name)
     if tensor.scale:
-        scale = build.CreateNumpyVector(np.array([tensor.scale], np.float32))
+        scales = np.atleast_1d(np.array(tensor.scale, np.float32))
+        scale = build.CreateNumpyVector(scales)
+        zeros = _numbers(build, [tensor.zero] * scales.size, np.int64)
         fields["Quantization"] = _table(
-            build, "QuantizationParameters", Scale=scale, ZeroPoint=_numbers(build, [0], np.int64)
+            build, "QuantizationParameters", Scale=scale, ZeroPoint=zeros, QuantizedDimension=tensor.axis
         )
     return _table(build, "Tensor", **fields, Buffer=buffer)
 

@@ -10,12 +10,16 @@ import tvm
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a network; ``layout`` is e.g. "NHWC", "NCHW" or "" where it has no meaning."""
+    """One input or output of a network; ``layout`` is e.g. "NHWC", "NCHW" or "" where it has no meaning.
+
+    ``quantization`` is (scale, zero point) of integers q that stand for ``scale * (q - zero point)``.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     layout: str = ""
+    quantization: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True)

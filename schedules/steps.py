@@ -23,7 +23,8 @@ class Step:
     """One step of an epilogue, applied to the value ``x`` of an output element (float32).
 
     ``mul``/``div``/``add``: x*v, x/v, x+v. ``prelu``: x > 0 ? x : v*x. ``relu``: max(x, 0). ``clip``: values (low, high).
-    ``leaky``: values (slope,). ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x).
+    ``leaky``: values (slope,). ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x). ``round``: to whole numbers,
+    halves to even.
 
     ``operand`` is the shape of v: "channel" float32[C], "element" float32[H, W, C] (a constant), "tensor" float32[1, H, W, C]
     (another activation, e.g. a residual), "half" float32[1, H, W, C/2] (one that each half of the channels reads); "" for
@@ -253,6 +254,14 @@ STEPS: dict[str, Row] = {
                 )
             )
         },
+    ),
+    "round": Row(
+        # Halves to even.
+        tir=lambda x, v, values: tirx.nearbyint(x),
+        numpy=lambda x, v, values: np.round(x),
+        order=lambda v, values: Order.RISES,
+        relax="round",
+        assembly={"a53": Assembly((Instruction("frintn", "x", ("x",)),))},
     ),
     "relu": Row(
         tir=lambda x, v, values: tirx.max(x, _const(0)),

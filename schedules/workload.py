@@ -60,6 +60,7 @@ class Conv2d:
     of several whether it reaches an odd number; and then neither epilogue nor pooling. Any other convolution that gives bits
     ends in sign(y) after epilogue and pooling: bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1
     convolutions of a 1x1 image.
+    ``whole``: data and weights are whole numbers whose sums float32 holds, and those sums have to be exact.
     """
 
     tag: ClassVar[str] = "conv2d"
@@ -82,6 +83,7 @@ class Conv2d:
     shift: bool = False
     layout: str = "NHWC"
     thresholds: int = 1
+    whole: bool = False
 
     @property
     def conv_size(self) -> tuple[int, int]:
@@ -149,6 +151,7 @@ class Conv2d:
         words += [f"pad{self.pad_value:+d}"] if self.binary else []
         words += ["nchw"] if self.layout == "NCHW" else []
         words += ["shift"] if self.shift else []
+        words += ["whole"] if self.whole else []
         words += [str(step) for step in self.epilogue]
         words += [str(self.pool)] if self.pool else []
         several = f"x{self.thresholds}" if self.thresholds > 1 else ""

@@ -31,10 +31,12 @@ def conv2d(
     sign_zero: int = 1,
     shift: bool = False,
     layout: str = "NHWC",
+    whole: bool = False,
 ) -> Call:
     """x float32 [1, H, W, C], weight float32 [O, kh, kw, C/groups] -> float32 [1, H', W', O], or bits.
 
-    With ``shift`` the last operand is added to x before its zero padding; with ``layout`` "NCHW" x is [1, C, H, W].
+    With ``shift`` the last operand is added to x before its zero padding; with ``layout`` "NCHW" x is [1, C, H, W]. With
+    ``whole`` the sums are whole numbers that have to be exact.
     """
     attrs = attributes(
         strides=strides,
@@ -47,6 +49,7 @@ def conv2d(
         sign_zero=sign_zero,
         shift=shift,
         layout=layout,
+        whole=whole,
     )
     return Call(_CONV2D, [x, weight, *operands], attrs)
 
@@ -104,7 +107,7 @@ def _describe_float(call: Call) -> Conv2d:
     size = shape_of(call.args[0])
     height, width, channels = size[1:] if layout == "NHWC" else (*size[2:], size[1])
     plain = _describe(call, height, width, channels, binary=False, pad_value=0, threshold="")
-    return replace(plain, shift=bool(call.attrs["shift"]), layout=layout)
+    return replace(plain, shift=bool(call.attrs["shift"]), layout=layout, whole=bool(call.attrs["whole"]))
 
 
 def _describe_binary(call: Call) -> Conv2d:

@@ -30,12 +30,15 @@ from bitkiln.pipeline.ir.graph import (
     variables,
 )
 from bitkiln.pipeline.ir.operands import as_float32, channel_operand, float64_of, product, reciprocal
+from bitkiln.pipeline.ir.whole import WholeNumbers
 from bitkiln.pipeline.ops.register import ints
 
 
 def fold_affine(module: tvm.IRModule) -> tvm.IRModule:
     """The same network (up to rounding of its constants) with fewer multiplications and additions."""
-    return rewrite(module, partial(_visit, exact=_between_sums_and_signs(module["main"])))
+    whole = WholeNumbers(module["main"])
+    exact = _between_sums_and_signs(module["main"]) | whole.rescaled
+    return rewrite(module, partial(_visit, exact=exact))
 
 
 def _visit(graph: Graph, name: str, value: relax.Expr, exact: set[str]) -> relax.Expr | None:

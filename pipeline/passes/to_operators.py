@@ -10,6 +10,7 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import is_image
+from bitkiln.pipeline.ir.whole import WholeNumbers
 from bitkiln.pipeline.ops.register import ints, pair, sides
 from bitkiln.pipeline.passes import concats
 from bitkiln.schedules.resize2d import COORDINATES, METHODS, ROUNDINGS
@@ -18,13 +19,14 @@ from bitkiln.schedules.workload import Pool
 
 def to_operators(module: tvm.IRModule) -> tvm.IRModule:
     """Every NHWC convolution, pooling, resizing and concatenation of batch 1 as one of our operators."""
-    return rewrite(module, lambda graph, _name, value: _as_ours(graph, value))
+    exact = WholeNumbers(module["main"]).exact
+    return rewrite(module, lambda graph, name, value: _as_ours(graph, value, name in exact))
 
 
-def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
+def _as_ours(graph: Graph, value: relax.Expr, exact: bool) -> relax.Expr | None:
     operator = op_name(value)
     if operator == "nn.conv2d":
-        return _conv2d(graph, value)
+        return _conv2d(graph, value, exact)
     if operator == "nn.conv2d_transpose":
         return _conv2d_transpose(value)
     if operator == "image.resize2d":
@@ -40,7 +42,7 @@ def _as_ours(graph: Graph, value: relax.Expr) -> relax.Expr | None:
     return None
 
 
-def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
+def _conv2d(graph: Graph, call: Call, exact: bool) -> relax.Expr | None:
     attrs = call.attrs
     x, weight = call.args
     if str(attrs["data_layout"]) != "NHWC" or not is_image(x) or array_of(weight) is None:
@@ -52,6 +54,7 @@ def _conv2d(graph: Graph, call: Call) -> relax.Expr | None:
         padding=sides(attrs["padding"]),
         dilation=pair(attrs["dilation"]),
         groups=int(attrs["groups"]),
+        whole=exact,
     )
 
 

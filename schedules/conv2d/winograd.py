@@ -47,7 +47,8 @@ _THREADS = 4
 def applies(workload: Conv2d) -> bool:
     """Whether ``workload`` can be computed so."""
     plain = workload.kernel == (3, 3) and workload.strides == (1, 1) and workload.dilation == (1, 1)
-    return plain and workload.groups == 1 and workload.channels % STEP == 0 and workload.out_channels % 4 == 0
+    plain = plain and workload.groups == 1 and not workload.whole
+    return plain and workload.channels % STEP == 0 and workload.out_channels % 4 == 0
 
 
 def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float) -> float:

@@ -32,6 +32,7 @@ EXPECTED = {
     "div": lambda x, v: x / v,
     "add": lambda x, v: x + v,
     "prelu": lambda x, v: np.where(x > 0, x, x * v),
+    "round": np.round,
     "relu": lambda x: np.maximum(x, 0),
     "clip": lambda x, low, high: np.clip(x, low, high),
     "leaky": lambda x, slope: np.where(x > 0, x, x * slope),
@@ -171,6 +172,7 @@ def execute(text, registers):
             "fadd": np.add,
             "fmax": np.maximum,
             "fmin": np.minimum,
+            "frintn": np.round,
             "fcmgt": lambda a, b: a > b,
             "bif": lambda value, mask: np.where(mask, old, value),  # noqa: B023
         }[name](*values)

@@ -34,6 +34,25 @@ def plain_image(spec: TensorSpec) -> Preprocessing | None:
     return Preprocessing(height, width, order, (0.0,) * channels, (1.0,) * channels, spec.layout)
 
 
+def in_integers(how: Preprocessing, spec: TensorSpec) -> Preprocessing:
+    """``how``, which makes reals of pixels, for an input of integers that stand for reals."""
+    if spec.quantization is None:
+        return how
+    scale, zero = spec.quantization
+    scales = tuple(each / scale for each in how.scale)
+    means = tuple(mean - zero / each for mean, each in zip(how.mean, scales, strict=True))
+    return replace(how, mean=means, scale=scales)
+
+
+def _in_reals(how: Preprocessing, spec: TensorSpec) -> Preprocessing:
+    """The inverse of ``in_integers``."""
+    if spec.quantization is None:
+        return how
+    scale, zero = spec.quantization
+    means = tuple(mean + zero / each for mean, each in zip(how.mean, how.scale, strict=True))
+    return replace(how, mean=means, scale=tuple(each * scale for each in how.scale))
+
+
 def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
     """``model`` with the options' preprocessing; ModelError where they make no sense for it."""
     given = {
@@ -63,6 +82,8 @@ def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
     if chosen.resize == "short-side" and not chosen.resize_to:
         chosen = replace(chosen, resize_to=max(chosen.height, chosen.width))
     _check(path, chosen)
+    if origins.get("range") != model.origins.get("range"):
+        chosen = in_integers(chosen, model.inputs[0])
     return replace(model, preprocessing=chosen, origins=origins)
 
 
@@ -131,7 +152,12 @@ def preparation(model: Model) -> list[str]:
             "short-side": f"short side to {how.resize_to}, centre {size}",
             "letterbox": f"fitted into {size} with bars of {how.fill:g}",
         }
-        parts = {"resize": shapes[how.resize], "channel_order": how.channel_order, "range": named(how.mean, how.scale)}
+        reals = _in_reals(how, model.inputs[0])
+        parts = {
+            "resize": shapes[how.resize],
+            "channel_order": how.channel_order,
+            "range": named(reals.mean, reals.scale),
+        }
         sources = [origins.get(name, ASSUMED) for name in parts]
         texts = [f"{text} ({source})" for text, source in zip(parts.values(), sources, strict=True)]
         if len(set(sources)) == 1:

@@ -5,13 +5,15 @@ Larq Compute Engine are binary operators of ours from the start (``lce``); a ten
 wherever only such operators see it, and is words again where anything else does, or where it leaves the network. Signs
 that a converter left as float operators stay as the file spells them, for the passes to recognise.
 
-Quantised networks are refused, naming the tensor. Only the first subgraph is a network; others belong to control flow.
+Networks of int8 and uint8 compute with the whole numbers of the file (``quantized``). Only the first subgraph is a network;
+others belong to control flow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from bitkiln.pipeline.errors import ModelError, ShapeNeeded, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import digest
 from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
-from bitkiln.pipeline.importers.common.preprocessing import plain_image
-from bitkiln.pipeline.importers.tflite import layers, lce, shapes
+from bitkiln.pipeline.importers.common.preprocessing import ASSUMED, in_integers, plain_image
+from bitkiln.pipeline.importers.tflite import layers, lce, quantized, shapes
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, read
 from bitkiln.pipeline.importers.tflite.labels import embedded_labels
 from bitkiln.pipeline.importers.tflite.metadata import normalization
@@ -43,7 +45,8 @@ def load(path: Path, options: ImportOptions) -> Model:
     file = read(path)
     operators = _live(file)
     shapes = _input_shapes(file, options.shapes)
-    module, outputs = _module(file, operators, shapes)
+    warnings: list[str] = []
+    module, outputs = _module(file, operators, shapes, warnings)
     inputs = tuple(_spec(file, index, shape, file.tensors[index].dtype) for index, shape in shapes.items())
     preprocessing, origins = _preprocessing(file, inputs[0])
     return Model(
@@ -55,6 +58,7 @@ def load(path: Path, options: ImportOptions) -> Model:
         preprocessing=preprocessing,
         labels=embedded_labels(path, outputs),
         origins=origins,
+        warnings=tuple(warnings),
     )
 
 
@@ -83,7 +87,7 @@ def _live(file: File) -> list[Operator]:
 
 
 def _module(
-    file: File, operators: Sequence[Operator], shapes: Mapping[int, tuple[int, ...]]
+    file: File, operators: Sequence[Operator], shapes: Mapping[int, tuple[int, ...]], warnings: list[str]
 ) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     tensors = Tensors(file)
     tensors.channels = _channels_of_inputs(tensors, operators)
@@ -94,9 +98,18 @@ def _module(
     outputs: list[relax.Var] = []
 
     def emit() -> list[relax.Var]:
+        for index, param in zip(shapes, params, strict=True):
+            if quantized.is_quantized(file.tensors[index]):
+                tensors.values[index] = quantized.entered(tensors, index, param)
         for operator in operators:
             _add(tensors, operator)
+        for index in file.outputs:
+            if quantized.is_quantized(file.tensors[index]) and index in tensors.values:
+                tensors.values[index] = tensors.emit(
+                    quantized.left(tensors, index, tensors.expression(index)), f"{tensors.name(index)}_integers"
+                )
         outputs.extend(tensors.output(index) for index in file.outputs)
+        warnings.extend(tensors.warnings)
         return outputs
 
     module = build_main(tensors.builder, params, emit)
@@ -110,11 +123,13 @@ def _add(tensors: Tensors, operator: Operator) -> None:
     """Convert one operator and bind its results."""
     node = Operands(tensors, operator)
     converter = (lce.CONVERTERS if operator.custom else _BUILTIN).get(operator.kind)
+    if quantized.applies(tensors, operator):
+        converter = partial(_as_quantized, converter)
     if converter is None:
         node.check_types()  # of a quantised network, the type says more than the operator
         raise node.unsupported(f"{'custom ' if operator.custom else ''}operators of this type are not supported")
     try:
-        if not operator.custom:
+        if not operator.custom and not isinstance(converter, partial):
             node.check_types(_ANY_CONSTANT.get(operator.kind, ()))
         result = converter(node)
         results = result if isinstance(result, list) else [result]
@@ -124,6 +139,18 @@ def _add(tensors: Tensors, operator: Operator) -> None:
         raise
     except Exception as error:  # TVM's type inference raises whatever it meets
         raise node.unsupported(f"cannot be converted: {reason_of(error)}") from error
+
+
+def _as_quantized(converter: quantized.Converter | None, node: Operands) -> list[relax.Expr]:
+    """What an operator makes of quantised tensors; other tensors must be of the types of float networks."""
+    indices = (*node.operator.inputs, *node.operator.outputs)
+    tensors = node.tensors.file.tensors
+    for index in indices:
+        if index >= 0 and tensors[index].dtype not in ("int8", "uint8", "float32", "int32", "bool", "int64"):
+            raise node.unsupported(
+                f"{tensors[index].label} is {tensors[index].dtype}, which is not supported with integers of 8 bits"
+            )
+    return quantized.convert(node.tensors, node.operator, converter)
 
 
 def _channels_of_inputs(tensors: Tensors, operators: Sequence[Operator]) -> dict[int, int]:
@@ -185,10 +212,11 @@ def _input_dtype(file: File, index: int, operators: Sequence[Operator]) -> str:
     """float32; or int32 where Larq's operators read it as words of bits."""
     tensor = file.tensors[index]
     words = any(operator.custom and operator.inputs[:1] == (index,) for operator in operators)
-    if tensor.dtype != "float32" and not (tensor.dtype == "int32" and words):
+    known = tensor.dtype == "float32" or quantized.is_quantized(tensor)
+    if not known and not (tensor.dtype == "int32" and words):
         raise UnsupportedLayer(
-            f"{file.path}: input {tensor.name!r} is {tensor.dtype}; only float32 inputs are supported, and int32 ones that "
-            "hold the bits of binary operators"
+            f"{file.path}: input {tensor.name!r} is {tensor.dtype}; inputs of float32, of quantised int8 and uint8, and of "
+            "int32 that hold the bits of binary operators are supported"
         )
     return tensor.dtype
 
@@ -199,17 +227,24 @@ def _name(file: File, index: int) -> str:
 
 
 def _spec(file: File, index: int, shape: tuple[int, ...], dtype: str) -> TensorSpec:
-    return TensorSpec(_name(file, index), shape, dtype, "NHWC" if len(shape) == 4 else "")
+    tensor = file.tensors[index]
+    stands_for = (quantized.scale_of(tensor), quantized.zero_of(tensor)) if quantized.is_quantized(tensor) else None
+    return TensorSpec(_name(file, index), shape, dtype, "NHWC" if len(shape) == 4 else "", stands_for)
 
 
 def _preprocessing(file: File, spec: TensorSpec) -> tuple[Preprocessing | None, dict[str, str]]:
     """For images: the mean and deviation of the file's metadata where it has them, else plain pixels; and what says so."""
-    image = plain_image(spec) if spec.dtype == "float32" else None
+    image = plain_image(spec)
     found = normalization(file.metadata)
-    if image is None or found is None:
-        return image, {}
+    if image is None or (spec.dtype != "float32" and spec.quantization is None):
+        return None, {}
     channels = len(image.mean)
-    if len(found.mean) not in (1, channels) or len(found.std) not in (1, channels):
+    if found is not None and len(found.mean) in (1, channels) and len(found.std) in (1, channels):
+        mean, std = (each * (channels // len(each)) for each in (found.mean, found.std))
+        image = replace(image, mean=mean, scale=tuple(1 / each for each in std))
+        return in_integers(image, spec), {"range": "the file's metadata"}
+    if spec.quantization is None:
         return image, {}
-    mean, std = (each * (channels // len(each)) for each in (found.mean, found.std))
-    return replace(image, mean=mean, scale=tuple(1 / each for each in std)), {"range": "the file's metadata"}
+    # Pixels as the integers that the input holds, its darkest the least: so converters' own tools have them.
+    darkest = 128.0 if spec.dtype == "int8" else 0.0
+    return replace(image, mean=(darkest,) * channels), {"range": f"{ASSUMED}: pixels are the input's {spec.dtype}"}

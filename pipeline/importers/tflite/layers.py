@@ -15,6 +15,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.importers.tflite.operands import Operands, scalar
+from bitkiln.pipeline.importers.tflite.quantized import spread
 from bitkiln.pipeline.importers.tflite.windows import check_windows, windows_of
 from bitkiln.pipeline.ir.graph import shape_of
 
@@ -304,34 +305,18 @@ def _dequantize(node: Operands) -> relax.Expr:
     """Weights stored in less than float32; they are constant."""
     if not node.is_constant(0):
         raise node.unsupported(
-            f"{node.tensor(0).label} is {node.tensor(0).dtype}; quantised networks are not supported, convert the model "
-            "without quantisation"
+            f"{node.tensor(0).label} is {node.tensor(0).dtype}; int8 and uint8 with a scale are supported"
         )
     array, how = node.array(0, "input"), node.tensor(0).quantization
     if array.dtype == np.float16:
         values = array.astype(np.float32)
     elif array.dtype.kind in "iu" and how is not None:
-        values = _reals(node, array)
+        values = spread(node, how, array)[1]
     else:
         raise node.error(f"its input is {array.dtype} without a scale")
     if not np.isfinite(values).all():
         raise node.error(f"non-finite weight in {node.tensor(0).label}")
     return relax.const(values.astype(np.float32))
-
-
-def _reals(node: Operands, array: np.ndarray) -> np.ndarray:
-    how = node.tensor(0).quantization
-    shape: list[int] = []
-    if how.scale.size > 1:
-        if not 0 <= how.axis < array.ndim or how.scale.size != array.shape[how.axis]:
-            raise node.error(f"its input {list(array.shape)} has {how.scale.size} scales along axis {how.axis}")
-        shape = [-1 if axis == how.axis else 1 for axis in range(array.ndim)]
-    if how.zero_point.size not in (1, how.scale.size):
-        raise node.error("its input has more zero points than scales")
-    scale, zero = (
-        values.reshape(shape) if values.size > 1 else values.reshape(-1)[0] for values in (how.scale, how.zero_point)
-    )
-    return scale * (array.astype(np.int64) - zero).astype(np.float32)
 
 
 def _resize_bilinear(node: Operands) -> relax.Expr:

@@ -79,6 +79,10 @@ class Tensors:
         self.values: dict[int, relax.Expr | Bits] = {}
         self.builder = relax.BlockBuilder()
         self.variable = VariableNames().unique
+        #: Quantised tensors, whose values are whole numbers, as the reals they stand for.
+        self.reals: dict[int, relax.Expr] = {}
+        self.warnings: list[str] = []
+        self._quantized = frozenset(t.index for t in file.tensors if t.dtype in ("int8", "uint8") and t.quantization)
         self._converted: dict[tuple[int, int], relax.Expr] = {}
         self._bound_outputs: set[int] = set()
         self._room = _ROOM + _ROOM_PER_ELEMENT * sum(array.size for array in self.constants.values())
@@ -142,7 +146,7 @@ class Tensors:
     def bind(self, index: int, result: relax.Expr | Bits) -> None:
         """Let ``result`` be the value of a tensor."""
         if not isinstance(result, Bits):
-            is_output = index in self.file.outputs
+            is_output = index in self.file.outputs and index not in self._quantized
             result = self.emit(result, self.name(index), output=is_output)
             if is_output and isinstance(result, relax.Var) and not isinstance(result, relax.DataflowVar):
                 self._bound_outputs.add(index)
@@ -150,6 +154,11 @@ class Tensors:
             self.constants[index] = result.value.numpy()
         else:
             self.values[index] = result
+
+    def warn(self, text: str) -> None:
+        """Tell the user once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def output(self, index: int) -> relax.Var:
         """The variable of an output; inputs and bits get one of its own."""

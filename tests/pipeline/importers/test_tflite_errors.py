@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tflite_file import TfliteFile
+from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import BitkilnError, ModelError, ShapeNeeded, UnsupportedLayer
 from bitkiln.pipeline.importers import ImportOptions, load_model
 from tests.pipeline.importers.test_tflite_layers import VALID, ints, normal
@@ -115,19 +116,23 @@ def test_quantised_networks_are_refused_by_tensor(write, dtype):
     assert f"(QUANTIZE) making 'tensor_1': tensor 1 'tensor_1' is {dtype}; quantised networks" in message
 
 
-def test_weights_of_eight_bits_for_floats_are_refused(write):
+def test_weights_of_eight_bits_for_floats_count_as_floats(write):
     file = TfliteFile()
     source = file.tensor((1, 4))
-    weight = file.constant(np.ones((2, 4), np.int8), scale=0.5)
+    weight = file.constant(np.arange(8, dtype=np.int8).reshape(2, 4), scale=0.5)
     result = file.operator("FULLY_CONNECTED", [source, weight], (1, 2), "FullyConnectedOptions")
-    assert "tensor 1 'tensor_1' is int8; quantised" in refused(write(file, source, result), UnsupportedLayer)
+    model = load_model(write(file, source, result))
+    x = np.float32([[1, 2, 3, 4]])
+    (got,) = reference.run(model.module, {model.module["main"].params[0].name: x})
+    np.testing.assert_allclose(got, x @ (0.5 * np.arange(8).reshape(2, 4).T))
+    assert "computed in floats" in model.warnings[0]
 
 
 def test_inputs_must_be_floats_or_words(write):
     file = TfliteFile()
     source = file.tensor((1, 4), "int32", name="x")
     result = file.operator("CAST", [source], (1, 4), "CastOptions")
-    assert "input 'x' is int32; only float32 inputs" in refused(write(file, source, result), UnsupportedLayer)
+    assert "input 'x' is int32; inputs of float32" in refused(write(file, source, result), UnsupportedLayer)
 
 
 def test_outputs_must_depend_on_the_input(write):
