@@ -126,7 +126,9 @@ def _constant_bytes(call: PlannedCall) -> int:
 def _describe_tensor(plan: ExecutionPlan, index: int, specs: Sequence[Any], at: int) -> dict[str, Any]:
     tensor = plan.tensors[index]
     layout = specs[at].layout if len(specs) > at else ""
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "layout": layout}
+    described = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "layout": layout}
+    stands_for = specs[at].quantization if len(specs) > at else None
+    return described | ({"scale": stands_for[0], "zero_point": stands_for[1]} if stands_for else {})
 
 
 def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
