@@ -14,6 +14,7 @@ import numpy as np
 from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.support import processes
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 
@@ -58,9 +59,7 @@ def on_emulator(folder: Path, target: Target, inputs: Tensors, threads: int = 1,
         argv += ["--output", str(work / "out.npz"), "--threads", str(threads)]
         argv += ["--trace", str(work / "trace.npz")] if with_trace else []
         try:
-            done = subprocess.run(
-                system.command(argv), env=system.environment, capture_output=True, text=True, timeout=RUN_SECONDS
-            )
+            done = processes.run(system.command(argv), RUN_SECONDS, system.environment)
         except subprocess.TimeoutExpired:
             raise BoardError(f"{folder}: no answer from the emulated board in {RUN_SECONDS:g} s") from None
         if done.returncode != 0:
@@ -76,10 +75,10 @@ def answer_of(report: Mapping[str, Any], outputs: dict[str, np.ndarray], label: 
     return Answer(outputs, report["seconds"], label, report["threads"], steps, traced)
 
 
-def _complaint(done: subprocess.CompletedProcess[str]) -> str:
+def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
     if done.returncode < 0:
         return f"died of signal {-done.returncode}"
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("runner: ") if lines else f"exit status {done.returncode}"
 
 

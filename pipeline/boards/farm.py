@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from bitkiln.pipeline.boards.simulated import Machine, SimulatedBoards
 from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.boards.tracker_server import TrackerProcess
 from bitkiln.pipeline.device.board_wire import new_secret
+from bitkiln.pipeline.support import interrupts
 from bitkiln.targets import Target
 
 DEFAULT_TRACKER_PORT = 9190
@@ -97,7 +99,10 @@ def _say(console: Console, text: str) -> None:
 
 def _wait(console: Console) -> None:
     try:
-        while True:
-            time.sleep(3600)
+        with interrupts.waiting():
+            while True:
+                time.sleep(3600)
     except KeyboardInterrupt:
         _say(console, "stopping")
+        if interrupts.number() == signal.SIGTERM:
+            raise

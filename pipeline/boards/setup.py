@@ -25,7 +25,7 @@ from bitkiln.pipeline.boards.ssh import Remote, cause_of
 from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.boards.userland import runtime_libraries
 from bitkiln.pipeline.errors import BoardError
-from bitkiln.pipeline.support import processes
+from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.scratch import scratch_folder
 
 DEVICE = Path(__file__).parents[1] / "device"
@@ -258,11 +258,13 @@ class Tunnel:
         """Wait for ever, opening the tunnel again when it breaks."""
         assert self._process
         while True:
-            self._process.wait()
+            with interrupts.waiting():
+                self._process.wait()
             say("the tunnel broke: opening it again")
             problem = ""
             while True:
-                time.sleep(2)
+                with interrupts.waiting():
+                    time.sleep(2)
                 try:
                     self._open()
                     say("the tunnel is open again")

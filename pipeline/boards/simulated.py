@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.boards.userland import missing_as_setup_error, runtime_libraries, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
+from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 from bitkiln.targets.sim import build, unlike
@@ -103,7 +105,8 @@ class SimulatedBoards:
                     raise BoardError(f"a simulated board does not start: {board.last_words()}")
             if time.monotonic() > deadline:
                 raise BoardError(f"simulated boards did not register with {self.tracker} within {READY:g} s")
-            time.sleep(0.1)
+            with interrupts.waiting():
+                time.sleep(0.1)
 
     def _keep(self) -> None:
         while not self._stopping.wait(0.5):
@@ -148,26 +151,17 @@ class _BoardProcess:
             self._quick_deaths = self._quick_deaths + 1 if time.monotonic() - self._started < self.QUICK else 0
         self._started = time.monotonic()
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                cwd=self._log.parent,
-                start_new_session=True,  # Ctrl-C is for whoever started us; boards end by their standard input.
-            )
+            settings = {"stdout": log, "stderr": log, "env": self._environment, "cwd": self._log.parent}
+            self.process = processes.start(self._command, stdin=subprocess.PIPE, **settings)
 
     def stop(self) -> None:
         """End it, and whatever it is running."""
         if self.process is None:
             return
         self._release()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(5)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+        processes.kill(self.process)
 
     def last_words(self) -> str:
         """The last line of its log."""
@@ -196,10 +190,10 @@ def identify(machine: Machine, folder: Path) -> dict[str, Any]:
 def _answer(machine: Machine, arguments: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
     command, environment = machine.command(arguments, folder / "report.jsonl")
     try:
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=seconds)
+        done = processes.run(command, seconds, environment, folder)
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise BoardError(f"the simulated board gave no answer in {seconds:g} s")
     except ValueError:
-        words = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        words = (done.stderr.decode(errors="replace").strip() or "it says nothing").splitlines()[-1]
         raise BoardError(f"the simulated board failed: {words}")

@@ -21,6 +21,7 @@ from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.tracker import MAGIC
 from bitkiln.pipeline.device import board_wire as wire
 from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.support import processes
 from bitkiln.pipeline.support.checked import Malformed, Name, Port, convert
 
 #: Connections at once; more are refused, so that an idle crowd does not use up this process's files.
@@ -85,7 +86,7 @@ def _start(host: str, port: int, secret: bytes | None) -> tuple[subprocess.Popen
     """A process that serves as tracker, and the port it took."""
     command = [sys.executable, "-m", "bitkiln.pipeline.boards.tracker_server", host, str(port)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+    process = processes.start(command, text=True, **pipes)
     assert process.stdin and process.stdout and process.stderr
     with suppress(BrokenPipeError):  # It is dead already; its complaint follows.
         process.stdin.write((secret or b"").decode() + "\n")
@@ -94,15 +95,14 @@ def _start(host: str, port: int, secret: bytes | None) -> tuple[subprocess.Popen
     line = process.stdout.readline().strip() if ready else ""
     if line.isdigit():
         return process, int(line)
-    process.kill()
+    processes.kill(process)
     complaint = process.stderr.read().strip().splitlines()
     _end(process)
     raise BoardError(f"cannot start a tracker on {host}: {complaint[-1] if complaint else 'it gives no sign'}")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait(10)
+    processes.kill(process)
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe:
             with suppress(BrokenPipeError):

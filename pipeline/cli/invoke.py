@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.support import interrupts
 
 
 def invoke(command: click.Command) -> None:
@@ -16,10 +17,12 @@ def invoke(command: click.Command) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        command.main(args=arguments, prog_name=Path(sys.argv[0]).name, standalone_mode=False)
+        with interrupts.ending_in_time():
+            command.main(args=arguments, prog_name=Path(sys.argv[0]).name, standalone_mode=False)
+        if interrupts.number():
+            interrupts.leave()  # It may have been broken off where nothing raises.
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        interrupts.leave()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
@@ -32,6 +35,8 @@ def invoke(command: click.Command) -> None:
     except MemoryError as error:
         _fail(error, debug, "out of memory")
     except Exception as error:
+        if interrupts.number():
+            interrupts.leave()  # What it broke off has failed.
         _fail(error, debug, f"internal error, {type(error).__name__}: {error}"[:400] + "; --debug shows where")
 
 

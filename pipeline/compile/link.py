@@ -17,6 +17,7 @@ from tvm import tirx
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
 from bitkiln.pipeline.errors import BitkilnError, SetupError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
+from bitkiln.pipeline.support import processes
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.schedules.kernel import MicroKernel
@@ -245,20 +246,14 @@ def _cc(target: Target, arguments: Sequence[str | Path], out: Path) -> Path:
 def _run(command: Sequence[str | Path]) -> str:
     """Run a tool and give what it prints; its first complaint becomes the error."""
     try:
-        done = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            timeout=TOOL_SECONDS,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        done = processes.run(command, TOOL_SECONDS, {**os.environ, "LC_ALL": "C"})
     except FileNotFoundError:
         raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
     except subprocess.TimeoutExpired:
         raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
     if done.returncode != 0:
-        raise BitkilnError(f"{command[0]} failed: {_complaint(done.stderr)}")
-    return done.stdout
+        raise BitkilnError(f"{command[0]} failed: {_complaint(done.stderr.decode(errors='replace'))}")
+    return done.stdout.decode(errors="replace")
 
 
 def _complaint(text: str) -> str:

@@ -17,6 +17,8 @@ from bitkiln.targets.needs import Missing
 
 #: How names of what is written aside begin, whatever it will be called.
 ASIDE = ".bitkiln-"
+#: What kernels and their objects take in a temporary folder while they are compiled.
+ENOUGH_BYTES, ENOUGH_FILES = 16_000_000, 64
 #: As the kernel: so many links in a row are a loop.
 _MOST_LINKS = 40
 
@@ -33,6 +35,7 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
     if end is None:
         with scratch_folder() as folder:
             temporary = Path(folder) / "content"
+            temporary.touch()
             yield temporary
             with temporary.open("rb") as source, path.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
@@ -72,6 +75,19 @@ def _end_of_links(path: Path) -> Path | None:
 
 def _mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+
+
+def require_space(folder: Path, more: int = 0) -> None:
+    """Raise SetupError where the disk of ``folder`` is so full that compilers would fail, or end this process.
+
+    They need ``more`` bytes than kernels alone do.
+    """
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if free < ENOUGH_BYTES + more or (found.f_files and found.f_favail < ENOUGH_FILES):
+        raise SetupError(
+            f"{folder.parent}: only {free / 1e6:.1f} MB left for temporary files; free some space, or set TMPDIR elsewhere"
+        )
 
 
 def fsync_directory(path: Path) -> None:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from bitkiln.pipeline.support import interrupts
+
 #: Groups of processes that run now; see ``kill_all``.
 _running: set[int] = set()
 
@@ -35,7 +37,8 @@ def run(
     """
     with start(command, env=env, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            with interrupts.waiting():
+                out, err = process.communicate(timeout=timeout)
         except BaseException:
             kill(process)
             raise
@@ -44,7 +47,7 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(command: Sequence[str | Path], **settings: Any) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str | Path], **settings: Any) -> subprocess.Popen[Any]:
     """Start a program in a session of its own; ``settings`` are subprocess.Popen's. ``kill`` ends it."""
     program = str(command[0])
     if shutil.which(program) is None:
@@ -55,8 +58,9 @@ def start(command: Sequence[str | Path], **settings: Any) -> subprocess.Popen[by
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
-    """End a program and what it started, now."""
-    _kill_group(process.pid)
+    """End a program and what it started, now; nothing where that was done."""
+    if process.pid in _running:  # Afterwards the number may be somebody else's.
+        _kill_group(process.pid)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)
     _running.discard(process.pid)
@@ -71,3 +75,6 @@ def kill_all() -> None:
 def _kill_group(group: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
+
+
+interrupts.at_the_end(kill_all, 0)

@@ -25,6 +25,7 @@ from bitkiln.pipeline.boards.userland import has_runtime
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file
+from bitkiln.pipeline.support import interrupts
 from bitkiln.pipeline.tune.builder import Builder
 from bitkiln.pipeline.tune.progress import Display, print_summary
 from bitkiln.pipeline.tune.search import Search, cost_models
@@ -43,6 +44,10 @@ FORGOTTEN = 0.1
 NEAR_ROOF = 0.1
 #: A batch that makes its task faster by 1 / HOPE or more restores its full promise.
 HOPE = 8.0
+
+
+#: Seconds for the threads of a crew to end: when all is done, and when they are to give up what they do.
+JOIN_SECONDS, ABANDON_SECONDS = 5.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -290,8 +295,9 @@ class Crew:
             self._jobs.put(None)
         if kind is not None:
             self._abandon()
+        deadline = time.monotonic() + (JOIN_SECONDS if kind is None else ABANDON_SECONDS)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """(item, result) for each item, as they come; an error of a job is raised here."""
@@ -305,7 +311,8 @@ class Crew:
 
         waiting = [self._jobs.put(lambda item=item: job(item)) for item in items]
         for _ in waiting:
-            item, result, error = results.get()
+            with interrupts.waiting():
+                item, result, error = results.get()
             if error is not None:
                 raise error
             yield item, result

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tvm.support.popen_pool import PopenPoolExecutor
-
 from bitkiln import targets
+from bitkiln.pipeline.support.files import require_space
 from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.pipeline.support.workers import WorkerDied, WorkerPool, work
 from bitkiln.schedules.workload import Workload, from_json, to_json
 from bitkiln.targets import Target
 
@@ -47,35 +46,31 @@ class BuildFailed(Exception):
 
 
 class Builder:
-    """``workers`` processes that emit, compile and link kernels."""
+    """``workers`` processes that emit, compile and link kernels. Threads may build side by side."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or max(1, min(8, os.cpu_count() or 1))
         self._folder = scratch_folder()
-        self._pool = PopenPoolExecutor(
-            self.workers, timeout=BUILD_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-
-        # Workers take seconds to load the compiler: they may as well begin at once.
-        for _ in range(self.workers):
-            self._pool.submit(prepare)
+        self._pool = WorkerPool("bitkiln.pipeline.tune.builder", self.workers)
 
     def close(self) -> None:
         """End the workers and delete what they built."""
-        self._pool.shutdown(wait=False)
+        self._pool.close()
         self._folder.cleanup()
 
     def build(self, workload: Workload, knobs: Mapping[str, int | str], target: Target) -> Artifact:
-        """Build one candidate; threads may call this side by side. Raises BuildFailed."""
+        """Build one candidate. Raises BuildFailed; SetupError where it is this machine that fails, not the candidate."""
+        require_space(Path(self._folder.name))
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         try:
-            complaint = self._pool.submit(build, to_json(workload), dict(knobs), target.name, str(folder)).result()
+            complaint = self._pool.ask([to_json(workload), dict(knobs), target.name, str(folder)], BUILD_SECONDS)
         except TimeoutError:
             complaint = f"the compiler took more than {BUILD_SECONDS:g} s"
-        except Exception as error:
-            complaint = f"the compiler's process died ({type(error).__name__})"
+        except WorkerDied as problem:
+            complaint = f"the compiler's process died ({problem})"
         if complaint:
             shutil.rmtree(folder, ignore_errors=True)
+            require_space(Path(self._folder.name))
             raise BuildFailed(complaint)
         return Artifact(folder)
 
@@ -108,3 +103,7 @@ def build(workload_json: str, knobs: dict[str, int | str], target_name: str, fol
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[-1]}"
     return ""
+
+
+if __name__ == "__main__":
+    work(prepare, build)

@@ -50,6 +50,7 @@ class Trials:
     def abandon(self) -> None:
         """Give up all trials in flight, soon."""
         self._abandoned.set()
+        self._builder.close()
         hang_up_all()
 
     def reference(self, task: Task) -> tuple[Expected, Record]:

@@ -29,6 +29,9 @@ RIGHT = np.arange(SIZE, dtype="float32")
 class FakeBuilder:
     """Builds nothing."""
 
+    def close(self) -> None:
+        """Nothing was begun."""
+
     def build(self, workload, knobs, target) -> Artifact:
         if knobs.get("tile") == "broken":
             raise BuildFailed("no registers left")
