@@ -109,10 +109,12 @@ class SimulatedBoards:
                 time.sleep(0.1)
 
     def _keep(self) -> None:
-        while not self._stopping.wait(0.5):
+        # A signal kills boards: then they stay dead.
+        while not self._stopping.wait(0.5) and not interrupts.number():
             for board in self.boards:
                 if not board.running and not board.hopeless:
-                    board.start()
+                    with suppress(OSError):  # Their folder is gone, or there is no room for a process: tried again.
+                        board.start()
 
 
 class _BoardProcess:

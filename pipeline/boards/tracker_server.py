@@ -21,7 +21,7 @@ from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.tracker import MAGIC
 from bitkiln.pipeline.device import board_wire as wire
 from bitkiln.pipeline.errors import BoardError
-from bitkiln.pipeline.support import processes
+from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.checked import Malformed, Name, Port, convert
 
 #: Connections at once; more are refused, so that an idle crowd does not use up this process's files.
@@ -75,10 +75,10 @@ class TrackerProcess:
         _end(self._process)
 
     def _keep(self) -> None:
-        while not self._stopping.wait(0.5):
+        while not self._stopping.wait(0.5) and not interrupts.number():
             if self._process.poll() is not None:
                 _end(self._process)
-                with suppress(BoardError):  # Tried again at the next look.
+                with suppress(BoardError, OSError):  # Tried again at the next look.
                     self._process, _ = _start(self.address.host, self.address.port, self._secret)
 
 

@@ -239,14 +239,16 @@ def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, ou
 
 def _cc(target: Target, arguments: Sequence[str | Path], out: Path) -> Path:
     """Run the target's compiler; gives ``out``."""
-    _run([target.cc["compiler"], *target.cc["flags"], *arguments, "-o", out])
+    # A compiler that is killed leaves its temporary files: they go with a folder of ours.
+    with scratch_folder() as temporary:
+        _run([target.cc["compiler"], *target.cc["flags"], *arguments, "-o", out], {"TMPDIR": temporary})
     return out
 
 
-def _run(command: Sequence[str | Path]) -> str:
+def _run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
     """Run a tool and give what it prints; its first complaint becomes the error."""
     try:
-        done = processes.run(command, TOOL_SECONDS, {**os.environ, "LC_ALL": "C"})
+        done = processes.run(command, TOOL_SECONDS, {**os.environ, "LC_ALL": "C", **(environment or {})})
     except FileNotFoundError:
         raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
     except subprocess.TimeoutExpired:

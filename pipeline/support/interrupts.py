@@ -37,6 +37,7 @@ class _State:
 
 
 _state = _State()
+_leaving = threading.Lock()
 
 
 #: What to do before this process ends, by when: programs are killed before their folders go.
@@ -96,6 +97,9 @@ def waiting() -> Iterator[None]:
         if _state.number:
             raise Interrupted
         yield
+        # What we waited for may have ended because it was killed.
+        if _state.number:
+            raise Interrupted
     finally:
         _state.waits -= 1
 
@@ -132,6 +136,7 @@ def _heard(reader: int, seconds: float | None) -> bool | None:
 
 def leave() -> NoReturn:
     """End this process and all it started, now, deleting what is temporary."""
+    _leaving.acquire()  # Whoever comes second waits for the first to end it all.
     for _, act in _last_acts:
         act()
     with suppress(OSError, ValueError, AttributeError):

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from bitkiln.pipeline.support import interrupts
 
-#: Groups of processes that run now; see ``kill_all``.
+#: Leaders of sessions that run now; see ``kill_all``.
 _running: set[int] = set()
 
 
@@ -60,7 +60,7 @@ def start(command: Sequence[str | Path], **settings: Any) -> subprocess.Popen[An
 def kill(process: subprocess.Popen[Any]) -> None:
     """End a program and what it started, now; nothing where that was done."""
     if process.pid in _running:  # Afterwards the number may be somebody else's.
-        _kill_group(process.pid)
+        _kill_session(process.pid)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)
     _running.discard(process.pid)
@@ -68,13 +68,26 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 def kill_all() -> None:
     """End all programs that run: for a process that is ended in the middle of its work."""
-    for group in list(_running):
-        _kill_group(group)
+    for leader in list(_running):
+        _kill_session(leader)
 
 
-def _kill_group(group: int) -> None:
+def _kill_session(leader: int) -> None:
+    """Kill the session that ``leader`` began: its own group, and others that were made in it."""
+    _kill(-leader)
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # man 5 proc: the session is the fourth field after the command's name, which stands in brackets.
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[3] == str(leader):
+            _kill(int(entry.parent.name))
+
+
+def _kill(number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+        os.kill(number, signal.SIGKILL)
 
 
 interrupts.at_the_end(kill_all, 0)

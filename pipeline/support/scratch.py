@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from bitkiln.pipeline.support import interrupts
@@ -64,8 +65,11 @@ def discard(path: Path) -> None:
 
 def remove_all() -> None:
     """Delete all that this process made and has not deleted: for one that is ended in the middle of its work."""
+    deadline = time.monotonic() + 0.3
     for path in list(_live):
-        discard(Path(path))
+        # What was just killed, or a thread of ours, may have made another file meanwhile.
+        while os.path.lexists(path) and time.monotonic() < deadline:
+            _delete(Path(path))
 
 
 def owned_prefix(prefix: str) -> str:

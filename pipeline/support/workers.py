@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from bitkiln.pipeline.support import processes
@@ -30,11 +31,13 @@ class WorkerDied(Exception):
 
 
 class WorkerPool:
-    """``count`` processes that run ``module``, which calls ``work``. Threads may ask side by side."""
+    """``count`` processes that run ``module``, which calls ``work``. Threads may ask side by side.
 
-    def __init__(self, module: str, count: int) -> None:
-        self._module = module
-        self._workers = [_Worker(module) for _ in range(count)]
+    What is temporary of theirs goes into ``folder``: killed ones do not tidy up.
+    """
+
+    def __init__(self, module: str, count: int, folder: Path) -> None:
+        self._workers = [_Worker(module, folder) for _ in range(count)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._closed = threading.Event()
         for worker in self._workers:
@@ -67,14 +70,15 @@ class WorkerPool:
 
 
 class _Worker:
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, folder: Path) -> None:
         self._command = [sys.executable, "-m", module]
+        self._environment = {**os.environ, "TMPDIR": str(folder)}
         self.start()
 
     def start(self) -> None:
         """Begin, again after an end."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = processes.start(self._command, bufsize=0, **pipes)
+        self._process = processes.start(self._command, env=self._environment, bufsize=0, **pipes)
 
     def ask(self, job: Any, seconds: float) -> Any:
         assert self._process.stdin

@@ -51,7 +51,7 @@ class Builder:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or max(1, min(8, os.cpu_count() or 1))
         self._folder = scratch_folder()
-        self._pool = WorkerPool("bitkiln.pipeline.tune.builder", self.workers)
+        self._pool = WorkerPool("bitkiln.pipeline.tune.builder", self.workers, Path(self._folder.name))
 
     def close(self) -> None:
         """End the workers and delete what they built."""

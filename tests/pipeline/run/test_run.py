@@ -130,8 +130,8 @@ def test_outputs_that_cannot_be_written_are_one_line(toy_bundle: Bundle, tensor:
         run.run(toy_bundle.folder, tensor=tensor, output=tmp_path / "absent" / "y.npz")
 
 
-def test_a_board_of_a_tracker_answers(toy_bundle: Bundle, toy_input: np.ndarray, toy_answer) -> None:
-    with simulated_farm(toy_bundle.target, count=1) as (tracker, key):
+def test_a_board_of_a_tracker_answers(toy_bundle: Bundle, toy_input: np.ndarray, toy_answer, secret) -> None:
+    with simulated_farm(toy_bundle.target, count=1, secret=secret) as (tracker, key):
         answer = run.answer_on(f"{tracker}/{key}", toy_bundle, {"x": toy_input})
     np.testing.assert_allclose(answer.outputs["scores"], toy_answer(toy_input)[0], rtol=1e-5)
     assert "simulated Cortex-A53" in answer.measured_by and len(answer.steps) == 3

@@ -26,9 +26,9 @@ def do(what: str, argument: Any = None) -> Any:
 
 
 @pytest.fixture
-def pool(monkeypatch):
+def pool(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", ".")
-    pool = WorkerPool("tests.pipeline.support.test_workers", 2)
+    pool = WorkerPool("tests.pipeline.support.test_workers", 2, tmp_path)
     yield pool
     pool.close()
 

@@ -174,10 +174,10 @@ def test_a_bundle_compiled_with_another_padding(tmp_path, no_records):
     assert "second_bits" in [line.split(" ")[0] for line in text.splitlines()]
 
 
-def test_boards_of_every_kind_give_the_same(compiled, device):
+def test_boards_of_every_kind_give_the_same(compiled, device, secret):
     bundle, inputs = open_bundle(compiled), make_inputs(small_model())
     emulated = run.trace_on("sim", bundle, inputs)
-    with simulated_farm(bundle.target, count=1) as (tracker, key):
+    with simulated_farm(bundle.target, count=1, secret=secret) as (tracker, key):
         simulated = run.trace_on(f"{tracker}/{key}", bundle, inputs)
     reached = run.over_ssh(Remote(device.address, device.port), bundle, inputs, 1, with_trace=True)
     for other in (simulated, reached):
