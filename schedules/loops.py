@@ -14,13 +14,15 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules.definition import window_size
 from bitkiln.schedules.kernel import Argument, Constant
-from bitkiln.schedules.steps import Step, expression, sign_bit
+from bitkiln.schedules.steps import EXPONENTIALS, Step, expression, sign_bit
 from bitkiln.schedules.workload import Conv2d, Pool, packed
 
 #: A buffer of the IR builder.
 Buffer = Any
 #: Vector lanes handled at once: four 128-bit registers, so that LLVM has independent operations to fill latencies with.
 LANES = 16
+#: Lanes of what needs many registers for each vector, exponentials: more would be spilled to the stack.
+_FEW_LANES = 8
 
 
 def parameters(arguments: Sequence[Argument | Constant]) -> list[Buffer]:
@@ -109,7 +111,35 @@ def apply_epilogue(
         value = expression(steps, source[start + i], operands, (*pixel, channel + i))
         T.buffer_store(target, value, [to + i])
 
-    sweep(extent, element)
+    sweep(extent, element, _lanes(steps))
+
+
+def _lanes(steps: Sequence[Step]) -> int:
+    return _FEW_LANES if any(step.op in EXPONENTIALS for step in steps) else LANES
+
+
+def apply_late(
+    result: Buffer,
+    first: Any,
+    pixels: int,
+    size: tuple[int, int],
+    steps: Sequence[Step],
+    operands: Sequence[Buffer],
+) -> None:
+    """``steps`` on ``pixels`` neighbours of ``result`` from pixel ``first`` on, in place; ``size`` is (width, channels)."""
+    width, channels = size
+    if any(step.operand for step in steps):
+        with T.serial(pixels) as index:
+            pixel = first + index
+            at = pixel * channels
+            apply_epilogue(result, at, result, at, channels, steps, operands, (pixel // width, pixel % width), 0)
+        return
+    start = first * channels
+
+    def element(i: Any) -> None:
+        T.buffer_store(result, expression(steps, result[start + i], (), (0, 0, 0)), [start + i])
+
+    sweep(pixels * channels, element, _lanes(steps))
 
 
 def pool_pixel(

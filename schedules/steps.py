@@ -217,6 +217,9 @@ def _by_sign(v: np.ndarray | None, unknown: Order, positive: Order, negative: Or
 
 _MULTIPLY_BY_SLOPE = Instruction("fmul", "t0", ("x", "v0"))
 
+#: Steps made of exponentials: ``exponentials`` says how they are computed.
+EXPONENTIALS = frozenset({"sigmoid", "tanh", "silu"})
+
 #: The steps by their names.
 STEPS: dict[str, Row] = {
     "mul": Row(

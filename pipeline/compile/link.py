@@ -20,6 +20,7 @@ from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
 from bitkiln.pipeline.support import processes
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
 from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.schedules import exponentials
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.targets import Target
 
@@ -93,6 +94,7 @@ def link_library(
 
 def compile_functions(functions: Mapping[str, tirx.PrimFunc], target: Target, out: Path) -> Path:
     """Compile kernels to one object file; each is exported as ``__tvm_ffi_<name>``."""
+    exponentials.register()
     module = tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
     # That pass shrinks a buffer to the elements it sees used, and does not see what micro-kernels use by its address.
     with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,11 @@ class _Direct:
         self.geometry = geometry(workload)
         self.groups = workload.groups
         self.out_per_group = workload.out_channels // workload.groups
-        self.finish = finish_of(workload) if assembly else None
+        self.straight = not workload.pool and workload.out == "float32"
+        self.early, self.late, _ = tiles.split_steps(workload.epilogue)
+        if not (assembly and self.straight):
+            self.early, self.late = workload.epilogue, ()
+        self.finish = finish_of(replace(workload, epilogue=self.early)) if assembly else None
         self.window = self.finish.window if self.finish else 1
         self.order = _window_order(workload) if self.window > 1 else np.arange(len(self.geometry.pixels))
         # The micro-kernels begin at 3 pixels; windows are not split.
@@ -86,7 +91,7 @@ class _Direct:
         self.row_length = tiles.row_length(self.geometry.row_length, assembly)
         self.depth = len(self.geometry.rows) * self.row_length
         self.panel_floats = self.depth * sum(run.count * run.size for run in self.panel_runs)
-        self.tiles = Tiles(workload.epilogue, self.finish, assembly)
+        self.tiles = Tiles(self.early, self.finish, assembly)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
 
@@ -125,13 +130,14 @@ class _Direct:
 
     def _body(self) -> None:
         work = self.workload
-        straight = self.finish is not None or (not work.pool and work.out == "float32")
+        straight = self.straight or self.finish is not None
         floats = len(self.order) // self.window * work.out_channels
         self.result = loops.flat(self.out, floats) if straight else T.alloc_buffer((floats,), "float32")
         if self.block * self.tile_m * 4 <= len(self.order):
             self._blocks_in_parallel(straight)
         else:
             self._panels_in_parallel()
+            self._late_by_rows()
         if not straight:
             loops.finish(work, self.result, self.out)
 
@@ -167,6 +173,7 @@ class _Direct:
                             first = panels.first + panel * panels.size
                             pixel = run.first + block * run.size
                             self._tiles(pixel, run.used, group, first, panels, inside, reach)
+                self._late(run.first + block * run.size, run.used)
 
     def _panels_in_parallel(self) -> None:
         for panels in self.panel_runs:
@@ -175,6 +182,19 @@ class _Direct:
                     with T.serial(run.count) as block:
                         group, first = piece // panels.count, panels.first + piece % panels.count * panels.size
                         self._tiles(run.first + block * run.size, run.used, group, first, panels, 1, reach)
+
+    def _late_by_rows(self) -> None:
+        height, width = self.workload.conv_size
+        if self.late:
+            with T.parallel(height) as y:
+                self._late(y * width, width)
+
+    def _late(self, first: Any, pixels: int) -> None:
+        """The steps that the micro-kernel left, on pixels of the result."""
+        if self.late:
+            size = (self.workload.conv_size[1], self.workload.out_channels)
+            *_, operands = tiles.split_steps(self.workload.epilogue, self.operands)
+            loops.apply_late(self.result, first, pixels, size, self.late, operands)
 
     def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int, reach: bool) -> None:
         """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""

@@ -35,7 +35,13 @@ _PARTS = 4
 
 def applies(workload: Conv2d) -> bool:
     """Whether this schedule can compute ``workload``."""
-    if workload.binary or workload.whole or workload.groups > 1 or workload.dilation != (1, 1) or workload.out != "float32":
+    if (
+        workload.binary
+        or workload.whole
+        or workload.groups > 1
+        or workload.dilation != (1, 1)
+        or workload.out != "float32"
+    ):
         return False
     kernels = all(_STRIDE * (_TAPS - 1) < size <= _STRIDE * _TAPS for size in workload.kernel)
     if not kernels or workload.strides != (_STRIDE, _STRIDE):

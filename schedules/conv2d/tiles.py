@@ -158,6 +158,18 @@ def finish_of(steps: Sequence[Step], window: int = 1) -> Finish | None:
     return Finish(bias, rest[0].op, rest[0].values, window) if rest else Finish(bias, window=window)
 
 
+def split_steps(
+    steps: Sequence[Step], operands: Sequence[Any] = ()
+) -> tuple[Sequence[Step], Sequence[Step], Sequence[Any]]:
+    """The steps that a micro-kernel can finish with, those that follow, and what of ``operands`` is theirs.
+
+    What follows is done in place, on many neighbouring results at once while they are in the cache.
+    """
+    count = next(count for count in range(len(steps), -1, -1) if finish_of(steps[:count]) is not None)
+    own = sum(step.operand != "" for step in steps[:count])
+    return steps[:count], steps[count:], operands[own:]
+
+
 def row_length(floats: int, assembly: bool) -> int:
     """The length of rows of ``floats`` taps, filled up for the micro-kernel."""
     return -(-floats // STEP) * STEP if assembly else floats

@@ -27,7 +27,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.a53 import FlatSigns
 from bitkiln.schedules.conv2d.geometry import Run, split
-from bitkiln.schedules.conv2d.tiles import pack_panels
+from bitkiln.schedules.conv2d.tiles import pack_panels, split_steps
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
@@ -106,6 +106,9 @@ class Winograd:
         self.tile_n = tile[1]
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"
+        self.early, self.late, _ = split_steps(workload.epilogue)
+        if not self.straight or self.window != (1, 1):
+            self.early, self.late = workload.epilogue, ()
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs else None
@@ -185,6 +188,9 @@ class Winograd:
                 self._multiply(products, data, chunk, run.used, groups, loop)
                 with loop(tiles) as tile:
                     self._transform_result(products, tile * self.result_pitch, first + tile, chunk, run.used)
+        if self.late:
+            with loop(tiles) as tile, T.serial(self.outputs[0]) as dy:
+                self._late(first + tile, dy)
 
     def _claim(self, first: Any, tiles: int) -> None:
         """Claims the output of the block, row by row of its tiles."""
@@ -206,6 +212,27 @@ class Winograd:
                     row()
             else:
                 row()
+
+    def _late(self, tile: Any, dy: Any) -> None:
+        """The steps left for row ``dy`` of a tile's results, in place."""
+        (height, width), count = self.workload.conv_size, self.outputs[1]
+        y = tile // self.tiles[1] * self.outputs[0] + dy
+        x = tile % self.tiles[1] * count
+        *_, operands = split_steps(self.workload.epilogue, self.operands)
+
+        def pixels(number: int) -> None:
+            size = (width, self.workload.out_channels)
+            loops.apply_late(self.result, y * width + x, number, size, self.late, operands)
+
+        with T.If(y < height), T.Then():
+            if width % count == 0:
+                pixels(count)
+                return
+            with T.If(x + count <= width):
+                with T.Then():
+                    pixels(count)
+                with T.Else():
+                    pixels(width % count)
 
     def _multiply(
         self, products: Any, data: Any, chunk: Any, width: int, groups: Sequence[Run], loop: Callable[..., Any]
@@ -332,16 +359,16 @@ class Winograd:
         work = self.workload
         window_y, window_x = self.window
         # Of values that a monotone epilogue treats alike, the largest gives the largest result: it alone needs computing.
-        late = self.window != (1, 1) and all(map(commutes_with_maximum, work.epilogue))
+        after = self.window != (1, 1) and all(map(commutes_with_maximum, work.epilogue))
         largest = None
         for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
             for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
                 where = (pixel[0] + dy, pixel[1] + dx, _vector(channel))
                 value = outputs[dy][dx]
-                if not late:
-                    value = T.bind(expression(work.epilogue, value, self.operands, where))
+                if not after:
+                    value = T.bind(expression(self.early, value, self.operands, where))
                 largest = value if largest is None else T.bind(tirx.max(largest, value))
-        return expression(work.epilogue, largest, self.operands, where) if late else largest
+        return expression(self.early, largest, self.operands, where) if after else largest
 
     def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
         """Four channels of a tile's results."""

@@ -96,8 +96,10 @@ class _Tiled:
                 self._add(y, x, assembly)
         #: The different numbers of pixels in a row of a phase.
         self.counts = sorted({part.x.count for part in self.parts})
-        finish = tiles.finish_of(workload.epilogue) if assembly else None
-        self.tiles = Tiles(workload.epilogue, finish, assembly)
+        early, self.late, _ = tiles.split_steps(workload.epilogue)
+        if not assembly:
+            early, self.late = workload.epilogue, ()
+        self.tiles = Tiles(early, tiles.finish_of(early) if assembly else None, assembly)
         whole_rows = all(part.taps.length == self._length(part.x)[0] for part in self.parts if part.rows)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(self.border) or not whole_rows
@@ -142,6 +144,7 @@ class _Tiled:
             out = T.arg("out", T.buffer(out_shape, "float32"))
             self.tiles.bind(self._image(data), weights, table, row_table, operand_buffers)
             self.result = loops.flat(out, math.prod(out_shape))
+            *_, self.late_operands = tiles.split_steps(self.workload.epilogue, operand_buffers)
             if self.order == "rows":
                 self._rows_first()
             else:
@@ -183,6 +186,8 @@ class _Tiled:
             for part in self.parts:
                 if part.x.count > common:
                     self._in_rows(part, y, common, Run(common, 1, part.x.count - common, part.x.count - common))
+            for first in range(min(self.workload.strides[0], self.workload.out_size[0])):
+                self._late(y, first)
 
     def _in_rows(self, part: _Part, y: Any, x: Any, pixels: Run) -> None:
         together = pixels.used >= self.least and self.tiles.finish is not None and part.rows
@@ -203,6 +208,22 @@ class _Tiled:
                                 x = pixels.first + index * pixels.size
                                 self._tile(part, (y, x), pixels, group, run, channel, 1)
 
+        if self.late:
+            with T.parallel(self.workload.out_size[0]) as row:
+                self._late_row(row)
+
+    def _late(self, y: Any, first: int) -> None:
+        """The steps that the micro-kernel left, on the row of the phase from ``first`` on."""
+        if self.late:
+            stride, height = self.workload.strides[0], self.workload.out_size[0]
+            with self._where(y, -(-(height - first) // stride)):
+                self._late_row(y * stride + first)
+
+    def _late_row(self, row: Any) -> None:
+        width = self.workload.out_size[1]
+        size = (width, self.workload.out_channels)
+        loops.apply_late(self.result, row * width, width, size, self.late, self.late_operands)
+
     @contextmanager
     def _where(self, y: Any, count: int) -> Iterator[None]:
         """Guards what only the first ``count`` rows of a phase have."""
@@ -219,7 +240,7 @@ class _Tiled:
         if floats < CLAIM_FLOATS:
             return
         for dy in range(min(stride_y, height)):
-            with self._where(y, self.parts[0].y.count if dy == 0 else -(-(height - dy) // stride_y)):
+            with self._where(y, -(-(height - dy) // stride_y)):
                 start = ((y * stride_y + dy) * width + x * stride_x) * self.workload.out_channels
                 loops.claim(self.result, start, floats)
 
