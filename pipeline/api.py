@@ -288,7 +288,7 @@ def deploy(bundle: Path, destination: str, port: int | None = None, console: Con
 def set_up_board(
     board: str,
     tracker: str,
-    key: str = DEFAULT_TARGET,
+    key: str | None = None,
     tunnel: bool = False,
     port: int | None = None,
     console: Console | None = None,
@@ -304,10 +304,10 @@ def set_up_board(
         if console:
             console.print(text, highlight=False, markup=False)
 
-    def sample() -> Any:
+    def sample(name: str) -> Any:
         from bitkiln.pipeline.tune.sample import sample_kernel  # Brings the compiler with it.
 
-        return sample_kernel(_target(DEFAULT_TARGET))
+        return sample_kernel(_target(name))
 
     address = access.Address.parse(tracker)
     setup.set_up(Remote(board, port), address, key, tunnel, sample, say)

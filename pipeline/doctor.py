@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bitkiln import targets
-from bitkiln.pipeline.boards.userland import runtime_libraries, userland, userland_folder
+from bitkiln.pipeline.boards.userland import userland, userland_folder
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.targets import debian, needs
 from bitkiln.targets.needs import Missing
@@ -35,7 +35,6 @@ def doctor() -> list[Check]:
         *(Check(check.name, check.ok, check.explanation, measuring) for check in simulator()),
         _check("arm64 userland", measuring, lambda: str(userland(board).root)),
         _check("armhf userland", "run, verify of 32-bit bundles", lambda: str(userland(board32).root)),
-        _check("TVM's runtime for boards", "tune, boards setup", lambda: str(runtime_libraries())),
         _check("ssh", "deploy, boards setup", lambda: needs.find("ssh")),
     ]
 

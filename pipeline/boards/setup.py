@@ -1,7 +1,7 @@
-"""Makes a 64-bit board with Python 3.9 or later measure for a tracker, over the user's own OpenSSH.
+"""Makes a board with Python 3.9 or later measure for a tracker, over the user's own OpenSSH.
 
-It copies the board's server, the runner and TVM's two runtime libraries into a folder of the user's home, has systemd keep
-the server running, and ends with a measurement through the tracker.
+It copies the board's server and the runner, a few files of Python, into a folder of the user's home, has systemd keep the
+server running, and ends with a measurement through the tracker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from bitkiln.pipeline.boards.board import Measurement, Request, measure_in
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.ssh import Remote, cause_of
 from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
-from bitkiln.pipeline.boards.userland import runtime_libraries
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.scratch import scratch_folder
@@ -31,14 +30,18 @@ from bitkiln.pipeline.support.scratch import scratch_folder
 DEVICE = Path(__file__).parents[1] / "device"
 FOLDER = ".local/share/bitkiln-board"
 SERVICE = "bitkiln-board"
-#: What TVM's runtime is built for.
-OLDEST_GLIBC = (2, 27)
+#: What kernels are linked for, and what the server needs.
+OLDEST_GLIBC = (2, 28)
 OLDEST_PYTHON = (3, 9)
+#: What ``uname -m`` says of the boards that we have kernels for; 32-bit systems may run on a 64-bit kernel.
+MACHINES = ("aarch64", "armv7l", "armv8l")
+#: The target of boards with a system of so many bits.
+TARGETS = {64: "rasp3b", 32: "rasp3b32"}
 #: Seconds the board has to register.
 REGISTRATION = 60.0
 
 #: What we put there, of our own.
-PROGRAMS = ("board_server.py", "board_wire.py", "runner.py")
+PROGRAMS = ("board_server.py", "board_rpc.py", "board_wire.py", "runner.py")
 #: The file there with what the board shares with us.
 SECRET = "secret"
 
@@ -81,13 +84,8 @@ def probe(remote: Remote) -> Mapping[str, Any]:
         facts = json.loads(remote.run(f"python3 -c {shlex.quote(PROBE)}"))
     except ValueError:
         raise BoardError(f"{remote.host}: python3 there gives no sensible answer")
-    if facts["bits"] != 64:
-        raise BoardError(
-            f"{remote.host} runs a 32-bit system ({facts['machine']}) and TVM publishes no 32-bit runtime: install the 64-bit "
-            "system to tune on it; 32-bit bundles run there without"
-        )
-    if facts["machine"] != "aarch64":
-        raise BoardError(f"{remote.host} is {facts['machine']}, not a 64-bit ARM board")
+    if facts["machine"] not in MACHINES:
+        raise BoardError(f"{remote.host} is {facts['machine']}, not an ARM board of {' or '.join(MACHINES)}")
     if tuple(facts["python"]) < OLDEST_PYTHON:
         raise BoardError(
             f"{remote.host} has Python {_dotted(facts['python'])}: {_dotted(OLDEST_PYTHON)} or later is needed"
@@ -133,18 +131,18 @@ def install(remote: Remote, facts: Mapping[str, Any], plan: Plan, secret: bytes 
     with scratch_folder() as name:
         start, shared = Path(name) / "start", Path(name) / SECRET
         trust = ["--secret", f"{folder}/{SECRET}"] if secret else ["--open"]
-        command = [python, "-u", f"{folder}/{PROGRAMS[0]}", "--libraries", folder, *trust, *plan.server]
+        command = [python, "-u", f"{folder}/{PROGRAMS[0]}", *trust, *plan.server]
         start.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")
         start.chmod(0o755)
         shared.write_bytes((secret or b"") + b"\n")
-        files = [*(DEVICE / program for program in PROGRAMS), *sorted(runtime_libraries().iterdir()), start, shared]
+        files = [*(DEVICE / program for program in PROGRAMS), start, shared]
         # mktemp makes it for nobody else: the secret is never readable by others.
         aside = remote.run(f"mkdir -p {where} && mktemp -d {where}/.new.XXXXXX").strip()
         new = shlex.quote(aside)
         try:
             remote.copy(files, aside)
             remote.run(f"chmod 600 {new}/{SECRET}")
-            remote.run(f"cd {new} && {shlex.quote(python)} -B -c 'import board_server; board_server.Runtime(\".\")'")
+            remote.run(f"cd {new} && {shlex.quote(python)} -B -c 'import board_server'")
         except BaseException as error:
             _clear(remote, aside)
             if isinstance(error, BoardError):
@@ -309,24 +307,28 @@ def _is_loopback(host: str) -> bool:
 def set_up(
     remote: Remote,
     tracker: Address,
-    key: str,
+    key: str | None,
     tunnel: bool,
-    sample: Callable[[], AbstractContextManager[Kernel]],
+    sample: Callable[[str], AbstractContextManager[Kernel]],
     say: Callable[[str], None],
 ) -> None:
     """Do it all and ``say`` what was done. With ``tunnel`` this holds the tunnel open and does not return. Raises BoardError.
 
-    ``sample`` gives a kernel for the first measurement, when it is time for that.
+    ``key`` is the kind of board, by its width unless given. ``sample`` gives a kernel of a target for the first measurement.
     """
     TrackerClient(tracker).boards()  # A tracker that is not there is better known now than after the copying.
     facts = probe(remote)
-    say(f"{remote.host}: {facts['machine']}, Python {_dotted(facts['python'])}, glibc {facts['glibc']}")
+    kind = TARGETS[facts["bits"]]
+    key = key or kind
+    say(
+        f"{remote.host}: {facts['machine']}, {facts['bits']} bits, Python {_dotted(facts['python'])}, glibc {facts['glibc']}"
+    )
     way = plan(remote, facts, tracker, key, tunnel)
     with ExitStack() as stack:
         held = stack.enter_context(Tunnel(remote, way)) if tunnel else None
         kept = install(remote, facts, way, tracker.secret)
         say(f"{remote.host}: installed in ~/{FOLDER}, kept running as {kept}")
-        address, identity, measured = round_trip(tracker, key, way.port, sample)
+        address, identity, measured = round_trip(tracker, key, way.port, lambda: sample(kind))
         clock = f" at {measured.clock_mhz:g} MHz" if measured.clock_mhz else ""
         say(f"round trip through {tracker}: {identity['measured_by']}; 3x3 convolution, 28x28, 32 to 32 channels:")
         say(f"{1e3 * measured.seconds:.3f} ms{clock}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.tracker import TrackerClient
-from bitkiln.pipeline.boards.userland import missing_as_setup_error, runtime_libraries, userland
+from bitkiln.pipeline.boards.userland import missing_as_setup_error, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.scratch import scratch_folder
@@ -127,7 +127,7 @@ class _BoardProcess:
     def __init__(self, machine: Machine, tracker: Address, key: str, folder: Path, index: int) -> None:
         self._report = folder / f"board-{index}.jsonl"
         self._log = folder / f"board-{index}.log"
-        arguments = ["--tracker", str(tracker), "--key", key, "--port", "0", "--libraries", str(runtime_libraries())]
+        arguments = ["--tracker", str(tracker), "--key", key, "--port", "0"]
         arguments += ["--open"] if tracker.secret is None else ["--secret", str(folder / SECRET)]
         self._command, environment = machine.command([*arguments, "--stop-with-stdin"], self._report)
         # Sessions of a board that is killed then go with the folder of its farm.

@@ -1,4 +1,4 @@
-"""The ARM userland that emulated and simulated boards run in, and the TVM runtime that boards load.
+"""The ARM userland that emulated and simulated boards run in.
 
 Both are made once and kept in the cache. The userland is a plain folder of unpacked Debian packages: no container, no
 chroot, no foreign architecture in dpkg. Programs in it run under qemu's user-mode emulation.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from bitkiln.pipeline.errors import SetupError
@@ -24,7 +22,7 @@ from bitkiln.targets.sim.emulator import emulator
 from bitkiln.targets.sim.identity import write_cpu_identity
 
 PYTHON = "python3.11"
-#: Python with all of its standard library, and what TVM's runtime and compiled networks link to.
+#: Python with all of its standard library, and what compiled networks link to.
 PACKAGES = (
     "python3-minimal",
     "python3.11",
@@ -41,9 +39,6 @@ PACKAGES = (
     "libsqlite3-0",
     "libatomic1",
 )
-#: The two libraries of TVM that a board loads while tuning, by the wheel that holds them.
-RUNTIME_ARCHITECTURE = "aarch64"
-RUNTIME_LIBRARIES = {"apache-tvm": "tvm/lib/libtvm_runtime.so", "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}
 
 
 @dataclass(frozen=True)
@@ -96,22 +91,6 @@ def userland_folder(target: Target) -> Path:
     return cache_directory() / "userland" / f"{target.userland['debian_arch']}-{digest}"
 
 
-def has_runtime(target: Target) -> bool:
-    """Whether TVM publishes the runtime that boards of ``target`` load libraries with."""
-    return target.architecture == RUNTIME_ARCHITECTURE
-
-
-def runtime_libraries() -> Path:
-    """A folder with TVM's runtime for 64-bit ARM, the version this host has; fetched on first use. Raises SetupError."""
-    with missing_as_setup_error():
-        return made_once(runtime_folder(), _fetch_runtime)
-
-
-def runtime_folder() -> Path:
-    """Where TVM's runtime for boards is, once it is fetched."""
-    return cache_directory() / "tvm-runtime" / "-".join([RUNTIME_ARCHITECTURE, *map(version, RUNTIME_LIBRARIES)])
-
-
 @contextmanager
 def missing_as_setup_error() -> Iterator[None]:
     """Make what a machine lacks one of the pipeline's errors."""
@@ -137,23 +116,3 @@ def _build(target: Target, scratch: Path) -> Path:
         write_cpu_identity(tree, {"cpu": target.cpu})
     tree.chmod(0o755)
     return tree
-
-
-def _fetch_runtime(scratch: Path) -> Path:
-    """Take the two libraries out of the aarch64 wheels; pip finds them as it is configured on this machine."""
-    print(f"fetching TVM's runtime for 64-bit boards (once, 95 MB): {runtime_folder()}", file=sys.stderr, flush=True)
-    pair = [f"{name}=={version(name)}" for name in RUNTIME_LIBRARIES]
-    platforms = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += [f"--platform={name}" for name in platforms]
-    command += ["--python-version=3.11", f"--dest={scratch / 'wheels'}", *pair]
-    debian.run(command, f"downloading the aarch64 wheels of {' and '.join(pair)}")
-    libraries = scratch / "lib"
-    libraries.mkdir()
-    for name, member in RUNTIME_LIBRARIES.items():
-        wheel = next((scratch / "wheels").glob(f"{name.replace('-', '_')}-*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            (libraries / Path(member).name).write_bytes(archive.read(member))
-            (libraries / Path(member).name).chmod(0o755)
-    libraries.chmod(0o755)
-    return libraries

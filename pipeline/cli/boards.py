@@ -72,11 +72,15 @@ def boards_tracker(host: str, port: int) -> None:
 @boards.command("setup")
 @click.argument("board", metavar="USER@HOST")
 @click.option("--tracker", metavar="HOST:PORT", help="As the board reaches it; with --tunnel as this machine does.")
-@click.option("--key", default=api.DEFAULT_TARGET, show_default=True, help="The kind of board, as tune asks for it.")
+@click.option(
+    "--key", help="The kind of board, as tune asks for it; rasp3b or rasp3b32, by the system's width, unless given."
+)
 @click.option("--tunnel", is_flag=True, help="Keep everything on loopback, through ssh.")
 @click.option("--port", type=int, help="The board's ssh port.")
 @click.option("--remove", is_flag=True, help="Stop the server there and delete it.")
-def boards_setup(board: str, tracker: str | None, key: str, tunnel: bool, port: int | None, remove: bool) -> None:
+def boards_setup(
+    board: str, tracker: str | None, key: str | None, tunnel: bool, port: int | None, remove: bool
+) -> None:
     """Make a board measure for a tracker, over ssh: USER@HOST is what you would type after ssh; keys must be set up.
 
     \b

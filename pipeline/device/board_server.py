@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Lets a board be measured over the network: registers with a TVM RPC tracker and runs what clients upload.
 
-Needs Python 3.9 or later, this file, board_wire.py and runner.py beside it, and TVM's two runtime libraries (libtvm_ffi.so
-and libtvm_runtime.so, reached by ctypes). The same file runs on real boards and on emulated ones.
+Needs Python 3.9 or later, and board_rpc.py, board_wire.py and runner.py beside this file: no library of TVM's. The same file
+runs on real boards and on emulated ones, of 64 and of 32 bits.
 
 Life of a measurement: the server waits for a client sent by the tracker and forks a *session*, which speaks TVM's RPC on
 the connection. The client uploads a compiled library into the session's folder and calls ``bitkiln.measure``. That forks
@@ -37,117 +37,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
+    from bitkiln.pipeline.device import board_rpc as rpc
     from bitkiln.pipeline.device import board_wire as wire
-else:  # On a board the two are files in one folder.
+else:  # On a board they are files in one folder.
+    import board_rpc as rpc
     import board_wire as wire
 
 #: What goes over the wire as JSON.
 Answer = dict[str, Any]
-
-# --- TVM's C interface (tvm/ffi/c_api.h), as far as it is used here ------------------------------------------------------
-
-# Type indices of values.
-NONE, INT, RAW_STRING, BYTE_ARRAY, SMALL_STRING, SMALL_BYTES, STRING, BYTES = 0, 1, 8, 9, 11, 12, 65, 66
-#: Size of the header before an object's own fields.
-OBJECT_HEADER = 24
-
-
-class ByteArray(ctypes.Structure):
-    """TVMFFIByteArray."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t))
-
-
-class Payload(ctypes.Union):
-    """The value of a TVMFFIAny."""
-
-    _fields_ = (("integer", ctypes.c_int64), ("pointer", ctypes.c_void_p), ("bytes", ctypes.c_uint8 * 8))
-
-
-class AnyValue(ctypes.Structure):
-    """TVMFFIAny: a type index, the length of a small string, and the value."""
-
-    _fields_ = (("type_index", ctypes.c_int32), ("small_length", ctypes.c_uint32), ("value", Payload))
-
-    def text(self) -> str:
-        """The value as str; raises TypeError for anything but strings and bytes."""
-        if self.type_index == RAW_STRING:
-            return ctypes.string_at(self.value.pointer).decode()
-        if self.type_index in (SMALL_STRING, SMALL_BYTES):
-            return bytes(self.value.bytes[: self.small_length]).decode()
-        if self.type_index in (STRING, BYTES, BYTE_ARRAY):
-            header = 0 if self.type_index == BYTE_ARRAY else OBJECT_HEADER
-            cell = ByteArray.from_address(self.value.pointer + header)
-            return ctypes.string_at(cell.data, cell.size).decode()
-        raise TypeError(f"expected a string, got a value of type {self.type_index}")
-
-
-SAFE_CALL = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(AnyValue), ctypes.c_int32, ctypes.POINTER(AnyValue)
-)
-
-
-class Runtime:
-    """TVM's runtime: offers Python functions to RPC clients and speaks the protocol on a connection."""
-
-    def __init__(self, folder: str) -> None:
-        libraries = Path(folder).resolve()
-        self.ffi = ctypes.CDLL(str(libraries / "libtvm_ffi.so"), ctypes.RTLD_GLOBAL)
-        self.rpc = ctypes.CDLL(str(libraries / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
-        self._kept = []  # Callbacks must outlive their registration.
-
-    def register(self, name: str, function: Callable[..., str]) -> None:
-        """Offer ``function``, which takes strings and gives a string, under ``name``."""
-
-        def call(_self: Any, arguments: Any, count: int, result: Any) -> int:
-            try:
-                self._give(result, function(*(arguments[i].text() for i in range(count))))
-                return 0
-            except BaseException as error:  # Nothing may unwind into C.
-                self.ffi.TVMFFIErrorSetRaisedFromCStr(b"RuntimeError", f"{name}: {error}".encode())
-                return -1
-
-        callback = SAFE_CALL(call)
-        self._kept.append(callback)
-        handle = ctypes.c_void_p()
-        self._check(self.ffi.TVMFFIFunctionCreate(None, callback, None, ctypes.byref(handle)), f"creating {name}")
-        self._check(self.ffi.TVMFFIFunctionSetGlobal(ctypes.byref(_bytes(name)), handle, 1), f"registering {name}")
-
-    def serve(self, descriptor: int) -> None:
-        """Answer the client on the socket ``descriptor`` until it leaves."""
-        self._call("rpc.ServerLoop", [AnyValue(INT, 0, Payload(integer=descriptor))])
-
-    def refuse(self, descriptor: int, reason: str) -> None:
-        """Answer the client's next call with an error."""
-        text = reason.encode()
-        buffer = ctypes.create_string_buffer(text)
-        argument = AnyValue(RAW_STRING, 0, Payload(pointer=ctypes.addressof(buffer)))
-        self._call("rpc.ReturnException", [AnyValue(INT, 0, Payload(integer=descriptor)), argument])
-
-    def _call(self, name: str, arguments: list[AnyValue]) -> None:
-        handle = ctypes.c_void_p()
-        self._check(self.ffi.TVMFFIFunctionGetGlobal(ctypes.byref(_bytes(name)), ctypes.byref(handle)), name)
-        array = (AnyValue * len(arguments))(*arguments)
-        result = AnyValue()
-        self._check(self.ffi.TVMFFIFunctionCall(handle, array, len(arguments), ctypes.byref(result)), name)
-
-    def _give(self, result: Any, text: str | None) -> None:
-        if text is None:
-            result[0] = AnyValue(NONE)
-        else:
-            self._check(self.ffi.TVMFFIStringFromByteArray(ctypes.byref(_bytes(text)), result), "returning a string")
-
-    def _check(self, code: int, what: str) -> None:
-        if code != 0:
-            raise RuntimeError(f"TVM's runtime failed in {what}")
-
-
-def _bytes(text: str) -> ByteArray:
-    data = text.encode()
-    array = ByteArray(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
-    array.kept = data
-    return array
-
 
 # --- The clock -----------------------------------------------------------------------------------------------------------
 
@@ -505,14 +402,14 @@ class Session:
     """A client being served, in a forked process group with a folder of its own; ``others`` are sockets it has no part in."""
 
     def __init__(
-        self, runtime: Runtime, connection: socket.socket, peer: str, seconds: float, others: list[socket.socket]
+        self, offered: rpc.RpcServer, connection: socket.socket, peer: str, seconds: float, others: list[socket.socket]
     ) -> None:
         self.connection = connection
         self.peer = peer
         self.others = others
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
-        self.runtime = runtime
+        self.offered = offered
         self.folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
         self.process = os.fork()
         if self.process == 0:
@@ -526,7 +423,7 @@ class Session:
             return False
         log(f"session of {self.peer} passed its {self.seconds:g} s and is ended")
         self._kill()
-        self.runtime.refuse(self.connection.fileno(), f"session timeout: the session's {self.seconds:g} s are over")
+        rpc.refuse(self.connection, f"session timeout: the session's {self.seconds:g} s are over")
         return True
 
     def kill(self) -> None:
@@ -557,7 +454,7 @@ class Session:
             for connection in self.others:
                 connection.close()
             os.chdir(self.folder)
-            self.runtime.serve(self.connection.fileno())
+            self.offered.serve(self.connection, Path(self.folder))
         except BaseException as error:
             log(f"session of {self.peer} failed: {error}")
             os._exit(1)
@@ -591,7 +488,7 @@ def confined(path: str) -> str:
     return str(full)
 
 
-def offer_functions(runtime: Runtime, board: Board) -> None:
+def offer_functions(offered: rpc.RpcServer, board: Board) -> None:
     """Register what clients may call. Paths are relative to the session's folder and do not leave it."""
 
     def trial(method: Callable[[Trial], Answer]) -> Callable[[str, str], str]:
@@ -604,11 +501,10 @@ def offer_functions(runtime: Runtime, board: Board) -> None:
 
         return call
 
-    runtime.register("tvm.rpc.server.workpath", confined)
-    runtime.register("bitkiln.identity", lambda: json.dumps(board.identity()))
-    runtime.register("bitkiln.health", lambda: json.dumps(board.health()))
-    runtime.register("bitkiln.measure", trial(Trial.measure))
-    runtime.register("bitkiln.run", trial(Trial.run))
+    offered.offer("bitkiln.identity", lambda: json.dumps(board.identity()))
+    offered.offer("bitkiln.health", lambda: json.dumps(board.health()))
+    offered.offer("bitkiln.measure", trial(Trial.measure))
+    offered.offer("bitkiln.run", trial(Trial.run))
 
 
 # --- The tracker and its clients -------------------------------------------------------------------------------------------
@@ -702,8 +598,8 @@ class Server:
     #: Connections that may be in their first seconds at once; one more sends the eldest away.
     MOST_VISITORS = 64
 
-    def __init__(self, runtime: Runtime, board: Board, options: argparse.Namespace) -> None:
-        self.runtime = runtime
+    def __init__(self, offered: rpc.RpcServer, board: Board, options: argparse.Namespace) -> None:
+        self.offered = offered
         self.identity = json.dumps(board.identity()).encode()
         self.options = options
         self.secret = wire.read_secret(Path(options.secret)) if options.secret else None
@@ -821,7 +717,7 @@ class Server:
         visitor.connection.setblocking(True)
         others = [each.connection for each in self.visitors] + [self.listener]
         others += [self.tracker.connection] if self.tracker else []
-        self.session = Session(self.runtime, visitor.connection, visitor.peer, seconds, others)
+        self.session = Session(self.offered, visitor.connection, visitor.peer, seconds, others)
 
     def _dismiss_the_slow(self) -> None:
         now = time.monotonic()
@@ -894,7 +790,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(
         description="Register this board with a TVM RPC tracker, or measure one library.",
-        epilog="example: board_server.py --tracker 127.0.0.1:9190 --key rasp3b --libraries ~/bitkiln",
+        epilog="example: board_server.py --tracker 127.0.0.1:9190 --key rasp3b",
     )
     parser.add_argument("--tracker", type=address, metavar="HOST:PORT", help="where to register")
     parser.add_argument("--key", default="rasp3b", help="the kind of board, as clients ask for it")
@@ -908,7 +804,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--advertise", type=address, metavar="HOST:PORT", help="where clients find this board")
     parser.add_argument("--secret", metavar="FILE", help="what clients and tracker share with us; a file of mode 0600")
     parser.add_argument("--open", action="store_true", help="serve whoever comes: all who reach us can run code here")
-    parser.add_argument("--libraries", default=str(Path(__file__).parent), help="folder of TVM's two libraries")
     parser.add_argument("--session-seconds", type=float, default=3600.0, help="longest session (%(default)s)")
     parser.add_argument("--emulated", action="store_true", help="qemu runs this: its times are not a board's")
     parser.add_argument("--report", default="", help="the file the simulator appends its reports to")
@@ -942,10 +837,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(in_child(lambda: Trial(board, options.measure, request).measure(), seconds)))
         return
     sweep_folders()
-    runtime = Runtime(options.libraries)
-    offer_functions(runtime, board)
+    offered = rpc.RpcServer()
+    offer_functions(offered, board)
     try:
-        server = Server(runtime, board, options)
+        server = Server(offered, board, options)
     except (OSError, ValueError) as error:
         sys.exit(f"board_server: {error}")
     server.serve()

@@ -21,7 +21,6 @@ from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
 from bitkiln.pipeline.boards.tracker import TrackerClient
-from bitkiln.pipeline.boards.userland import has_runtime
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file
@@ -34,6 +33,7 @@ from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 from bitkiln.pipeline.tune.trials import Expected, Trials
 from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
+from bitkiln.targets.sim import unlike
 
 #: Trials of one task between two decisions on which task comes next.
 BATCH = 8
@@ -122,7 +122,6 @@ def tune(
     Boards are those with ``key`` at ``tracker`` ("HOST:PORT"); without a tracker, ``boards`` simulated ones. Raises BoardError
     when no board is left, SetupError, RecordError; all finished trials are on disk by then.
     """
-    _require_runtime(target)
     tasks = extract_tasks(models, target)
     if not tasks and console:
         console.print(f"nothing to tune: no layer of {', '.join(model.name for model in models)} leaves a choice")
@@ -140,7 +139,6 @@ def tune_tasks(
     console: Console | None = None,
 ) -> list[TaskState]:
     """As ``tune``, for tasks that are known already."""
-    _require_runtime(target)
     with ExitStack() as stack:
         builder = Builder()
         stack.callback(builder.close)
@@ -152,21 +150,14 @@ def tune_tasks(
         return tuning.run(budget, board.identity()["measured_by"], count, console or Console(quiet=True))
 
 
-def _require_runtime(target: Target) -> None:
-    if not has_runtime(target):
-        serving = [name for name in target.records if name != target.name]
-        hint = f": tune {serving[0]}, whose records serve it where they apply" if serving else ""
-        raise SetupError(
-            f"TVM publishes no runtime for {target.architecture}, which {target.name} needs to be tuned{hint}"
-        )
-
-
 @contextmanager
 def _boards(target: Target, tracker: str | None, key: str | None, count: int | None) -> Iterator[tuple[Address, str]]:
     """The tracker's address and the boards' key; simulated boards live while the context does."""
     if tracker is not None:
         yield Address.parse(tracker), key or target.name
         return
+    if (why := unlike(target)) is not None:
+        raise SetupError(f"{why}: give --tracker HOST:PORT with boards of that kind")
     with simulated_farm(target, count, key=key) as farm:
         yield farm
 

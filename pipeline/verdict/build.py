@@ -19,7 +19,6 @@ from rich.console import Console
 from bitkiln.pipeline import bundle as bundles
 from bitkiln.pipeline import profile, schema
 from bitkiln.pipeline.boards.emulated import Answer
-from bitkiln.pipeline.boards.userland import has_runtime
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.errors import BundleError, ModelError
 from bitkiln.pipeline.inspect import inspect_model
@@ -104,7 +103,7 @@ class _Build:
         return found
 
     def _tune(self) -> schema.Tune | None:
-        if self.wanted.trials is None or not has_runtime(self.target):
+        if self.wanted.trials is None or unlike(self.target) is not None:
             why = "left out" if self.wanted.trials is None else f"records of {self.target.records[0]} serve this board"
             self.stages.skip("tune", why)
             return None

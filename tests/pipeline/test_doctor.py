@@ -15,9 +15,8 @@ def test_a_bare_machine_is_told_what_to_type(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(zig, "installed", lambda: False)
-    monkeypatch.setattr(doctor, "runtime_libraries", lambda: tmp_path)
     checks = {check.name: check for check in doctor.doctor()}
-    assert {name for name, check in checks.items() if check.ok} == {"TVM's runtime for boards"}
+    assert not any(check.ok for check in checks.values())
     assert "apt-get install gcc-aarch64-linux-gnu" in checks["compiler for 64-bit boards"].explanation
     assert "bitkiln[toolchain]" in checks["compiler for 32-bit boards"].explanation
     for name in ("mmdebstrap", "emulator", "arm64 userland", "armhf userland"):

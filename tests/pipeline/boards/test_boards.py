@@ -25,6 +25,7 @@ from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.boards.tracker_server import TrackerProcess
 from bitkiln.pipeline.device.board_wire import new_secret
 from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.tune.sample import sample_kernel
 
 RASP3B = targets.load("rasp3b")
 
@@ -229,6 +230,14 @@ def test_a_farm_ends_with_whoever_started_it():
             return True
 
     until(lambda: gone(address) and gone(Address.bare(server)), 10)
+
+
+def test_a_32_bit_board_measures_over_the_tracker():
+    target = targets.load("rasp3b32")
+    with simulated_farm(target, 1, timing=False) as (tracker, key), sample_kernel(target) as kernel:
+        measured = TrackerBoard(TrackerClient(tracker), key).measure(kernel.library, Request(), kernel.inputs())
+    assert measured.kind == "emulated"
+    assert measured.value > 0
 
 
 def test_a_32_bit_target_is_not_simulated():

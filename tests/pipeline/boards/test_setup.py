@@ -51,15 +51,14 @@ def test_a_board_joins_measures_and_leaves(clean, tracker):
     joining = ("--tracker", str(tracker.address), "--key", "pi")
     done = command(clean, *joining)
     assert done.returncode == 0, done.stderr
-    assert "aarch64, Python 3.11, glibc 2.36" in done.stdout
+    assert "aarch64, 64 bits, Python 3.11, glibc 2.36" in done.stdout
     assert "background process (no systemd" in done.stdout
     assert "round trip through" in done.stdout
     assert " ms at " in done.stdout
     assert f"ready: tune --tracker {tracker.address} --key pi" in done.stdout
     folder = clean.home / FOLDER
     there = {path.name for path in folder.iterdir()}
-    libraries = {"libtvm_ffi.so", "libtvm_runtime.so"}
-    assert there - {"__pycache__"} == {*board_setup.PROGRAMS, *libraries, "start", "pid", "log", "secret"}
+    assert there - {"__pycache__"} == {*board_setup.PROGRAMS, "start", "pid", "log", "secret"}
     assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
     assert tracker.address.secret.decode() not in (folder / "start").read_text()
 
@@ -131,10 +130,10 @@ class Answers:
 @pytest.mark.parametrize(
     ("facts", "complaint"),
     [
-        ({"bits": 32, "machine": "armv7l"}, "32-bit system"),
-        ({"machine": "x86_64"}, "not a 64-bit ARM board"),
+        ({"bits": 32, "machine": "armv6l"}, "armv6l"),
+        ({"machine": "x86_64"}, "x86_64, not an ARM board"),
         ({"python": [3, 7]}, "Python 3.7: 3.9 or later"),
-        ({"glibc": "2.24"}, "glibc 2.24: 2.27 or later"),
+        ({"glibc": "2.24"}, "glibc 2.24: 2.28 or later"),
     ],
 )
 def test_boards_that_will_not_do_are_told_why(facts, complaint):

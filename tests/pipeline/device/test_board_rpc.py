@@ -15,8 +15,8 @@ import pytest
 import tvm
 from tvm import rpc
 
-from bitkiln.pipeline.device import rpc as device_rpc
-from bitkiln.pipeline.device.rpc import LONGEST_PACKET, refuse
+from bitkiln.pipeline.device import board_rpc
+from bitkiln.pipeline.device.board_rpc import LONGEST_PACKET, refuse
 
 MAGIC = 0xFF271
 
@@ -24,7 +24,7 @@ MAGIC = 0xFF271
 #: TVM's client holds Python's lock while it waits, so its server is another process.
 SERVER = """
 import pathlib, socket, struct, sys
-from bitkiln.pipeline.device.rpc import ProtocolError, RpcServer
+from bitkiln.pipeline.device.board_rpc import ProtocolError, RpcServer
 
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
@@ -76,7 +76,7 @@ def test_the_version_is_that_of_the_tvm_installed():
     source = Path(tvm.__file__).parent / "src/runtime/rpc/minrpc/rpc_reference.h"
     if not source.exists():
         pytest.skip("this TVM comes without its sources")
-    assert f'kRPCProtocolVer = "{device_rpc.VERSION}"' in source.read_text()
+    assert f'kRPCProtocolVer = "{board_rpc.VERSION}"' in source.read_text()
 
 
 @pytest.mark.parametrize(
