@@ -50,8 +50,10 @@ def test_kernels_keep_the_cycles_of_their_records(models, records, tmp_path: Pat
     target = targets.load("rasp3b")
     changed = []
     for task in extract_tasks(models, target):
-        expected = records.best(task.key, target).value
-        if expected <= MOST_CYCLES:
+        best = records.best(task.key, target)
+        expected = best.value
+        # Cycles of another timing model compare with nothing; scripts/tune_committed renews the records.
+        if expected <= MOST_CYCLES and not best.superseded:
             cycles = _cycles(task, records, tmp_path / "model.so")
             if abs(cycles / expected - 1) > 0.02:
                 changed.append(f"{task.key}: {cycles:,.0f} cycles, {expected:,.0f} recorded")

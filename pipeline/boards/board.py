@@ -162,15 +162,19 @@ def measure_in(
 
 @dataclass(frozen=True)
 class LocalBoard:
-    """A simulated (or, without ``timing``, emulated) board for one measurement at a time, without a tracker."""
+    """A simulated (or, without ``timing``, emulated) board for one measurement at a time, without a tracker.
+
+    ``options`` are further ones of the timing model (docs/simulator.md).
+    """
 
     target: Target
     timing: bool = True
+    options: tuple[str, ...] = ()
 
     def identity(self) -> Mapping[str, Any]:
         """What it is."""
         with scratch_folder() as folder:
-            return identify(Machine(self.target, self.timing), Path(folder))
+            return identify(Machine(self.target, self.timing, self.options), Path(folder))
 
     def measure(
         self,
@@ -185,7 +189,7 @@ class LocalBoard:
             files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
             for name, data in (inputs or {}).items():
                 (folder / files[name]).write_bytes(data)
-            machine = Machine(self.target, self.timing)
+            machine = Machine(self.target, self.timing, self.options)
             answer = measure_once(machine, library, {**asdict(request), "inputs": files}, folder)
             return _measurement(answer, lambda file: (folder / file).read_bytes(), known)
 

@@ -31,10 +31,14 @@ READY = 60.0
 
 @dataclass(frozen=True)
 class Machine:
-    """How to run a program of ``target``: under the timing model, or with ``timing`` false under plain emulation."""
+    """How to run a program of ``target``: under the timing model, or with ``timing`` false under plain emulation.
+
+    ``options`` are further ones of the timing model (docs/simulator.md).
+    """
 
     target: Target
     timing: bool = True
+    options: tuple[str, ...] = ()
 
     def command(self, arguments: Sequence[str], report: Path) -> tuple[list[str], dict[str, str]]:
         """The host's command and environment for board_server.py with ``arguments``. Raises SetupError.
@@ -52,7 +56,7 @@ class Machine:
     def _plugin(self, report: Path) -> str:
         options = build.plugin_options({"cpu": self.target.cpu, "dram": self.target.dram})
         with missing_as_setup_error():
-            return ",".join([str(build.plugin()), *options, f"out={report}"])
+            return ",".join([str(build.plugin()), *options, *self.options, f"out={report}"])
 
 
 class SimulatedBoards:

@@ -25,8 +25,9 @@
     P(l2_ways, 16)             /* Cortex-A53 TRM */                                                       \
     P(l2_latency, 16)          /* estimate: beyond the L1 latency */                                      \
     P(l2_line, 9)              /* estimate: between two lines delivered by L2 */                          \
-    P(dram_latency_ns, 140)    /* estimate */                                                             \
+    P(dram_latency_ns, 160)    /* Pi 3: between what sbc-bench's chases of 1, 2, 4 and 8 chains ask for */                                                             \
     P(dram_bandwidth_mb_s, 2200) /* Pi 3: published memcpy figures */                                     \
+    P(dram_write_mb_s, 1700)   /* Pi 3: sbc-bench's memset; 0: one core writes as fast as it reads */       \
     P(dram_total_mb_s, 0)      /* of all cores together, 0: one core alone gets all */                    \
     P(l2_port, 5)              /* estimate: between two lines that L2 delivers to different cores */       \
     P(snoop, 12)               /* estimate: a line changed in another core's L1 comes so much later than from L2 */ \
@@ -40,6 +41,7 @@
     P(prefetch_train, 2)       /* estimate: equal strides that make a stream */                           \
     P(prefetch_streams, 4)     /* Cortex-A53 TRM, data prefetcher */                                      \
     P(prefetch_hints, 1)       /* 0: PRFM does nothing; 1: it fetches, and its misses train the prefetcher; 2: they do not */ \
+    P(store_forward, 0)        /* unknown: a load of what one of the last stores wrote gets it so much later than from L1 */ \
     P(past_miss, 0)            /* unknown: so many instructions issue past a load that missed L1, then all wait; 0: no limit */ \
     P(l1_random, 0)            /* unknown: 1: L1 gives up any line of a set (TRM: pseudo-random), 0: the one unused for longest */ \
     P(l2_random, 0)            /* unknown: the same of L2 */                                               \
@@ -64,6 +66,7 @@ typedef struct {
     char out[1024];     /* file to which reports are appended; "": none */
     int dram_latency;   /* cycles, from dram_latency_ns */
     int dram_line;      /* cycles for 64 bytes at dram_bandwidth_mb_s */
+    int dram_write_line; /* the same at dram_write_mb_s */
     int dram_total_line; /* sixteenths of a cycle for 64 bytes at dram_total_mb_s */
 } Params;
 extern Params params;
@@ -170,6 +173,7 @@ typedef struct {
 typedef struct {
     Cache l1d, l1i, utlb, tlb;
     FillBuffer fill_buffers[MAX_FILL_BUFFERS];
+    uint64_t write_free;         /* cycle from which this core can write another full line */
     uint64_t l2_free, dram_free; /* cycles from which they can deliver another line to this core */
     Stream streams[MAX_STREAMS];
     uint64_t stream_clock, stored_line;
@@ -203,7 +207,7 @@ typedef struct {
     uint16_t index; /* of the instruction in its block */
     uint8_t size, is_store;
 } Access;
-enum { MAX_ACCESSES = 16384, MAX_MARKS = 4096 };
+enum { MAX_ACCESSES = 16384, MAX_MARKS = 4096, STORE_BUFFER = 8, STORED_FOR = 16 };
 
 typedef struct {
     uint64_t cycle;                       /* of the latest issue */
@@ -221,6 +225,10 @@ typedef struct {
         int left;
     } passed[MAX_FILL_BUFFERS];           /* loads that missed: when their data come, and how many instructions may still issue before */
     int n_passed;
+    struct {
+        uint64_t word, cycle;
+    } stores[STORE_BUFFER];               /* the latest stores: 8-byte words, and when they were issued */
+    unsigned n_stores;
     uint64_t redirect, last_arrival;      /* next issue not before; target of the last taken branch arrived */
     uint8_t redirect_where;
     uint64_t where[N_WHERE];              /* cycles of this region by cause */

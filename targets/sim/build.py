@@ -34,6 +34,7 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "dram": {
         "latency_ns": "dram_latency_ns",
         "bandwidth_mb_s": "dram_bandwidth_mb_s",
+        "write_mb_s": "dram_write_mb_s",
         "total_bandwidth_mb_s": "dram_total_mb_s",
     },
 }

@@ -225,6 +225,6 @@ void memory_cold(Memory *memory)
     memset(memory->fill_buffers, 0, sizeof memory->fill_buffers);
     memory->l1d.random = memory->l1i.random = random_state(params.l1_random);
     memory->utlb.random = memory->tlb.random = random_state(params.tlb_random);
-    memory->l2_free = memory->dram_free = 0;
+    memory->l2_free = memory->dram_free = memory->write_free = 0;
     memory->stored_line = memory->stored_run = 0;
 }

@@ -5,7 +5,7 @@ weights are all zero there and here: ncnn's float kernels take the same time wha
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -179,16 +179,15 @@ def googlenet(net: Net) -> None:
 
 @dataclass(frozen=True)
 class Published:
-    """A network, the side of its input in pixels, and its published time in ms with one thread, the minimum of 4 runs.
+    """A network, the side of its input in pixels, and its published times in ms by board, with one thread and with four.
 
-    Source: github Tencent/ncnn, benchmark/README.md. `pi3b_plus`: Raspberry Pi 3 Model B+ at 1.4 GHz; `msm8916`: a
-    phone with the Snapdragon 410 (the SoC of the DragonBoard 410c) at 1.2 GHz.
+    Source: github Tencent/ncnn, benchmark/README.md, the minimum of 4 runs. Boards: "Pi 3B+", Raspberry Pi 3 Model B+ at
+    1.4 GHz; "Snapdragon 410", a phone with the SoC of the DragonBoard 410c at 1.2 GHz; "Zero 2 W", Raspberry Pi Zero 2 W.
     """
 
     build: Callable[[Net], None]
     side: int
-    pi3b_plus: float
-    msm8916: float
+    times: Mapping[str, tuple[float, float]]
 
     def text(self) -> str:
         """ncnn's parameter text; the output blob is `prob`."""
@@ -197,12 +196,22 @@ class Published:
         return net.text()
 
 
+def _published(
+    build: Callable[[Net], None],
+    side: int,
+    pi3b_plus: tuple[float, float],
+    snapdragon410: tuple[float, float],
+    zero2w: tuple[float, float],
+) -> Published:
+    return Published(build, side, {"Pi 3B+": pi3b_plus, "Snapdragon 410": snapdragon410, "Zero 2 W": zero2w})
+
+
 PUBLISHED = {
-    "squeezenet": Published(squeezenet, 227, 125.34, 147.48),
-    "mobilenet": Published(mobilenet, 224, 204.62, 243.78),
-    "mobilenet_v2": Published(mobilenet_v2, 224, 158.69, 168.04),
-    "resnet18": Published(resnet18, 224, 379.21, 396.46),
-    "alexnet": Published(alexnet, 227, 270.13, 362.44),
-    "googlenet": Published(googlenet, 224, 450.64, 525.25),
-    "resnet50": Published(resnet50, 224, 977.51, 1136.96),
+    "squeezenet": _published(squeezenet, 227, (125.34, 84.74), (147.48, 65.45), (240.53, 119.52)),
+    "mobilenet": _published(mobilenet, 224, (204.62, 107.84), (243.78, 86.69), (393.79, 162.60)),
+    "mobilenet_v2": _published(mobilenet_v2, 224, (158.69, 110.64), (168.04, 77.98), (273.97, 145.71)),
+    "resnet18": _published(resnet18, 224, (379.21, 270.86), (396.46, 137.91), (653.62, 351.37)),
+    "alexnet": _published(alexnet, 227, (270.13, 157.79), (362.44, 105.30), (687.99, 271.18)),
+    "googlenet": _published(googlenet, 224, (450.64, 223.78), (525.25, 180.91), (780.05, 323.74)),
+    "resnet50": _published(resnet50, 224, (977.51, 583.57), (1136.96, 380.46), (1800.97, 777.44)),
 }

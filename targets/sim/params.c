@@ -65,12 +65,14 @@ void params_finish(void)
     at_least(&params.fill_buffers, 1);
     at_least(&params.l2_port, 1);
     at_least(&params.quantum, 1);
+    if (!params.dram_write_mb_s) params.dram_write_mb_s = params.dram_bandwidth_mb_s;
     if (!params.dram_total_mb_s) params.dram_total_mb_s = params.dram_bandwidth_mb_s;
     at_least(&params.prefetch_streams, 1);
     if (params.fill_buffers > MAX_FILL_BUFFERS) params.fill_buffers = MAX_FILL_BUFFERS;
     if (params.prefetch_streams > MAX_STREAMS) params.prefetch_streams = MAX_STREAMS;
     params.dram_latency = params.dram_latency_ns * params.mhz / 1000;
     params.dram_line = (int)(64.0 * params.mhz / params.dram_bandwidth_mb_s + 0.5);
+    params.dram_write_line = (int)(64.0 * params.mhz / params.dram_write_mb_s + 0.5);
     params.dram_total_line = (int)(16 * 64.0 * params.mhz / params.dram_total_mb_s + 0.5);
 }
 

@@ -226,6 +226,25 @@ static void remember_miss(Core *core, uint64_t until)
     }
 }
 
+enum { L1_PIPELINE = 2 }; /* of an integer load's 3 cycles, those that data which come late pass by: see write_results */
+
+/* How long a load waits for what lies in the store buffer: words that were stored lately come `store_forward` cycles after an L1 hit. */
+static uint64_t forwarded(Core *core, const Access *access, uint64_t cycle)
+{
+    const uint64_t first = access->address >> 3, last = (access->address + access->size - 1) >> 3;
+    if (access->is_store) {
+        for (uint64_t word = first; word <= last; word++, core->n_stores++) {
+            core->stores[core->n_stores % STORE_BUFFER].word = word;
+            core->stores[core->n_stores % STORE_BUFFER].cycle = cycle;
+        }
+        return 0;
+    }
+    for (int i = 0; i < STORE_BUFFER; i++)
+        if (core->stores[i].word >= first && core->stores[i].word <= last && core->stores[i].cycle + STORED_FOR > cycle)
+            return params.store_forward + L1_PIPELINE;
+    return 0;
+}
+
 static inline void prefetch(Core *core, const Block *block, uint32_t number, uint64_t *issue)
 {
     if (!params.prefetch_hints) return;
@@ -250,7 +269,8 @@ static inline void issue(Core *core, const Block *block, uint32_t index, const A
         if (op->flags & RULE_PREFETCH) prefetch(core, block, (*hint)++, &at);
         for (; *access < end && (*access)->index == index; ++*access) {
             int level;
-            const uint64_t wait = memory_access(&core->memory, *access, &at, &level, core->where);
+            uint64_t wait = memory_access(&core->memory, *access, &at, &level, core->where);
+            if (__builtin_expect(params.store_forward, 0)) wait += forwarded(core, *access, at);
             if (wait > transfer.wait) transfer.wait = wait, transfer.level = level;
             if (transfer.held == 0) transfer.held = misplaced(*access);
         }

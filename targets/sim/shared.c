@@ -87,7 +87,10 @@ uint64_t shared_fetch(Memory *memory, uint64_t line, uint64_t cycle, bool overwr
     const Line victim = cache_replace(&l2, way, (Line){.tag = line, .ready = done});
     if (cache_must_write(&victim)) {
         memory->count.dram_lines_written++;
-        if (overwritten) use_dram(memory, start);
+        if (overwritten) { /* L2 has room for the new line when the old one leaves: so stores go no faster than memory takes them */
+            done = later(done, use_dram(memory, later(start, memory->write_free)));
+            memory->write_free = done + params.dram_write_line;
+        }
     }
     return done;
 }

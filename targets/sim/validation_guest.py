@@ -1,6 +1,6 @@
 """Runs inside the simulated board: multiplies matrices with numpy or runs a network with ncnn, in a region of its own.
 
-Usage: validation_guest.py sgemm N | ncnn PARAM SIDE
+Usage: validation_guest.py sgemm N | ncnn PARAM SIDE THREADS
 """
 
 import ctypes
@@ -27,14 +27,14 @@ def sgemm(n: int) -> None:
             mark(STOP)
 
 
-def network(param: str, side: int) -> None:
+def network(param: str, side: int, threads: int) -> None:
     """One inference with the settings of ncnn's benchmark; the first, at full speed, prepares weights and buffers."""
     import ncnn
 
     net = ncnn.Net()
     blobs, workspace = ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator()
     net.opt.lightmode = True
-    net.opt.num_threads = 1
+    net.opt.num_threads = threads
     net.opt.blob_allocator = blobs
     net.opt.workspace_allocator = workspace
     assert net.load_param(param) == 0, f"ncnn does not accept {param}"
@@ -57,4 +57,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "sgemm":
         sgemm(int(sys.argv[2]))
     else:
-        network(sys.argv[2], int(sys.argv[3]))
+        network(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -250,6 +250,10 @@ int main(int argc, char **argv)
         chain(20000);
         pthread_join(thread, NULL);
         mark(STOP, 0);
+    } else if (!strcmp(what, "stored")) { /* a chain through memory: each load waits for the store before it */
+        mark(START, 0);
+        __asm__ volatile("mov x9, #1000\n 0: str x10, [%0]\n ldr x10, [%0]\n subs x9, x9, #1\n b.ne 0b" : : "r"(data) : "x9", "x10", "memory", "cc");
+        mark(STOP, 0);
     } else if (!strcmp(what, "team")) {
         run_team(argv[2], argc > 3);
     } else if (!strcmp(what, "sleep")) {
