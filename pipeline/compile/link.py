@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import tvm
 from tvm import tirx
 
+from bitkiln.pipeline.compile.instructions import check_instructions
+from bitkiln.pipeline.compile.library import LibraryFacts, library_facts
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
-from bitkiln.pipeline.errors import BitkilnError, SetupError
+from bitkiln.pipeline.compile.tools import compile_with, tools_for
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
-from bitkiln.pipeline.support import processes
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.schedules import exponentials
@@ -46,18 +43,7 @@ _DLPACK_CODE = {"int": 0, "uint": 1, "float": 2, "bool": 6}
 #: Functions whose newest version in libm is younger than the systems we support; runtime.c leads them to the oldest.
 _WRAPPED_MATH = ("expf", "exp2f", "logf", "log2f", "powf", "exp", "exp2", "log", "log2", "pow")
 
-#: A compiler or linker that takes longer hangs.
-TOOL_SECONDS = 300.0
-
 _EXPORTS = "{ global: bk_*; local: *; };\n"
-
-
-@dataclass(frozen=True)
-class LibraryFacts:
-    """What a linked library asks of the system it runs on."""
-
-    needed: tuple[str, ...]
-    glibc: str
 
 
 def link_library(
@@ -79,16 +65,16 @@ def link_library(
         assembly = assembly_text(microkernels)
         if assembly:
             (folder / "microkernels.S").write_text(assembly)
-            objects.append(_cc(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
+            objects.append(compile_with(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
         (folder / "constants.bin").write_bytes(plan.constants)
         (folder / "constants.S").write_text(_constants_source(folder / "constants.bin", target))
         (folder / "plan.c").write_text(plan_source(plan))
-        objects.append(_cc(target, ["-c", folder / "constants.S"], folder / "constants.o"))
+        objects.append(compile_with(target, ["-c", folder / "constants.S"], folder / "constants.o"))
         flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
-        objects.append(_cc(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
+        objects.append(compile_with(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
         with atomic_write(out, mode=0o755) as temporary:
             _link(target, objects, _soname(objects), folder, temporary)
-            facts = library_facts(temporary, target)
+            facts = library_facts(temporary)
     return facts
 
 
@@ -128,15 +114,6 @@ def plan_source(plan: ExecutionPlan) -> str:
         f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants, preprocessing, head}};"
     ]
     return "\n".join(lines) + "\n"
-
-
-def library_facts(library: Path, target: Target) -> LibraryFacts:
-    """Which libraries and which glibc ``library`` needs, read from its dynamic section."""
-    readelf = target.cc["compiler"].replace("gcc", "readelf")
-    text = _run([readelf, "-dVW", library])
-    needed = tuple(re.findall(r"\(NEEDED\).*\[(.+?)\]", text))
-    versions = {tuple(map(int, version.split("."))) for version in re.findall(r"Name: GLIBC_([0-9.]+)", text)}
-    return LibraryFacts(needed, ".".join(map(str, max(versions, default=(2, 0)))))
 
 
 def _tensor_rows(plan: ExecutionPlan) -> list[str]:
@@ -195,20 +172,16 @@ bk_constants:
 """
 
 
-@cache
-def _compiler_version(compiler: str) -> str:
-    return _run([compiler, "--version"])
-
-
 def _runtime_object(target: Target, name: str) -> Path:
     """A source of the runtime compiled for ``target``, kept in the cache under a digest of all it depends on."""
     sources = b"".join((DEVICE / source).read_bytes() for source in (name, "runtime.h", "plan.h", "bitkiln.h"))
-    settings = (target.cc["compiler"], target.cc["flags"], _RUNTIME_FLAGS, _compiler_version(target.cc["compiler"]))
+    tools = tools_for(target)
+    settings = (tools.name, tools.command[1:], _RUNTIME_FLAGS)
     digest = hashlib.sha256(sources + repr(settings).encode()).hexdigest()[:16]
     out = cache_directory() / "runtime" / f"{target.name}-{Path(name).stem}-{digest}.o"
     if not out.exists():
         with atomic_write(out) as temporary:
-            _cc(target, [*_RUNTIME_FLAGS, "-x", "c", "-c", DEVICE / name], temporary)
+            compile_with(target, [*_RUNTIME_FLAGS, "-x", "c", "-c", DEVICE / name], temporary)
     return out
 
 
@@ -224,7 +197,6 @@ def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, ou
     (folder / "exports.map").write_text(_EXPORTS)
     flags = [
         "-shared",
-        "-s",
         f"-Wl,-soname,{soname}",
         "-Wl,-Bsymbolic",
         "-static-libgcc",
@@ -233,35 +205,13 @@ def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, ou
         "-Wl,-z,noexecstack",
     ]
     flags += [f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,now"]
-    flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
-    # libpthread is named even where libc has taken it in: on older systems the threads are there.
-    libraries = ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-Wl,--as-needed", "-lm"]
-    _cc(target, [*flags, *objects, *libraries], out)
-
-
-def _cc(target: Target, arguments: Sequence[str | Path], out: Path) -> Path:
-    """Run the target's compiler; gives ``out``."""
-    # A compiler that is killed leaves its temporary files: they go with a folder of ours.
-    with scratch_folder() as temporary:
-        _run([target.cc["compiler"], *target.cc["flags"], *arguments, "-o", out], {"TMPDIR": temporary})
-    return out
-
-
-def _run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-    """Run a tool and give what it prints; its first complaint becomes the error."""
-    try:
-        done = processes.run(command, TOOL_SECONDS, {**os.environ, "LC_ALL": "C", **(environment or {})})
-    except FileNotFoundError:
-        raise SetupError(f"{command[0]} is not installed: scripts/quickstart installs the cross compilers") from None
-    except subprocess.TimeoutExpired:
-        raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
-    if done.returncode != 0:
-        raise BitkilnError(f"{command[0]} failed: {_complaint(done.stderr.decode(errors='replace'))}")
-    return done.stdout.decode(errors="replace")
-
-
-def _complaint(text: str) -> str:
-    """The line of a compiler's or linker's output that says what is wrong."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("collect2:")]
-    words = ("error", "undefined reference", "failed", "No space left")
-    return next((line for line in lines if any(word in line for word in words)), (lines or ["no message"])[-1])
+    if tools_for(target).is_zig:
+        # It links to the first versions of all functions, by the glibc in its triple.
+        libraries = ["-lm", "-lpthread"]
+    else:
+        flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
+        # libpthread is named even where libc has taken it in: on older systems the threads are there.
+        libraries = ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-Wl,--as-needed", "-lm"]
+    # The first time with all names, which tell code from data.
+    check_instructions(compile_with(target, [*flags, *objects, *libraries], folder / "named.so"), target)
+    compile_with(target, ["-s", *flags, *objects, *libraries], out)

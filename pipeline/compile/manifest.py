@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bitkiln.pipeline import bundle, schema
 from bitkiln.pipeline.compile.kernels import ChosenKernel
-from bitkiln.pipeline.compile.link import LibraryFacts
+from bitkiln.pipeline.compile.library import LibraryFacts
 from bitkiln.pipeline.compile.plan import (
     ExecutionPlan,
     Network,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitkiln.pipeline.compile.link import LibraryFacts, link_library
+from bitkiln.pipeline.compile.library import LibraryFacts
+from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.plan import (
     PlannedCall,
     View,

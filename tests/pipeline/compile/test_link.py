@@ -18,7 +18,8 @@ from bitkiln.pipeline.compile.plan import PlannedCall, constant_view, make_plan,
 from bitkiln.pipeline.compile.single import link_kernel
 from bitkiln.pipeline.errors import BitkilnError, SetupError
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
-from bitkiln.targets import Target
+from bitkiln.targets import Target, zig
+from bitkiln.targets.toolchain import CHOICE
 
 TARGETS = ("rasp3b", "rasp3b32")
 
@@ -67,12 +68,21 @@ class Fill:
 """
 
 
+@pytest.fixture(params=["gcc", "zig"])
+def tools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each toolchain in turn."""
+    if request.param == "zig" and not zig.installed():
+        pytest.skip("needs ziglang, of the extra toolchain")
+    monkeypatch.setenv(CHOICE, request.param)
+    return request.param
+
+
 CURVES = Kernel(curves, (Argument((0,), (64,), "float32"), Constant(np.arange(1, 65, dtype="float32"))))
 FILL = Kernel(through_scratch, (Argument((0,), (64,), "float32"),), (Fill(), Fill()))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_library_needs_only_libc_libm_and_pthreads_of_any_age(name: str, tmp_path: Path) -> None:
+def test_a_library_needs_only_libc_libm_and_pthreads_of_any_age(name: str, tmp_path: Path, tools: str) -> None:
     target = targets.load(name)
     facts = link_kernel(CURVES, target, tmp_path / "model.so")
     assert set(facts.needed) <= {"libc.so.6", "libm.so.6", "libpthread.so.0"}
@@ -81,7 +91,7 @@ def test_a_library_needs_only_libc_libm_and_pthreads_of_any_age(name: str, tmp_p
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_library_exports_its_interface_alone(name: str, tmp_path: Path) -> None:
+def test_a_library_exports_its_interface_alone(name: str, tmp_path: Path, tools: str) -> None:
     target = targets.load(name)
     link_kernel(CURVES, target, tmp_path / "model.so")
     nm = target.cc["compiler"].replace("gcc", "nm")
@@ -102,7 +112,7 @@ def test_each_network_has_a_name_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_math_is_right_on_the_board(name: str, tmp_path: Path) -> None:
+def test_math_is_right_on_the_board(name: str, tmp_path: Path, tools: str) -> None:
     target = targets.load(name)
     link_kernel(CURVES, target, tmp_path / "model.so")
     x = np.linspace(-1, 1, 64, dtype="float32")
@@ -142,19 +152,19 @@ def test_names_are_quoted_and_constants_aligned(host: Target, tmp_path: Path) ->
 
 def test_a_missing_compiler_is_named(tmp_path: Path, host: Target) -> None:
     absent = Target(**{**vars(host), "cc": {"compiler": "no-such-gcc", "flags": []}})
-    with pytest.raises(SetupError, match="no-such-gcc is not installed"):
+    with pytest.raises(SetupError, match="install no-such-gcc"):
         link_kernel(CURVES, absent, tmp_path / "model.so")
 
 
 def test_a_compiler_error_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(BitkilnError, match=r"aarch64-linux-gnu-gcc failed: .*bk_test_fill") as caught:
+    with pytest.raises(BitkilnError, match=r"gcc .* for rasp3b failed: .*bk_test_fill") as caught:
         link_kernel(Kernel(through_scratch, FILL.arguments), targets.load("rasp3b"), tmp_path / "model.so")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_library_is_the_same_every_time(name: str, tmp_path: Path) -> None:
+def test_a_library_is_the_same_every_time(name: str, tmp_path: Path, tools: str) -> None:
     for out in ("a.so", "b.so"):
         link_kernel(CURVES, targets.load(name), tmp_path / out)
     assert (tmp_path / "a.so").read_bytes() == (tmp_path / "b.so").read_bytes()

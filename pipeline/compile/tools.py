@@ -1,0 +1,48 @@
+"""Runs the target's compiler, assembler and linker."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitkiln.pipeline.errors import BitkilnError, SetupError
+from bitkiln.targets import Target
+from bitkiln.targets.needs import Missing
+from bitkiln.targets.toolchain import Toolchain, toolchain
+
+#: A compiler or linker that takes longer hangs.
+TOOL_SECONDS = 300.0
+
+
+def tools_for(target: Target) -> Toolchain:
+    """The toolchain for ``target``. Raises SetupError."""
+    try:
+        return toolchain(target)
+    except Missing as problem:
+        raise SetupError(str(problem)) from None
+
+
+def compile_with(target: Target, arguments: Sequence[str | Path], out: Path) -> Path:
+    """Run the target's compiler; gives ``out``. Its first complaint becomes a BitkilnError."""
+    tools = tools_for(target)
+    done = attempt(tools, [*arguments, "-o", out])
+    if done.returncode != 0:
+        raise BitkilnError(f"{tools.name} for {target.name} failed: {_complaint(done.stderr)}")
+    return out
+
+
+def attempt(tools: Toolchain, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """Run the compiler and give how it ended."""
+    command = [*tools.command, *map(str, arguments)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS, env=tools.environment)
+    except subprocess.TimeoutExpired:
+        raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
+
+
+def _complaint(text: str) -> str:
+    """The line of a compiler's or linker's output that says what is wrong."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("collect2:")]
+    words = ("error", "undefined reference", "failed", "No space left")
+    return next((line for line in lines if any(word in line for word in words)), (lines or ["no message"])[-1])
