@@ -46,7 +46,9 @@ def toolchain(target: Target) -> Toolchain:
         return Toolchain(command, zig.identity(), is_zig=True)
     if choice == "zig":
         raise Missing("ziglang is not installed", needs.PIP_TOOLCHAIN)
-    raise Missing(f"there is no compiler for {target.name}", needs.remedy(target.cc["compiler"]))
+    raise Missing(
+        f"there is no compiler for {target.name} ({target.cc['compiler']})", needs.remedy(target.cc["compiler"])
+    )
 
 
 @cache

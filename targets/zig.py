@@ -20,7 +20,7 @@ def installed() -> bool:
 
 def compiler(triple: str) -> list[str]:
     """Its command for ``triple``, e.g. "aarch64-linux-gnu.2.17"; a compiler for gcc's options."""
-    return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-fno-sanitize=undefined"]
+    return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-fno-sanitize=undefined", "-g0"]
 
 
 def identity() -> str:

@@ -41,8 +41,8 @@ _PC_RELATIVE_32 = re.compile(
     r"(bl?x?|cbn?z|adr|it[te]*|tb[bh]|(b|bl)(eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|al)?)(\.w|\.n)?"
 )
 
-#: T32's conditional instructions come without what makes them so.
-_ASSEMBLER_FLAGS = {"x": (), "a": (), "t": ("-Wa,-mimplicit-it=always",)}
+#: What tells the assembler how instructions are read.
+_STATES = {"x": (), "a": (".arm",), "t": (".thumb",)}
 
 #: What has been found to belong to a target, by its name: most code is the same in every library.
 _accepted: dict[str, set[tuple[str, bytes]]] = {}
@@ -99,17 +99,17 @@ def _pc_relative(word: int) -> bool:
 def _assemble(kind: str, found: dict[bytes, tuple[str, str]], target: Target) -> None:
     words = list(found)
     texts = [found[word][0] or ".error" for word in words]
-    header = [".syntax unified", ".thumb" if kind == "t" else ".arm"] if kind != "x" else []
-    tools = tools_for(target)
-    flags = [*target.cc.get("zig_check" if tools.is_zig else "check", ()), *_ASSEMBLER_FLAGS[kind]]
+    header = [*target.cc["architecture"], *_STATES[kind]]
     with scratch_folder() as name:
         source, out = Path(name) / "code.s", Path(name) / "code.o"
         source.write_text("\n".join([*header, *texts, ""]))
-        done = attempt(tools, [*flags, "-c", source, "-o", out])
-        if done.returncode != 0:
-            line = re.search(r"code\.s:(\d+):(?:\d+:)? [Ee]rror: (.*)", done.stderr)
-            at = int(line[1]) - 1 - len(header) if line else 0
-            raise _foreign(words[at], found[words[at]], target, line[2] if line else done.stderr.strip()[:200])
+        done = attempt(tools_for(target), ["-Wa,-mimplicit-it=always"] * (kind == "t") + ["-c", source, "-o", out])
+        complaint = re.search(r"code\.s:(\d+):(?:\d+:)? [Ee]rror: (.*)", done.stderr)
+        if done.returncode != 0 and complaint is None:
+            raise BitkilnError(f"checking the instructions for {target.name} failed: {done.stderr.strip()[:200]}")
+        if complaint is not None:
+            word = words[int(complaint[1]) - 1 - len(header)]
+            raise _foreign(word, found[word], target, complaint[2])
         again = b"".join(code.data for code in code_of(out))
     if kind == "x":
         for at, word in enumerate(words):

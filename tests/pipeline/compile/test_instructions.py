@@ -91,9 +91,8 @@ def tools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def assembled(text: str, target: Target, folder: Path) -> Path:
     """An object with ``text`` in the function bk_made."""
     source = folder / "made.S"
-    wide = (
-        "" if target.bits == 64 else ".syntax unified\n.arch armv8-a\n.arch_extension crc\n.fpu neon-fp-armv8\n.arm\n"
-    )
+    state = [] if target.architecture == "aarch64" else [".arm"]
+    wide = "".join(f"{line}\n" for line in (*target.cc["architecture"], *state))
     source.write_text(f"{wide}.text\n.globl bk_made\n.type bk_made, %function\nbk_made:\n{text}\n")
     return compile_with(target, ["-c", source], folder / "made.o")
 
@@ -101,7 +100,7 @@ def assembled(text: str, target: Target, folder: Path) -> Path:
 @pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
 def test_foreign_instructions_are_named_with_their_function(name: str, tools: str, tmp_path: Path) -> None:
     target = targets.load(name)
-    for text, word in (FOREIGN if target.bits == 64 else FOREIGN_32).items():
+    for text, word in (FOREIGN if target.architecture == "aarch64" else FOREIGN_32).items():
         made = assembled(f"    nop\n    .inst {word:#010x}", target, tmp_path)
         with pytest.raises(BitkilnError, match="in bk_made at") as caught:
             check_instructions(made, target)
