@@ -104,9 +104,10 @@ def _assemble(kind: str, found: dict[bytes, tuple[str, str]], target: Target) ->
         source, out = Path(name) / "code.s", Path(name) / "code.o"
         source.write_text("\n".join([*header, *texts, ""]))
         done = attempt(tools_for(target), ["-Wa,-mimplicit-it=always"] * (kind == "t") + ["-c", source, "-o", out])
-        complaint = re.search(r"code\.s:(\d+):(?:\d+:)? [Ee]rror: (.*)", done.stderr)
+        said = done.stderr.decode(errors="replace")
+        complaint = re.search(r"code\.s:(\d+):(?:\d+:)? [Ee]rror: (.*)", said)
         if done.returncode != 0 and complaint is None:
-            raise BitkilnError(f"checking the instructions for {target.name} failed: {done.stderr.strip()[:200]}")
+            raise BitkilnError(f"checking the instructions for {target.name} failed: {said.strip()[:200]}")
         if complaint is not None:
             word = words[int(complaint[1]) - 1 - len(header)]
             raise _foreign(word, found[word], target, complaint[2])

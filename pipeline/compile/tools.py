@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitkiln.pipeline.errors import BitkilnError, SetupError
+from bitkiln.pipeline.support import processes
+from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 from bitkiln.targets.needs import Missing
 from bitkiln.targets.toolchain import Toolchain, toolchain
@@ -28,17 +30,19 @@ def compile_with(target: Target, arguments: Sequence[str | Path], out: Path) -> 
     tools = tools_for(target)
     done = attempt(tools, [*arguments, "-o", out])
     if done.returncode != 0:
-        raise BitkilnError(f"{tools.name} for {target.name} failed: {_complaint(done.stderr)}")
+        raise BitkilnError(f"{tools.name} for {target.name} failed: {_complaint(done.stderr.decode(errors='replace'))}")
     return out
 
 
-def attempt(tools: Toolchain, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+def attempt(tools: Toolchain, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[bytes]:
     """Run the compiler and give how it ended."""
     command = [*tools.command, *map(str, arguments)]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS, env=tools.environment)
-    except subprocess.TimeoutExpired:
-        raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
+    # A compiler that is killed leaves its temporary files: they go with a folder of ours.
+    with scratch_folder() as temporary:
+        try:
+            return processes.run(command, TOOL_SECONDS, {**tools.environment, "TMPDIR": temporary})
+        except subprocess.TimeoutExpired:
+            raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
 
 
 def _complaint(text: str) -> str:
