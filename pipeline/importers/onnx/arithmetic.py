@@ -100,6 +100,8 @@ def cast(node: Operands) -> relax.Expr:
     else:
         known = node.attributes["to"] in helper.get_all_tensor_dtypes()
         kind = str(helper.tensor_dtype_to_np_dtype(node.attributes["to"])) if known else "an unknown type"
+    if node.holds_whole(0) and kind == "float32":
+        return node.floats(0)
     for each in (kind, node.dtype(0)):
         if each not in _TYPES:
             raise node.unsupported(f"casts to or from {each}, which is not supported")

@@ -19,6 +19,15 @@ QUANTIZER_DOMAINS = ("onnx.brevitas", "qonnx.custom_op.general", "finn.custom_op
 #: FINN's quantiser: how many thresholds its input reaches.
 MULTI_THRESHOLD = "MultiThreshold"
 
+#: Where onnxruntime has its own operators, and those that its quantiser writes and that are imported.
+CONTRIB_DOMAIN = "com.microsoft"
+CONTRIB = frozenset(
+    {
+        *("DequantizeLinear", "QGemm", "QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearLeakyRelu"),
+        *("QLinearMul", "QLinearSigmoid", "QLinearSoftmax", "QuantizeLinear"),
+    }
+)
+
 #: Our own operator, in which ``masks`` writes assignments through masks: (data, mask, value) -> data.
 ASSIGNMENT = "bitkiln.Assignment"
 
@@ -70,6 +79,8 @@ def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:
     """Quantisers have been written out by now."""
     if node.domain in DEFAULT_DOMAINS or (node.op_type == MULTI_THRESHOLD and node.domain in QUANTIZER_DOMAINS):
         return
+    if node.domain == CONTRIB_DOMAIN and node.op_type in CONTRIB:
+        return
     known = ""
     if node.domain in QUANTIZER_DOMAINS or node.domain.startswith(("qonnx.", "finn.")):
         known = ": of QONNX, BipolarQuant, Quant, IntQuant and Trunc are; export the network before FINN changes it"
@@ -80,6 +91,8 @@ def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:
 
 def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
     """As many operands and results as ONNX gives the operator; converters take it for granted."""
+    if node.domain == CONTRIB_DOMAIN:
+        return
     try:
         schema = onnx.defs.get_schema(node.op_type, graph.opset, "")
     except onnx.defs.SchemaError:

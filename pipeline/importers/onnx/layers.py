@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx import arithmetic, indexing, reductions, windows
+from bitkiln.pipeline.importers.onnx import arithmetic, indexing, qoperators, reductions, windows
 from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
 from bitkiln.pipeline.importers.onnx.masks import assign
 from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
@@ -182,6 +182,7 @@ def _local_response(node: Operands) -> relax.Expr:
 
 #: ONNX operator -> its converter; all others go through TVM's frontend.
 CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
+    **qoperators.CONVERTERS,
     ASSIGNMENT: assign,
     **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce),
     "ArgMax": reductions.extreme_index,

@@ -132,6 +132,10 @@ class Operands:
         """An operand of numbers as float32."""
         return self._tensors.floats(self.node.input[index])
 
+    def holds_whole(self, index: int) -> bool:
+        """Is the operand of integers that float32 holds?"""
+        return self.node.input[index] in self._tensors.whole
+
     def file_dtype(self, index: int) -> str:
         """The element type that the file gives an operand."""
         name = self.node.input[index]

@@ -32,12 +32,13 @@ def _quantized_type(node: Operands) -> str:
         if node.has(2) and named != kind:
             raise node.unsupported(f"its attribute output_dtype={named} is not the type of its zero point, {kind}")
         kind = named
-    if kind not in _QUANTIZED:
+    if kind not in QUANTIZED:
         raise node.unsupported(f"quantises to {kind}; integers of 8 and 16 bits are supported")
     return kind
 
 
-_QUANTIZED = frozenset({"int8", "uint8", "int16", "uint16"})
+#: Types that reals are quantised to.
+QUANTIZED = frozenset({"int8", "uint8", "int16", "uint16"})
 
 
 def dequantize(node: Operands) -> relax.Expr:

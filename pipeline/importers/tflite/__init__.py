@@ -30,11 +30,13 @@ from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator,
 from bitkiln.pipeline.importers.tflite.labels import embedded_labels
 from bitkiln.pipeline.importers.tflite.metadata import normalization
 from bitkiln.pipeline.importers.tflite.operands import Operands, Tensors
+from bitkiln.pipeline.importers.tflite.options import unread
 from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 from bitkiln.pipeline.support.tvm_messages import reason_of
 
 _BUILTIN = layers.CONVERTERS | shapes.CONVERTERS
+_CUSTOM = lce.CONVERTERS | layers.CUSTOM
 
 #: Builtin operators whose operands may be of any type while constant, and which check that themselves.
 _ANY_CONSTANT = {"DEQUANTIZE": (0,)}
@@ -122,7 +124,7 @@ def _module(
 def _add(tensors: Tensors, operator: Operator) -> None:
     """Convert one operator and bind its results."""
     node = Operands(tensors, operator)
-    converter = (lce.CONVERTERS if operator.custom else _BUILTIN).get(operator.kind)
+    converter = (_CUSTOM if operator.custom else _BUILTIN).get(operator.kind)
     if quantized.applies(tensors, operator):
         converter = partial(_as_quantized, converter)
     if converter is None:
@@ -132,6 +134,8 @@ def _add(tensors: Tensors, operator: Operator) -> None:
         if not operator.custom and not isinstance(converter, partial):
             node.check_types(_ANY_CONSTANT.get(operator.kind, ()))
         result = converter(node)
+        for name, value in unread(operator, tensors.options_read.get(operator.index, ())):
+            raise node.unsupported(f"its option {name}={value} is not supported")
         results = result if isinstance(result, list) else [result]
         for index, each in zip(operator.outputs, results, strict=True):
             tensors.bind(index, each)

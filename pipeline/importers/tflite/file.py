@@ -21,6 +21,7 @@ import tflite
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import check_file
+from bitkiln.pipeline.importers.tflite.sparse import Level, densified
 
 _IDENTIFIER = b"TFL3"
 _VERSION = 3
@@ -37,6 +38,9 @@ _WEIGHTS_PER_BYTE = 16
 #: The most dimensions of a tensor, and elements of one (256 MiB of float32).
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 26
+
+#: SparseIndexVector -> the table that holds the numbers.
+_INDEX_VECTORS = {1: tflite.Int32Vector, 2: tflite.Uint16Vector, 3: tflite.Uint8Vector}
 
 _MAX_CUSTOM_OPTIONS = 1 << 16
 
@@ -211,11 +215,8 @@ class _Reader:
         if len(shape) > MAX_RANK or (shape and (min(shape) < -1 or abs(prod(shape)) > MAX_ELEMENTS)):
             raise ModelError(f"{where}: has the absurd shape {shape[:MAX_RANK]}")
         dtype = _TYPES.get(table.Type(), f"type {table.Type()}").lower()
-        if table.IsVariable() or table.Sparsity() is not None:
-            what = (
-                "is sparse; convert the model with dense weights" if table.Sparsity() is not None else "is a variable"
-            )
-            raise UnsupportedLayer(f"{where}: {what}")
+        if table.IsVariable():
+            raise UnsupportedLayer(f"{where}: is a variable")
         open_sizes = [
             -1 in pair for pair in zip(shape, signature if len(signature) == len(shape) else shape, strict=True)
         ]
@@ -224,11 +225,13 @@ class _Reader:
             name,
             dtype,
             tuple(None if is_open else size for size, is_open in zip(shape, open_sizes, strict=True)),
-            self.values(where, dtype, shape, table.Buffer(), buffers),
+            self.values(where, dtype, shape, table.Buffer(), buffers, table.Sparsity()),
             self.quantization(table.Quantization()),
         )
 
-    def values(self, where: str, dtype: str, shape: list[int], number: int, buffers: list[Any]) -> np.ndarray | None:
+    def values(
+        self, where: str, dtype: str, shape: list[int], number: int, buffers: list[Any], sparsity: Any
+    ) -> np.ndarray | None:
         """The value of a constant tensor: its buffer, which must be exactly as long as its shape asks."""
         if not 0 <= number < len(buffers):
             raise ModelError(f"{where}: has no buffer {number}")
@@ -237,11 +240,41 @@ class _Reader:
             return None
         if dtype not in _PLAIN:
             raise UnsupportedLayer(f"{where}: is a constant of the type {dtype}, which is not supported")
+        if sparsity is not None:
+            self._weights_left -= prod(shape) * np.dtype(dtype).itemsize
+            if self._weights_left < 0:
+                raise ModelError(f"{where}: has {len(content)} bytes of values for the absurd shape {shape}")
+            return self.dense(where, np.frombuffer(content, np.dtype(dtype).newbyteorder("<")), shape, sparsity)
         self._weights_left -= len(content)
         wanted = prod(shape) * np.dtype(dtype).itemsize
         if len(content) != wanted or self._weights_left < 0:
             raise ModelError(f"{where}: has {len(content)} bytes, its shape {shape} needs {wanted}")
         return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+    def dense(self, where: str, values: np.ndarray, shape: list[int], table: Any) -> np.ndarray:
+        """The dense form of a sparse constant."""
+        order = self.vector(table.TraversalOrderLength(), table.TraversalOrderAsNumpy)
+        blocks = self.vector(table.BlockMapLength(), table.BlockMapAsNumpy)
+        levels = []
+        for each in self.walk(table.DimMetadataLength(), table.DimMetadata):
+            if each.Format() == tflite.DimensionType.DENSE:
+                levels.append(Level(int(each.DenseSize())))
+                continue
+            parts = []
+            for kind, raw in (
+                (each.ArraySegmentsType(), each.ArraySegments()),
+                (each.ArrayIndicesType(), each.ArrayIndices()),
+            ):
+                if raw is None or kind not in _INDEX_VECTORS:
+                    raise ModelError(f"{where}: is sparse without indices")
+                vector = _INDEX_VECTORS[kind]()
+                vector.Init(raw.Bytes, raw.Pos)
+                parts.append(self.vector(vector.ValuesLength(), vector.ValuesAsNumpy))
+            levels.append(Level(0, tuple(parts[0]), tuple(parts[1])))
+        try:
+            return densified(values, tuple(shape), tuple(order), tuple(blocks), levels)
+        except ValueError as problem:
+            raise ModelError(f"{where}: is sparse, and damaged: {problem}") from None
 
     def buffer(self, where: str, table: Any) -> memoryview:
         """A buffer's bytes. Those of large models stand behind the tables, at an offset of the file."""

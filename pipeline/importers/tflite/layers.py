@@ -6,6 +6,7 @@ comparisons and selections broadcast. Operators that only move data are in ``sha
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from math import prod
 
@@ -111,6 +112,36 @@ def _transpose_conv(node: Operands) -> relax.Expr:
     if not node.has(3) and node.operator.options_name != table:
         return result
     return _activated(node, table, *_biased(node, 3, result, len(weight), "conv"))
+
+
+def transpose_conv_bias(node: Operands) -> relax.Expr:
+    """MediaPipe's Convolution2DTransposeBias: an image, filters [O, kh, kw, I] and a bias.
+
+    Its options are TensorFlow Lite's C struct TfLiteTransposeConvParams: padding (1 SAME, 2 VALID) and the two strides. With
+    SAME padding what a window reaches beyond its stride is cut off, the smaller half before the image.
+    """
+    shape, weight = node.image(), node.weight(1, "filter", 4)
+    if len(node.operator.custom_options) < 12:
+        raise node.error("has no options")
+    padding, stride_x, stride_y = struct.unpack_from("<3i", node.operator.custom_options)
+    if padding not in (1, 2) or not 1 <= min(stride_y, stride_x) <= max(stride_y, stride_x) <= 1 << 12:
+        raise node.error(f"its padding {padding} and strides {stride_y}, {stride_x} make no sense")
+    if shape[3] != weight.shape[3]:
+        raise node.error(f"its filter {list(weight.shape)} does not fit its input {list(shape)}")
+    totals = [
+        max(size - stride, 0) if padding == 1 else 0
+        for size, stride in zip(weight.shape[1:3], (stride_y, stride_x), strict=True)
+    ]
+    before = [total // 2 for total in totals]
+    image = node.step(relax.op.permute_dims(node.value(0), [0, 3, 1, 2]), "nchw")
+    made = relax.op.nn.conv2d_transpose(
+        image,
+        relax.const(np.ascontiguousarray(weight.transpose(3, 0, 1, 2))),
+        strides=(stride_y, stride_x),
+        padding=(*before, *(total - half for total, half in zip(totals, before, strict=True))),
+    )
+    result = relax.op.permute_dims(node.step(made, "transposed"), [0, 2, 3, 1])
+    return _biased(node, 2, result, len(weight), "conv")[0]
 
 
 def _fully_connected(node: Operands) -> relax.Expr:
@@ -406,6 +437,7 @@ CONVERTERS: dict[str, _Converter] = {
     "EXP": _plain(relax.op.exp),
     "FLOOR": _plain(relax.op.floor),
     "FLOOR_DIV": _plain(relax.op.floor_divide, 2),
+    "FLOOR_MOD": _plain(relax.op.floor_mod, 2),
     "FULLY_CONNECTED": _fully_connected,
     "GELU": _gelu,
     "GREATER": _plain(relax.op.greater, 2),
@@ -455,4 +487,9 @@ CONVERTERS: dict[str, _Converter] = {
     "SUM": _reduced(relax.op.sum),
     "TANH": _plain(relax.op.tanh),
     "TRANSPOSE_CONV": _transpose_conv,
+}
+
+#: Custom operator -> its converter.
+CUSTOM: dict[str, _Converter] = {
+    "Convolution2DTransposeBias": transpose_conv_bias,
 }

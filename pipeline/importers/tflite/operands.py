@@ -82,6 +82,8 @@ class Tensors:
         #: Quantised tensors, whose values are whole numbers, as the reals they stand for.
         self.reals: dict[int, relax.Expr] = {}
         self.warnings: list[str] = []
+        #: Options that converters have read, by the operator's index.
+        self.options_read: dict[int, set[str]] = {}
         self._quantized = frozenset(t.index for t in file.tensors if t.dtype in ("int8", "uint8") and t.quantization)
         self._converted: dict[tuple[int, int], relax.Expr] = {}
         self._bound_outputs: set[int] = set()
@@ -274,6 +276,7 @@ class Operands:
     def option(self, table: str, name: str, default: Any = None) -> Any:
         """A field of the options, which must be of the schema's ``table``; ``default`` is for operators without options."""
         operator = self.operator
+        self.tensors.options_read.setdefault(operator.index, set()).add(name)
         if operator.options is None:
             if default is None:
                 raise self.error("has no options")

@@ -290,6 +290,7 @@ class _Wholes(Operands):
     def option(self, table: str, name: str, default: object = None) -> object:
         """Fused activations are left to the limits of the result."""
         if name == "FusedActivationFunction":
+            self.tensors.options_read.setdefault(self.operator.index, set()).add(name)
             return 0
         return super().option(table, name, default)
 

@@ -233,6 +233,69 @@ def _depth_to_space(node: Operands) -> relax.Expr:
     return relax.op.reshape(node.step(moved, "moved"), (batch, height * block, width * block, channels // block**2))
 
 
+def _space_to_batch(node: Operands) -> relax.Expr:
+    """Blocks of rows and columns become images of a batch, after padding."""
+    shape, blocks, pads = node.shape(), *_blocks_and_edges(node)
+    spatial = len(blocks)
+    padded = [size + sum(pads[at]) for at, size in enumerate(shape[1 : 1 + spatial])]
+    if any(size % block for size, block in zip(padded, blocks, strict=True)):
+        raise node.error(f"blocks of {blocks} do not fit {padded}")
+    x = node.value(0)
+    if any(map(any, pads)):
+        widths = [0, 0, *(width for pair in pads for width in pair), *(0, 0) * (len(shape) - 1 - spatial)]
+        x = node.step(relax.op.nn.pad(x, widths, "constant", 0.0), "padded")
+    split = [shape[0], *(part for size, block in zip(padded, blocks, strict=True) for part in (size // block, block))]
+    rest = list(shape[1 + spatial :])
+    tiles = node.step(relax.op.reshape(x, (*split, *rest)), "tiles")
+    block_axes, size_axes = [2 + 2 * at for at in range(spatial)], [1 + 2 * at for at in range(spatial)]
+    tail = range(1 + 2 * spatial, 1 + 2 * spatial + len(rest))
+    moved = node.step(relax.op.permute_dims(tiles, [*block_axes, 0, *size_axes, *tail]), "moved")
+    sizes = [size // block for size, block in zip(padded, blocks, strict=True)]
+    return relax.op.reshape(moved, (prod(blocks) * shape[0], *sizes, *rest))
+
+
+def _batch_to_space(node: Operands) -> relax.Expr:
+    """Images of a batch become blocks of rows and columns, whose edges are then cut off."""
+    shape, blocks, crops = node.shape(), *_blocks_and_edges(node)
+    spatial = len(blocks)
+    if shape[0] % prod(blocks):
+        raise node.error(f"blocks of {blocks} cannot be made of {shape[0]} images")
+    batch, rest = shape[0] // prod(blocks), list(shape[1 + spatial :])
+    sizes = list(shape[1 : 1 + spatial])
+    tiles = node.step(relax.op.reshape(node.value(0), (*blocks, batch, *sizes, *rest)), "tiles")
+    axes = [spatial, *(axis for at in range(spatial) for axis in (spatial + 1 + at, at))]
+    tail = range(1 + 2 * spatial, 1 + 2 * spatial + len(rest))
+    moved = node.step(relax.op.permute_dims(tiles, [*axes, *tail]), "moved")
+    whole = [size * block for size, block in zip(sizes, blocks, strict=True)]
+    image = node.step(relax.op.reshape(moved, (batch, *whole, *rest)), "image")
+    if not any(map(any, crops)):
+        return image
+    ends = [size - after for size, (_, after) in zip(whole, crops, strict=True)]
+    if any(first >= end for (first, _), end in zip(crops, ends, strict=True)):
+        raise node.error(f"cuts {crops} off {whole}")
+    return relax.op.strided_slice(image, list(range(1, 1 + spatial)), [first for first, _ in crops], ends)
+
+
+def _blocks_and_edges(node: Operands) -> tuple[list[int], list[tuple[int, int]]]:
+    """Sizes of blocks, and what is added or cut off before and behind each axis."""
+    blocks, edges = node.numbers(1, "blocks"), node.numbers(2, "edges")
+    rank = len(node.shape())
+    if not 1 <= len(blocks) < rank or len(edges) != 2 * len(blocks) or min(blocks) < 1 or min(edges) < 0:
+        raise node.error(f"has blocks of {blocks} and edges of {edges} for {rank} axes")
+    if max(*blocks, *edges) > MAX_ELEMENTS:
+        raise node.error(f"has the absurd blocks {blocks} or edges {edges}")
+    return blocks, [(edges[2 * at], edges[2 * at + 1]) for at in range(len(blocks))]
+
+
+def _reverse(node: Operands) -> relax.Expr:
+    result = node.value(0)
+    for axis in node.numbers(1, "axes"):
+        at = _axis(node, axis, len(node.shape()))
+        backwards = relax.const(np.arange(node.shape()[at])[::-1].astype(np.int32))
+        result = node.step(relax.op.take(result, backwards, axis=at), f"axis{at}")
+    return result
+
+
 def _block(node: Operands, table: str) -> int:
     block = int(node.option(table, "BlockSize"))
     if not 1 <= block <= 1 << 10:
@@ -292,6 +355,7 @@ def _zeros_like(node: Operands) -> relax.Expr:
 
 #: Builtin operator -> its converter.
 CONVERTERS: dict[str, Callable[[Operands], _Result]] = {
+    "BATCH_TO_SPACE_ND": _batch_to_space,
     "BROADCAST_TO": _broadcast_to,
     "CONCATENATION": _concatenation,
     "DEPTH_TO_SPACE": _depth_to_space,
@@ -305,7 +369,9 @@ CONVERTERS: dict[str, Callable[[Operands], _Result]] = {
     "RANK": _rank,
     "RESHAPE": _reshape,
     "SHAPE": _shape,
+    "REVERSE_V2": _reverse,
     "SLICE": _slice,
+    "SPACE_TO_BATCH_ND": _space_to_batch,
     "SPACE_TO_DEPTH": _space_to_depth,
     "SPLIT": _split,
     "SPLIT_V": _split_v,
