@@ -16,11 +16,18 @@ from bitkiln.pipeline.cli.options import JSON_OPTION, MODEL_OPTIONS, TargetName,
 @click.argument("model")
 @click.option("--target", type=TargetName(), help="The board to give the bound for; all known ones unless given.")
 @click.option("--summary", is_flag=True, help="Totals, bounds, warnings and notes without the table of layers.")
+@click.option("--convs", is_flag=True, help="Only convolutions and dense layers, and what there is a warning about.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with the network's graph and all of this.")
 @MODEL_OPTIONS
 @JSON_OPTION
 def inspect(
-    model: str, target: targets.Target | None, summary: bool, html: Path | None, as_json: bool, **settings: Any
+    model: str,
+    target: targets.Target | None,
+    summary: bool,
+    convs: bool,
+    html: Path | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Show each layer of MODEL, its MACs and weights, and for each convolution whether it is binary, or why not.
 
@@ -43,5 +50,5 @@ def inspect(
         return
     screen = console()
     if not summary:
-        table.print_table(found.rows, screen)
+        table.print_table(found.rows, screen, boards[0], convs)
     table.print_summary(found, screen)

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline import reference
-from bitkiln.pipeline.ir.graph import bindings, op_name, variables
+from bitkiln.pipeline.ir.graph import bindings, file_names, op_name, variables
 from bitkiln.pipeline.passes.pipeline import Lowered
 
 
@@ -20,6 +20,11 @@ class Origins:
         self.imported: Mapping[str, relax.Expr] = dict(bindings(lowered.phases["imported"]["main"]))
         self.order = {name: at for at, name in enumerate(self.imported)}
         self.claimed: set[str] = set()
+        self._names = file_names(lowered.phases["imported"]["main"])
+
+    def named(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """What the file calls ``layers``."""
+        return tuple(self._names.get(layer, layer) for layer in layers)
 
     def between(self, known: Collection[str], name: str) -> tuple[str, ...]:
         """The layers that lie between ``known`` tensors and ``name``."""
@@ -61,9 +66,9 @@ def layers_of(lowered: Lowered, steps: Iterable[str]) -> dict[str, tuple[str, tu
         layers = origins.between(known, name)
         if parts and layers:
             end = layers.index(origins.main(layers)) + 1
-            found[parts[0]] = layers[end - 1], layers[:end]
+            found[parts[0]] = origins.named(layers[end - 1 : end])[0], origins.named(layers[:end])
             layers = layers[end:]
-        found[name] = origins.main(layers), layers
+        found[name] = "".join(origins.named([origins.main(layers)])), origins.named(layers)
         known.append(name)
         parts = []
     return found

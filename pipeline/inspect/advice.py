@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.inspect.wording import listed
-from bitkiln.pipeline.ir.graph import array_of, bindings, op_name, result_of, variables
+from bitkiln.pipeline.ir.graph import array_of, bindings, file_names, op_name, result_of, variables
 from bitkiln.pipeline.ir.operands import clip_bounds
 from bitkiln.pipeline.ops import has_workload, workload_of
 from bitkiln.pipeline.passes.binary.recognise import TOLERANCE
@@ -55,7 +55,7 @@ def advise(found: Survey) -> Advice:
     before, after = found.defined("merge_padding"), found.defined("binary")
     binary = {name: after[operators[0]] for name, operators in found.binary_operators().items()}
     _nearly_binary(advice, found, before)
-    _signs_as_floats(advice, found, before, after)
+    _signs_as_floats(advice, found, before, after, file_names(found.phases["imported"]["main"]))
     _wasted_channels(advice, binary)
     _signs_of_nothing(advice, binary, after)
     _kept_floats(advice, found, after)
@@ -93,7 +93,11 @@ def _remedy(weight: np.ndarray | None) -> str:
 
 
 def _signs_as_floats(
-    advice: Advice, found: Survey, before: Mapping[str, relax.Expr], after: Mapping[str, relax.Expr]
+    advice: Advice,
+    found: Survey,
+    before: Mapping[str, relax.Expr],
+    after: Mapping[str, relax.Expr],
+    names: Mapping[str, str],
 ) -> None:
     """Signs that a float layer reads: they are computed and stored as floats, beside the bits where those are read too."""
     binary = [before.get(verdict.name) for verdict in found.verdicts if verdict.binary]
@@ -105,10 +109,11 @@ def _signs_as_floats(
         reading = dict.fromkeys(readers.get(name, ()))
         users = [user for user in reading if op_name(after.get(user)) != "bitkiln.binarize"]
         if users:
+            reading_them = listed([names.get(user, user) for user in users])
             also = "also feeds" if name in read_as_bits else "feeds only"
             advice.warn(
                 name,
-                f"{also} {listed(users)}, which {'reads' if len(users) == 1 else 'read'} floats: the signs are stored "
+                f"{also} {reading_them}, which {'reads' if len(users) == 1 else 'read'} floats: the signs are stored "
                 "as floats (32 times the bytes); feed that from before the sign, or make it binary",
             )
 

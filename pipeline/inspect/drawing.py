@@ -33,8 +33,9 @@ def graph(blocks: Sequence[Block], target: Target | None) -> str:
     width, height = drawing.width + 2 * MARGIN, drawing.height + 2 * MARGIN
     paths = "".join(_edge(edge, blocks, path) for edge, path in zip(edges, drawing.paths, strict=True))
     return (
+        f'<div class="sized" style="width:{width:.0f}px;height:{height:.0f}px">'
         f'<div class="draw" style="width:{width:.0f}px;height:{height:.0f}px">'
-        f'<svg width="{width:.0f}" height="{height:.0f}" aria-hidden="true">{paths}</svg>{nodes}</div>'
+        f'<svg width="{width:.0f}" height="{height:.0f}" aria-hidden="true">{paths}</svg>{nodes}</div></div>'
     )
 
 

@@ -26,7 +26,7 @@ from bitkiln.pipeline.inspect.operators import (
     window_of,
 )
 from bitkiln.pipeline.inspect.result import Row
-from bitkiln.pipeline.ir.graph import op_name, shape_of, value_of, variables
+from bitkiln.pipeline.ir.graph import file_names, op_name, shape_of, value_of, variables
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.ops import has_workload, workload_of
 from bitkiln.pipeline.passes.binary.recognise import Verdict
@@ -46,6 +46,7 @@ class Reader:
         self.main = model.module["main"]
         #: What the file calls the network's inputs, by their variables' names.
         self.inputs = {param.name: spec.name for param, spec in zip(self.main.params, model.inputs, strict=False)}
+        self.names = file_names(self.main)
         self.found = found
         self.verdicts = {verdict.name: verdict for verdict in found.verdicts}
         self.advice = advise(found)
@@ -60,16 +61,22 @@ class Reader:
     def rows(self) -> list[Row]:
         """One row for each operation, in execution order."""
         names = self._row_names()
-        return [
+        rows = [
             self._row(name, value, names)
             for name, value in operations(self.main)
             if isinstance(value, Call) and tensor_type(value) is not None
         ]
+        return [replace(row, name=self._called(row.name), inputs=tuple(map(self._called, row.inputs))) for row in rows]
+
+    def _called(self, name: str) -> str:
+        """What the file calls an operation; inputs have their names already."""
+        return name if name in self.inputs.values() else self.names.get(name, name)
 
     def results(self) -> tuple[str, ...]:
         """The names of the rows and inputs that the network's results are."""
         names = self._row_names()
-        return tuple(name for var in variables(self.main.body.body) for name in names.get(var.name, ()))
+        found = (name for var in variables(self.main.body.body) for name in names.get(var.name, ()))
+        return tuple(map(self._called, found))
 
     def _of(self, known: Mapping[str, _Known], name: str) -> _Known | None:
         """What is known of the file's operation ``name``."""

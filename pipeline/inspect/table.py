@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +13,7 @@ from rich.text import Text
 from bitkiln.pipeline.inspect.result import Inspection, Row, gathered
 from bitkiln.pipeline.inspect.wording import listed, logical, milliseconds, operation
 from bitkiln.pipeline.support.text import printable, size
+from bitkiln.targets import Target
 
 #: Columns that a reason needs beside its row; with fewer it goes below.
 BESIDE = 44
@@ -19,12 +22,21 @@ ROOMY = 110
 INDENT = 4
 
 
-def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Print the rows, each with the reason for what it is."""
+def print_table(rows: Sequence[Row], console: Console, target: Target | None = None, convs: bool = False) -> None:
+    """Print the rows, each with the reason for what it is and its part of the bound on ``target``.
+
+    With ``convs`` only what multiplies, and what there is a warning about. Where nothing is binary nor half of it, one line in
+    place of a reason for each.
+    """
     if not rows:
         console.print("no layers: the result is the input or known beforehand")
         return
-    lines = _lines(rows, console)
+    whole = sum(row.roof_ms(target) for row in rows) if target else 0.0
+    asked = [row for row in rows if row.binary is not None]
+    if len(asked) > 1 and not any(row.binary or row.suspicious for row in asked):
+        rows = [replace(row, reason="") for row in rows]
+    rows = [row for row in rows if row.binary is not None or row.warnings] if convs else rows
+    lines = _lines(rows, console, target, whole)
     head, *body = lines
     width = max(line.cell_len for line in lines) + 2
     beside = not console.is_terminal or console.width - width >= BESIDE
@@ -32,6 +44,15 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     for row, line in zip(rows, body, strict=True):
         for text in _with_reason(line, row, width, console):
             _print(console, text)
+    if asked and not any(row.reason for row in rows if row.binary is not None):
+        _wrapped(console, Text(f"none is binary: {_usual_reason(asked)}"), INDENT)
+
+
+def _usual_reason(rows: Sequence[Row]) -> str:
+    """The commonest reason of ``rows``, without what is particular to a layer."""
+    kinds = Counter(row.reason.partition(":")[0] for row in rows)
+    reason, count = kinds.most_common(1)[0]
+    return f"{reason} in {count} of {len(rows)} (--json says why of each)"
 
 
 def print_summary(found: Inspection, console: Console) -> None:
@@ -92,23 +113,29 @@ def answer(row: Row) -> str:
     """Whether a convolution is binary, and why."""
     if row.binary is None:
         return ""
-    return f"{'yes' if row.binary else 'NO' if row.suspicious else 'no'}: {row.reason}"
+    word = "yes" if row.binary else "NO" if row.suspicious else "no"
+    return f"{word}: {row.reason}" if row.reason else word
 
 
-def _lines(rows: Sequence[Row], console: Console) -> list[Text]:
+def _lines(rows: Sequence[Row], console: Console, target: Target | None, whole: float) -> list[Text]:
     """The table without its reasons: a line for its head and one for each row."""
     roomy = not console.is_terminal or console.width >= ROOMY
     limit = max(12, console.width // 4) if console.is_terminal else 0
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("layer", "kind", "shape"):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
-    for name in ("MMACs", "weights", "packed"):
+    for name in ("MMACs", "weights", "packed", *(("bound ms", "share") if target and roomy else ())):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for row in rows:
         weights = (size(row.weight_bytes), size(row.packed_bytes)) if row.weight_bytes else ("", "")
         macs = f"{row.macs / 1e6:.2f}" if row.macs else ""
         style = "bold" if row.binary is not None else "dim"
-        cells = (operation(row), shapes(row, roomy), macs, *weights)
+        bound = (
+            (f"{row.roof_ms(target):.3f}", f"{row.roof_ms(target) / (whole or 1):.0%}")
+            if target and row.macs
+            else ("", "")
+        )
+        cells = (operation(row), shapes(row, roomy), macs, *weights, *(bound if target and roomy else ()))
         table.add_row(Text(printable(row.name, limit), style), *map(Text, cells))
     width = console.width if console.is_terminal else 1 << 16
     rendered = console.render_lines(table, console.options.update(width=width), pad=False)

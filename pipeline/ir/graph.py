@@ -8,7 +8,7 @@ So to fuse a conv into the add behind it, the visit of the add answers the conv 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tvm
@@ -150,6 +150,21 @@ def bindings(function: relax.Function) -> Iterator[tuple[str, relax.Expr]]:
             if not isinstance(binding, relax.VarBinding):
                 raise ModelError(f"{binding.var.name}: shapes that depend on the data are not supported")
             yield binding.var.name, binding.value
+
+
+#: Attribute of an imported function: what the file calls its operations, by their variables.
+FILE_NAMES = "bitkiln.file_names"
+
+
+def with_file_names(function: relax.Function, names: Mapping[str, str]) -> relax.Function:
+    """``function``, knowing what the file calls its operations."""
+    return function.with_attr(FILE_NAMES, dict(names))
+
+
+def file_names(function: relax.Function) -> dict[str, str]:
+    """What the file calls operations, by their variables; those that are missing it calls as we do."""
+    known = function.attrs[FILE_NAMES] if function.attrs and FILE_NAMES in function.attrs else {}
+    return {str(variable): str(name) for variable, name in known.items()}
 
 
 def result_of(function: relax.Function) -> relax.Expr:

@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import BitkilnError
-from bitkiln.pipeline.ir.graph import bindings, op_name, variables
+from bitkiln.pipeline.ir.graph import bindings, file_names, op_name, variables
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.binary.recognise import recognise
@@ -125,8 +125,9 @@ class Lowered:
 
     def warnings(self) -> list[str]:
         """What the user should know: convolutions that look as if they were meant to be binary, and are not."""
+        names = file_names(self.phases[IMPORTED]["main"])
         return [
-            f"{verdict.name} runs in floats, not in bits: {verdict.reason}"
+            f"{names.get(verdict.name, verdict.name)} runs in floats, not in bits: {verdict.reason}"
             for verdict in self.verdicts
             if verdict.suspicious
         ]

@@ -27,7 +27,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"bytes": size, "count": count, "ms": _milliseconds, "percent": _percent}
+    made.filters |= {"bytes": size, "count": count, "ms": _milliseconds, "percent": _percent, "cut": printable}
     return made
 
 

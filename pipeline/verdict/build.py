@@ -27,12 +27,12 @@ from bitkiln.pipeline.inspect.result import Inspection
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.profile import page as profile_page
 from bitkiln.pipeline.records import Records, log_files
-from bitkiln.pipeline.run import answer_on, timed, trace_on
+from bitkiln.pipeline.run import timed, trace_on
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.pipeline.tune import Budget, tune
 from bitkiln.pipeline.tune.result import as_json as tuned_as_json
 from bitkiln.pipeline.verdict.stages import Stages, digest
-from bitkiln.pipeline.verify import make_inputs, verify_bundle
+from bitkiln.pipeline.verify import verify_bundle
 from bitkiln.targets import Target
 from bitkiln.targets.sim import unlike
 
@@ -167,8 +167,9 @@ class _Build:
             _write(self.folder / "profile.json", json.dumps(profiled, indent=1))
             speeds.append(_speed(self.target, 1, result.ms, result.measured_by))
         if timed(self.target, THREADS):
-            answer = answer_on("sim", bundles.open_bundle(self.made), make_inputs(self.model), THREADS)
-            speeds.append(_speed(self.target, THREADS, 1e3 * answer.seconds, answer.measured_by))
+            several = profile.profile_bundle(self.made, threads=THREADS)
+            _write(self.folder / f"profile-{THREADS}.html", profile_page.render(several, self.target))
+            speeds.append(_speed(self.target, THREADS, several.ms, several.measured_by))
         return {"profile": profiled, "speeds": speeds}
 
     def _result(
@@ -182,7 +183,7 @@ class _Build:
         measured: schema.Profile | None = profiled["profile"]
         image = "photo.jpg" if compiled["preprocessing"] else None
         given = f"--image {image}" if image else "--input x.npy"
-        pages = [self.folder / name for name in ("inspect.html", "profile.html")]
+        pages = [self.folder / name for name in ("inspect.html", "profile.html", f"profile-{THREADS}.html")]
         return {
             "schema": "bitkiln.build/1",
             "model": self.model.name,

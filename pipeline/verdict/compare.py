@@ -21,6 +21,7 @@ from bitkiln.pipeline.errors import BitkilnError, InputError
 from bitkiln.pipeline.inspect import inspect_model
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.profile import LayerWork
+from bitkiln.pipeline.run import timed
 from bitkiln.pipeline.support.text import count, printable, size
 from bitkiln.targets import Target
 
@@ -65,7 +66,7 @@ def of_bundle(folder: Path, measure: bool, name: str) -> Item:
     """A bundle, measured on the simulated board where that is wanted and can be."""
     bundle = bundles.open_bundle(folder)
     target = bundle.target
-    measured = profiles.profile_bundle(folder).as_json() if measure and target.bits == 64 else None
+    measured = profiles.profile_bundle(folder).as_json() if measure and timed(target, 1) else None
     times = {step["name"]: step["ms"] for step in measured["steps"]} if measured else {}
     rows = [
         (LayerWork(*(step[field] for field in ("name", "kind", "macs", "binary", "weight_bytes"))), step)

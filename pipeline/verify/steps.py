@@ -51,7 +51,7 @@ def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bun
             continue
         workload, key = workloads.get(name), keys.get(name, "")
         other = key if workload is not None and key and key != workload.key() else ""
-        steps.append(Step(name, " + ".join(kinds), layers.between(known, name), workload, other))
+        steps.append(Step(name, " + ".join(kinds), layers.named(layers.between(known, name)), workload, other))
         known.append(name)
         kinds = []
     return steps

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline import reference
-from bitkiln.pipeline.ir.graph import bindings, op_name
+from bitkiln.pipeline.ir.graph import bindings, file_names, op_name
 from bitkiln.pipeline.ops import unpack_bits, workload_of
 from bitkiln.pipeline.passes.pipeline import Lowered
 from bitkiln.pipeline.verify.compare import Tensors
@@ -35,6 +35,7 @@ class ZeroSigns:
 
     def __init__(self, lowered: Lowered) -> None:
         self._graph: tvm.IRModule = lowered.graph
+        self._names = file_names(lowered.phases["imported"]["main"])
         self._layers = {verdict.name for verdict in lowered.verdicts if verdict.binary and _MARK in verdict.reason}
 
     @cached_property
@@ -56,10 +57,15 @@ class ZeroSigns:
         """Where there are exact zeros; ``values`` holds the tensors named by ``sources``. Each tensor counts once."""
         first = {source: name for name, source in reversed(self.sources.items())}
         found = [
-            ExactZeros(name.removesuffix(".sums"), int((values[source] == 0).sum()), values[source].size)
+            ExactZeros(self._called(name), int((values[source] == 0).sum()), values[source].size)
             for source, name in first.items()
         ]
         return [each for each in reversed(found) if each.count]
+
+    def _called(self, name: str) -> str:
+        """What the file calls the convolution that ``name`` sums for."""
+        layer = name.removesuffix(".sums")
+        return self._names.get(layer, layer)
 
     def to_the_letter(self, inputs: Tensors) -> list[np.ndarray]:
         """The network's outputs where the sign of zero is 0, as the file says."""

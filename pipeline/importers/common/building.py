@@ -31,6 +31,8 @@ class VariableNames:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        #: What was asked for, by the name that was given.
+        self.wanted: dict[str, str] = {}
 
     def unique(self, name: str) -> str:
         """A name nobody has yet."""
@@ -41,4 +43,5 @@ class VariableNames:
             count += 1
             unique = f"{plain}_{count}"
         self._taken.add(unique)
+        self.wanted[unique] = name
         return unique

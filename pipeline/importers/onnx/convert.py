@@ -23,7 +23,9 @@ from bitkiln.pipeline.importers.onnx.expansion import definition, written_out
 from bitkiln.pipeline.importers.onnx.fold import Folder
 from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
 from bitkiln.pipeline.importers.onnx.layers import CONVERTERS
+from bitkiln.pipeline.importers.onnx.names import names_in_file
 from bitkiln.pipeline.importers.onnx.operands import Operands, Tensors, Whole, static_shape
+from bitkiln.pipeline.ir.graph import with_file_names
 from bitkiln.pipeline.model import TensorSpec
 from bitkiln.pipeline.support.tvm_messages import reason_of
 
@@ -45,6 +47,7 @@ def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IR
         return outputs
 
     module = build_main(tensors.builder, list(params.values()), emit)
+    module["main"] = with_file_names(module["main"], names_in_file(module, tensors.names.wanted, graph.nodes))
     specs = []
     for name, var in zip(graph.outputs, outputs, strict=True):
         shape = static_shape(var)

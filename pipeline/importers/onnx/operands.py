@@ -27,7 +27,8 @@ class Tensors:
         self.frontend = ONNXGraphImporter({}, None)
         self.frontend.opset = graph.opset
         self.builder: relax.BlockBuilder = self.frontend.bb
-        self.variable = VariableNames().unique
+        self.names = VariableNames()
+        self.variable = self.names.unique
         self._outputs = frozenset(graph.outputs.values())
         #: Tensors of integers whose value is a float32 that holds the same whole numbers, and their type in the file.
         self.whole: dict[str, str] = {}

@@ -11,6 +11,7 @@ others belong to control flow.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from bitkiln.pipeline.importers.tflite.labels import embedded_labels
 from bitkiln.pipeline.importers.tflite.metadata import normalization
 from bitkiln.pipeline.importers.tflite.operands import Operands, Tensors
 from bitkiln.pipeline.importers.tflite.options import unread
-from bitkiln.pipeline.ir.graph import shape_of
+from bitkiln.pipeline.ir.graph import shape_of, with_file_names
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 from bitkiln.pipeline.support.tvm_messages import reason_of
 
@@ -115,10 +116,17 @@ def _module(
         return outputs
 
     module = build_main(tensors.builder, params, emit)
+    module["main"] = with_file_names(module["main"], _distinct(tensors.names.wanted))
     specs = (
         _spec(file, index, shape_of(var), str(var.ty.dtype)) for index, var in zip(file.outputs, outputs, strict=True)
     )
     return module, tuple(specs)
+
+
+def _distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """The names in the file that only one variable has."""
+    counts = Counter(names.values())
+    return {variable: name for variable, name in names.items() if counts[name] == 1 and name}
 
 
 def _add(tensors: Tensors, operator: Operator) -> None:

@@ -78,7 +78,8 @@ class Tensors:
         self.constants = {t.index: t.data for t in file.tensors if t.data is not None}
         self.values: dict[int, relax.Expr | Bits] = {}
         self.builder = relax.BlockBuilder()
-        self.variable = VariableNames().unique
+        self.names = VariableNames()
+        self.variable = self.names.unique
         #: Quantised tensors, whose values are whole numbers, as the reals they stand for.
         self.reals: dict[int, relax.Expr] = {}
         self.warnings: list[str] = []
