@@ -11,6 +11,7 @@ import tvm
 from tvm import tirx
 
 from bitkiln.pipeline.compile.instructions import check_instructions
+from bitkiln.pipeline.compile.launches import launches
 from bitkiln.pipeline.compile.library import LibraryFacts, library_facts
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
@@ -68,7 +69,7 @@ def link_library(
             objects.append(compile_with(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
         (folder / "constants.bin").write_bytes(plan.constants)
         (folder / "constants.S").write_text(_constants_source(folder / "constants.bin", target))
-        (folder / "plan.c").write_text(plan_source(plan))
+        (folder / "plan.c").write_text(plan_source(plan, {name: launches(func) for name, func in functions.items()}))
         objects.append(compile_with(target, ["-c", folder / "constants.S"], folder / "constants.o"))
         flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
         objects.append(compile_with(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
@@ -95,8 +96,9 @@ def assembly_text(microkernels: Iterable[MicroKernel]) -> str:
     return "\n".join(unique[symbol].assembly() for symbol in sorted(unique))
 
 
-def plan_source(plan: ExecutionPlan) -> str:
-    """The plan as the C tables of plan.h."""
+def plan_source(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]] | None = None) -> str:
+    """The plan as the C tables of plan.h; ``extents`` of the kernels' parallel loops, as ``launches`` gives them."""
+    extents = extents or {}
     lines = ['#include "plan.h"', "extern const unsigned char bk_constants[];"]
     kernels = sorted({step.kernel for step in plan.steps} - {COPY})
     lines += [f"int {_symbol(name)}(void *, const bk_any *, int32_t, bk_any *);" for name in kernels]
@@ -104,8 +106,9 @@ def plan_source(plan: ExecutionPlan) -> str:
     lines += ["static const int32_t arguments[] = {" + _row(a for s in plan.steps for a in s.arguments) + "};"]
     lines += ["static const int32_t inputs[] = {" + _row(plan.inputs) + "};"]
     lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
+    lines += [f"static const int32_t extents_{name}[] = {{{_row(extents[name])}}};" for name in sorted(extents)]
     lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
-    lines += ["static const bk_step steps[] = {", *_step_rows(plan), "};"]
+    lines += ["static const bk_step steps[] = {", *_step_rows(plan, extents), "};"]
     outputs = {t.name: (t.shape, t.dtype) for t in (plan.tensors[index] for index in plan.outputs)}
     lines += [preprocessing_source(plan.preprocessing), head_source(plan.head, outputs, plan.image)]
     counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
@@ -129,12 +132,13 @@ def _tensor_rows(plan: ExecutionPlan) -> list[str]:
     return rows
 
 
-def _step_rows(plan: ExecutionPlan) -> list[str]:
+def _step_rows(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]]) -> list[str]:
     rows, at = [], 0
     for step in plan.steps:
+        loops = f"extents_{step.kernel}, {len(extents[step.kernel])}" if step.kernel in extents else "NULL, 0"
         rows.append(
             f"{{{_string(step.name)}, {_string(step.kind)}, {_symbol(step.kernel)}, {len(step.arguments)}, "
-            f"{step.outputs}, arguments + {at}}},"
+            f"{step.outputs}, arguments + {at}, {loops}}},"
         )
         at += len(step.arguments)
     return rows

@@ -53,6 +53,8 @@ typedef struct {
     int32_t arguments; /* how many, outputs included */
     int32_t outputs;   /* how many: the last of the arguments */
     const int32_t *tensors;
+    const int32_t *extents; /* of its parallel loops, one for each launch in their order, as far as they are known */
+    int32_t launches;
 } bk_step;
 
 /* What the first input and the outputs mean, field by field as the manifest has it (docs/bundle.md). */

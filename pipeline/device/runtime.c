@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "runtime.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -122,6 +123,8 @@ struct bk_model {
     bk_frame frame;
     pool pool;
     bool in_parallel;
+    const bk_step *step; /* that runs */
+    int launched;        /* its parallel loops so far */
     char error[512];
 };
 
@@ -259,11 +262,33 @@ static int serial_launch(parallel_task task, void *closure, int tasks)
     return 0;
 }
 
-/* Runs task(0) .. task(tasks - 1); 0 tasks means one for each thread. A launch inside a task runs on the spot. */
+/* How many tasks a loop of `extent` rounds becomes, each a run of equally many: four to eight for each thread, so that a thread
+ * that is held up keeps the others waiting for one of them only; of such numbers one that all threads finish soonest. */
+static int share_out(int extent, int threads)
+{
+    if (extent >= 64 * threads) return 8 * threads;
+    int least = (extent + 8 * threads - 1) / (8 * threads), best = least, soonest = INT_MAX;
+    for (int run = least; run <= 2 * least; run++) {
+        int tasks = (extent + run - 1) / run, rounds = (tasks + threads - 1) / threads * run;
+        if (rounds < soonest) soonest = rounds, best = run;
+    }
+    return (extent + best - 1) / best;
+}
+
+/* Tasks of the running step's next parallel loop: as many as threads where its extent is not known. */
+static int tasks_of_launch(bk_model *model)
+{
+    int launch = model->launched++;
+    const bk_step *step = model->step;
+    int extent = step && launch < step->launches ? step->extents[launch] : 0;
+    return extent > 0 ? share_out(extent, model->threads) : model->threads;
+}
+
+/* Runs task(0) .. task(tasks - 1); with 0 tasks the kernel leaves the number to us. A launch inside a task runs on the spot. */
 static int parallel_launch(parallel_task task, void *closure, int tasks)
 {
     bk_model *model = pthread_getspecific(current_model);
-    if (tasks == 0) tasks = model->threads;
+    if (tasks == 0) tasks = model->threads == 1 || model->in_parallel ? 1 : tasks_of_launch(model);
     if (model->threads == 1 || tasks == 1 || tasks >= MAX_TASKS || model->in_parallel)
         return serial_launch(task, closure, tasks);
     pool *pool = &model->pool;
@@ -657,6 +682,7 @@ static int call_step(bk_model *model, int32_t index)
 {
     const bk_step *step = &bk_network.steps[index];
     bk_any result = {0, 0, {0}};
+    model->step = step, model->launched = 0;
     if (step->kernel(NULL, &model->arguments[model->first_argument[index]], step->arguments, &result) == 0) return 0;
     char cause[sizeof model->error];
     memcpy(cause, model->error, sizeof cause);

@@ -61,6 +61,20 @@ int __tvm_ffi_meet(void *self, const bk_any *a, int32_t n, bk_any *r) {
     met = 0;
     return __TVMBackendParallelLaunch(meet_part, NULL, 0);
 }
+/* The first task waits for all others: they do not wait for it. The answer is how many there were. */
+static int held_part(int id, group *env, void *closure) {
+    bk_dltensor **t = closure;
+    ((float *)t[1]->data)[id] = env->tasks;
+    for (time_t start = time(NULL); id == 0 && __atomic_load_n(&met, __ATOMIC_SEQ_CST) < env->tasks - 1;)
+        if (time(NULL) > start + 20) return -1;
+    __atomic_add_fetch(&met, 1, __ATOMIC_SEQ_CST);
+    return 0;
+}
+int __tvm_ffi_held(void *self, const bk_any *a, int32_t n, bk_any *r) {
+    bk_dltensor *t[2] = {tensor(a), tensor(a + 1)};
+    met = 0;
+    return __TVMBackendParallelLaunch(held_part, t, 0);
+}
 static int failing_part(int id, group *env, void *closure) {
     if (id != env->tasks - 1) return 0;
     const char *parts[] = {"x is ", NULL, "wrong\n here"};
@@ -74,15 +88,17 @@ int __tvm_ffi_failing(void *self, const bk_any *a, int32_t n, bk_any *r) {
 """
 
 
-def build(folder: Path, chain: list[str], flags: tuple[str, ...] = ()) -> Path:
-    """A library whose network applies the kernels of ``chain`` to x float32[1000]."""
+def build(
+    folder: Path, chain: list[str], flags: tuple[str, ...] = (), extents: dict[str, tuple[int, ...]] | None = None
+) -> Path:
+    """A library whose network applies the kernels of ``chain``, with parallel loops of ``extents``, to x float32[1000]."""
     views = [new_view("x", (1000,), "float32", boundary=True)]
     calls = []
     for index, kernel in enumerate(chain):
         views.append(new_view(f"s{index}", (1000,), "float32"))
         calls.append(PlannedCall(f"s{index}", kernel, kernel, (views[-2],), (views[-1],)))
     plan = make_plan(calls, [views[0]], [views[-1]])
-    (folder / "plan.c").write_text(plan_source(plan) + "const unsigned char bk_constants[1];\n")
+    (folder / "plan.c").write_text(plan_source(plan, extents) + "const unsigned char bk_constants[1];\n")
     (folder / "kernels.c").write_text(KERNELS)
     out = folder / "model.so"
     command = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{DEVICE}", *flags]
@@ -116,6 +132,18 @@ def test_threads_really_run_side_by_side(host, tmp_path: Path, threads: int) -> 
     with runner.Model(str(build(tmp_path, ["meet"])), threads) as model:
         for _ in range(20):
             model.run()
+
+
+@pytest.mark.parametrize(
+    ("extent", "threads", "tasks"),
+    [(28, 4, 28), (56, 4, 28), (112, 4, 28), (33, 4, 11), (7, 4, 7), (2, 4, 2), (1000, 4, 32), (10, 1, 1), (9, 16, 9)],
+)
+def test_a_loop_is_divided_finely_and_evenly(host, tmp_path: Path, extent: int, threads: int, tasks: int) -> None:
+    """Four to eight tasks a thread where there are so many rounds, and none that makes the last one wait."""
+    with runner.Model(str(build(tmp_path, ["held"], extents={"held": (extent,)})), threads) as model:
+        if threads > 1:
+            model.run()
+            assert model.output()[0] == tasks
 
 
 def test_the_default_is_a_thread_per_processor(library: Path) -> None:
@@ -317,7 +345,7 @@ int main(int argc, char **argv)
 )
 def test_threads_forks_and_sanitizers(host, tmp_path: Path, sanitizer: str, forks: str | None) -> None:
     flags = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all") if sanitizer else ()
-    build(tmp_path, ["twice", "nested", "twice"], flags)
+    build(tmp_path, ["twice", "nested", "twice"], flags, {"twice": (250,)})
     (tmp_path / "main.c").write_text(USES)
     command = ["gcc", "-g", *flags, f"-I{DEVICE}", "main.c", "./model.so", "-Wl,-rpath,.", "-o", "main", "-lpthread"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
