@@ -38,7 +38,8 @@ class StepTime:
 class Answer:
     """What a network gave. ``measured_by`` names the clock behind ``seconds`` and the steps' times.
 
-    ``trace`` holds the outputs of all steps by their names, where it was asked for.
+    ``trace`` holds the outputs of all steps by their names, where it was asked for. ``memory_bytes`` is what the network took,
+    its library included; 0 where nobody said.
     """
 
     outputs: dict[str, np.ndarray]
@@ -47,6 +48,7 @@ class Answer:
     threads: int
     steps: tuple[StepTime, ...] = ()
     trace: dict[str, np.ndarray] | None = None
+    memory_bytes: int = 0
 
 
 def on_emulator(folder: Path, target: Target, inputs: Tensors, threads: int = 1, with_trace: bool = False) -> Answer:
@@ -72,7 +74,8 @@ def on_emulator(folder: Path, target: Target, inputs: Tensors, threads: int = 1,
 
 def answer_of(report: Mapping[str, Any], outputs: dict[str, np.ndarray], label: str, traced: Any) -> Answer:
     steps = tuple(StepTime(*row) for row in report["steps"])
-    return Answer(outputs, report["seconds"], label, report["threads"], steps, traced)
+    memory = int(report.get("memory_bytes", 0))
+    return Answer(outputs, report["seconds"], label, report["threads"], steps, traced, memory)
 
 
 def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -81,7 +81,7 @@ def compile_lowered(
         manifest = describe(model, target, network, chosen, plan, facts) | {"warnings": list(warnings)}
         add_layers(manifest, lowered)
         bundle.add_files(folder, model, manifest)
-        manifest["golden"] = golden.make(folder, target, plan, console)
+        manifest["golden"], manifest["memory"]["running"] = golden.make(folder, target, plan, console)
         bundle.finish(folder, manifest)
     report(out, manifest, console)
     for line in preparation(model):
@@ -100,7 +100,7 @@ def _missing_kernels(target: Target) -> list[str]:
 
 def _check_memory(model: Model, plan: ExecutionPlan, target: Target) -> None:
     """Raise ModelError where a board of ``target`` could not run the network and hand over its outputs."""
-    needed = plan.arena_bytes + COPIES * plan.boundary_bytes
+    needed = plan.arena_bytes + COPIES * plan.boundary_bytes + len(plan.constants)
     most = int(target.dram["size_mb"]) * MEMORY_SHARE
     if needed <= most:
         return
@@ -109,6 +109,8 @@ def _check_memory(model: Model, plan: ExecutionPlan, target: Target) -> None:
     what = f"{kind} {tensor.name} has {tensor.nbytes / 1e6:.0f} MB ({tensor.dtype} {list(tensor.shape)})"
     if plan.arena_bytes > COPIES * tensor.nbytes:
         what = f"what its layers pass on takes {plan.arena_bytes / 1e6:.0f} MB"
+    if len(plan.constants) > needed / 2:
+        what = f"its weights take {len(plan.constants) / 1e6:.0f} MB"
     raise ModelError(
         f"{model.name}: {what}; the network and copies of its inputs and outputs take {needed / 1e6:.0f} MB of a board's "
         f"memory, {most / 1e6:.0f} MB at most are supported: make its input smaller, or let it return less"

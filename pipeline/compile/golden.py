@@ -16,10 +16,12 @@ from bitkiln.targets import Target
 SEED = 2016
 
 
-def make(folder: Path, target: Target, plan: ExecutionPlan, console: Console) -> dict[str, Any] | None:
-    """Write golden_input*.npy and golden_output*.npy into ``folder``; gives their names.
+def make(
+    folder: Path, target: Target, plan: ExecutionPlan, console: Console
+) -> tuple[dict[str, Any] | None, int | None]:
+    """Write golden_input*.npy and golden_output*.npy into ``folder``; gives their names, and the bytes that the network took.
 
-    None, and a line on the console, where this machine has no emulator for the target.
+    Nothing of both, and a line on the console, where this machine has no emulator for the target.
     """
     inputs = {}
     for index in plan.inputs:
@@ -31,12 +33,13 @@ def make(folder: Path, target: Target, plan: ExecutionPlan, console: Console) ->
         answer = on_emulator(folder, target, inputs)
     except SetupError as error:
         console.print(f"no golden answer in the bundle: {error}", highlight=False)
-        return None
-    return {
+        return None, None
+    names = {
         "inputs": [_write(folder, "golden_input", at, values) for at, values in enumerate(inputs.values())],
         "outputs": [_write(folder, "golden_output", at, values) for at, values in enumerate(answer.outputs.values())],
         "made_by": answer.measured_by,
     }
+    return names, answer.memory_bytes
 
 
 def _write(folder: Path, stem: str, at: int, values: Any) -> str:

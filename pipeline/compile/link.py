@@ -103,10 +103,10 @@ def plan_source(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]] | None
     kernels = sorted({step.kernel for step in plan.steps} - {COPY})
     lines += [f"int {_symbol(name)}(void *, const bk_any *, int32_t, bk_any *);" for name in kernels]
     lines += ["static const int64_t shapes[] = {" + _row(d for t in plan.tensors for d in t.shape) + "};"]
-    lines += ["static const int32_t arguments[] = {" + _row(a for s in plan.steps for a in s.arguments) + "};"]
+    numbers = (n for step in plan.steps for n in (*step.arguments, *extents.get(step.kernel, ())))
+    lines += [f"static const int32_t arguments[] = {{{_row(numbers)}}};"]
     lines += ["static const int32_t inputs[] = {" + _row(plan.inputs) + "};"]
     lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
-    lines += [f"static const int32_t extents_{name}[] = {{{_row(extents[name])}}};" for name in sorted(extents)]
     lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
     lines += ["static const bk_step steps[] = {", *_step_rows(plan, extents), "};"]
     outputs = {t.name: (t.shape, t.dtype) for t in (plan.tensors[index] for index in plan.outputs)}
@@ -135,12 +135,12 @@ def _tensor_rows(plan: ExecutionPlan) -> list[str]:
 def _step_rows(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]]) -> list[str]:
     rows, at = [], 0
     for step in plan.steps:
-        loops = f"extents_{step.kernel}, {len(extents[step.kernel])}" if step.kernel in extents else "NULL, 0"
+        launched = len(extents.get(step.kernel, ()))
         rows.append(
             f"{{{_string(step.name)}, {_string(step.kind)}, {_symbol(step.kernel)}, {len(step.arguments)}, "
-            f"{step.outputs}, arguments + {at}, {loops}}},"
+            f"{step.outputs}, arguments + {at}, {launched}}},"
         )
-        at += len(step.arguments)
+        at += len(step.arguments) + launched
     return rows
 
 

@@ -142,10 +142,12 @@ def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
     tuned = f"{counts['tuned']} tuned" + (f", {older} of them by another timing model" if older else "")
     size = sum(file["size"] for file in manifest["files"].values())
     memory = manifest["memory"]["activations"] + manifest["memory"]["boundary"]
+    taken = manifest["memory"].get("running")
+    running = f"; takes {taken / 1e6:.1f} MB of memory" if taken else ""
     console.print(
         f"{out}: {manifest['model']['name']} for {manifest['target']}, {len(manifest['steps'])} steps "
         f"({tuned}, {counts['default']} by default, {counts['generic']} generic), "
-        f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations",
+        f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations{running}",
         highlight=False,
     )
     if manifest.get("head"):

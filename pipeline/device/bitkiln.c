@@ -14,6 +14,7 @@
 /* Of each function: result, name, parameters, arguments of the library's own, and what it gives without a model. */
 #define FUNCTIONS(F)                                                                                             \
     F(int, bk_thread_count, (const bk_model *model), (own), -1)                                                  \
+    F(uint64_t, bk_memory_bytes, (const bk_model *model), (own), 0)                                              \
     F(int, bk_input_count, (const bk_model *model), (own), -1)                                                   \
     F(int, bk_output_count, (const bk_model *model), (own), -1)                                                  \
     F(int, bk_input_info, (const bk_model *model, int index, bk_tensor_info *info), (own, index, info), -1)      \

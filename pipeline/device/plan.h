@@ -52,9 +52,8 @@ typedef struct {
     bk_kernel kernel;
     int32_t arguments; /* how many, outputs included */
     int32_t outputs;   /* how many: the last of the arguments */
-    const int32_t *tensors;
-    const int32_t *extents; /* of its parallel loops, one for each launch in their order, as far as they are known */
-    int32_t launches;
+    const int32_t *tensors; /* of the arguments; then the extents of its parallel loops in the order of their launches, */
+    int32_t launches;       /* so many of them as are known */
 } bk_step;
 
 /* What the first input and the outputs mean, field by field as the manifest has it (docs/bundle.md). */

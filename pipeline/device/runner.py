@@ -178,8 +178,9 @@ _FUNCTIONS = {
 }
 
 
-# Those that libraries of a single kernel, as boards get them to measure, may be without.
-_IMAGE_FUNCTIONS = {
+# Those that libraries of an older bitkiln, or of a single kernel, may be without.
+_LATER_FUNCTIONS = {
+    "bk_memory_bytes": (ctypes.c_uint64, [_POINTER]),
     "bk_prepare": (_INT, [_POINTER, ctypes.POINTER(_Image)]),
     "bk_task_name": (_TEXT, [_POINTER]),
     "bk_detect": (_INT, [_POINTER, ctypes.c_float, ctypes.c_float, ctypes.POINTER(_Box), _INT]),
@@ -223,7 +224,7 @@ def open_library(path: str) -> ctypes.CDLL:
     check_machine(path)
     try:
         library = ctypes.CDLL(os.path.abspath(path))
-        for name, (result, parameters) in list(_FUNCTIONS.items()) + list(_IMAGE_FUNCTIONS.items()):
+        for name, (result, parameters) in list(_FUNCTIONS.items()) + list(_LATER_FUNCTIONS.items()):
             if name in _FUNCTIONS or hasattr(library, name):
                 function = getattr(library, name)
                 function.restype = result
@@ -323,6 +324,12 @@ class Model:
         index = self._index(self.outputs, which, "output")
         info = self.outputs[index]
         return self._array(info, self._library.bk_output_data(self._handle, index))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the network takes: its library, activations, inputs and outputs, and its kernels' scratch memory so far."""
+        counted = hasattr(self._library, "bk_memory_bytes")
+        return os.path.getsize(self.path) + (self._library.bk_memory_bytes(self._handle) if counted else 0)
 
     @property
     def labels(self) -> list[str]:
@@ -822,6 +829,7 @@ MANIFEST = {
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
     "golden?": {"inputs": [str], "outputs": [str]},
+    "memory?": {"running?": int},
     "preprocessing?": {"height": int, "width": int, "mean": [_NUMBER]},
 }
 
@@ -952,6 +960,15 @@ class Bundle:
         """``Model.segment``."""
         return self.model().segment(frame, **layout)
 
+    def check_memory(self) -> None:
+        """Raise RunnerError where this system cannot hold the network, before it tries to and others pay for it."""
+        need, have = self.manifest.get("memory", {}).get("running", 0), memory_bytes_free()
+        if have and need > have:
+            raise RunnerError(
+                f"the network takes {need / 1e6:.0f} MB of memory, {have / 1e6:.0f} MB are free: "
+                "close other programs, or let it run on a board with more"
+            )
+
     def set_tensors(self, model: Model, path: str) -> None:
         tensors = read_tensors(path)
         if len(model.inputs) == 1 and len(tensors) == 1:
@@ -981,6 +998,16 @@ def glibc_version() -> str:
         return ""
 
 
+def memory_bytes_free() -> int:
+    """Bytes of memory that programs can still have, swap included; 0 where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            rows = dict(line.split(":", 1) for line in file if ":" in line)
+        return sum(int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError, IndexError):
+        return 0
+
+
 def version_numbers(version: str) -> tuple[int, ...]:
     """(2, 31) of "2.31"; what is no number counts as 0."""
     return tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:2])
@@ -1007,6 +1034,7 @@ def check(bundle: Bundle, threads: int) -> None:
     bundle.check_files()
     print("files: {} as compiled".format(len(bundle.manifest["files"])))
     bundle.check_system()
+    bundle.check_memory()
     print(
         "system: {}, glibc {} (needs {})".format(
             machine_name(*own_machine()), glibc_version() or "unknown", bundle.manifest["requires"]["glibc"]
@@ -1057,6 +1085,8 @@ def bench(model: Model, loaded: float, started: float, seconds: float = 3.0, mos
         "load_ms": 1e3 * loaded,
         "first_answer_ms": 1e3 * (first - started),
         "peak_mib": peak_memory_mib(),
+        "network_mib": model.memory_bytes / 1048576.0,
+        "library_mib": os.path.getsize(model.path) / 1048576.0,
         "threads": model.threads,
     }
 
@@ -1069,7 +1099,9 @@ def print_bench(figures: dict[str, Any]) -> None:
     )
     print(
         "start to first answer {first_answer_ms:.0f} ms (of which loading {load_ms:.0f} ms), "
-        "peak memory {peak_mib:.1f} MiB".format(**figures)
+        "peak memory {peak_mib:.1f} MiB, of which the network {network_mib:.1f} MiB (library {library_mib:.1f} MiB)".format(
+            **figures
+        )
     )
 
 
@@ -1114,6 +1146,7 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
     """Do what the options ask; gives what to report."""
     start = time.perf_counter()
     bundle.check_digest("model.so")
+    bundle.check_memory()
     checked = time.perf_counter()
     model = bundle.model(options.threads)
     loaded = time.perf_counter() - checked
@@ -1135,6 +1168,7 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
     if options.output:
         write_tensors(options.output, {info.name: model.output(i) for i, info in enumerate(model.outputs)})
     report["threads"] = model.threads
+    report["memory_bytes"] = model.memory_bytes
     report["steps"] = list(zip(model.step_names, model.step_kinds, model.step_seconds))
     if options.image or options.input:
         report.update(meaning(bundle, model, photo, options))

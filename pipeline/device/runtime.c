@@ -120,6 +120,7 @@ struct bk_model {
     int32_t *first_argument;
     double *seconds;
     block *scratch; /* free blocks */
+    atomic_uint_least64_t scratch_bytes;
     bk_frame frame;
     pool pool;
     bool in_parallel;
@@ -280,7 +281,7 @@ static int tasks_of_launch(bk_model *model)
 {
     int launch = model->launched++;
     const bk_step *step = model->step;
-    int extent = step && launch < step->launches ? step->extents[launch] : 0;
+    int extent = step && launch < step->launches ? step->tensors[step->arguments + launch] : 0;
     return extent > 0 ? share_out(extent, model->threads) : model->threads;
 }
 
@@ -357,6 +358,7 @@ static void *allocate_workspace(int device, int id, uint64_t nbytes, int code, i
             return NULL;
         }
         found->nbytes = nbytes;
+        atomic_fetch_add_explicit(&model->scratch_bytes, nbytes + ALIGNMENT, memory_order_relaxed);
     }
     return (unsigned char *)found + ALIGNMENT;
 }
@@ -582,6 +584,12 @@ API void bk_destroy(bk_model *model)
     pthread_mutex_destroy(&model->error_mutex);
     pthread_mutex_destroy(&model->mutex);
     free(model);
+}
+
+API uint64_t bk_memory_bytes(const bk_model *model)
+{
+    if (!model) return 0;
+    return bk_network.arena_bytes + bk_network.boundary_bytes + atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed);
 }
 
 API int bk_thread_count(const bk_model *model) { return model ? model->threads : -1; }

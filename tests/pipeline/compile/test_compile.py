@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,23 @@ def test_networks_too_large_for_a_boards_memory_are_refused_at_once(
     with pytest.raises(ModelError, match=expected):
         compile_lowered(model, module, targets.load("rasp3b"), no_records, tmp_path / "wide")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_small_board_cannot_hold_are_refused_at_once(no_records, tmp_path: Path) -> None:
+    x = relax.Var("x", relax.TensorType((1, 1 << 20), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = x
+            for number in range(100):
+                y = builder.emit(relax.op.multiply(y, relax.const(np.full((1, 1 << 20), number, "float32"))))
+            result = builder.emit_output(y)
+        builder.emit_func_output(result)
+    module = relax.transform.LegalizeOps()(builder.get())
+    spec = TensorSpec("x", (1, 1 << 20))
+    model = Model("heavy", module, (spec,), (replace(spec, name="y"),), "0" * 64)
+    with pytest.raises(ModelError, match=r"heavy: its weights take 419 MB.* MB at most"):
+        compile_lowered(model, module, targets.load("zero2w"), no_records, tmp_path / "heavy")
 
 
 def test_equal_workloads_share_a_kernel_and_keep_their_weights() -> None:

@@ -314,6 +314,7 @@ def test_bench_prints_times_and_memory(toy_bundle: Bundle) -> None:
     figures = json.loads(done.stdout)["bench"]
     assert figures["min_ms"] <= figures["median_ms"] <= figures["max_ms"]
     assert figures["first_answer_ms"] > 0 and figures["peak_mib"] > 1 and figures["runs"] >= 3
+    assert 0 < figures["library_mib"] < figures["network_mib"] < figures["peak_mib"]
 
 
 def test_an_altered_library_is_never_loaded(toy_bundle: Bundle, tmp_path: Path, toy_input: np.ndarray) -> None:
@@ -407,6 +408,13 @@ def test_programs_that_are_no_part_of_a_bundle_are_named_and_not_run(toy_bundle:
     done = on_board(toy_bundle, "--check")
     assert (done.returncode, done.stdout) == (2, "")
     assert "argparse.py: no part of the bundle" in done.stderr
+
+
+def test_a_network_that_does_not_fit_is_refused_before_it_is_loaded(toy_bundle: Bundle) -> None:
+    damage(toy_bundle, lambda manifest: manifest["memory"].update(running=1 << 50))
+    for arguments in (["--check"], ["--bench"]):
+        done = on_board(toy_bundle, *arguments)
+        assert done.returncode == 2 and "the network takes 1125899907 MB of memory" in done.stderr
 
 
 def test_too_little_memory_is_one_line(toy_bundle: Bundle, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

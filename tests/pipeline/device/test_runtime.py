@@ -238,6 +238,17 @@ def test_the_default_heeds_what_the_process_may_use(library: Path) -> None:
     assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout == "1\n"
 
 
+def test_memory_is_counted(library: Path) -> None:
+    """The library, three tensors of 4,000 bytes at least, and once it has run its scratch memory."""
+    with runner.Model(str(library), 1) as model:
+        before = model.memory_bytes - library.stat().st_size
+        model.set_input(0, np.zeros(1000, "float32"))
+        model.run()
+        model.run()
+        assert 12000 <= before < 24000
+        assert model.memory_bytes - library.stat().st_size - before == 4000 + 64
+
+
 def test_threads_may_load_at_once(library: Path) -> None:
     answers: list[float] = []
 
