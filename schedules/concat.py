@@ -20,14 +20,16 @@ def reference(workload: Concat) -> tirx.PrimFunc:
     """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
     shapes = workload.shapes
     parts = [te.placeholder(*spec, name=f"part{i}") for i, spec in enumerate(shapes[: len(workload.parts)])]
+    sizes = [packed(channels) if workload.bits else channels for channels in workload.parts]
+    begins = workload.begins or (0,) * len(parts)
     operands = stages.operand_tensors(workload.epilogue, (workload.height, workload.width, workload.channels))
 
     def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
         end = shapes[-1][0][-1]
         value = None
-        for part in reversed(parts):
-            begin = end - int(part.shape[-1])
-            own = part[n, y, x, c - begin]
+        for part, size, first in reversed(list(zip(parts, sizes, begins, strict=True))):
+            begin = end - size
+            own = part[n, y, x, c - begin + first]
             value = own if value is None else tirx.if_then_else(c < end, own, value)
             end = begin
         return value
@@ -67,9 +69,10 @@ def _pixel(workload: Concat, parts: Sequence[Any], operands: Sequence[Any], out:
     total = sum(sizes)
     target = loops.flat(out, pixels * total, dtype)
     first = 0
-    for part, size in zip(parts, sizes, strict=True):
-        source = loops.flat(part, pixels * size, dtype)
-        ends = (target, pixel * total + first, source, pixel * size, size)
+    widths, begins = workload.widths or sizes, workload.begins or (0,) * len(sizes)
+    for part, size, width, begin in zip(parts, sizes, widths, begins, strict=True):
+        source = loops.flat(part, pixels * width, dtype)
+        ends = (target, pixel * total + first, source, pixel * width + begin, size)
         if workload.epilogue:
             loops.apply_epilogue(*ends, workload.epilogue, operands, (y, x), first)
         else:

@@ -314,6 +314,7 @@ class Concat:
     """Images side by side along the channels: ``parts`` are the channels of each.
 
     Floats, then the epilogue with its operands. ``bits``: bits, no epilogue; only the last part may end inside a byte.
+    With ``begins``, for floats, part i is channels begins[i] to begins[i] + parts[i] of an image of widths[i] channels.
     """
 
     tag: ClassVar[str] = "concat"
@@ -322,6 +323,8 @@ class Concat:
     parts: tuple[int, ...]
     bits: bool = False
     epilogue: tuple[Step, ...] = ()
+    begins: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -342,12 +345,17 @@ class Concat:
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and dtype of each argument of the kernel, the output last."""
         size = (self.height, self.width, self.channels)
-        parts = (result_shape((*size[:2], channels), self.out) for channels in self.parts)
+        parts = (result_shape((*size[:2], channels), self.out) for channels in self.widths or self.parts)
         return (*parts, *operand_shapes(self.epilogue, size), result_shape(size, self.out))
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
-        size = f"{self.height}x{self.width}x{'+'.join(map(str, self.parts))}"
+        pieces = zip(self.begins, self.widths, strict=True) if self.begins else [(0, part) for part in self.parts]
+        taken = [
+            str(part) if part == width else f"{part}({begin}/{width})"
+            for part, (begin, width) in zip(self.parts, pieces, strict=True)
+        ]
+        size = f"{self.height}x{self.width}x{'+'.join(taken)}"
         return " ".join(["bconcat" if self.bits else "concat", size, *map(str, self.epilogue)])
 
 

@@ -13,10 +13,17 @@ from bitkiln.schedules.workload import Concat
 
 
 def concat(
-    parts: Sequence[relax.Expr], *operands: relax.Expr, channels: tuple[int, ...], epilogue: tuple[Step, ...] = ()
+    parts: Sequence[relax.Expr],
+    *operands: relax.Expr,
+    channels: tuple[int, ...],
+    begins: tuple[int, ...] = (),
+    epilogue: tuple[Step, ...] = (),
 ) -> Call:
-    """parts float32 [1, H, W, channels[i]], or their bits -> float32 [1, H, W, C], or bits. The epilogue is for floats."""
-    return Call(_OP, [*parts, *operands], attributes(channels=channels, epilogue=epilogue))
+    """parts float32 [1, H, W, channels[i]], or their bits -> float32 [1, H, W, C], or bits. The epilogue is for floats.
+
+    With ``begins`` parts may be wider: channels[i] from begins[i] on are taken.
+    """
+    return Call(_OP, [*parts, *operands], attributes(channels=channels, begins=begins, epilogue=epilogue))
 
 
 def parts_of(call: Call) -> list[relax.Expr]:
@@ -27,7 +34,9 @@ def parts_of(call: Call) -> list[relax.Expr]:
 def _describe(call: Call) -> Concat:
     first = call.args[0]
     _, height, width, _ = shape_of(first)
-    return Concat(height, width, ints(call.attrs["channels"]), str(first.ty.dtype) == "uint8", epilogue_of(call))
+    bits, begins = str(first.ty.dtype) == "uint8", ints(call.attrs["begins"])
+    widths = tuple(shape_of(part)[3] for part in parts_of(call)) if begins else ()
+    return Concat(height, width, ints(call.attrs["channels"]), bits, epilogue_of(call), begins, widths)
 
 
 _OP = register("concat", "Images side by side along the channels.", ("data",), _describe)

@@ -21,6 +21,7 @@ from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.ir.graph import Graph, array_of, bindings, constant, op_name, rewrite, shape_of, variables
 from bitkiln.pipeline.ir.operands import clip_bounds, fits_float32
+from bitkiln.pipeline.passes.channel_shuffles import shuffled
 from bitkiln.pipeline.passes.recognise_activations import gated, prelu_of_choice
 
 
@@ -170,6 +171,9 @@ def _prelu(_graph: Graph, _name: str, call: Call) -> relax.Expr | None:
 
 def _reshape(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     shape = shape_of(graph.normalized(call))
+    shuffle = shuffled(graph, call)
+    if shuffle is not None:
+        return shuffle
     return relax.op.reshape(call.args[0], shape) if op_name(call) != "reshape" else None
 
 

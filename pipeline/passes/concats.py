@@ -66,7 +66,7 @@ def signs(graph: Graph, name: str, call: Call, fuse: Callable[[Call], Call | Non
     steps = (*whole.epilogue, *sign.epilogue)
     arrays = [array_of(expr) for expr in (*host.args[len(parts) :], *call.args[1:])]
     operands = [values for values in arrays if values is not None]
-    if any(channels % 8 for channels in whole.parts[:-1]) or len(operands) < len(arrays):
+    if whole.begins or any(channels % 8 for channels in whole.parts[:-1]) or len(operands) < len(arrays):
         return None
     bits, at = [], 0
     for i, part in enumerate(parts):
@@ -86,7 +86,8 @@ def siblings(graph: Graph, call: Call) -> Call | None:
     """
     found = [graph.call_of(part, "bitkiln.bconv2d") for part in parts_of(call)]
     hosts = [host for host in found if host is not None]
-    if len(hosts) < max(2, len(found)) or not all(map(graph.used_once, parts_of(call))):
+    whole_parts = not workload_of(call, Concat).begins
+    if len(hosts) < max(2, len(found)) or not whole_parts or not all(map(graph.used_once, parts_of(call))):
         return None
     works = [workload_of(host, Conv2d) for host in hosts]
     whole = replace(works[0], out_channels=sum(work.out_channels for work in works))
@@ -119,7 +120,9 @@ def siblings(graph: Graph, call: Call) -> Call | None:
 
 def _parts(graph: Graph, x: relax.Expr) -> list[relax.Expr]:
     host = graph.call_of(x, "bitkiln.concat")
-    return [x] if host is None or workload_of(host).epilogue else parts_of(host)
+    if host is None or workload_of(host).epilogue or workload_of(host, Concat).begins:
+        return [x]
+    return parts_of(host)
 
 
 def _concat(parts: list[relax.Expr]) -> relax.Expr:

@@ -16,6 +16,7 @@ from bitkiln.pipeline.passes.absorb_image import absorb_image
 from bitkiln.pipeline.passes.binary.recognise import recognise
 from bitkiln.pipeline.passes.binary.verdict import Verdict
 from bitkiln.pipeline.passes.canonicalize import canonicalize
+from bitkiln.pipeline.passes.channel_views import channel_views
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
 from bitkiln.pipeline.passes.fold_affine import fold_affine
 from bitkiln.pipeline.passes.fold_steps import fold_steps
@@ -89,6 +90,7 @@ PASSES = (
     Pass("merge_padding", _plain(merge_padding)),
     Pass("binary", _binary),
     Pass("fold_affine", _plain(fold_affine)),
+    Pass("channel_views", _plain(channel_views)),
     Pass("to_operators", _plain(to_operators)),
     Pass("fuse_epilogue", _plain(fuse_epilogue)),
     Pass("absorb_image", _for_target(absorb_image), for_target=True),

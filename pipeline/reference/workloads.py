@@ -24,6 +24,9 @@ def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
         return _compute_pool(workload, args)
     if isinstance(workload, Concat):
         parts = len(workload.parts)
+        if workload.begins:
+            taken = zip(args, workload.begins, workload.parts, strict=False)
+            args = [*(part[..., begin : begin + count] for part, begin, count in taken), *args[parts:]]
         return steps.compute(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
     if isinstance(workload, ConvTranspose2d):
         names = ("strides", "padding", "dilation", "groups", "output_padding")

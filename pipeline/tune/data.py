@@ -20,7 +20,7 @@ def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
     """An array for each argument of ``workload``, in order, fixed by ``seed``."""
     source = np.random.default_rng(seed)
     shapes = list(workload.shapes[:-1])
-    images = workload.parts if isinstance(workload, Concat) else (workload.channels,)
+    images = (workload.widths or workload.parts) if isinstance(workload, Concat) else (workload.channels,)
     arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
     if isinstance(workload, Conv2d | ConvTranspose2d):
         arrays.append(_weight(source, shapes.pop(0), workload.channels // workload.groups))

@@ -150,6 +150,9 @@ def workload(work, args):
         return packed(signs(stepped(work.epilogue, args[0], args[1:]), work.sign_zero))
     if isinstance(work, Concat):
         parts, operands = args[: len(work.parts)], args[len(work.parts) :]
+        if work.begins:
+            taken = zip(parts, work.begins, work.parts, strict=True)
+            parts = [part[..., begin : begin + count] for part, begin, count in taken]
         if work.bits:
             return packed(np.concatenate([bits_of(*part) for part in zip(parts, work.parts, strict=True)], 3) > 0)
         return stepped(work.epilogue, np.concatenate(parts, 3), operands)

@@ -16,6 +16,7 @@ WORKLOADS = [
     Concat(3, 4, (64, 64, 64, 64, 64)),
     Concat(4, 3, (7, 1), epilogue=(Step("mul", "channel"), Step("add", "element"), Step("relu"))),
     Concat(4, 3, (8, 24), epilogue=(Step("add", "tensor"),)),
+    Concat(4, 5, (9, 58, 3), epilogue=(Step("relu"),), begins=(3, 0, 61), widths=(12, 58, 64)),
     Concat(4, 5, (64, 8, 19), bits=True),
 ]
 
