@@ -1,7 +1,8 @@
 """Let convolutions read channels where they lie: what picks and joins channels before one becomes the order of its weights.
 
 Shuffled, split and joined channels are followed back to the tensors that were computed. A convolution sums over its channels in
-any order, so it reads pieces of those tensors side by side, each a run of neighbours, and has its weights in that order. What
+any order, so it reads pieces of those tensors side by side, each a run of neighbours, and has its weights in that order. A
+depthwise one and elementwise steps have their results in that order, which the next convolution follows back in turn. What
 nobody else needs is then never shuffled.
 """
 
@@ -20,6 +21,10 @@ from bitkiln.pipeline.ir.operands import is_image
 
 #: More pieces would be copied in bits too small.
 _MOST_PIECES = 8
+#: Steps that treat every channel for itself.
+_STEPS = frozenset(
+    {"add", "multiply", "clip", "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.silu", "sigmoid", "bitkiln.hardswish"}
+)
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,80 @@ class _View:
 
 def channel_views(module: tvm.IRModule) -> tvm.IRModule:
     """The same network with fewer shuffles of channels."""
-    views: dict[str, _View] = {}
+    return rewrite(module, _Views().visit)
 
-    def visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
-        view = _viewed(value, views)
+
+class _Views:
+    """The views of a network's images so far."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, _View] = {}
+        #: Pieces side by side that were emitted, by what they are.
+        self._joined: dict[tuple[object, ...], relax.Expr] = {}
+
+    def visit(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+        view = _viewed(value, self.views)
         if view is not None:
-            views[name] = view
-        return _convolution(graph, name, value, views) if op_name(value) == "nn.conv2d" else None
+            self.views[name] = view
+            return None
+        own = self.views.get(getattr(value.args[0], "name", "")) if getattr(value, "args", ()) else None
+        if own is None or not own.shuffled:
+            return None
+        if op_name(value) == "nn.conv2d":
+            return self._convolution(graph, name, value, own)
+        return self._elementwise(graph, name, value, own)
 
-    return rewrite(module, visit)
+    def _convolution(self, graph: Graph, name: str, conv: Call, view: _View) -> Call | None:
+        """``conv`` on the pieces that its input is made of, with its weights in their order."""
+        weight, groups = array_of(conv.args[1]), int(conv.attrs["groups"])
+        if weight is None or str(conv.attrs["data_layout"]) != "NHWC" or groups not in (1, len(weight)):
+            return None
+        order = np.lexsort((view.channel, view.source))
+        pieces = _runs(view.source[order], view.channel[order])
+        if len(pieces) > _MOST_PIECES or (groups > 1 and len(order) != groups):
+            return None
+        x = self._side_by_side(graph, name, view, pieces)
+        if groups == 1:
+            return Call(conv.op, [x, constant(np.ascontiguousarray(weight[..., order]))], conv.attrs)
+        result = Call(conv.op, [x, constant(np.ascontiguousarray(weight[order]))], conv.attrs)
+        return self._in_order(graph, name, result, np.argsort(order))
+
+    def _side_by_side(self, graph: Graph, name: str, view: _View, pieces: list[tuple[int, int, int]]) -> relax.Expr:
+        parts = [view.sources[source] for source, _, _ in pieces]
+        begins, channels = (tuple(piece[i] for piece in pieces) for i in (1, 2))
+        if len(parts) == 1 and channels == (shape_of(parts[0])[3],):
+            return parts[0]
+        key = (*(part.name for part in parts), begins, channels)
+        if key not in self._joined:
+            joined = ops.concat(parts, channels=channels, begins=begins)
+            self._joined[key] = graph.emit(joined, f"{name}.channels")
+        return self._joined[key]
+
+    def _elementwise(self, graph: Graph, name: str, call: Call, view: _View) -> Call | None:
+        """A step on all channels of one tensor, with its constants in the order of that tensor's channels."""
+        size = len(view.channel)
+        whole = len(view.sources) == 1 and np.array_equal(
+            np.sort(view.channel), np.arange(shape_of(view.sources[0])[3])
+        )
+        if op_name(call) not in _STEPS or not whole:
+            return None
+        order, operands = np.argsort(view.channel), []
+        for operand in call.args[1:]:
+            array = array_of(operand)
+            if isinstance(operand, relax.Var) or (array is not None and array.size not in (1, size)):
+                return None
+            last = array is not None and array.size == size and array.shape[-1:] == (size,)
+            operands.append(constant(np.ascontiguousarray(array[..., order])) if last else operand)
+            if array is not None and array.size == size > 1 and not last:
+                return None
+        result = Call(call.op, [view.sources[0], *operands], call.attrs)
+        return self._in_order(graph, name, result, view.channel)
+
+    def _in_order(self, graph: Graph, name: str, result: Call, channel: np.ndarray) -> Call:
+        """``result`` under a name of its own, and its channels as the network means them."""
+        var = graph.emit(result, f"{name}.unordered")
+        self.views[name] = _View((var,), np.zeros(len(channel), int), channel, True)
+        return relax.op.take(var, relax.const(channel.astype("int64")), 3)
 
 
 def _viewed(value: relax.Expr, views: dict[str, _View]) -> _View | None:
@@ -92,33 +162,6 @@ def _joined(call: Call, views: dict[str, _View]) -> _View | None:
     own = [np.array([names.index(var.name) for var in view.sources])[view.source] for view in fields]
     channel = np.concatenate([view.channel for view in fields])
     return _View(sources, np.concatenate(own), channel, any(view.shuffled for view in fields))
-
-
-def _convolution(graph: Graph, name: str, conv: Call, views: dict[str, _View]) -> Call | None:
-    """``conv`` on the pieces that its input is made of, side by side, with its weights in their order."""
-    view, weight = views.get(getattr(conv.args[0], "name", "")), array_of(conv.args[1])
-    plain = weight is not None and int(conv.attrs["groups"]) == 1 and str(conv.attrs["data_layout"]) == "NHWC"
-    if view is None or not view.shuffled or not plain:
-        return None
-    order = np.lexsort((view.channel, view.source))
-    pieces = _runs(view.source[order], view.channel[order])
-    if len(pieces) > _MOST_PIECES:
-        return None
-    joined = _piece(view, pieces[0]) if len(pieces) == 1 else None
-    if joined is None:
-        parts = [view.sources[source] for source, _, _ in pieces]
-        joined = ops.concat(
-            parts, channels=tuple(count for _, _, count in pieces), begins=tuple(begin for _, begin, _ in pieces)
-        )
-        joined = graph.emit(joined, f"{name}.channels")
-    return Call(conv.op, [joined, constant(np.ascontiguousarray(weight[..., order]))], conv.attrs)
-
-
-def _piece(view: _View, piece: tuple[int, int, int]) -> relax.Var | None:
-    """The tensor that one piece is, where it is the whole of it."""
-    source, begin, count = piece
-    var = view.sources[source]
-    return var if begin == 0 and shape_of(var)[3] == count else None
 
 
 def _runs(source: np.ndarray, channel: np.ndarray) -> list[tuple[int, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from tvm import relax
 
 from bitkiln.pipeline.ir.graph import bindings, op_name
@@ -50,12 +49,23 @@ def test_units_of_a_shufflenet_read_pieces(network, same, operators):
     same(before, after, 1e-5)
 
 
-@pytest.mark.parametrize("groups", [2, 4])
-def test_other_readers_keep_the_shuffle(network, same, operators, groups):
+def test_a_depthwise_convolution_and_its_steps_stay_in_the_order_of_what_it_reads(network, same, operators):
     net = network((1, 3, 5, 4))
-    x = shuffle(net, conv(net, net.x, 3, 16), 16, groups)
-    depthwise = net.add(nn.conv2d(x, net.normal(16, 1, 3, 3), padding=1, groups=16))
-    before = net.module(depthwise, conv(net, x, 16, 4))
+    x = shuffle(net, net.add(op.concat([conv(net, net.x, 3, 8), conv(net, net.x, 3, 8)], 1)), 16)
+    y = net.add(nn.conv2d(x, net.normal(16, 1, 3, 3), padding=1, groups=16))
+    y = net.add(nn.relu(net.add(op.add(y, net.normal(1, 16, 1, 1)))))
+    before = net.module(conv(net, y, 16, 4), conv(net, x, 16, 4))
+    after = lowered(before)
+    assert "take" not in operators(after)
+    assert len(concats(after)) == 1
+    same(before, after, 1e-5)
+
+
+def test_other_readers_get_the_channels_in_order(network, same, operators):
+    net = network((1, 3, 5, 4))
+    x = shuffle(net, conv(net, net.x, 3, 16), 16, 4)
+    y = net.add(nn.conv2d(x, net.normal(16, 1, 3, 3), padding=1, groups=16))
+    before = net.module(net.add(nn.max_pool2d(y, (2, 2))), conv(net, x, 16, 4))
     after = lowered(before)
     assert operators(after).count("take") == 1
     same(before, after, 1e-5)
