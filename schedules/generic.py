@@ -14,6 +14,8 @@ from tvm.s_tir.schedule import LoopRV, SBlockRV, Schedule, ScheduleError
 
 #: Vector widths in elements, the best first: four 128-bit registers of float32 hide the latency of arithmetic.
 WIDTHS = (16, 8, 4)
+#: Elements of a cache line.
+LINE = 16
 #: Below this many innermost iterations, waking threads costs more than they save (about 20 us of work).
 PARALLEL_WORK = 16384
 
@@ -61,6 +63,10 @@ def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
         return
     extents = [int(sch.get(loop).extent) for loop in spatial]
     work = prod(extents) * prod(int(sch.get(loop).extent) for loop in reduction)
+    across = None if reduction else _across(sch, block, spatial)
+    if across is not None:
+        _transpose(sch, spatial, across, work)
+        return
     width = next((width for width in WIDTHS if extents[-1] % width == 0), 1)
     outer, lanes = sch.split(spatial[-1], factors=[None, width])
     sch.reorder(*spatial[:-1], outer, *reduction, lanes)
@@ -71,6 +77,29 @@ def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
     if reduction:
         # Last: loops of a block without its own initial value cannot be made parallel any more.
         sch.decompose_reduction(block, reduction[0])
+
+
+def _across(sch: Schedule, block: SBlockRV, spatial: list[LoopRV]) -> LoopRV | None:
+    """The loop over neighbours in what a transpose reads, where it is another than that over neighbours in what it writes."""
+    info = sch.get(block)
+    if len(info.reads) != 1 or len(spatial) != len(info.iter_vars):
+        return None
+    last = info.reads[0].region[-1].min
+    found = [loop for loop, var in zip(spatial, info.iter_vars, strict=True) if last.same_as(var.var)]
+    extents = [int(sch.get(loop).extent) for loop in (*found, spatial[-1])]
+    return found[0] if found and found[0] is not spatial[-1] and min(extents) >= LINE // 2 else None
+
+
+def _transpose(sch: Schedule, spatial: list[LoopRV], across: LoopRV, work: int) -> None:
+    """About a cache line of what is read at a time, so that it is not fetched again for each of its elements."""
+    extent = int(sch.get(across).extent)
+    near = sorted(range(LINE // 2, LINE * 5 // 4 + 1), key=lambda size: abs(size - LINE))
+    size = next((size for size in near if extent % size == 0), LINE)
+    outer, inner = sch.split(across, factors=[None, size])
+    others = [loop for loop in spatial if loop is not across]
+    sch.reorder(outer, *others, inner)
+    if work >= PARALLEL_WORK:
+        sch.parallel(outer)
 
 
 def _loops(sch: Schedule, block: SBlockRV) -> tuple[list[LoopRV], list[LoopRV]]:

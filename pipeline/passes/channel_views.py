@@ -20,7 +20,7 @@ from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrit
 from bitkiln.pipeline.ir.operands import is_image
 
 #: More pieces would be copied in bits too small.
-_MOST_PIECES = 8
+_MOST_PIECES = 16
 #: Steps that treat every channel for itself.
 _STEPS = frozenset(
     {"add", "multiply", "clip", "nn.relu", "nn.relu6", "nn.leakyrelu", "nn.silu", "sigmoid", "bitkiln.hardswish"}

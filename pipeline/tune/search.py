@@ -50,6 +50,7 @@ class Search:
         self._database = ms.database.MemoryDatabase()
         self._context: ms.TuneContext | None = None
         self._suggested: list[Point] = []
+        self._timed_out: set[tuple[int | str, ...]] = set()
 
     @property
     def exhausted(self) -> bool:
@@ -68,8 +69,14 @@ class Search:
         self._suggested += [point for point in points if self.task.space.positions(point) is not None]
 
     def learn(self, records: Iterable[Record]) -> None:
-        """Take in trials, of this run or of earlier ones."""
+        """Take in trials, of this run or of earlier ones. One that took too long is proposed once more.
+
+        A loaded host is slow too: only a second timeout says something of the point.
+        """
         inside = [record for record in records if self.task.space.positions(record.knobs) is not None]
+        again = [record for record in inside if self._first_timeout(record)]
+        self._suggested += [dict(record.knobs) for record in again]
+        inside = [record for record in inside if record not in again]
         self._seen |= {_identity(record.knobs) for record in inside}
         if self.task.space.size <= ENUMERATED or not inside:
             return
@@ -85,6 +92,14 @@ class Search:
                     )
                 )
         self.model.update(context, candidates, results)
+
+    def _first_timeout(self, record: Record) -> bool:
+        identity = _identity(record.knobs)
+        if record.status != "timeout" or identity in self._timed_out:
+            return False
+        self._timed_out.add(identity)
+        self._seen.discard(identity)
+        return True
 
     def _evolve(self, count: int) -> list[Point]:
         """New points from MetaSchedule; it may also give old ones, which are dropped."""

@@ -57,6 +57,18 @@ def test_suggestions_come_first_if_the_space_has_them():
     assert search.propose(1) == [known]
 
 
+def test_what_timed_out_is_tried_once_more():
+    """A host may have been busy; twice is the point's own fault."""
+    search = search_of(task_with(SMALL))
+    slow = {"tile": "8x8", "block": 4}
+    late = Record(search.task.key, search.task.target.name, slow, status="timeout")
+    search.learn([late])
+    assert search.propose(1) == [slow]
+    search.learn([late])
+    assert slow not in search.propose(100)
+    assert search.exhausted
+
+
 def test_a_large_space_is_searched_without_repeats_until_it_is_exhausted():
     task = task_with({**LARGE, "unroll": [1], "block": [1, 2, 4, 8, 16]})
     search = search_of(task)
