@@ -45,11 +45,15 @@ def compile_model(
 
     Raises BitkilnError; ``out`` is replaced only when everything has succeeded.
     """
-    from bitkiln.pipeline.passes.pipeline import lower  # Processes that only build kernels for tuning do without.
+    # Processes that only build kernels for tuning do without.
+    from bitkiln.pipeline.passes.costs import hidden_costs
+    from bitkiln.pipeline.passes.pipeline import Survey, lower
 
     bundle.refuse_foreign(out)
     lowered = lower(model, target)
-    warnings = (*model.warnings, *lowered.warnings(), *_missing_kernels(target))
+    costs = hidden_costs(Survey(lowered.phases, lowered.verdicts))
+    priced = (f"{each.name} {each.priced(target)}" for each in costs)
+    warnings = (*model.warnings, *lowered.warnings(), *priced, *_missing_kernels(target))
     for warning in warnings if console else ():
         console.print(f"warning: {warning}", highlight=False, markup=False)
     return compile_lowered(model, lowered.module, target, records, out, console, lowered, warnings)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from tvm import relax
 
 from bitkiln.pipeline.compile.plan import activation_bytes, read_network
 from bitkiln.pipeline.errors import BitkilnError
@@ -11,6 +14,7 @@ from bitkiln.pipeline.inspect.reader import Reader
 from bitkiln.pipeline.inspect.result import Bound, Inspection, Row, Totals
 from bitkiln.pipeline.ir.graph import array_of, bindings
 from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.passes.costs import hidden_costs
 from bitkiln.pipeline.passes.pipeline import Survey, finish, survey
 from bitkiln.targets import Target
 
@@ -19,7 +23,7 @@ def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
     """Look at ``model`` without compiling it: what compiling would refuse is a problem in the answer, not an error."""
     found = survey(model.module)
     reader = Reader(model, found)
-    rows = reader.rows()
+    rows = _with_costs(reader.rows(), found, targets)
     memory, refused = _activations(found, targets) if targets and not found.problem else (None, found.problem)
     return Inspection(
         name=model.name,
@@ -31,6 +35,20 @@ def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
         problems=(refused,) if refused else (),
         results=reader.results(),
     )
+
+
+def _with_costs(rows: Sequence[Row], found: Survey, targets: Sequence[Target]) -> list[Row]:
+    """The rows with warnings of what their layers cost beyond what one would think, on the first of ``targets``."""
+    if not targets:
+        return list(rows)
+    texts: dict[str, tuple[str, ...]] = {}
+    imported, names = found.defined("imported"), {row.name for row in rows}
+    for cost in hidden_costs(found):
+        name = cost.name
+        while name not in names and isinstance(imported.get(name), relax.Var):  # an output's name for it
+            name = imported[name].name
+        texts[name] = (*texts.get(name, ()), cost.priced(targets[0]))
+    return [replace(row, warnings=(*row.warnings, *texts.get(row.name, ()))) for row in rows]
 
 
 def layer_table(model: Model) -> list[Row]:

@@ -62,7 +62,8 @@ def _batch_normalization(node: Operands) -> relax.Expr:
     with np.errstate(invalid="ignore", divide="ignore"):
         multiplier = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     if not np.isfinite(multiplier).all():
-        raise node.unsupported("its variance is negative")
+        low = float((variance + node.attributes.get("epsilon", 1e-5)).min())
+        raise node.unsupported(f"its variance plus epsilon is {low:.3g} in some channel, whose root nothing divides by")
     rank = len(node.shape())
     scaled = node.step(relax.op.multiply(node.value(0), _per_channel(multiplier, rank)), "scaled")
     return relax.op.add(scaled, _per_channel(beta - mean * multiplier, rank))
