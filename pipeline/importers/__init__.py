@@ -89,10 +89,11 @@ def _importer(path: Path) -> ModuleType:
 
 def _labels(model: Model, path: Path, builtin_name: str | None, options: ImportOptions) -> tuple[tuple[str, ...], str]:
     """Class names, and where they come from."""
+    count, background = class_count(model), model.head is not None and model.head.background == 0
     if options.labels:
-        return read_labels(options.labels, class_count(model)), f"{options.labels} (--labels)"
+        return read_labels(options.labels, count, background), f"{options.labels} (--labels)"
     if builtin_name:
         return builtin.labels(), "the built-in network"
     if model.labels:
         return model.labels, model.origins.get("labels", "the file")
-    return find_labels(path, class_count(model))
+    return find_labels(path, count, background)

@@ -19,22 +19,24 @@ def class_count(model: Model) -> int:
     return model.head.classes if model.head else math.prod(model.outputs[0].shape)
 
 
-def read_labels(path: Path, count: int) -> tuple[str, ...]:
-    """The labels in ``path``; ModelError unless there are ``count``."""
+def read_labels(path: Path, count: int, background: bool = False) -> tuple[str, ...]:
+    """The labels in ``path``; ModelError unless there are ``count``. A first class, ``background``, may be left out."""
     labels = _lines(path)
+    if background and len(labels) == count - 1:
+        labels = ("background", *labels)
     if len(labels) != count:
         raise ModelError(f"{path}: has {len(labels)} labels, the model tells {count} classes apart")
     return labels
 
 
-def find_labels(model: Path, count: int) -> tuple[tuple[str, ...], str]:
+def find_labels(model: Path, count: int, background: bool = False) -> tuple[tuple[str, ...], str]:
     """``count`` labels in a file beside ``model``, and where they are; none if there is no such file."""
     stem = model.name.partition(".")[0]
     for name in (f"{stem}.labels.txt", f"{stem}.txt", *_NEIGHBOURS):
         path = model.parent / name
         if path.is_file():
             try:
-                return read_labels(path, count), f"{path}, beside the model"
+                return read_labels(path, count, background), f"{path}, beside the model"
             except ModelError:
                 continue  # nobody asked for this file: it may be anything
     return (), ""

@@ -27,6 +27,7 @@ from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.common.preprocessing import ASSUMED, in_integers, plain_image
 from bitkiln.pipeline.importers.tflite import layers, lce, quantized, shapes
+from bitkiln.pipeline.importers.tflite.detector import without_postprocessing
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, read
 from bitkiln.pipeline.importers.tflite.labels import embedded_labels
 from bitkiln.pipeline.importers.tflite.metadata import normalization
@@ -45,11 +46,11 @@ _ANY_CONSTANT = {"DEQUANTIZE": (0,)}
 
 def load(path: Path, options: ImportOptions) -> Model:
     """Import the model at ``path``; ``options.shapes`` fixes open dimensions, by name of the input or its tensor."""
-    file = read(path)
+    file, head = without_postprocessing(read(path))
     operators = _live(file)
     shapes = _input_shapes(file, options.shapes)
     warnings: list[str] = []
-    module, outputs = _module(file, operators, shapes, warnings)
+    module, outputs = _module(file, operators, shapes, warnings, in_reals=head is not None)
     inputs = tuple(_spec(file, index, shape, file.tensors[index].dtype) for index, shape in shapes.items())
     preprocessing, origins = _preprocessing(file, inputs[0])
     return Model(
@@ -59,7 +60,8 @@ def load(path: Path, options: ImportOptions) -> Model:
         outputs=outputs,
         source_digest=digest(path),
         preprocessing=preprocessing,
-        labels=embedded_labels(path, outputs),
+        labels=embedded_labels(path, head.classes if head else prod(outputs[0].shape)),
+        head=head,
         origins=origins,
         warnings=tuple(warnings),
     )
@@ -90,8 +92,13 @@ def _live(file: File) -> list[Operator]:
 
 
 def _module(
-    file: File, operators: Sequence[Operator], shapes: Mapping[int, tuple[int, ...]], warnings: list[str]
+    file: File,
+    operators: Sequence[Operator],
+    shapes: Mapping[int, tuple[int, ...]],
+    warnings: list[str],
+    in_reals: bool,
 ) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
+    """The network; ``in_reals``: outputs that are quantised are what their integers stand for."""
     tensors = Tensors(file)
     tensors.channels = _channels_of_inputs(tensors, operators)
     for index, shape in shapes.items():
@@ -108,9 +115,9 @@ def _module(
             _add(tensors, operator)
         for index in file.outputs:
             if quantized.is_quantized(file.tensors[index]) and index in tensors.values:
-                tensors.values[index] = tensors.emit(
-                    quantized.left(tensors, index, tensors.expression(index)), f"{tensors.name(index)}_integers"
-                )
+                leave, part = (quantized.meant, "reals") if in_reals else (quantized.left, "integers")
+                value = leave(tensors, index, tensors.expression(index))
+                tensors.values[index] = tensors.emit(value, f"{tensors.name(index)}_{part}")
         outputs.extend(tensors.output(index) for index in file.outputs)
         warnings.extend(tensors.warnings)
         return outputs
@@ -240,7 +247,8 @@ def _name(file: File, index: int) -> str:
 
 def _spec(file: File, index: int, shape: tuple[int, ...], dtype: str) -> TensorSpec:
     tensor = file.tensors[index]
-    stands_for = (quantized.scale_of(tensor), quantized.zero_of(tensor)) if quantized.is_quantized(tensor) else None
+    integers = quantized.is_quantized(tensor) and dtype != "float32"
+    stands_for = (quantized.scale_of(tensor), quantized.zero_of(tensor)) if integers else None
     return TensorSpec(_name(file, index), shape, dtype, "NHWC" if len(shape) == 4 else "", stands_for)
 
 

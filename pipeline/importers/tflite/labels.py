@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 
 from bitkiln.pipeline.importers.common.archive import MAX_RATIO
-from bitkiln.pipeline.model import TensorSpec
 
 #: A list of names larger than this, or among more files, is none.
 _MAX_BYTES = 4 << 20
 _MAX_FILES = 64
 
 
-def embedded_labels(path: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """The first list with one name for each element of the first output; none where the file carries no such list.
+def embedded_labels(path: Path, count: int) -> tuple[str, ...]:
+    """The first list of ``count`` names; none where the file carries no such list.
 
     Nobody asked for them, so what is damaged is passed over.
     """
@@ -26,7 +23,7 @@ def embedded_labels(path: Path, outputs: Sequence[TensorSpec]) -> tuple[str, ...
             members = archive.infolist()
             for member in members if len(members) <= _MAX_FILES else ():
                 names = _names(archive, member)
-                if len(names) == prod(outputs[0].shape):
+                if len(names) == count:
                     return names
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
         pass

@@ -79,6 +79,11 @@ def left(tensors: Tensors, index: int, value: relax.Expr) -> relax.Expr:
     return relax.op.astype(value, tensor.dtype)
 
 
+def meant(tensors: Tensors, index: int, value: relax.Expr) -> relax.Expr:
+    """An output as the numbers that its integers stand for."""
+    return relax.op.multiply(value, _number(scale_of(tensors.file.tensors[index])))
+
+
 def applies(tensors: Tensors, operator: Operator) -> bool:
     """Does the operator read or make quantised tensors?"""
     if operator.custom and operator.kind not in ("Convolution2DTransposeBias",):
