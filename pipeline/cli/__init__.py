@@ -16,6 +16,7 @@ from bitkiln.pipeline.cli import (
     deploy,
     doctor,
     evaluate,
+    fetch,
     inspect,
     logs,
     profile,
@@ -55,6 +56,7 @@ for command in (
     boards.boards,
     logs.logs,
     doctor.doctor,
+    fetch.fetch,
 ):
     bitkiln.add_command(command)
 
