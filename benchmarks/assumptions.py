@@ -61,9 +61,10 @@ def measure(library: Path, target: Target, assumption: Assumption, threads: int)
 def rows(libraries: Sequence[Path], target: Target, threads: Sequence[int]) -> Iterator[list[str]]:
     """For each assumption its text and the times of each library on so many threads."""
     for assumption in ASSUMPTIONS:
-        print(f"{assumption.text} ...", file=sys.stderr, flush=True)
         times = [measure(library, target, assumption, count) for library in libraries for count in threads]
-        yield [assumption.text, *(f"{time:.1f}" for time in times)]
+        line = [assumption.text, *(f"{time:.1f}" for time in times)]
+        print(": ".join([line[0], " ".join(line[1:])]), file=sys.stderr, flush=True)
+        yield line
 
 
 def markdown(names: Sequence[str], threads: Sequence[int], lines: Sequence[Sequence[str]]) -> str:

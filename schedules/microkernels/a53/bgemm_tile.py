@@ -47,7 +47,7 @@ def fits(pixels: int, vectors: int) -> bool:
 class Touch:
     """Memory that the end of a tile will use: ``lines`` cache lines a pixel, from ``start`` on every ``stride`` bytes.
 
-    Loads to the zero register fetch it while the product is computed. ``pointer`` is a register of the routine's own.
+    Prefetches (prfm) fetch it while the product is computed. ``pointer`` is a register of the routine's own.
     """
 
     start: str

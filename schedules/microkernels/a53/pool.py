@@ -4,7 +4,7 @@ C call: ``(float *out, const float *row0, *row1, *row2, int64 column0, column1, 
 average over the window whose taps lie ``column`` bytes from each row's pointer; the next pixel's lie ``stride`` pixels
 further. Rows and columns that the window lacks are not read. Results follow each other.
 
-Before a pixel's arithmetic, loads to the zero register fetch the lines of the next one, row by row: in the order of memory, in
+Before a pixel's arithmetic, prefetches (prfm) fetch the lines of the next one, row by row: in the order of memory, in
 which the core's prefetcher runs ahead of them. Taps alone, column beside column, would be more streams than it follows.
 """
 
