@@ -29,6 +29,8 @@
     P(dram_bandwidth_mb_s, 2200) /* Pi 3: published memcpy figures */                                     \
     P(dram_write_mb_s, 1700)   /* Pi 3: sbc-bench's memset; 0: one core writes as fast as it reads */       \
     P(dram_total_mb_s, 0)      /* of all cores together, 0: one core alone gets all */                    \
+    P(dram_row_ns, 60)         /* LPDDR2 (JESD209-2), tRC: between two rows that a bank opens; several cores only */ \
+    P(dram_banks, 8)           /* the same */                                                              \
     P(l2_port, 5)              /* estimate: between two lines that L2 delivers to different cores */       \
     P(snoop, 12)               /* estimate: a line changed in another core's L1 comes so much later than from L2 */ \
     P(quantum, 1000)           /* how far a core may run ahead of the slowest */                           \
@@ -67,6 +69,7 @@ typedef struct {
     int dram_latency;   /* cycles, from dram_latency_ns */
     int dram_line;      /* cycles for 64 bytes at dram_bandwidth_mb_s */
     int dram_write_line; /* the same at dram_write_mb_s */
+    int dram_row;        /* sixteenths of a cycle, from dram_row_ns */
     int dram_total_line; /* sixteenths of a cycle for 64 bytes at dram_total_mb_s */
 } Params;
 extern Params params;
@@ -138,7 +141,7 @@ void hints_find(Block *block);
 void hints_read(const Block *block, unsigned cpu, bool at_end, uint64_t *addresses);
 
 /* ---- memory hierarchy (memory.c) ---- */
-enum { LINE_SHIFT = 6, PAGE_SHIFT = 12, UTLB_ENTRIES = 10, TLB_SETS = 128, TLB_WAYS = 4, MAX_FILL_BUFFERS = 16, MAX_STREAMS = 16 };
+enum { LINE_SHIFT = 6, PAGE_SHIFT = 12, UTLB_ENTRIES = 10, TLB_SETS = 128, TLB_WAYS = 4, MAX_FILL_BUFFERS = 16, MAX_BANKS = 16, MAX_STREAMS = 16 };
 
 typedef struct {
     uint64_t tag;     /* line or page number; NO_TAG: empty */

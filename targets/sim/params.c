@@ -64,6 +64,8 @@ void params_finish(void)
     at_least(&params.dram_bandwidth_mb_s, 1);
     at_least(&params.fill_buffers, 1);
     at_least(&params.l2_port, 1);
+    at_least(&params.dram_banks, 1);
+    if (params.dram_banks > MAX_BANKS) params.dram_banks = MAX_BANKS;
     at_least(&params.quantum, 1);
     if (!params.dram_write_mb_s) params.dram_write_mb_s = params.dram_bandwidth_mb_s;
     if (!params.dram_total_mb_s) params.dram_total_mb_s = params.dram_bandwidth_mb_s;
@@ -73,6 +75,7 @@ void params_finish(void)
     params.dram_latency = params.dram_latency_ns * params.mhz / 1000;
     params.dram_line = (int)(64.0 * params.mhz / params.dram_bandwidth_mb_s + 0.5);
     params.dram_write_line = (int)(64.0 * params.mhz / params.dram_write_mb_s + 0.5);
+    params.dram_row = (int)(16 * params.dram_row_ns * (params.mhz / 1000.0) + 0.5);
     params.dram_total_line = (int)(16 * 64.0 * params.mhz / params.dram_total_mb_s + 0.5);
 }
 

@@ -54,10 +54,26 @@ static inline uint64_t reserve_l2(Memory *memory, uint64_t cycle)
     return start;
 }
 
-/* Moves a line over the DRAM bus, not before `cycle`; returns when it begins. One core gets no more than `dram_line` says. */
-static inline uint64_t use_dram(Memory *memory, uint64_t cycle)
+/* Each bank of DRAM has one row open, a page of 4 KiB; pages go to the banks in turn. */
+static struct {
+    uint64_t row;
+    Calendar openings;
+} banks[MAX_BANKS];
+
+/* When several cores read and write, each in rows of its own, a bank closes one row to open another, and can do so only so often. What one
+ * core alone loses by that is in the bandwidth and latency that were measured of it. */
+static uint64_t reserve_dram(uint64_t line, uint64_t cycle)
 {
-    const uint64_t mine = later(cycle, memory->dram_free), start = n_memories == 1 ? mine : reserve(&dram_bus, mine, params.dram_total_line);
+    const uint64_t page = line >> (PAGE_SHIFT - LINE_SHIFT), bank = page % (uint64_t)params.dram_banks;
+    if (params.dram_row && banks[bank].row != page) cycle = reserve(&banks[bank].openings, cycle, (uint64_t)params.dram_row);
+    banks[bank].row = page;
+    return reserve(&dram_bus, cycle, (uint64_t)params.dram_total_line);
+}
+
+/* Moves a line over the DRAM bus, not before `cycle`; returns when it begins. One core gets no more than `dram_line` says. */
+static inline uint64_t use_dram(Memory *memory, uint64_t line, uint64_t cycle)
+{
+    const uint64_t mine = later(cycle, memory->dram_free), start = n_memories == 1 ? mine : reserve_dram(line, mine);
     memory->count.dram_waits += start - mine;
     memory->dram_free = start + params.dram_line;
     return start;
@@ -80,15 +96,16 @@ uint64_t shared_fetch(Memory *memory, uint64_t line, uint64_t cycle, bool overwr
     *level = LEVEL_DRAM;
     const int way = victim_way(&l2, line);
     if (!overwritten) {
-        if (cache_must_write(&set_of(&l2, line)[way])) use_dram(memory, start); /* makes room first */
-        done = use_dram(memory, start) + params.dram_latency;
+        const Line *old = &set_of(&l2, line)[way];
+        if (cache_must_write(old)) use_dram(memory, old->tag, start); /* makes room first */
+        done = use_dram(memory, line, start) + params.dram_latency;
         memory->count.dram_lines_read++;
     }
     const Line victim = cache_replace(&l2, way, (Line){.tag = line, .ready = done});
     if (cache_must_write(&victim)) {
         memory->count.dram_lines_written++;
         if (overwritten) { /* L2 has room for the new line when the old one leaves: so stores go no faster than memory takes them */
-            done = later(done, use_dram(memory, later(start, memory->write_free)));
+            done = later(done, use_dram(memory, victim.tag, later(start, memory->write_free)));
             memory->write_free = done + params.dram_write_line;
         }
     }
@@ -102,7 +119,7 @@ void shared_write_back(Memory *memory, const Line *victim, uint64_t cycle)
     if (below) below->dirty = 1;
     else {
         memory->count.dram_lines_written++;
-        use_dram(memory, n_memories == 1 ? 0 : cycle);
+        use_dram(memory, victim->tag, n_memories == 1 ? 0 : cycle);
     }
     memory->l2_free += params.l2_line / 2;
 }
@@ -143,4 +160,5 @@ void shared_cold(void)
     l2.random = random_state(params.l2_random);
     memset(&l2_port, 0, sizeof l2_port);
     memset(&dram_bus, 0, sizeof dram_bus);
+    memset(banks, 0, sizeof banks);
 }
