@@ -54,7 +54,7 @@ def test_cores_share_the_bandwidth_of_memory(run_guest: Callable) -> None:
 
 def test_cores_that_read_different_rows_wait_for_a_bank_of_memory(run_guest: Callable) -> None:
     """Four streams, each in rows of its own: a bank for each does not hold them up, one for all does."""
-    options = ("dram_row_ns=600", "dram_banks=1"), ("dram_row_ns=600", "dram_banks=16")
+    options = ("dram_row_ns=6000", "dram_banks=1"), ("dram_row_ns=6000", "dram_banks=16")
     one, several = (team(run_guest, "stream", *each)["cycles"] for each in options)
     assert one > 1.2 * several
 
