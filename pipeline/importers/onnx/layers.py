@@ -14,6 +14,7 @@ from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
 from bitkiln.pipeline.importers.onnx.masks import assign
 from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
 from bitkiln.pipeline.importers.onnx.pads import cut, gather, pad
+from bitkiln.pipeline.importers.onnx.recurrent import unrolled
 from bitkiln.pipeline.importers.onnx.resizing import resize
 from bitkiln.pipeline.importers.onnx.thresholds import dequantize, multi_threshold, quantize
 from bitkiln.pipeline.ir.windows import Windows, of_lines
@@ -208,11 +209,13 @@ CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "GatherND": indexing.gather_nd,
     "Gemm": _dense,
     "GreaterOrEqual": arithmetic.greater_or_equal,
+    "GRU": unrolled,
     "GridSample": indexing.grid_sample,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_sigmoid,
     "Hardmax": reductions.hardmax,
     "IsInf": arithmetic.is_infinite,
+    "LSTM": unrolled,
     "LRN": _local_response,
     "LayerNormalization": reductions.layer_normalization,
     "LogSoftmax": reductions.softmax,
@@ -231,6 +234,7 @@ CONVERTERS: dict[str, Callable[[Operands], relax.Expr]] = {
     "QuantizeLinear": quantize,
     "Reshape": _reshape,
     "Resize": resize,
+    "RNN": unrolled,
     "RoiAlign": indexing.roi_align,
     "Round": arithmetic.round_half_even,
     "Scatter": indexing.scatter_elements,
