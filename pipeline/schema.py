@@ -391,7 +391,10 @@ class TuningRecord(TypedDict):
     clock_mhz: NotRequired[float]
     kind: NotRequired[str]
     measured_by: NotRequired[str]
+    cpu: NotRequired[str]
+    threads: NotRequired[int]
     default: NotRequired[bool]
+    unsteady: NotRequired[bool]
     message: NotRequired[str]
     health: NotRequired[dict[str, Any]]
     time: NotRequired[str]
@@ -400,11 +403,12 @@ class TuningRecord(TypedDict):
 
 
 class LogsBest(TypedDict):
-    """``bitkiln logs best --json``."""
+    """``bitkiln logs best --json``; ``why`` has a sentence for each record."""
 
     schema: Literal["bitkiln.logs-best/1"]
     target: str
     records: list[TuningRecord]
+    why: list[str]
 
 
 class Stage(TypedDict):

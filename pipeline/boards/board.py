@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from bitkiln.pipeline.boards import answers
+from bitkiln.pipeline.boards.answers import KernelFailed, Measurement, Output
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.simulated import Machine, identify, measure_once
 from bitkiln.pipeline.boards.tracker import TrackerClient
-from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
-
-
-class KernelFailed(BoardError):
-    """The board is well but what it ran is not; ``status`` is crashed, timeout, stopped (passed its limit) or error."""
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -46,52 +39,10 @@ class Request:
     trace: bool = False
 
 
-@dataclass(frozen=True)
-class Output:
-    """An output tensor: its digest, and its bytes where the request asked for them."""
+#: How errors name a board of this machine.
+SIMULATED = "the simulated board"
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: str
-    data: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a board answered.
-
-    ``value`` is in ``unit``: "cycles" of a simulated core, or "seconds". ``kind`` is "simulated", "emulated" or "board";
-    ``measured_by`` is how reports name it. ``clock_mhz`` is the clock it ran at, None where unknown. ``steps`` has a row for
-    each step if asked for, ``report`` the simulator's account of the whole run. ``complete`` is false when the simulator met
-    instructions it has no rule for; ``steady`` when a real board's clock moved meanwhile.
-    """
-
-    unit: str
-    value: float
-    kind: str
-    measured_by: str
-    clock_mhz: float | None
-    samples: tuple[float, ...] = ()
-    steps: tuple[Mapping[str, Any], ...] = ()
-    report: Mapping[str, Any] | None = None
-    complete: bool = True
-    steady: bool = True
-    health: Mapping[str, Any] = field(default_factory=dict)
-    outputs: tuple[Output, ...] = ()
-    trace: tuple[Output, ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """The time; a simulated one's at the simulated clock."""
-        return self.value if self.unit == "seconds" else self.value / (float(self.clock_mhz or 1) * 1e6)
-
-    @property
-    def cycles(self) -> float | None:
-        """The cycles; a real board's from its time and measured clock, None where the clock is unknown."""
-        if self.unit == "cycles":
-            return self.value
-        return self.seconds * self.clock_mhz * 1e6 if self.clock_mhz else None
+__all__ = ["Board", "KernelFailed", "LocalBoard", "Measurement", "Output", "Request", "TrackerBoard", "measure_in"]
 
 
 class Board(Protocol):
@@ -124,12 +75,12 @@ class TrackerBoard:
     def identity(self) -> Mapping[str, Any]:
         """What the board that answers is."""
         with Session(self.tracker, self.key, 30, self.wait) as session:
-            return session.call("bitkiln.identity")
+            return answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
 
     def health(self) -> Mapping[str, Any]:
         """How the board that answers feels."""
         with Session(self.tracker, self.key, 30, self.wait) as session:
-            return session.call("bitkiln.health")
+            return answers.health(session.call("bitkiln.health"), f"board {session.board}")
 
     def measure(
         self,
@@ -157,7 +108,7 @@ def measure_in(
     for name, data in (inputs or {}).items():
         session.upload(files[name], data)
     answer = session.call("bitkiln.measure", "model.so", json.dumps({**asdict(request), "inputs": files}))
-    return _measurement(answer, session.download, known)
+    return answers.measurement(answer, session.download, known, f"board {session.board}")
 
 
 @dataclass(frozen=True)
@@ -191,21 +142,4 @@ class LocalBoard:
                 (folder / files[name]).write_bytes(data)
             machine = Machine(self.target, self.timing, self.options)
             answer = measure_once(machine, library, {**asdict(request), "inputs": files}, folder)
-            return _measurement(answer, lambda file: (folder / file).read_bytes(), known)
-
-
-def _measurement(answer: Mapping[str, Any], fetch: Callable[[str], bytes], known: Collection[str]) -> Measurement:
-    """The board's answer as a value; raises KernelFailed."""
-    if answer["status"] != "ok":
-        raise KernelFailed(answer["status"], answer["message"])
-
-    def output(row: Mapping[str, Any]) -> Output:
-        wanted = "file" in row and row["sha256"] not in known
-        data = fetch(row["file"]) if wanted else None
-        return Output(row["name"], tuple(row["shape"]), row["dtype"], row["sha256"], data)
-
-    outputs, trace = (tuple(map(output, answer.get(rows, ()))) for rows in ("outputs", "trace"))
-    names = ("unit", "value", "kind", "measured_by", "clock_mhz", "report", "complete", "steady", "health")
-    plain = {name: answer[name] for name in names if name in answer}
-    rows = {name: tuple(answer.get(name, ())) for name in ("samples", "steps")}
-    return Measurement(**plain, **rows, outputs=outputs, trace=trace)
+            return answers.measurement(answer, lambda file: (folder / file).read_bytes(), known, SIMULATED)

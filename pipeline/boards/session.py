@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import select
 import socket
@@ -14,10 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bitkiln.pipeline.boards import answers
 from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.device import board_wire as wire
 from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.support.text import printable
 
 #: With which TVM's clients begin.
 RPC_MAGIC = 0xFF271
@@ -70,7 +71,7 @@ class Session:
                 self._functions[function] = self._remote.get_function(function)
             return self._functions[function](*arguments)
 
-        return json.loads(self._guard(run))
+        return answers.parsed(self._guard(run), f"board {self.board}")
 
     def upload(self, name: str, content: Path | bytes) -> None:
         """Put a file into the session's folder."""
@@ -187,7 +188,7 @@ class Relay:
 
 
 def _reason(error: Exception) -> str:
-    """The line of an error of TVM's that says what happened."""
+    """The line of an error of TVM's, or of a board's, that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("RPCError: Error caught", "File ", "Traceback"))]
-    return (useful or lines or [type(error).__name__])[-1]
+    return printable((useful or lines or [type(error).__name__])[-1], 400)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bitkiln.pipeline.boards.access import INSECURE, Address
+from bitkiln.pipeline.boards.answers import identity
 from bitkiln.pipeline.boards.board import Measurement, Request, measure_in
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.ssh import Remote, cause_of
@@ -228,7 +229,11 @@ def round_trip(
                 # The key may have other boards. Theirs is a session that ends here.
                 if session.address.port == port:
                     measured = measure_in(session, kernel.library, Request(), kernel.inputs())
-                    return session.address, session.call("bitkiln.identity"), measured
+                    return (
+                        session.address,
+                        identity(session.call("bitkiln.identity"), f"board {session.board}"),
+                        measured,
+                    )
     raise NoBoard(f"the tracker {tracker} does not give us the board at port {port}: is it in use?")
 
 
@@ -328,9 +333,9 @@ def set_up(
         held = stack.enter_context(Tunnel(remote, way)) if tunnel else None
         kept = install(remote, facts, way, tracker.secret)
         say(f"{remote.host}: installed in ~/{FOLDER}, kept running as {kept}")
-        address, identity, measured = round_trip(tracker, key, way.port, lambda: sample(kind))
+        address, board, measured = round_trip(tracker, key, way.port, lambda: sample(kind))
         clock = f" at {measured.clock_mhz:g} MHz" if measured.clock_mhz else ""
-        say(f"round trip through {tracker}: {identity['measured_by']}; 3x3 convolution, 28x28, 32 to 32 channels:")
+        say(f"round trip through {tracker}: {board['measured_by']}; 3x3 convolution, 28x28, 32 to 32 channels:")
         say(f"{1e3 * measured.seconds:.3f} ms{clock}")
         if tracker.secret is None:
             say(f"note: without a secret whoever reaches {address} can run code on the board")

@@ -64,17 +64,17 @@ def logs_merge(sources: tuple[Path, ...], output: Path, as_json: bool) -> None:
 @LOGS_OPTION
 @JSON_OPTION
 def logs_best(target: targets.Target, logs: Path | None, as_json: bool) -> None:
-    """Show the best record of each workload.
+    """Show the record of each workload that compile would use, and why.
 
     \b
     Example: bitkiln logs best --target rasp3b
     """
-    rows = api.records(logs).best_of_each(target)
+    rows = api.records(logs).choices(target)
     if as_json:
-        found = [row.as_json() for row in rows]
-        print_json(schema.LogsBest(schema="bitkiln.logs-best/1", target=target.name, records=found))
+        found, why = [row.record.as_json() for row in rows], [row.why for row in rows]
+        print_json(schema.LogsBest(schema="bitkiln.logs-best/1", target=target.name, records=found, why=why))
     elif not rows:
         click.echo(f"no records for {target.name}; bitkiln tune makes some", err=True)
     else:
         for row in rows:
-            click.echo(row.describe())
+            click.echo(f"{row.record.describe()}; {row.why}")

@@ -155,7 +155,6 @@ class Board:
     def identity(self) -> Answer:
         """What does not change while the board runs."""
         own = {"model": "qemu", "cpu": "Cortex-A53"} if self.emulated else {"model": self.model, "cpu": self.cpu}
-        max_khz = "" if self.emulated else _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
         return {
             **own,
             "kind": self.kind,
@@ -165,9 +164,24 @@ class Board:
             "machine": platform.machine(),
             "python": platform.python_version(),
             "glibc": (os.confstr("CS_GNU_LIBC_VERSION") or "").replace("glibc ", ""),
-            "max_mhz": int(max_khz) // 1000 if max_khz else None,
+            **({} if self.emulated else self._hardware()),
             "simulator": self.simulator,
         }
+
+    def _hardware(self) -> Answer:
+        """Revision of the core, range of its clock in MHz, sizes of its caches: what tells boards of one kind apart."""
+        lines = [line.partition(":") for line in _read("/proc/cpuinfo").splitlines()]
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        cpu = "/sys/devices/system/cpu/cpu0"
+        khz = [_read(f"{cpu}/cpufreq/cpuinfo_{end}_freq") for end in ("min", "max")]
+        caches = {}
+        for folder in sorted(Path(cpu, "cache").glob("index*")):
+            level, kind, size = (_read(str(folder / name)) for name in ("level", "type", "size"))
+            if size.endswith("K") and size[:-1].isdigit() and kind != "Instruction":
+                caches["l1d_kib" if level == "1" else f"l{level}_kib"] = int(size[:-1])
+        found = {"revision": f"r{facts.get('CPU variant', '?')}p{facts.get('CPU revision', '?')}", "caches": caches}
+        clocks = [int(text) // 1000 if text.isdigit() else None for text in khz]
+        return {**found, "min_mhz": clocks[0], "max_mhz": clocks[1]}
 
     def health(self) -> Answer:
         """What may spoil a measurement: temperature in degrees C, throttling, governor, clock in MHz, load."""
@@ -185,8 +199,11 @@ class Board:
         }
         for name, (path, parse) in files.items():
             text = _read(path)
-            if text:
-                state[name] = parse(text)
+            try:
+                if text:
+                    state[name] = parse(text)
+            except ValueError:  # Other kernels say it in other words.
+                continue
         return state
 
 

@@ -18,13 +18,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from rich.console import Console
 
 from bitkiln import tuning_logs
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import RecordError
+from bitkiln.pipeline.records.choice import Choice, choose
+from bitkiln.pipeline.support.checked import Count, Line, Malformed, Name, Positive, decode
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.targets import Target
 from bitkiln.targets.sim import MODEL_VERSION
@@ -32,8 +35,8 @@ from bitkiln.targets.sim import MODEL_VERSION
 COMMITTED = Path(tuning_logs.__file__).parent
 #: Where ``tune`` puts records unless told otherwise, relative to the working folder.
 DEFAULT_LOGS = Path("tuning_logs")
-#: What counts more: a real board's time over a model's, and emulated time never.
-KINDS = ("board", "simulated")
+#: Bytes of the longest line; a record has some hundreds.
+MOST_BYTES = 1 << 16
 
 
 @cache
@@ -49,32 +52,74 @@ def superseded(kind: str, measured_by: str) -> bool:
     return kind == "simulated" and f"model {MODEL_VERSION}" not in measured_by.split(", ")
 
 
+Kind = Literal["simulated", "board", "emulated", ""]
+Status = Literal["ok", "build", "crashed", "timeout", "stopped", "wrong", "lost", "error", "doubted"]
+Unit = Literal["cycles", "seconds"]
+#: MHz of any core that may ever be measured.
+Clock = Annotated[float, Meta(ge=1, le=20_000)]
+Threads = Annotated[int, Meta(ge=1, le=256)]
+Health = Mapping[Name, bool | int | float | Name | None]
+#: The key of a workload begins with its operator, which names the log.
+WorkloadKey = Annotated[str, Meta(max_length=2000, pattern=r"^[a-z][a-z0-9_]*( [ -~]*)?\Z")]
+TargetName = Annotated[str, Meta(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+Knobs = Annotated[Mapping[Name, Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | Name], Meta(max_length=64)]
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")]
+#: What a kernel may take at least and at most, by the unit.
+RANGES = {"cycles": (1.0, 1e15), "seconds": (1e-9, 1e6)}
+
+
 @dataclass(frozen=True)
 class Record:
     """One trial.
 
-    ``workload`` is the workload's key, ``target`` the target's name. ``status`` is "ok", or says why there is no ``value``:
+    ``workload`` is the workload's key, ``target`` the target's name. ``status`` is "ok", or says why it does not count:
     "build", "crashed", "timeout", "stopped" (passed the limit), "wrong" (gave other results than the default), "lost" (took the
-    board down with it) or "error".
-    ``value`` is in ``unit``, "cycles" or "seconds", at ``clock_mhz``; ``kind`` ("simulated", "board", "emulated") and
-    ``measured_by`` say what measured it. ``default`` marks the untuned default. ``time`` is UTC, ISO 8601.
+    board down with it), "error", or "doubted" (it has a value which cannot be believed; ``message`` says why).
+    ``value`` is in ``unit`` at ``clock_mhz``, on ``threads`` threads; ``kind`` and ``measured_by`` say what measured it,
+    ``cpu`` the CPU of a real board. ``unsteady`` marks a clock that moved, ``default`` the untuned default. ``time`` is UTC,
+    ISO 8601.
     """
 
-    workload: str
-    target: str
-    knobs: Mapping[str, int | str]
-    status: str = "ok"
-    unit: str = "cycles"
-    value: float | None = None
-    clock_mhz: float | None = None
-    kind: str = ""
-    measured_by: str = ""
+    workload: WorkloadKey
+    target: TargetName
+    knobs: Knobs
+    status: Status = "ok"
+    unit: Unit = "cycles"
+    value: Positive | None = None
+    clock_mhz: Clock | None = None
+    kind: Kind = ""
+    measured_by: Name = ""
+    cpu: Name = ""
+    threads: Threads = 1
     default: bool = False
-    message: str = ""
-    health: Mapping[str, Any] = field(default_factory=dict)
-    time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    tvm: str = field(default_factory=lambda: versions()[0])
-    schedule: int = field(default_factory=lambda: versions()[1])
+    unsteady: bool = False
+    message: Line = ""
+    health: Health = field(default_factory=dict)
+    time: Time = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    tvm: Name = field(default_factory=lambda: versions()[0])
+    schedule: Count = field(default_factory=lambda: versions()[1])
+
+    @property
+    def cycles(self) -> float | None:
+        """Cycles of the core; None where its clock is unknown, or it failed."""
+        if not self.ok or self.value is None or self.unit == "cycles":
+            return self.value if self.ok else None
+        return self.value * self.clock_mhz * 1e6 if self.clock_mhz else None
+
+    @property
+    def cost(self) -> float:
+        """What compares with records of the same rig: cycles, or seconds where the clock is unknown."""
+        return self.cycles or self.seconds
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Of two records of one rig the smaller rank is the better: a steady board's before any other, then the cost."""
+        return not self.fit, self.cost
+
+    @property
+    def fit(self) -> bool:
+        """Whether the board was fit to measure: its clock held still, neither heat nor supply voltage lowered it."""
+        return not self.unsteady and not self.health.get("throttled")
 
     @property
     def ok(self) -> bool:
@@ -101,7 +146,9 @@ class Record:
     def as_json(self) -> schema.TuningRecord:
         """The record as plain data, empty fields left out."""
         needed = ("workload", "target", "knobs", "status", "value")
-        return {name: value for name, value in asdict(self).items() if name in needed or not _empty(value)}
+        one = self.threads == 1
+        fields = {name: value for name, value in asdict(self).items() if name in needed or not _empty(value)}
+        return {name: value for name, value in fields.items() if not (one and name == "threads")}
 
     def describe(self) -> str:
         """One line for people."""
@@ -116,9 +163,6 @@ def _empty(value: Any) -> bool:
     return value is None or value is False or value in ("", {})
 
 
-_TEXTS = ("status", "unit", "kind", "measured_by", "message", "time", "tvm")
-
-
 class NotARecord(ValueError):
     """A line of a log that is not a tuning record; the message says why."""
 
@@ -126,24 +170,25 @@ class NotARecord(ValueError):
 def parse(line: bytes) -> Record:
     """The record in a line; raises NotARecord."""
     try:
-        table = json.loads(line)
-    except ValueError:
-        raise NotARecord("torn or not JSON")
-    if not isinstance(table, dict):
-        raise NotARecord("not a JSON object")
-    try:
-        record = Record(**{name: table[name] for name in Record.__dataclass_fields__ if name in table})
-    except TypeError:
-        raise NotARecord("no tuning record of this program")
-    typed = isinstance(record.workload, str) and isinstance(record.target, str) and isinstance(record.knobs, dict)
-    typed = typed and isinstance(record.value, int | float | None) and not isinstance(record.value, bool)
-    typed = typed and all(isinstance(getattr(record, name), str) for name in _TEXTS)
-    typed = typed and type(record.clock_mhz) in (int, float, type(None)) and isinstance(record.health, dict)
-    if not typed or (record.status == "ok" and not (record.value and 0 < record.value < float("inf"))):
-        raise NotARecord("a field has the wrong type")
-    if not {"tvm", "schedule"} <= table.keys():
-        raise NotARecord("it does not say which versions it belongs to")
-    return record
+        record = decode(line, _Stated, MOST_BYTES)
+    except Malformed as problem:
+        raise NotARecord(str(problem)) from None
+    least, most = RANGES[record.unit]
+    if record.status in ("ok", "doubted") and record.value is None:
+        raise NotARecord("it has no value")
+    if record.value is not None and not least <= record.value <= most:
+        raise NotARecord(f"{record.value:g} {record.unit} is no time of a kernel")
+    if record.kind == "simulated" and (record.unit != "cycles" or record.clock_mhz is None) and record.ok:
+        raise NotARecord("a simulated board measures in cycles, at a clock")
+    return Record(**{name: getattr(record, name) for name in Record.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class _Stated(Record):
+    """A record in a log, which has to say which versions it belongs to."""
+
+    tvm: Name = field(kw_only=True)
+    schedule: Count = field(kw_only=True)
 
 
 @dataclass
@@ -183,8 +228,11 @@ class Log:
 def append(path: Path, record: Record) -> None:
     """Add ``record`` to the log at ``path`` and flush it to disk; several processes may do so at once.
 
-    A line torn by an earlier crash is closed first. Raises RecordError, and leaves no half line behind, when the disk is full.
+    A line torn by an earlier crash is closed first. Raises RecordError, and leaves no half line behind, when the disk is full;
+    NotARecord, and writes nothing, for what could not be read again.
     """
+    line = json.dumps(record.as_json(), separators=(", ", ": ")).encode()
+    parse(line)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -192,7 +240,7 @@ def append(path: Path, record: Record) -> None:
         raise RecordError(f"{path}: cannot be written ({error.strerror}); give another folder with --logs")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _append(descriptor, json.dumps(record.as_json(), separators=(", ", ": ")).encode() + b"\n")
+        _append(descriptor, line + b"\n")
     except OSError as error:
         remedy = "free some space and run again" if error.errno == errno.ENOSPC else "all earlier records are safe"
         raise RecordError(f"{path}: a record cannot be appended ({error.strerror}); {remedy}")
@@ -243,29 +291,25 @@ class Records:
         """All current records of a workload on one target, failed trials included, the oldest log first."""
         return self._by_workload.get((workload, target), [])
 
-    def best(self, workload: str, target: Target) -> Record | None:
-        """The fastest record of ``workload`` that applies to ``target``; None where it was never tuned.
+    def choice(self, workload: str, target: Target) -> Choice | None:
+        """The record of ``workload`` that decides for ``target``, and why; None where it was never measured.
 
-        The targets in ``target.records`` are asked in order, the first with any record answers. What a board measured goes
-        before what a model did, and records that are superseded count where there are no others. Where several boards or
-        numbers of cores were measured, the latest one's records count: figures of different clocks are not compared.
+        The targets in ``target.records`` are asked in order; the first whose records decide answers.
         """
         for name in target.records:
-            for kind in KINDS:
-                measured = [record for record in self.of(workload, name) if record.ok and record.kind == kind]
-                measured = [record for record in measured if not record.superseded] or measured
-                if measured:
-                    latest = max(measured, key=lambda record: record.time).measured_by
-                    return min(
-                        (record for record in measured if record.measured_by == latest),
-                        key=lambda record: record.seconds,
-                    )
+            if found := choose(self.of(workload, name), target):
+                return found
         return None
 
-    def best_of_each(self, target: Target) -> list[Record]:
-        """The best record of every workload that has one for ``target``."""
+    def best(self, workload: str, target: Target) -> Record | None:
+        """The record of ``choice``."""
+        found = self.choice(workload, target)
+        return found.record if found else None
+
+    def choices(self, target: Target) -> list[Choice]:
+        """The choice for every workload that has one for ``target``."""
         workloads = sorted({workload for workload, _ in self._by_workload})
-        return [record for workload in workloads if (record := self.best(workload, target))]
+        return [found for workload in workloads if (found := self.choice(workload, target))]
 
     def _index(self, record: Record) -> None:
         if record.current:

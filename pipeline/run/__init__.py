@@ -157,6 +157,7 @@ def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int, with_tr
         {row.name: np.frombuffer(row.data or b"", row.dtype).reshape(row.shape) for row in rows}
         for rows in (result.outputs, result.trace)
     )
+    _expect(bundle, result)
     if with_trace and not traced:
         raise BoardError(f"the board gives no traces ({result.measured_by}); put this version's board_server.py on it")
     kinds = [row["kind"] for row in bundle.manifest["steps"]]
@@ -166,6 +167,14 @@ def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int, with_tr
         StepTime(row["name"], kind, _seconds(row, result)) for row, kind in zip(result.steps, kinds, strict=True)
     )
     return Answer(outputs, result.seconds, result.measured_by, threads, steps, traced if with_trace else None)
+
+
+def _expect(bundle: Bundle, result: Any) -> None:
+    """Raise BoardError where the outputs that came back are not the bundle's."""
+    wanted = [(row["name"], row["dtype"], tuple(row["shape"])) for row in bundle.manifest["outputs"]]
+    found = [(row.name, row.dtype, row.shape) for row in result.outputs]
+    if found != wanted or any(row.data is None for row in result.outputs):
+        raise BoardError(f"{bundle.folder}: the board gives other outputs than the bundle has ({result.measured_by})")
 
 
 def _seconds(row: Mapping[str, Any], result: Any) -> float:

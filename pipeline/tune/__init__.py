@@ -25,6 +25,7 @@ from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file
 from bitkiln.pipeline.support import interrupts
+from bitkiln.pipeline.tune.belief import compare_identity
 from bitkiln.pipeline.tune.builder import Builder
 from bitkiln.pipeline.tune.progress import Display, print_summary
 from bitkiln.pipeline.tune.search import Search, cost_models
@@ -101,7 +102,7 @@ class TaskState:
         self.failures += not record.ok and record.status != "stopped"
         if record.ok and record.knobs == self.task.default:
             self.default = record
-        if not record.ok or (self.best is not None and record.seconds >= self.best.seconds):
+        if not record.ok or (self.best is not None and record.rank >= self.best.rank):
             return False
         self.best = record
         return True
@@ -147,7 +148,11 @@ def tune_tasks(
         count = client.require(name).count
         board = TrackerBoard(client, name)
         tuning = Tuning(tasks, Trials(builder, board, count), logs, builder.workers + count)
-        return tuning.run(budget, board.identity()["measured_by"], count, console or Console(quiet=True))
+        identity = board.identity()
+        console = console or Console(quiet=True)
+        if differs := compare_identity(identity, target):
+            console.print(f"warning: {identity['measured_by']}: {differs}", highlight=False, markup=False)
+        return tuning.run(budget, identity["measured_by"], count, console)
 
 
 @contextmanager

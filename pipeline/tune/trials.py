@@ -7,11 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bitkiln.pipeline.boards.board import Board, KernelFailed, Measurement, Request
+from bitkiln.pipeline.boards.board import Board, KernelFailed, Measurement, Output, Request
 from bitkiln.pipeline.boards.session import hang_up_all
 from bitkiln.pipeline.boards.tracker import NoBoard
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.records import Record
+from bitkiln.pipeline.support.text import printable
+from bitkiln.pipeline.tune.belief import doubt
 from bitkiln.pipeline.tune.builder import Artifact, Builder, BuildFailed
 from bitkiln.pipeline.tune.data import disagreement
 from bitkiln.pipeline.tune.tasks import Task
@@ -22,6 +24,8 @@ GIVE_UP_AT = 3.0
 FIRST_LIMIT = 300.0
 #: Seconds to wait for a tracker or a board that went away.
 PATIENCE = 120.0
+#: Characters of what a compiler or a board may say in a record.
+MOST_MESSAGE = 500
 #: How much slower than the board it stands for a simulated one runs, at worst.
 SIMULATION_SLOWDOWN = 400.0
 
@@ -65,9 +69,15 @@ class Trials:
             raise BoardError(f"{task.key}: the untuned default fails ({problem})")
         finally:
             artifact.discard()
-        (output,) = found.outputs
-        assert output.data is not None
-        return Expected(output.sha256, output.data), _record(task, task.default, found, default=True)
+        output = _the_output(task, found)
+        if output.data is None:
+            raise BoardError(f"{task.key}: the board gives no results of the untuned default")
+        record = _record(task, task.default, found, default=True)
+        if record.status == "doubted":
+            raise BoardError(
+                f"{task.key}: the board's answer for the untuned default cannot be believed: {record.message}"
+            )
+        return Expected(output.sha256, output.data), record
 
     def candidate(self, task: Task, knobs: Mapping[str, int | str], expected: Expected, best: Record) -> Record:
         """Try one candidate; whatever becomes of it is a record. Raises BoardLost."""
@@ -81,7 +91,10 @@ class Trials:
             return _failure(task, knobs, problem.status, str(problem), best)
         finally:
             artifact.discard()
-        (output,) = found.outputs
+        try:
+            output = _the_output(task, found)
+        except BoardError as problem:
+            return _failure(task, knobs, "wrong", str(problem), best)
         if output.sha256 != expected.sha256:
             problem = disagreement(task.workload, expected.data, output.data or b"")
             if problem:
@@ -120,19 +133,30 @@ def _request(best: Record) -> Request:
     return Request(outputs=True, limit_seconds=10 + 20 * GIVE_UP_AT * best.seconds)
 
 
+def _the_output(task: Task, found: Measurement) -> Output:
+    """The one output that a kernel has. Raises BoardError where the board says otherwise."""
+    if len(found.outputs) != 1:
+        raise BoardError(f"{task.key}: {len(found.outputs)} outputs came back of a kernel that has one")
+    return found.outputs[0]
+
+
 def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, default: bool = False) -> Record:
+    problem = doubt(task, knobs, found, threads=1)
     return Record(
         task.key,
         task.target.name,
         dict(knobs),
+        status="doubted" if problem else "ok",
         unit=found.unit,
         value=found.value,
         clock_mhz=found.clock_mhz,
         kind=found.kind,
         measured_by=found.measured_by,
+        cpu=found.cpu,
         default=default,
+        unsteady=not found.steady,
         health=dict(found.health),
-        message="" if found.steady else "the board's clock moved while it was measured",
+        message=problem or ("" if found.steady else "the board's clock moved while it was measured"),
     )
 
 
@@ -142,7 +166,7 @@ def _failure(task: Task, knobs: Mapping[str, int | str], status: str, message: s
         task.target.name,
         dict(knobs),
         status=status,
-        message=message,
+        message=printable(" ".join(message.split()), MOST_MESSAGE),
         kind=best.kind,
         measured_by=best.measured_by,
         clock_mhz=best.clock_mhz,

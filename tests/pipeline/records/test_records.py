@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,11 +71,79 @@ def test_a_torn_last_line_is_closed_before_the_next_record(log):
     assert [line for line, _ in read.bad_lines] == [2]
 
 
-@pytest.mark.parametrize("value", ["NaN", "-1", "0", "true", '"fast"', "null"])
+@pytest.mark.parametrize(
+    "value", ["NaN", "-1", "0", "true", '"fast"', "null", "5e-324", "1e999", "1" + "0" * 400, "[1]"]
+)
 def test_a_value_that_is_no_time_is_no_record(value):
     line = json.dumps(record().as_json()).replace('"value": 1000', f'"value": {value}')
     with pytest.raises(records.NotARecord):
         records.parse(line.encode())
+
+
+ABSURD = {
+    "deep": b"[" * 200_000,
+    "deep object": b'{"a":' * 200_000,
+    "deep health": {"health": {"a": {"b": 1}}},
+    "negative clock": {"clock_mhz": -1200},
+    "no clock": {"clock_mhz": None},
+    "huge clock": {"clock_mhz": 10**400},
+    "unit": {"unit": "furlongs"},
+    "kind": {"kind": "rumour"},
+    "status": {"status": "splendid"},
+    "float knobs": {"knobs": {"tile": 1.0}},
+    "bool knobs": {"knobs": {"tile": True}},
+    "list knobs": {"knobs": {"tile": [1]}},
+    "huge knobs": {"knobs": {"tile": 10**400}},
+    "many knobs": {"knobs": {f"k{i}": 1 for i in range(1000)}},
+    "escape": {"measured_by": "\x1b[2J\x1b]0;gone\x07"},
+    "two lines": {"message": "one\ntwo"},
+    "direction": {"measured_by": "\u202egnissecorp"},
+    "time": {"time": "tomorrow"},
+    "schedule": {"schedule": [1]},
+    "path": {"workload": "../../../tmp/x y"},
+    "no workload": {"workload": ""},
+    "target": {"target": "../x"},
+    "threads": {"threads": 0},
+    "long": {"message": "x" * 100_000},
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_lines_are_no_records(name):
+    change = ABSURD[name]
+    line = change if isinstance(change, bytes) else json.dumps({**record().as_json(), **change}).encode()
+    with pytest.raises(records.NotARecord) as caught:
+        records.parse(line)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_mutated_lines_cost_nothing_but_themselves(log):
+    """Whatever a dying card makes of a log, reading it ends in records and reasons."""
+    source = random.Random(1)
+    good = json.dumps(record().as_json()).encode()
+    log.parent.mkdir(parents=True)
+    with log.open("wb") as file:
+        for _ in range(20_000):
+            line = bytearray(good)
+            for _ in range(source.randint(1, 4)):
+                at = source.randrange(len(line))
+                line[at : at + source.choice((0, 1, 1, 3))] = source.randbytes(source.choice((0, 1, 1, 2)))
+            file.write(bytes(line).replace(b"\n", b"") + b"\n")
+    read = Log.read(log)
+    assert len(read.records) + len(read.bad_lines) == 20_000
+    for found in read.records:
+        assert found.describe().isprintable()
+        assert records.parse(json.dumps(found.as_json()).encode()) == found
+
+
+def test_what_could_not_be_read_is_not_written(log):
+    append(log, record())
+    for wrong in (record(float("nan")), record(-5), record(1000, measured_by="\x1b"), record(1000, unit="parsecs")):
+        with pytest.raises((records.NotARecord, ValueError)):
+            append(log, wrong)
+    assert Log.read(log).records == [record(time=Log.read(log).records[0].time)]
+    assert not Log.read(log).bad_lines
 
 
 def test_records_of_other_versions_are_kept_but_not_used(log, tmp_path):
@@ -96,7 +165,7 @@ def test_what_a_board_measured_goes_before_what_a_model_did(log, tmp_path):
     append(log, record(1000))
     append(log, record(1, kind="emulated", unit="seconds", measured_by="qemu"))
     assert best(tmp_path).kind == "simulated"
-    append(log, record(0.5, kind="board", unit="seconds", measured_by="Raspberry Pi 3"))
+    append(log, record(0.5, kind="board", unit="seconds", measured_by="Raspberry Pi 3, Cortex-A53"))
     assert best(tmp_path).kind == "board"
 
 

@@ -1,0 +1,106 @@
+"""Which record of a workload decides, and why.
+
+Figures of one *rig* (a simulated board of one model, clock and number of cores; or real boards of the target's CPU) compare
+with each other. Real boards compare in cycles at the clock that was measured under them: a kernel is not better for a cooler
+board. A rig that has only measured the untuned default says nothing of other kernels, and hides no rig that has searched.
+Nothing depends on when a record says it was made, or in which order logs are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bitkiln.targets import Target
+
+if TYPE_CHECKING:
+    from bitkiln.pipeline.records import Record
+
+#: What counts more: real boards over a model, and emulated time never.
+KINDS = ("board", "simulated")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The record that decides, and why it does, in words."""
+
+    record: Record
+    why: str
+
+
+def choose(measured: Iterable[Record], target: Target) -> Choice | None:
+    """The best of the records of one workload; None where none of them has a time that counts for ``target``."""
+    usable = [record for record in measured if record.ok and record.kind in KINDS and of_the_cpu(record, target)]
+    # Those of another timing model serve where there is nothing else.
+    usable = [record for record in usable if not record.superseded] or usable
+    rigs = _rigs(usable)
+    if not rigs:
+        return None
+    searched = [rig for rig in rigs if rig.tuned]
+    rig = min(searched or rigs, key=lambda rig: rig.rank(target))
+    winner = min(rig.fit, key=lambda record: (record.cost, record.default, sorted(record.knobs.items(), key=str)))
+    return Choice(winner, _why(rig, rigs, winner))
+
+
+def of_the_cpu(record: Record, target: Target) -> bool:
+    """Whether the CPU that measured is the target's; models are made for it."""
+    if record.kind != "board":
+        return True
+    name = record.cpu or record.measured_by.rpartition(", ")[2]
+    return name.lower() == cpu_of(target).lower()
+
+
+def cpu_of(target: Target) -> str:
+    """The name of a target's CPU as boards give it: "Cortex-A53"."""
+    return "-".join(part.capitalize() for part in str(target.llvm["mcpu"]).split("-"))
+
+
+@dataclass(frozen=True)
+class _Rig:
+    """Records that compare with each other."""
+
+    kind: str
+    name: str
+    records: Sequence[Record]
+
+    @property
+    def fit(self) -> Sequence[Record]:
+        """Those whose clock held still and whose board was not throttled; all, where there are no such."""
+        return [record for record in self.records if record.fit] or self.records
+
+    @property
+    def tuned(self) -> int:
+        """How many points beside the default it has measured."""
+        return len({str(sorted(record.knobs.items())) for record in self.records if not record.default})
+
+    def rank(self, target: Target) -> tuple[int, bool, int, int, str]:
+        """Smaller goes first: real boards, the target's own clock, the wider search."""
+        other_clock = self.kind == "simulated" and self.records[0].clock_mhz != target.mhz
+        return KINDS.index(self.kind), other_clock, -self.tuned, -len(self.records), self.name
+
+
+def _rigs(records: Sequence[Record]) -> list[_Rig]:
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        # Times without a clock compare only with each other.
+        real = "real boards" if record.cycles else f"{record.measured_by} without a clock"
+        name = f"{real}, {record.threads} threads" if record.kind == "board" else record.measured_by
+        found.setdefault((record.kind, name), []).append(record)
+    return [_Rig(kind, name, members) for (kind, name), members in found.items()]
+
+
+def _why(rig: _Rig, rigs: Sequence[_Rig], winner: Record) -> str:
+    count = len(rig.records)
+    text = f"fastest of {count} measured" if count > 1 else "the only one measured"
+    text += f" by {'real boards, in cycles' if rig.kind == 'board' and winner.cycles else winner.measured_by}"
+    passed = [other for other in rigs if other is not rig]
+    if any(other.kind == "board" for other in passed) and rig.kind != "board":
+        text += "; real boards have measured the default alone"
+    if len(rig.fit) < count:
+        text += f"; {count - len(rig.fit)} throttled or of an unsteady clock do not count"
+    elif not winner.fit:
+        text += "; throttled or of an unsteady clock, and there is no better"
+    if winner.superseded:
+        text += "; of an older timing model, for want of newer ones"
+    return text
