@@ -62,7 +62,7 @@ def _files() -> Mapping[str, Path]:
     """Every name and alias with its file."""
     names: dict[str, Path] = {}
     for path in sorted(FOLDER.glob("*.toml")):
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
         for name in (path.stem, *table.get("aliases", ())):
             names[name] = path
     return names
@@ -97,7 +97,7 @@ def load(name: str) -> Target:
 
 def _table(path: Path) -> dict[str, Any]:
     """A page with what it leaves out: the tables of the target that it is ``like``, its own records first."""
-    own = tomllib.loads(path.read_text())
+    own = tomllib.loads(path.read_text(encoding="utf-8"))
     base = _table(FOLDER / f"{own['like']}.toml") if "like" in own else {"records": [], "kernels": {"set": ""}}
     tables = {name: {**base.get(name, {}), **table} for name, table in own.items() if isinstance(table, dict)}
     return {**base, "records": [path.stem, *base["records"]], **own, **tables}

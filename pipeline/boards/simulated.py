@@ -56,7 +56,9 @@ class Machine:
     def _plugin(self, report: Path) -> str:
         options = build.plugin_options({"cpu": self.target.cpu, "dram": self.target.dram})
         with missing_as_setup_error():
-            return ",".join([str(build.plugin()), *options, *self.options, f"out={report}"])
+            parts = [str(build.plugin()), *options, *self.options, f"out={report}"]
+        # Commas part the options; in a path qemu wants them twice.
+        return ",".join(part.replace(",", ",,") for part in parts)
 
 
 class SimulatedBoards:

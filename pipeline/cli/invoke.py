@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +16,7 @@ from bitkiln.pipeline.support import interrupts
 
 def invoke(command: click.Command) -> None:
     """Run a command; any error is one line and exit status 2, with a traceback only after ``--debug``."""
+    _ready_streams()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -35,8 +38,6 @@ def invoke(command: click.Command) -> None:
     except MemoryError as error:
         _fail(error, debug, "out of memory")
     except Exception as error:
-        if interrupts.number():
-            interrupts.leave()  # What it broke off has failed.
         _fail(error, debug, f"internal error, {type(error).__name__}: {error}"[:400] + "; --debug shows where")
 
 
@@ -44,7 +45,19 @@ def invoke(command: click.Command) -> None:
 _LONGEST = 900
 
 
+def _ready_streams() -> None:
+    """Let any name be printed in any locale, and a closed output swallow what it gets."""
+    if sys.stdout is None or sys.stderr is None:
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  It stays open as long as we live.
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(error: Exception, debug: bool, text: str) -> None:
+    if interrupts.number():
+        interrupts.leave()  # What a signal broke off has failed.
     if debug:
         traceback.print_exception(error)
     line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))

@@ -65,12 +65,14 @@ def link_library(
             objects.append(compile_functions(functions, target, folder / "kernels.o"))
         assembly = assembly_text(microkernels)
         if assembly:
-            (folder / "microkernels.S").write_text(assembly)
+            (folder / "microkernels.S").write_text(assembly, encoding="utf-8")
             objects.append(compile_with(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
-        (folder / "constants.bin").write_bytes(plan.constants)
-        (folder / "constants.S").write_text(_constants_source(folder / "constants.bin", target))
+        # The assembler looks into the working folder first: a name that no other file has. Its folder's may need quotes.
+        blob = folder / f"{folder.name}.constants"
+        blob.write_bytes(plan.constants)
+        (folder / "constants.S").write_text(_constants_source(blob.name, target))
         (folder / "plan.c").write_text(plan_source(plan, {name: launches(func) for name, func in functions.items()}))
-        objects.append(compile_with(target, ["-c", folder / "constants.S"], folder / "constants.o"))
+        objects.append(compile_with(target, [f"-I{folder}", "-c", folder / "constants.S"], folder / "constants.o"))
         flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
         objects.append(compile_with(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
         with atomic_write(out, mode=0o755) as temporary:
@@ -161,7 +163,7 @@ def _string(text: str) -> str:
     return '"' + "".join(plain) + '"'
 
 
-def _constants_source(blob: Path, target: Target) -> str:
+def _constants_source(blob: str, target: Target) -> str:
     # "@" begins a comment in 32-bit ARM assembly.
     mark = "%" if target.architecture.startswith("arm") else "@"
     return f"""\

@@ -41,7 +41,7 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 
 
 def _stated_version() -> str:
-    match = re.search(r'#define MODEL_VERSION "(.+)"', (SOURCES / "a53.h").read_text())
+    match = re.search(r'#define MODEL_VERSION "(.+)"', (SOURCES / "a53.h").read_text(encoding="utf-8"))
     assert match, "a53.h states no MODEL_VERSION"
     return match[1]
 

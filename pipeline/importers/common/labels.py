@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from pathlib import Path
 
 from bitkiln.pipeline.errors import ModelError
@@ -44,7 +45,10 @@ def find_labels(model: Path, count: int, background: bool = False) -> tuple[tupl
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ModelError(f"{path}: is no file of labels")  # A pipe or a device may never end.
+        if about.st_size > _MAX_BYTES:
             raise ModelError(f"{path}: is too large for a list of labels")
         text = path.read_text(encoding="utf-8")
     except OSError as error:

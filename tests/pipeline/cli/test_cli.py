@@ -1,9 +1,13 @@
 """The command line: help with an example everywhere, one-line errors with status 2, tracebacks only on demand."""
 
 import json
+import os
+import shlex
+import subprocess
 import sys
 
 import click
+import numpy as np
 import pytest
 
 from bitkiln import targets
@@ -121,3 +125,37 @@ def test_inspect_gives_the_bound_of_every_target(invoke):
     assert status == 0
     assert all(f"\n  {name} " in out for name in targets.known())
     assert "conv_" not in out.split("largest share")[0]
+
+
+def test_paths_that_tools_read_otherwise(tmp_path, toy_bundle, toy_input):
+    """qemu parts options at commas, assemblers end texts at quotes."""
+    np.save(tmp_path / "x.npy", toy_input)
+    run = ["run", toy_bundle.folder, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npz"]
+    for name, arguments in (("a, ü", run), ('b "c', ["compile", "card-binary", "-o", tmp_path / "bundle"])):
+        odd = tmp_path / name
+        odd.mkdir()
+        command = [sys.executable, "-m", "bitkiln", *map(str, arguments)]
+        environment = {**os.environ, "TMPDIR": str(odd)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert list(odd.iterdir()) == []
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">&- 2>&-", "2>&-"])
+def test_closed_outputs_are_no_errors(redirect):
+    done = subprocess.run(
+        ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m bitkiln logs best {redirect}"],
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_that_the_locale_does_not_have_are_printed_as_they_can(tmp_path):
+    name = os.fsdecode(b"caf\xe9\xff.onnx")
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "bitkiln", "inspect", str(tmp_path / name)]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 2
+    assert b"internal error" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
