@@ -57,7 +57,12 @@ def _installed(name: str, wheels: Sequence[str], options: Sequence[str]) -> Path
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", *options]
         _pip([*command, f"--target={scratch}", *wheels])
         scratch.chmod(0o755)
-        scratch.rename(folder)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            # Another run was faster; what it fetched is the same.
+            if not folder.exists():
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -161,6 +161,19 @@ def erf(x: tirx.PrimExpr) -> tirx.PrimExpr:
     return let.around(_signed(let, tirx.Select(size < let.number(_ERF_SPLIT), near, far)))
 
 
+def gelu(x: tirx.PrimExpr) -> tirx.PrimExpr:
+    """x times the share of normal numbers below x: by erfc of its size, so that nothing cancels. Of one number."""
+    # An element of a tensor becomes an expression by arithmetic, which the compiler then drops.
+    let = _Lets(x * tirx.const(1, "float32"))
+    size = let(tirx.abs(let.x) * let.number(0.5**0.5))
+    beyond = tirx.max(size - let.number(_ERF_END), let.number(0))
+    exponent = let.polynomial(let(tirx.min(size, let.number(_ERF_END))), _ERFC) + beyond * let.number(40)
+    far = let(tirx.exp(let.number(0) - exponent))
+    near = let(let.number(1) - size * let.polynomial(let(size * size), _ERF))
+    above = let.x * let.number(0.5) * tirx.Select(size < let.number(_ERF_SPLIT), near, far)
+    return let.around(tirx.Select(let.x < let.number(0), above, let.x - above))
+
+
 def log(x: tirx.PrimExpr) -> tirx.PrimExpr:
     """The natural logarithm: of 1 + f = x / 2^n, and n times that of 2."""
     let = _Lets(x)

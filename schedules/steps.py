@@ -6,6 +6,7 @@ plain kernels and micro-kernels read the rest of the row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
+
+from bitkiln.schedules.exponentials import gelu
 
 #: What an operand is read from: a tirx.Buffer inside a kernel, a te.Tensor inside a definition.
 Operand = Any
@@ -175,6 +178,11 @@ def sign_bit(value: tirx.PrimExpr, sign_zero: int) -> tirx.PrimExpr:
     return value >= zero if sign_zero > 0 else value > zero
 
 
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function, rounded to float32."""
+    return np.vectorize(math.erf, otypes=[np.float32])(x)
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) in the precision of ``x``."""
     with np.errstate(over="ignore"):
@@ -218,7 +226,7 @@ def _by_sign(v: np.ndarray | None, unknown: Order, positive: Order, negative: Or
 _MULTIPLY_BY_SLOPE = Instruction("fmul", "t0", ("x", "v0"))
 
 #: Steps made of exponentials: ``exponentials`` says how they are computed.
-EXPONENTIALS = frozenset({"sigmoid", "tanh", "silu"})
+EXPONENTIALS = frozenset({"sigmoid", "tanh", "silu", "erf", "gelu", "gelu_tanh"})
 
 #: The steps by their names.
 STEPS: dict[str, Row] = {
@@ -303,6 +311,22 @@ STEPS: dict[str, Row] = {
         tir=lambda x, v, values: x * tirx.sigmoid(x),
         numpy=lambda x, v, values: x * sigmoid(x),
         relax="nn.silu",
+    ),
+    "erf": Row(
+        tir=lambda x, v, values: tirx.erf(x),
+        numpy=lambda x, v, values: erf(x),
+        relax="erf",
+    ),
+    "gelu": Row(
+        tir=lambda x, v, values: gelu(x),
+        numpy=lambda x, v, values: x * np.float32(0.5) * (1 + erf(x / np.float32(np.sqrt(2)))),
+        relax="nn.gelu",
+    ),
+    # x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), as a logistic function.
+    "gelu_tanh": Row(
+        tir=lambda x, v, values: x * tirx.sigmoid(x * (x * x * _const(0.07135481282) + _const(1.5957691216))),
+        numpy=lambda x, v, values: x * sigmoid(np.float32(np.sqrt(8 / np.pi)) * (x + np.float32(0.044715) * x * x * x)),
+        relax="nn.gelu_tanh",
     ),
     "hardswish": Row(
         tir=_hardswish,

@@ -14,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln import targets
 from bitkiln.schedules import exponentials, loops
 from bitkiln.schedules.kernel import Argument, Kernel
+from bitkiln.schedules.steps import Step, expression
 
 #: Floats in a batch.
 BATCH = 1 << 18
@@ -94,6 +95,27 @@ def test_errors_and_special_values(name):
     assert worst(name, STRIDE) <= 4
     x = np.resize(SPECIAL, BATCH)
     assert errors(name, x, host(name, BATCH)(x)).max() <= 4
+
+
+GELUS = {
+    "gelu": lambda x: x / 2 * (1 + DEFINITIONS["erf"](x / 2**0.5)),
+    "gelu_tanh": lambda x: x * _sigmoid((8 / np.pi) ** 0.5 * (x + 0.044715 * x**3)),
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_gelus_lose_nothing_where_they_cancel(name, run_kernel):
+    x = np.concatenate([np.linspace(-12, 12, 8001), [0, -1e4, 1e4, 3e38]]).astype("float32")
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True})
+        data, out = T.arg("x", T.buffer(x.shape, "float32")), T.arg("y", T.buffer(x.shape, "float32"))
+        loops.sweep(x.size, lambda i: T.buffer_store(out, expression((Step(name),), data[i], (), (0, 0, 0)), [i]))
+    kernel = Kernel(builder.get(), (Argument((0,), x.shape, "float32"),))
+    y = run_kernel(_Floats(x.size), kernel, [x], targets.load("rasp3b"), 1)
+    wanted = GELUS[name](x.astype(np.float64))
+    units = np.spacing(np.abs(wanted).astype(np.float32))
+    assert (np.abs(y - wanted) <= np.maximum(4 * units, 1e-7)).all()
 
 
 @pytest.mark.exhaustive

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tvm
@@ -39,6 +41,9 @@ EXPECTED = {
     "sigmoid": sigmoid,
     "tanh": np.tanh,
     "silu": lambda x: x * sigmoid(x),
+    "erf": np.vectorize(math.erf, otypes=[np.float64]),
+    "gelu": lambda x: x / 2 * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / 2**0.5)),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
     "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
 }
 VALUES = {"clip": [(0.0, 6.0), (-0.5, 0.25)], "leaky": [(0.1,), (-0.5,), (2.0,)]}
