@@ -22,11 +22,12 @@ _MASKED = (19, 21, 150)
 def with_head(model: Model, path: Path, words: str | None) -> Model:
     """``model`` with the head that ``words`` (--head) declare, or else with the one that is recognised.
 
-    Images of recognised YOLOv5 and YOLOv8 networks are prepared as their authors do. Raises ModelError where what is
-    declared does not fit the outputs.
+    Images of YOLOv5 and YOLOv8 networks are prepared as their authors do, where nothing else is known. Raises ModelError
+    where what is declared does not fit the outputs.
     """
     if words is not None:
-        return replace(model, head=declared(words, model, path))
+        head = declared(words, model, path)
+        return _as_trained(replace(model, head=head), head) if head else replace(model, head=None)
     if model.head is not None:
         return model
     head = recognised(model, path)
@@ -91,7 +92,7 @@ def _cells(model: Model) -> int:
 def _as_trained(model: Model, head: Head) -> Model:
     """Images of Ultralytics' networks, where nothing is known: 0..1, letterboxed with bars of 114 (their data/augment.py)."""
     how = model.preprocessing
-    if head.kind not in ("yolov5", "yolov8") or how is None:
+    if head.kind not in ("yolov5", "yolov5-raw", "yolov8") or how is None:
         return model
     if how != Preprocessing(how.height, how.width, layout=how.layout):
         return model
