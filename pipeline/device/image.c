@@ -78,9 +78,13 @@ static void read_packed(const bk_image *image, int y, uint8_t *rgb)
     }
 }
 
-/* Row y of the image, its channels interleaved in the network's order. `out` has room for three channels. */
-static void read_row(const bk_image *image, const bk_preprocessing *how, int y, uint8_t *out)
+/* Row y of the image, its channels interleaved in the network's order: in place where it lies so, else in `out`, which has room for
+ * three channels. */
+static const uint8_t *read_row(const bk_image *image, const bk_preprocessing *how, int y, uint8_t *out)
 {
+    if ((image->pixels == BK_RGB && how->order == BK_ORDER_RGB) || (image->pixels == BK_BGR && how->order == BK_ORDER_BGR) ||
+        (image->pixels == BK_GREY && how->order == BK_ORDER_GREY))
+        return (const uint8_t *)image->data + stride_of(image) * (size_t)y;
     if (image->pixels < BK_YUV420)
         read_packed(image, y, out);
     else
@@ -93,6 +97,7 @@ static void read_row(const bk_image *image, const bk_preprocessing *how, int y, 
     if (how->order == BK_ORDER_GREY) /* as Pillow has it, src/libImaging/Convert.c */
         for (int x = 0; x < image->width; x++)
             out[x] = (uint8_t)((out[3 * x] * 19595 + out[3 * x + 1] * 38470 + out[3 * x + 2] * 7471 + 32768) >> 16);
+    return out;
 }
 
 /* --- Geometry ----------------------------------------------------------------------------------------------------- */
@@ -186,11 +191,13 @@ static void filter_row(const filter *filter, const uint8_t *row, int channels, u
     for (int i = 0; i < filter->to - filter->from; i++) {
         const int32_t *weights = filter->weights + (size_t)i * (size_t)filter->most;
         const uint8_t *pixel = row + filter->first[i] * channels;
-        for (int c = 0; c < channels; c++) {
-            int32_t sum = 0;
-            for (int k = 0; k < filter->taps[i]; k++) sum += weights[k] * pixel[k * channels + c];
-            *out++ = rounded(sum);
-        }
+        int32_t sums[3] = {0, 0, 0};
+        if (channels == 1)
+            for (int k = 0; k < filter->taps[i]; k++) sums[0] += weights[k] * pixel[k];
+        else
+            for (int k = 0; k < filter->taps[i]; k++, pixel += 3)
+                sums[0] += weights[k] * pixel[0], sums[1] += weights[k] * pixel[1], sums[2] += weights[k] * pixel[2];
+        for (int c = 0; c < channels; c++) *out++ = rounded(sums[c]);
     }
 }
 
@@ -247,22 +254,22 @@ static int make_values(values *values, const bk_preprocessing *how, const bk_ten
     return 0;
 }
 
-/* Puts value number `byte` of the channel's table at pixel x of row y. */
-static void put(const values *values, int y, int x, int channel, int byte)
+/* Puts the values of pixels `from` to `to` of row y: of the interleaved `bytes`, or of the bars where there are none. */
+static void put(const values *values, int y, int from, int to, const uint8_t *bytes)
 {
     const bk_preprocessing *how = values->how;
-    size_t at = how->planes ? ((size_t)channel * (size_t)how->height + (size_t)y) * (size_t)how->width + (size_t)x
-                            : ((size_t)y * (size_t)how->width + (size_t)x) * (size_t)values->channels + (size_t)channel;
-    if (values->bytes == 1)
-        values->data[at] = values->table[channel][byte].whole;
-    else
-        memcpy(values->data + 4 * at, &values->table[channel][byte].real, 4);
-}
-
-static void put_fill(const values *values, int y, int from, int to)
-{
-    for (int x = from; x < to; x++)
-        for (int c = 0; c < values->channels; c++) put(values, y, x, c, 256);
+    size_t width = (size_t)how->width, channels = (size_t)values->channels, step = how->planes ? 1 : channels;
+    for (size_t c = 0; c < channels; c++) {
+        size_t start = how->planes ? (c * (size_t)how->height + (size_t)y) * width : (size_t)y * width * channels + c;
+        for (int x = from; x < to; x++) {
+            int byte = bytes ? bytes[(size_t)(x - from) * channels + c] : 256;
+            size_t at = start + (size_t)x * step;
+            if (values->bytes == 1)
+                values->data[at] = values->table[c][byte].whole;
+            else
+                ((float *)(void *)values->data)[at] = values->table[c][byte].real;
+        }
+    }
 }
 
 /* --- Putting it together ------------------------------------------------------------------------------------------ */
@@ -275,8 +282,8 @@ static uint8_t *resized_rows(const bk_image *image, const bk_preprocessing *how,
     size_t width = (size_t)(across->to - across->from) * (size_t)channels;
     uint8_t *rows = malloc((size_t)(end - first) * width), *row = malloc((size_t)image->width * 3);
     for (int y = first; y < end && rows && row; y++) {
-        read_row(image, how, y, row);
-        filter_row(across, row, channels, rows + (size_t)(y - first) * width);
+        const uint8_t *pixels = read_row(image, how, y, row);
+        filter_row(across, pixels, channels, rows + (size_t)(y - first) * width);
     }
     if (!row) {
         free(rows);
@@ -295,14 +302,13 @@ static int fill_input(const values *values, const bk_image *image, const placeme
     for (int y = 0; y < how->height && rows && out; y++) {
         int at = y + place->top;
         if (at < down->from || at >= down->to) {
-            put_fill(values, y, 0, how->width);
+            put(values, y, 0, how->width, NULL);
             continue;
         }
         filter_column(down, at - down->from, rows, down->first[0], width, out);
-        put_fill(values, y, 0, left);
-        for (int x = left; x < right; x++)
-            for (int c = 0; c < values->channels; c++) put(values, y, x, c, out[(x - left) * values->channels + c]);
-        put_fill(values, y, right, how->width);
+        put(values, y, 0, left, NULL);
+        put(values, y, left, right, out);
+        put(values, y, right, how->width, NULL);
     }
     int code = rows && out ? 0 : -1;
     free(rows);
