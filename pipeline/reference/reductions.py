@@ -45,8 +45,9 @@ def _layer_norm(call: Call, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) 
 
 def _softmax(call: Call, x: np.ndarray) -> np.ndarray:
     axis = int(call.attrs["axis"])
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a row that is infinite throughout is NaN
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+        return e / e.sum(axis=axis, keepdims=True)
 
 
 def _log_softmax(call: Call, x: np.ndarray) -> np.ndarray:

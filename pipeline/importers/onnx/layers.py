@@ -29,6 +29,8 @@ def _convolution(node: Operands) -> relax.Expr:
     groups = node.attributes.get("group", 1)
     if weight.ndim != len(shape) or shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise node.unsupported(f"weight {weight.shape} does not fit its input {shape} in {groups} groups")
+    if tuple(node.attributes.get("kernel_shape", weight.shape[2:])) != weight.shape[2:]:
+        raise node.unsupported(f"its attribute kernel_shape is not that of its weight {list(weight.shape)}")
     if len(shape) == 4:
         return _convolution_of_images(node, node.value(0), shape[2:], weight, node.attributes)
     image = node.step(relax.op.reshape(node.value(0), (*shape[:2], 1, shape[2])), "image")
