@@ -10,12 +10,17 @@ from contextlib import suppress
 from math import prod
 
 from tvm import tirx
+from tvm.ir.expr import TensorLoad
 from tvm.s_tir.schedule import LoopRV, SBlockRV, Schedule, ScheduleError
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from bitkiln.schedules import loops
 
 #: Vector widths in elements, the best first: four 128-bit registers of float32 hide the latency of arithmetic.
 WIDTHS = (16, 8, 4)
-#: Elements of a cache line.
-LINE = 16
+#: Rows of an image that are turned at a time: they stay in the L2 cache.
+_ROWS_BYTES = 160 * 1024
 #: Below this many innermost iterations, waking threads costs more than they save (about 20 us of work).
 PARALLEL_WORK = 16384
 
@@ -26,6 +31,9 @@ def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """``func`` with the recipe applied block by block; blocks of a form it does not fit stay as they are."""
     sch = Schedule(func.with_attr("global_symbol", "main"))
     _inline(sch)
+    planes = _planes_of(sch)
+    if planes is not None:
+        return _restore(_planes(*planes), func)
     for block in _blocks(sch):
         attempt = sch.copy()
         with suppress(ScheduleError):
@@ -63,10 +71,6 @@ def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
         return
     extents = [int(sch.get(loop).extent) for loop in spatial]
     work = prod(extents) * prod(int(sch.get(loop).extent) for loop in reduction)
-    across = None if reduction else _across(sch, block, spatial)
-    if across is not None:
-        _transpose(sch, spatial, across, work)
-        return
     width = next((width for width in WIDTHS if extents[-1] % width == 0), 1)
     outer, lanes = sch.split(spatial[-1], factors=[None, width])
     sch.reorder(*spatial[:-1], outer, *reduction, lanes)
@@ -79,27 +83,45 @@ def _schedule_block(sch: Schedule, block: SBlockRV) -> None:
         sch.decompose_reduction(block, reduction[0])
 
 
-def _across(sch: Schedule, block: SBlockRV, spatial: list[LoopRV]) -> LoopRV | None:
-    """The loop over neighbours in what a transpose reads, where it is another than that over neighbours in what it writes."""
-    info = sch.get(block)
-    if len(info.reads) != 1 or len(spatial) != len(info.iter_vars):
+def _planes_of(sch: Schedule) -> tuple[int, int, int] | None:
+    """Height, width and channels of the image that a function brings from NHWC to NCHW, if that is all it does."""
+    blocks = _blocks(sch)
+    info = sch.get(blocks[0]) if len(blocks) == 1 else None
+    if info is None or len(info.reads) != 1 or len(info.iter_vars) != 4 or not _is_spatial(sch, blocks[0]):
         return None
-    last = info.reads[0].region[-1].min
-    found = [loop for loop, var in zip(spatial, info.iter_vars, strict=True) if last.same_as(var.var)]
-    extents = [int(sch.get(loop).extent) for loop in (*found, spatial[-1])]
-    return found[0] if found and found[0] is not spatial[-1] and min(extents) >= LINE // 2 else None
+    n, c, y, x = (var.var for var in info.iter_vars)
+    for region, order in ((info.reads[0].region, (n, y, x, c)), (info.writes[0].region, (n, c, y, x))):
+        if len(region) != 4 or not all(each.min.same_as(var) for each, var in zip(region, order, strict=True)):
+            return None
+    params = sch.mod["main"].params
+    if len(params) != 2:
+        return None
+    image = params[0]
+    batch, height, width, channels = map(int, image.shape)
+    copies = isinstance(info.body, tirx.BufferStore) and isinstance(info.body.value, TensorLoad)
+    fits = batch == 1 and 4 * width * channels <= _ROWS_BYTES and str(image.dtype) == "float32"
+    return (height, width, channels) if copies and fits and min(width, channels) > 1 else None
 
 
-def _transpose(sch: Schedule, spatial: list[LoopRV], across: LoopRV, work: int) -> None:
-    """About a cache line of what is read at a time, so that it is not fetched again for each of its elements."""
-    extent = int(sch.get(across).extent)
-    near = sorted(range(LINE // 2, LINE * 5 // 4 + 1), key=lambda size: abs(size - LINE))
-    size = next((size for size in near if extent % size == 0), LINE)
-    outer, inner = sch.split(across, factors=[None, size])
-    others = [loop for loop in spatial if loop is not across]
-    sch.reorder(outer, *others, inner)
-    if work >= PARALLEL_WORK:
-        sch.parallel(outer)
+def _planes(height: int, width: int, channels: int) -> tirx.PrimFunc:
+    """NHWC to NCHW: some rows are copied, as they lie in memory, to where a plane of channels is picked from at a time."""
+    most = _ROWS_BYTES // (4 * width * channels)
+    rows = max(count for count in range(1, most + 1) if height % count == 0)
+    pixels, floats = rows * width, rows * width * channels
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("transpose")
+        T.func_attr({"tirx.noalias": True})
+        image = T.arg("image", T.buffer((1, height, width, channels), "float32"))
+        planes = T.arg("planes", T.buffer((1, channels, height, width), "float32"))
+        source, target = (loops.flat(each, height * width * channels) for each in (image, planes))
+        many = height * width * channels >= PARALLEL_WORK
+        with (T.parallel if many else T.serial)(height // rows) as block:
+            part = T.alloc_buffer((floats,), "float32")
+            loops.copy(part, 0, source, block * floats, floats)
+            with T.serial(channels) as channel, T.serial(pixels) as pixel:
+                at = channel * (height * width) + block * pixels + pixel
+                T.buffer_store(target, part[pixel * channels + channel], [at])
+    return builder.get()
 
 
 def _loops(sch: Schedule, block: SBlockRV) -> tuple[list[LoopRV], list[LoopRV]]:

@@ -77,9 +77,12 @@ def test_vectors_are_used_where_they_fit(name: str) -> None:
     assert all("T.vectorized" in generic.schedule(func).script() for func in lowered(name))
 
 
-def test_transposes_read_a_line_of_memory_at_a_time() -> None:
-    (func,) = lowered("transpose of odd channels")
-    assert "T.parallel(T.int64(17))" in generic.schedule(func).script()
+def test_transposes_of_images_turn_some_rows_at_a_time() -> None:
+    """160 KiB of rows: 4 of 40, of 40 pixels with 255 channels."""
+    CASES["large"] = (lambda x: op.permute_dims(x, [0, 3, 1, 2]), ((1, 40, 40, 255),))
+    (func,) = lowered("large")
+    del CASES["large"]
+    assert "T.parallel(10)" in generic.schedule(func).script()
 
 
 def test_threads_are_used_where_there_is_work() -> None:
