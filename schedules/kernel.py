@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import tirx
 
-from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
 
 #: A point of a tuning space: a value for each named knob.
@@ -64,16 +63,16 @@ class Kernel:
 
 
 class Operator(Protocol):
-    """What each operator's module in ``schedules`` offers."""
+    """What each operator's module in ``schedules`` offers, for workloads of its own kind."""
 
-    def reference(self, workload: Workload) -> tirx.PrimFunc:
+    def reference(self, workload: Any) -> tirx.PrimFunc:
         """The plain definition: arguments as ``workload.shapes`` lists them, the output last. Slow and obviously right."""
 
-    def space(self, workload: Workload, target: Target) -> dict[str, list[int | str]]:
+    def space(self, workload: Any, target: Target) -> dict[str, list[int | str]]:
         """The tuning space: the values each knob may take. Every combination is valid."""
 
-    def default(self, workload: Workload, target: Target) -> dict[str, int | str]:
+    def default(self, workload: Any, target: Target) -> dict[str, int | str]:
         """The untuned default, a good guess within the space."""
 
-    def emit(self, workload: Workload, knobs: Knobs, target: Target) -> Kernel:
+    def emit(self, workload: Any, knobs: Knobs, target: Target) -> Kernel:
         """The implementation at one point of the space."""

@@ -117,6 +117,7 @@ class Conv2d:
         """Shape and dtype of each argument of the kernel, the output last."""
         per_group = self.channels // self.groups
         weights = (self.out_channels, *self.kernel)
+        args: list[tuple[tuple[int, ...], str]]
         if self.binary:
             args = [
                 ((1, self.height, self.width, packed(self.channels)), "uint8"),

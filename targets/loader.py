@@ -98,6 +98,8 @@ def load(name: str) -> Target:
 def _table(path: Path) -> dict[str, Any]:
     """A page with what it leaves out: the tables of the target that it is ``like``, its own records first."""
     own = tomllib.loads(path.read_text(encoding="utf-8"))
-    base = _table(FOLDER / f"{own['like']}.toml") if "like" in own else {"records": [], "kernels": {"set": ""}}
+    base: dict[str, Any] = {"records": [], "kernels": {"set": ""}}
+    if "like" in own:
+        base = _table(FOLDER / f"{own['like']}.toml")
     tables = {name: {**base.get(name, {}), **table} for name, table in own.items() if isinstance(table, dict)}
     return {**base, "records": [path.stem, *base["records"]], **own, **tables}

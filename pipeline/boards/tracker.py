@@ -82,7 +82,7 @@ class TrackerClient:
 
     def boards(self) -> list[Boards]:
         """All boards by key."""
-        summary = self._ask([SUMMARY], _SUMMARY, PATIENCE)[1]
+        summary: _Summary = self._ask([SUMMARY], _SUMMARY, PATIENCE)[1]
         addresses: dict[str, dict[str, None]] = {}
         for server in summary.server_info:
             key = server.key.removeprefix("server:")
@@ -112,7 +112,8 @@ class TrackerClient:
             raise NoBoard(f"no board {key!r} of the tracker {self.address} became free within {wait:g} s") from None
         return Offer(Address(host, port, self.address.secret), secret)
 
-    def _ask(self, message: list[Any], answer: type[T], seconds: float) -> T:
+    def _ask(self, message: list[Any], answer: Any, seconds: float) -> Any:
+        """The tracker's answer as a value of the type ``answer``."""
         with self._connect() as connection:
             try:
                 deadline = time.monotonic() + seconds

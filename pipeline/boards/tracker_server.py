@@ -85,8 +85,8 @@ class TrackerProcess:
 def _start(host: str, port: int, secret: bytes | None) -> tuple[subprocess.Popen[str], int]:
     """A process that serves as tracker, and the port it took."""
     command = [sys.executable, "-m", "bitkiln.pipeline.boards.tracker_server", host, str(port)]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = processes.start(command, text=True, **pipes)
+    pipe = subprocess.PIPE
+    process = processes.start(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
     assert process.stdin and process.stdout and process.stderr
     with suppress(BrokenPipeError):  # It is dead already; its complaint follows.
         process.stdin.write((secret or b"").decode() + "\n")
@@ -129,7 +129,7 @@ def _handler(listener: socket.socket, secret: bytes | None) -> Any:
     """TVM's tracker on ``listener``, in which each connection begins with a proof and only sensible messages count."""
     from tvm.rpc.tracker import TCPEventHandler, TrackerServerHandler  # Takes a second, which clients do without.
 
-    class Connection(TCPEventHandler):  # type: ignore[misc]
+    class Connection(TCPEventHandler):
         """One client or board."""
 
         def __init__(self, tracker: Any, connection: socket.socket, address: tuple[str, int]) -> None:
@@ -189,7 +189,7 @@ def _handler(listener: socket.socket, secret: bytes | None) -> Any:
                 if other is not self and other.summary().get("addr") == address:
                     other.close()
 
-    class Tracker(TrackerServerHandler):  # type: ignore[misc]
+    class Tracker(TrackerServerHandler):
         """The tracker."""
 
         def _on_event(self, _: Any) -> None:

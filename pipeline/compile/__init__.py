@@ -54,8 +54,9 @@ def compile_model(
     costs = hidden_costs(Survey(lowered.phases, lowered.verdicts))
     priced = (f"{each.name} {each.priced(target)}" for each in costs)
     warnings = (*model.warnings, *lowered.warnings(), *priced, *_missing_kernels(target))
-    for warning in warnings if console else ():
-        console.print(f"warning: {warning}", highlight=False, markup=False)
+    if console:
+        for warning in warnings:
+            console.print(f"warning: {warning}", highlight=False, markup=False)
     return compile_lowered(model, lowered.module, target, records, out, console, lowered, warnings)
 
 

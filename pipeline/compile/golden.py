@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from bitkiln.pipeline.boards.emulated import on_emulator
@@ -23,7 +24,7 @@ def make(
 
     Nothing of both, and a line on the console, where this machine has no emulator for the target.
     """
-    inputs = {}
+    inputs: dict[str, np.ndarray] = {}
     for index in plan.inputs:
         tensor = plan.tensors[index]
         info = runner.TensorInfo(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes)

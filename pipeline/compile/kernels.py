@@ -36,7 +36,7 @@ class Record(Protocol):
 class RecordSource(Protocol):
     """Where the best known knobs come from."""
 
-    def best(self, workload: str, target: Target) -> Record | None:
+    def best(self, workload: str, target: Target, /) -> Record | None:
         """The fastest record of the workload with that key, for a board of this kind."""
 
 

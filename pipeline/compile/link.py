@@ -124,7 +124,7 @@ def plan_source(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]] | None
 def _tensor_rows(plan: ExecutionPlan) -> list[str]:
     rows, at = [], 0
     for tensor in plan.tensors:
-        kind = re.match(r"[a-z]+", tensor.dtype).group()
+        kind = tensor.dtype.rstrip("0123456789")
         bits = 8 if kind == "bool" else re.sub(r"\D", "", tensor.dtype)
         rows.append(
             f'{{{_string(tensor.name)}, "{tensor.dtype}", {_DLPACK_CODE[kind]}, {bits}, BK_{tensor.place.upper()}, '

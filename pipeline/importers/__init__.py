@@ -1,6 +1,6 @@
 """Model files as Relax: ``load_model`` chooses the importer by the file's suffix, or builds a built-in network.
 
-To add a format, write ``<format>.py`` here with ``load(path, options) -> Model`` and name it in ``FORMATS``.
+To add a format, write a package ``<format>`` here with ``load(path, options) -> Model`` and name it in ``FORMATS``.
 """
 
 from __future__ import annotations

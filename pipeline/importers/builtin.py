@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers.ell.writer import MIN, ZEROS, LayerRecord, numbers, write_archive
@@ -130,7 +131,7 @@ class _Network:
         self.x = _photographs(_CALIBRATION_IMAGES, size, rng)
         self.groups = np.arange(3)
 
-    def bias(self, values: np.ndarray) -> None:
+    def bias(self, values: ArrayLike) -> None:
         values = values.round(4)
         self.x = self.x + values
         self._add("BiasLayer<float>", bias=numbers(values))
@@ -138,7 +139,7 @@ class _Network:
     def small_bias(self) -> None:
         self.bias(self.rng.normal(0, 0.05, self.x.shape[3]))
 
-    def scaling(self, values: np.ndarray) -> None:
+    def scaling(self, values: ArrayLike) -> None:
         values = values.round(4)
         self.x = self.x * values
         self._add("ScalingLayer<float>", scales=numbers(values))

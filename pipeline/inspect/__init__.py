@@ -12,7 +12,7 @@ from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.inspect.operators import constant_args, constant_nbytes
 from bitkiln.pipeline.inspect.reader import Reader
 from bitkiln.pipeline.inspect.result import Bound, Inspection, Row, Totals
-from bitkiln.pipeline.ir.graph import array_of, bindings
+from bitkiln.pipeline.ir.graph import bindings, value_of
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.costs import hidden_costs
 from bitkiln.pipeline.passes.pipeline import Survey, finish, survey
@@ -93,5 +93,5 @@ def _constants(found: Survey) -> int:
         return 0
     values = [arg for _, value in bindings(found.phases["fold_threshold"]["main"]) for arg in constant_args(value)]
     # As in a bundle, where constants with the same bytes are kept once.
-    distinct = {array_of(value).tobytes(): value for value in dict.fromkeys(values)}
+    distinct = {value_of(value).tobytes(): value for value in dict.fromkeys(values)}
     return sum(map(constant_nbytes, distinct.values()))

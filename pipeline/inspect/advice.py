@@ -123,7 +123,7 @@ def _signs_read(defined: Mapping[str, relax.Expr], conv: Call) -> Iterator[str]:
     data = conv.args[0]
     if isinstance(data, relax.Var):
         pad = defined.get(data.name)
-        if op_name(pad) == "nn.pad" and isinstance(pad.args[0], relax.Var):
+        if isinstance(pad, Call) and op_name(pad) == "nn.pad" and isinstance(pad.args[0], relax.Var):
             yield pad.args[0].name
         yield data.name
 
@@ -190,11 +190,11 @@ def _signs_of_nothing(advice: Advice, binary: Mapping[str, Call], defined: Mappi
         if bits is None or not has_workload(bits) or not isinstance(workload_of(bits), Binarize):
             continue
         source = defined.get(getattr(bits.args[0], "name", ""))
-        if op_name(source) == "nn.max_pool2d":
+        if isinstance(source, Call) and op_name(source) == "nn.max_pool2d":
             source = defined.get(getattr(source.args[0], "name", ""))
         if op_name(source) not in ("nn.relu", "nn.relu6", "clip") or clip_bounds(source)[0] < 0:
             continue
-        if workload_of(bits).sign_zero > 0:
+        if workload_of(bits, Binarize).sign_zero > 0:
             advice.warn(
                 name,
                 "reads signs of what is never negative, and a zero counts as +1: every bit is +1; "

@@ -72,19 +72,18 @@ def _parts(rows: Sequence[Row], results: Sequence[str]) -> list[list[Row]]:
     for at, sources in enumerate(before):
         for source in sources:
             users[source].add(at)
-    for at, name in enumerate(results):
-        users[inside.get(name, name)].add(f"result {at}")
+    for number, name in enumerate(results):
+        users[inside.get(name, name)].add(f"result {number}")
     parts: list[list[Row]] = []
     follower = {min(sources): at for at, sources in enumerate(before) if _only(sources, users)}
     followers = set(follower.values())
     for start in range(len(units)):
         if start in followers:
             continue
-        at: int | None = start
-        chain = []
-        while at is not None:
-            chain.append(units[at])
-            at = follower.get(at)
+        chain, behind = [units[start]], follower.get(start)
+        while behind is not None:
+            chain.append(units[behind])
+            behind = follower.get(behind)
         parts += _cut(chain)
     return parts
 

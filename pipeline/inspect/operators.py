@@ -105,7 +105,7 @@ def window_of(call: Call) -> dict[str, Any]:
 def weight_count(call: Call) -> int:
     """How many weights a convolution or matrix product has; those computed while the network runs do not count."""
     if has_workload(call):
-        work = workload_of(call)
+        work = workload_of(call, Conv2d)
         return work.out_channels * math.prod(work.kernel) * (work.channels // work.groups)
     return sum(math.prod(shape_of(arg)) for arg in constant_args(call))
 

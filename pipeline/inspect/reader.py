@@ -191,8 +191,10 @@ class Reader:
         fused, compiled = self.found.defined("fuse_epilogue"), defaultdict(list)
         for name, value in self.found.defined("fold_threshold").items():
             before = fused.get(name if name in fused else name.removesuffix(".unpooled"))
-            if op_name(before) == "bitkiln.binarize":
+            if isinstance(before, Call) and op_name(before) == "bitkiln.binarize":
                 before = fused.get(before.args[0].name)
+            if not isinstance(before, Call):
+                continue
             if is_convolution(value) and is_convolution(before) and before.args[1] in weights:
                 compiled[weights[before.args[1]]].append(value)
         return compiled

@@ -42,7 +42,7 @@ class Windows:
         if attributes.get("ceil_mode", 0):
             extra = [_overrun(size[i] + pads[i] + pads[i + 2], reach[i], strides[i], size[i] + pads[i]) for i in (0, 1)]
         padding = (pads[0], pads[1], pads[2] + extra[0], pads[3] + extra[1])
-        return cls(tuple(kernel), strides, dilations, padding, tuple(extra))
+        return cls(kernel, strides, dilations, padding, (extra[0], extra[1]))
 
 
 def of_lines(attributes: Mapping[str, Any]) -> dict[str, Any]:

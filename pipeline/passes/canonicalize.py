@@ -19,8 +19,18 @@ from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.ir.graph import Graph, array_of, bindings, constant, op_name, rewrite, shape_of, variables
-from bitkiln.pipeline.ir.operands import clip_bounds, fits_float32
+from bitkiln.pipeline.ir.graph import (
+    Graph,
+    array_of,
+    bindings,
+    constant,
+    op_name,
+    rewrite,
+    shape_of,
+    value_of,
+    variables,
+)
+from bitkiln.pipeline.ir.operands import clip_bounds, fits_float32, float64_of
 from bitkiln.pipeline.passes.channel_shuffles import shuffled
 from bitkiln.pipeline.passes.recognise_activations import gated, prelu_of_choice
 
@@ -76,16 +86,16 @@ def _tuple_item(graph: Graph, name: str, value: TupleGetItem) -> relax.Expr | No
     made_by = graph.definition(value.tuple_value)
     if isinstance(made_by, relax.Tuple):
         return made_by.fields[value.index]
-    if value.index or op_name(made_by) not in ("nn.batch_norm", "nn.dropout"):
+    if value.index or not isinstance(made_by, Call) or op_name(made_by) not in ("nn.batch_norm", "nn.dropout"):
         return None
     return made_by.args[0] if op_name(made_by) == "nn.dropout" else _batch_norm(graph, name, made_by)
 
 
 def _batch_norm(graph: Graph, name: str, call: Call) -> relax.Expr | None:
-    params = [array_of(arg) for arg in call.args[1:]]
-    if any(param is None or param.dtype != np.float32 for param in params):
+    params = [values for arg in call.args[1:] if (values := float64_of(arg)) is not None]
+    if len(params) < 4:
         return None
-    gamma, beta, mean, variance = (param.astype(np.float64) for param in params)
+    gamma, beta, mean, variance = params
     scale = 1 / np.sqrt(variance + float(call.attrs["epsilon"]))
     scale = scale * gamma if call.attrs["scale"] else scale
     x = call.args[0]
@@ -102,7 +112,7 @@ def _batch_norm(graph: Graph, name: str, call: Call) -> relax.Expr | None:
 def _subtract(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     first, second = call.args
     if _float(second):
-        return relax.op.add(first, constant(-array_of(second)))
+        return relax.op.add(first, constant(-value_of(second)))
     if _float(first):
         return relax.op.add(graph.emit(_negate(second), f"{name}.negative"), first)
     return None
@@ -111,14 +121,14 @@ def _subtract(graph: Graph, name: str, call: Call) -> relax.Expr | None:
 def _divide(graph: Graph, name: str, call: Call) -> relax.Expr | None:
     """Into a product where the reciprocal is exact, or where it is part of a swish."""
     first, second = call.args
-    if not _float(second) or not np.all(array_of(second)):
+    if not _float(second) or not np.all(value_of(second)):
         return None
-    reciprocal = 1 / array_of(second).astype(np.float64)
+    reciprocal = 1 / value_of(second).astype(np.float64)
     if not fits_float32(reciprocal):
         return None
     product = relax.op.multiply(first, constant(reciprocal))
     better = _multiply(graph, name, product)
-    if better is None and _powers_of_two(array_of(second)):
+    if better is None and _powers_of_two(value_of(second)):
         return product
     return better
 

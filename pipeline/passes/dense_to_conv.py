@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.ir import Call, GenericConst
 
 from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
-from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of, value_of
 
 
 def dense_to_conv(module: tvm.IRModule) -> tvm.IRModule:
@@ -76,7 +76,7 @@ def _elementwise(graph: Graph, name: str, call: Call, images: _Images) -> relax.
 def _on_image(graph: Graph, arg: relax.Expr, size: int, images: _Images) -> relax.Expr | None:
     """``arg`` of an operator on rows [1, size] as an argument of the same operator on images [1, 1, 1, size]."""
     if isinstance(arg, GenericConst):
-        array = array_of(arg)
+        array = value_of(arg)
         return arg if array.size == 1 else constant(array.reshape(-1), str(array.dtype))
     if not isinstance(arg, relax.Var):
         return arg

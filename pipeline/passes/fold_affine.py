@@ -27,6 +27,7 @@ from bitkiln.pipeline.ir.graph import (
     op_name,
     rewrite,
     shape_of,
+    value_of,
     variables,
 )
 from bitkiln.pipeline.ir.operands import as_float32, channel_operand, float64_of, product, reciprocal
@@ -92,11 +93,11 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
         return graph.taken_over(x)
     inner = _swallowed(graph, x, "multiply")
     if inner is not None:
-        both = product(float64_of(inner.args[1]), factor)
+        both = product(value_of(inner.args[1]).astype(np.float64), factor)
         return call if both is None else _multiply_conv(graph, relax.op.multiply(inner.args[0], both))
     inner = _swallowed(graph, x, "add")
     if inner is not None:
-        shift = as_float32(float64_of(inner.args[1]) * factor)
+        shift = as_float32(value_of(inner.args[1]).astype(np.float64) * factor)
         if shift is None:
             return call
         scaled = relax.op.multiply(inner.args[0], call.args[1])
@@ -117,13 +118,14 @@ def _multiply_conv(graph: Graph, call: Call) -> relax.Expr:
     conv = graph.call_of(call.args[0], "nn.conv2d", "nn.conv2d_transpose")
     weight = array_of(conv.args[1]) if conv is not None else None
     if (
-        weight is None
+        conv is None
+        or weight is None
         or weight.dtype != np.float32
         or not graph.used_once(call.args[0])
         or str(conv.attrs["data_layout"]) != "NHWC"
     ):
         return call
-    array = array_of(call.args[1])
+    array = value_of(call.args[1])
     factor = channel_operand(array, shape_of(call.args[0])[3]) if _keeps_shape(call.args[0], array) else None
     scaled = as_float32(_per_output(conv, weight.astype(np.float64), factor)) if factor is not None else None
     return call if scaled is None else Call(conv.op, [conv.args[0], scaled], conv.attrs)
@@ -145,7 +147,9 @@ def _add(graph: Graph, call: Call) -> relax.Expr | None:
     if not np.any(shift) and _keeps_shape(x, shift):
         return graph.taken_over(x)
     inner = _swallowed(graph, x, "add")
-    total = as_float32(float64_of(inner.args[1]) + shift) if inner is not None else None
+    if inner is None:
+        return None
+    total = as_float32(value_of(inner.args[1]).astype(np.float64) + shift)
     return None if total is None else relax.op.add(inner.args[0], total)
 
 

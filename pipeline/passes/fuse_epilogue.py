@@ -151,10 +151,8 @@ def _prelu(_graph: Graph, call: Call) -> list[Taken]:
     x, slope = call.args
     array = array_of(slope)
     shape = shape_of(x)
-    if array is None or len(shape) != 4:
-        return []
-    kind, values = operand(array, shape[1:])
-    return [(x, Step("prelu", kind), [constant(values)])]
+    found = operand(array, shape[1:]) if array is not None and len(shape) == 4 else None
+    return [(x, Step("prelu", found[0]), [constant(found[1])])] if found else []
 
 
 def _clip(_graph: Graph, call: Call) -> list[Taken]:

@@ -38,7 +38,7 @@ def _hardswish(graph: Graph, x: relax.Expr, other: relax.Expr) -> relax.Expr | N
     clip = graph.call_of(other, "clip", "nn.relu6")
     shifted = graph.call_of(clip.args[0], "add") if clip is not None else None
     shift = _scalar(shifted.args[1]) if shifted is not None else None
-    if shift is None:
+    if clip is None or shifted is None or shift is None:
         return None
     inner, slope = shifted.args[0], 1.0
     if not inner.same_as(x):
@@ -52,7 +52,7 @@ def _scaled(graph: Graph, expr: relax.Expr) -> tuple[float, relax.Expr]:
     """(factor, y) with ``expr`` = factor * y."""
     call = graph.call_of(expr, "multiply", "divide")
     value = _scalar(call.args[1]) if call is not None else None
-    if value is None or (op_name(call) == "divide" and value == 0):
+    if call is None or value is None or (op_name(call) == "divide" and value == 0):
         return 1.0, expr
     return (value if op_name(call) == "multiply" else 1 / value), call.args[0]
 

@@ -209,8 +209,8 @@ def _board(board: str, bundle: Bundle) -> Board:
 
 
 def _work(step: Mapping[str, Any]) -> LayerWork:
-    facts = (step[name] for name in ("name", "kind", "macs", "binary", "weight_bytes"))
-    return LayerWork(*facts, step.get("layer", ""), tuple(step.get("layers", ())))
+    name, kind, macs, binary, weights = (step[each] for each in ("name", "kind", "macs", "binary", "weight_bytes"))
+    return LayerWork(name, kind, macs, binary, weights, step.get("layer", ""), tuple(step.get("layers", ())))
 
 
 def _rows(measurement: Measurement) -> list[Mapping[str, Any]]:

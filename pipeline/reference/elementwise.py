@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tvm.ir import Call
@@ -54,6 +55,11 @@ def _prelu(call: Call, x: np.ndarray, slope: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, x * slope)
 
 
+def _clip(_call: Call, x: np.ndarray, *bounds: Any) -> np.ndarray:
+    low, high = (np.float32(getattr(bound, "value", bound)) for bound in bounds)
+    return np.clip(x, low, high)
+
+
 OPERATORS: dict[str, Operator] = {
     "add": _binary(np.add),
     "subtract": _binary(np.subtract),
@@ -93,7 +99,7 @@ OPERATORS: dict[str, Operator] = {
     "isnan": _unary(np.isnan),
     "isinf": _unary(np.isinf),
     "isfinite": _unary(np.isfinite),
-    "clip": lambda _, x, *bounds: np.clip(x, *(np.float32(getattr(bound, "value", bound)) for bound in bounds)),
+    "clip": _clip,
     "where": lambda _, condition, x, y: np.where(condition, x, y),
     "astype": lambda call, x: x.astype(str(call.attrs["dtype"])),
     "nn.relu": _unary(lambda x: np.maximum(x, np.float32(0))),

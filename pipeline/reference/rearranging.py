@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from tvm import relax
 from tvm.ir import Call
@@ -33,9 +36,14 @@ def _strided_slice(call: Call, x: np.ndarray, axes: object, begin: object, end: 
     return x[tuple(index)]
 
 
-def _plain(value: object) -> list[int]:
+def _plain(value: Iterable[Any]) -> list[int]:
     """A Relax tuple of integers, already evaluated, as a list."""
-    return [int(getattr(item, "value", item)) for item in value]
+    return [_whole(item) for item in value]
+
+
+def _whole(value: Any) -> int:
+    """An integer of Relax, or a plain one."""
+    return int(value.value if hasattr(value, "value") else value)
 
 
 def _split(call: Call, x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -68,8 +76,8 @@ OPERATORS: dict[str, Operator] = {
     "nn.pad": _pad_tensor,
     "full": lambda call, shape, value: np.full(_shape(shape), value, dtype=str(call.attrs["dtype"])),
     "stack": lambda call, parts: np.stack(parts, axis=int(call.attrs["axis"])),
-    "triu": lambda _, x, k: np.triu(x, int(getattr(k, "value", k))),
-    "tril": lambda _, x, k: np.tril(x, int(getattr(k, "value", k))),
+    "triu": lambda _, x, k: np.triu(x, _whole(k)),
+    "tril": lambda _, x, k: np.tril(x, _whole(k)),
     "zeros": lambda call, shape: np.zeros(_shape(shape), str(call.attrs["dtype"])),
     "ones": lambda call, shape: np.ones(_shape(shape), str(call.attrs["dtype"])),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import relax
@@ -35,9 +35,10 @@ def _resize2d(call: Call, x: np.ndarray, size: relax.ShapeExpr) -> np.ndarray:
     attrs, layout = call.attrs, str(call.attrs["layout"])
     if str(attrs["method"]) == "cubic" and int(attrs["cubic_exclude"]):
         raise NotImplementedError("resize2d with method cubic that excludes what lies outside")
-    words = (str(attrs[name]) for name in ("method", "coordinate_transformation_mode", "rounding_method"))
+    names = ("method", "coordinate_transformation_mode", "rounding_method")
+    method, coordinates, rounding = (str(attrs[name]) for name in names)
     sizes = [int(value) for value in size.values]
-    resized = resize(to_layout(x, layout, "NHWC"), sizes, *words, float(attrs["cubic_alpha"]))
+    resized = resize(to_layout(x, layout, "NHWC"), sizes, method, coordinates, rounding, float(attrs["cubic_alpha"]))
     return to_layout(resized, "NHWC", layout)
 
 
@@ -72,7 +73,7 @@ def _coordinates(size: int, length: int, mode: str) -> np.ndarray:
 
 
 def _nearest(at: np.ndarray, rounding: str, size: int) -> np.ndarray:
-    methods = {
+    methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "round": np.round,
         "floor": lambda v: np.floor(v + 1e-5),
         "ceil": lambda v: np.ceil(v - 1e-5),

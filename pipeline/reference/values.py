@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 Tensors = Mapping[str, np.ndarray]
-Value = np.ndarray | tuple[np.ndarray, ...]
+#: A tensor, or several that one operator gives.
+Value = Any
 
 #: What a Relax operator computes: the call (for its attributes) and its arguments, evaluated -> the result.
 Operator = Callable[..., Value]

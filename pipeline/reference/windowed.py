@@ -25,8 +25,8 @@ def _conv2d_transpose(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
     x, w = to_layout(x, str(attrs["data_layout"]), "NHWC"), to_layout(w, str(attrs["kernel_layout"]), "IOHW")
     ins, outs, *size = w.shape
     own = w.reshape(groups, ins // groups, outs, *size).transpose(0, 2, 3, 4, 1).reshape(groups * outs, *size, -1)
-    names = ("strides", "padding", "dilation")
-    y = spread(x, own, *(ints(attrs[name]) for name in names), groups, ints(attrs["output_padding"]))
+    strides, padding, dilation = (ints(attrs[name]) for name in ("strides", "padding", "dilation"))
+    y = spread(x, own, strides, padding, dilation, groups, ints(attrs["output_padding"]))
     return to_layout(y, "NHWC", str(attrs["out_layout"] or attrs["data_layout"]))
 
 
@@ -42,7 +42,7 @@ def _pool2d(kind: str) -> Callable[[Call, np.ndarray], np.ndarray]:
                 extra[i] = -(size - (kernel[i] - 1) * dilation[i] - 1) % strides[i]
         padding = (top, left, bottom + extra[0], right + extra[1])
         if kind == "max":
-            taps = windows(pad(x, padding, np.finfo(np.float32).min), kernel, strides, dilation)
+            taps = windows(pad(x, padding, float(np.finfo(np.float32).min)), kernel, strides, dilation)
             return to_layout(taps.max(axis=(3, 4)), "NHWC", layout)
         taps = windows(pad(x, padding, 0), kernel, strides, dilation)
         inside = np.ones_like(x)

@@ -31,9 +31,10 @@ def meaning(
     placement = place(photo.size, how) if photo is not None and how else whole
     if head["task"] == "detect":
         found = [heads.on_photo(box, placement) for box in heads.detect(head, outputs, size, threshold)[:100]]
-        boxes = [
-            runner.Box(_label(bundle, box.number), box.score, *map(float, box.corners), box.number) for box in found
-        ]
+        boxes = []
+        for box in found:
+            left, top, right, bottom = map(float, box.corners)
+            boxes.append(runner.Box(_label(bundle, box.number), box.score, left, top, right, bottom, box.number))
         return {"boxes": [box._asdict() for box in boxes], "found": boxes}
     labels = heads.segment(head, outputs)
     mask = heads.mask_on_photo(labels, {"height": size[0], "width": size[1]}, placement, runner.OUTSIDE).astype(

@@ -50,7 +50,7 @@ def convert(value: object, schema: type[T]) -> T:
         raise Malformed(_shown(problem)) from None
 
 
-def _shown(problem: ValueError) -> str:
+def _shown(problem: Exception) -> str:
     """What does not fit, without the pattern of what would."""
     text = str(problem)
     if "matching regex" in text:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -305,8 +306,10 @@ class Crew:
             except BaseException as error:
                 results.put((item, None, error))
 
-        waiting = [self._jobs.put(lambda item=item: job(item)) for item in items]
-        for _ in waiting:
+        jobs = [partial(job, item) for item in items]
+        for each in jobs:
+            self._jobs.put(each)
+        for _ in jobs:
             with interrupts.waiting():
                 item, result, error = results.get()
             if error is not None:

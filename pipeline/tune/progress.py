@@ -19,13 +19,22 @@ from bitkiln.schedules.workload import Workload
 class Row(Protocol):
     """A task's state, as far as it is shown."""
 
-    workload: Workload
-    key: str
-    occurrences: int
     default: Record | None
     best: Record | None
     trials: int
     failures: int
+
+    @property
+    def workload(self) -> Workload:
+        """What its kernel has to compute."""
+
+    @property
+    def key(self) -> str:
+        """The workload's identity."""
+
+    @property
+    def occurrences(self) -> int:
+        """How often the network runs it."""
 
 
 def speed(record: Record, workload: Workload) -> str:

@@ -96,9 +96,9 @@ class Trials:
         except BoardError as problem:
             return _failure(task, knobs, "wrong", str(problem), best)
         if output.sha256 != expected.sha256:
-            problem = disagreement(task.workload, expected.data, output.data or b"")
-            if problem:
-                return _failure(task, knobs, "wrong", problem, best)
+            difference = disagreement(task.workload, expected.data, output.data or b"")
+            if difference:
+                return _failure(task, knobs, "wrong", difference, best)
         return _record(task, knobs, found)
 
     def _measure(self, artifact: Artifact, request: Request, known: frozenset[str]) -> Measurement:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -119,7 +120,7 @@ def _reproduces(lowered: Lowered, comparison: Comparison, known: Tensors, name: 
     def instead(each: str, expr: relax.Expr, values: Mapping[str, reference.Value]) -> reference.Value | None:
         if each != name:
             return None
-        args = [reference.evaluate_call(lowered.graph, arg, values) for arg in expr.args]
+        args: list[Any] = [reference.evaluate_call(lowered.graph, arg, values) for arg in expr.args]
         return -reference.compute(workload_of(expr), args) if workload is None else reference.compute(workload, args)
 
     step = comparison.step.name
@@ -212,7 +213,7 @@ def _border(lowered: Lowered, comparison: Comparison, _known: Tensors) -> Findin
     work = comparison.step.workload
     if bad.ndim != 4 or not isinstance(work, Conv2d) or not any(work.padding):
         return None
-    where = bad.any(axis=(0, 3))
+    where = np.asarray(bad.any(axis=(0, 3)))
     reach = max(work.padding)
     inner = where[reach:-reach, reach:-reach] if min(where.shape) > 2 * reach else where
     if inner.any():

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.ir import Call
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.ir.graph import bindings, file_names, op_name
@@ -47,9 +48,9 @@ class ZeroSigns:
             if op_name(value) != "bitkiln.bconv2d" or name.removesuffix(".sums") not in self._layers:
                 continue
             call = defined.get(value.args[0].name)
-            if op_name(call) == "reshape":
+            if isinstance(call, Call) and op_name(call) == "reshape":
                 call = defined.get(call.args[0].name)
-            if op_name(call) == "bitkiln.binarize":
+            if isinstance(call, Call) and op_name(call) == "bitkiln.binarize":
                 found[name] = call.args[0].name
         return found
 

@@ -65,10 +65,9 @@ class Epilogue:
         where, shapes = self.where, self.where.workload.shapes
         operands = list(zip([s for s in where.workload.epilogue if s.operand], range(2, len(shapes) - 1), strict=True))
         sources = tuple(i for step, i in operands if step.operand == "channel")
-        table: Argument | Constant = Constant(self._table([]))
-        if sources:
-            table = Argument(sources, table.array.shape, "float32", self._table)
-        result = [table]
+        constants = self._table([])
+        table = Argument(sources, constants.shape, "float32", self._table) if sources else Constant(constants)
+        result: list[Argument | Constant] = [table]
         if where.uniform_base is None:
             shape = (int(where.classes.max()) + 1, where.workload.out_channels)
             result += [Argument((1,), shape, "float32", self._bases), Constant(where.classes)]

@@ -98,7 +98,7 @@ class _Direct:
     def kernel(self) -> Kernel:
         (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
         packed = self.panel_floats * self.groups + AHEAD_BYTES // 4
-        arguments = [
+        arguments: list[Argument | Constant] = [
             Argument((0,), data_shape, "float32"),
             Argument((1,), (packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),

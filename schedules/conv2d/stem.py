@@ -114,7 +114,8 @@ class _Strips:
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
             self.data, self.weights, self.operands, *rest = loops.parameters(arguments)
-            self.shift, self.plain_operands = (rest[0], rest[1:]) if work.shift else (None, rest)
+            self.shift: Any = rest[0] if work.shift else None
+            self.plain_operands = rest[work.shift :]
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self._body()
         notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
@@ -220,6 +221,8 @@ class _PooledStrips(_Strips):
 
     def __init__(self, workload: Conv2d) -> None:
         super().__init__(workload)
+        if workload.pool is None:
+            raise ValueError(f"no pooling follows {workload.key()}")
         self.window = workload.pool
         pooled = workload.out_size[0]
         #: Rows of the result in a strip; rows of the convolution that it needs, and that the next one needs again.

@@ -33,7 +33,7 @@ class ImageRows:
         """The shift of each float of an image row."""
         return np.tile(arrays[0], self.workload.width)
 
-    def fill(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any | None) -> None:
+    def fill(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any) -> None:
         """Row ``y`` of the group's ``data``, or zeros where it has no such row, with its border left and right.
 
         ``shift``: what ``pack_shift`` made, where the workload has one.
@@ -49,7 +49,7 @@ class ImageRows:
             with T.Else():
                 loops.fill(image, to, self.pitch)
 
-    def _copy(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any | None) -> None:
+    def _copy(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any) -> None:
         work = self.workload
         if work.groups > 1:
             with T.serial(work.width) as x:

@@ -17,7 +17,7 @@ def reference(workload: ConvTranspose2d) -> tirx.PrimFunc:
     (data_shape, _), (weight_shape, _), *_, (out_shape, _) = workload.shapes
     data = te.placeholder(data_shape, "float32", name="data")
     weight = te.placeholder(weight_shape, "float32", name="weight")
-    operands = stages.operand_tensors(workload.epilogue, out_shape[1:])
+    operands = stages.operand_tensors(workload.epilogue, (*workload.out_size, workload.out_channels))
     per_group = workload.channels // workload.groups
     out_per_group = workload.out_channels // workload.groups
     ry = te.reduce_axis((0, workload.kernel[0]), "ry")

@@ -130,7 +130,7 @@ class _Tiled:
         packed = self.weight_floats + AHEAD_BYTES // 4
         # One row more than each part has: it is loaded from ahead.
         rows = [row for part in self.parts for row in (*part.rows, *(part.rows[:1] or (0,)))]
-        arguments = [
+        arguments: list[Argument | Constant] = [
             Argument((0,), data_shape, "float32"),
             Argument((1,), (packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),

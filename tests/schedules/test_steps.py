@@ -162,7 +162,7 @@ def test_steps_that_commute_with_a_maximum_rise_everywhere_and_make_numbers_of_i
 def execute(text, registers):
     """``registers``: float32 [4] by number, after the vector instructions of ``text``."""
     for line in text:
-        name, rest = line.split(" ", 1)
+        name, rest = line.split("  //")[0].split(" ", 1)
         first, *sources = (word.strip() for word in rest.split(","))
         target = int(first[1:].split(".")[0])
         values = [

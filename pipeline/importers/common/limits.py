@@ -56,9 +56,9 @@ def check_module(path: object, module: tvm.IRModule) -> None:
 def _check_type(where: str, ty: tvm.ir.Type) -> None:
     for each in getattr(ty, "fields", [ty]):
         if isinstance(each, relax.TensorType) and isinstance(each.shape, relax.ShapeExpr):
-            sizes = [getattr(extent, "value", None) for extent in each.shape.values]
-            if None not in sizes:
-                check_result(where, [int(size) for size in sizes], str(each.dtype))
+            sizes = [int(extent.value) for extent in each.shape.values if hasattr(extent, "value")]
+            if len(sizes) == len(each.shape.values):
+                check_result(where, sizes, str(each.dtype))
 
 
 def _itemsize(dtype: str) -> int:

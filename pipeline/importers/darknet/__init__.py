@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -122,7 +123,8 @@ def _module(source: Size, layers: Sequence[Layer], weights: Weights) -> tuple[tv
     specs: list[TensorSpec] = []
 
     def emit() -> list[relax.Var]:
-        values, rows, outputs = [data], {}, []
+        values, outputs = [data], []
+        rows: dict[Any, Any] = {}
         for layer in layers:
             name = f"{layer.name}_{layer.index}"
             tensors = Tensors(values, weights.take(layer.parameters, name), _namer(builder, name), weights.header, rows)

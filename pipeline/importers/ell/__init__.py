@@ -176,9 +176,10 @@ def _splice(node: Node, sources: list[Tensor], emit: Callable[..., relax.Var]) -
     if not pixels and len({source.size[1:] for source in sources}) != 1:
         raise UnsupportedLayer(f"{node.where}: splices tensors of different width or channels; not supported")
     axis = 2 if pixels else 0
-    size = list(sources[0].size)
-    size[axis] = sum(source.size[axis] for source in sources)
-    return Tensor(emit(relax.op.concat([source.expr for source in sources], axis + 1)), tuple(size))
+    total = sum(source.size[axis] for source in sources)
+    height, width, channels = sources[0].size
+    size = (height, width, total) if pixels else (total, width, channels)
+    return Tensor(emit(relax.op.concat([source.expr for source in sources], axis + 1)), size)
 
 
 def _only(node: Node, sources: list[Tensor]) -> Tensor:

@@ -173,7 +173,7 @@ def _layer_chain(
         return [_layer(where, node_id, table.get("layer"), sources)]
     predictor = table.get("predictor")
     layers = predictor.get("layers") if isinstance(predictor, dict) else None
-    if not isinstance(layers, list):
+    if not isinstance(predictor, dict) or not isinstance(layers, list):
         raise ModelError(f"{where}: its predictor has no layers")
     chain: list[Node] = []
     first = predictor.get("inputLayer")
@@ -207,8 +207,8 @@ def _ports(where: str, table: Mapping[str, Any]) -> list[str]:
 def _port_sources(where: str, text: str) -> list[str]:
     """``5.output``, ``{5.output, 6.output}``; slices and single elements are refused."""
     parts = text.strip().strip("{}").split(",")
-    matches = [re.fullmatch(r"\s*(\w+)(\.\w+)?\s*", part) for part in parts]
-    if not all(matches):
+    matches = [match for part in parts if (match := re.fullmatch(r"\s*(\w+)(\.\w+)?\s*", part))]
+    if len(matches) < len(parts):
         raise UnsupportedLayer(f"{where}: takes parts of other nodes' outputs ({text.strip()[:60]}); not supported")
     return [match.group(1) for match in matches]
 

@@ -11,7 +11,7 @@ binary convolution are x > 0 and w > 0, and its zero padding contributes nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,8 @@ def import_layer(layer: Layer) -> Tensor:
     if layer.node.kind != "InputLayer" and expected != layer.source.padding:
         raise layer.error(f"wants an input padding of {expected}, its input has {layer.source.padding}")
     result = _IMPORTERS[layer.node.kind](layer)
-    size = tuple(int(extent) for extent in result.ty.shape.values)[1:]
+    _, height, width, channels = (int(extent) for extent in result.ty.shape.values)
+    size = (height, width, channels)
     # Old archives declare one element for a softmax over many.
     if layer.node.kind != "SoftmaxLayer" and size != layer.output_size:
         raise layer.error(f"gives {_by(size)}, the archive says {_by(layer.output_size)}")
@@ -168,9 +169,10 @@ def _convolution(layer: Layer) -> relax.Expr:
 def _binary_convolution(layer: Layer) -> relax.Expr:
     kernel, stride = layer.number("receptiveField", 1, 1 << 10), layer.number("stride", 1, 1 << 10)
     channels, filters = layer.source.size[2], layer.output_size[2]
-    if layer.source.fill is None and layer.source.padding:
+    fill = layer.source.fill
+    if fill is None and layer.source.padding:
         raise _scheme_error(layer)
-    pad_value = 0 if layer.number("inputPaddingScheme") == 0 else (1 if layer.source.fill > 0 else -1)
+    pad_value = 0 if layer.number("inputPaddingScheme") == 0 or fill is None else (1 if fill > 0 else -1)
     product = ops.bconv2d(
         layer.emit(ops.binarize(layer.source.expr, sign_zero=-1), "bits"),
         constant(_packed_filters(layer, filters, kernel, channels)),
@@ -270,7 +272,7 @@ def _activation(layer: Layer) -> relax.Expr:
     raise UnsupportedLayer(f"{layer.node.where}: activation {shown(kind)} is not supported")
 
 
-def _slope(layer: Layer, table: dict[str, Any]) -> float:
+def _slope(layer: Layer, table: Mapping[str, Any]) -> float:
     if layer.leaky_factor is not None:
         return layer.leaky_factor
     slope = table.get("leakyFactor", _LEAKY_DEFAULT)
@@ -279,7 +281,7 @@ def _slope(layer: Layer, table: dict[str, Any]) -> float:
     return float(slope)
 
 
-def _parametric_relu(layer: Layer, table: dict[str, Any]) -> relax.Expr:
+def _parametric_relu(layer: Layer, table: Mapping[str, Any]) -> relax.Expr:
     """ELL's slopes are per element; where they do not vary over the image they become one per channel."""
     shape = tuple(table.get(f"alpha_{axis}") for axis in ("rows", "columns", "channels"))
     if shape != layer.source.size:

@@ -49,7 +49,8 @@ def numbers(array: np.ndarray) -> list[Any]:
 
 def _document(input_size: Shape, layers: Sequence[LayerRecord]) -> dict[str, Any]:
     first = layers[0]
-    nodes = [{"_type": "InputNode<float>", "_version": "2", "id": "1000", "layout": _layout(input_size, 0)}]
+    entry = {"_type": "InputNode<float>", "_version": "2", "id": "1000", "layout": _layout(input_size, 0)}
+    nodes: list[dict[str, Any]] = [entry]
     if first.input_padding:
         nodes.append(
             _node("ReorderDataNode<float>", "0", nodes[-1]["id"])

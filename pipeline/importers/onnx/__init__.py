@@ -275,9 +275,10 @@ def _input_shape(path: Path, value: onnx.ValueInfoProto, given: tuple[int, ...] 
         raise UnsupportedLayer(f"{path}: input {value.name!r} is {kind}; only float32 inputs are supported")
     declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     known = tensor.HasField("shape")
+    shape: tuple[int, ...]
     if given is None:
         if known and None not in declared[1:]:
-            shape = (declared[0] or 1, *declared[1:]) if declared else ()
+            shape = tuple(dim or 1 for dim in declared)
         else:
             example = ",".join(str(dim or "?") for dim in [1, *declared[1:]]) if known else "1,3,224,224"
             raise ShapeNeeded(
@@ -330,8 +331,9 @@ def _preprocessing(
 def _quantized_range(graph: Graph, name: str) -> tuple[str, str] | None:
     """The preset that fits what the quantiser of the input can hold, and what to call it."""
     node = next((node for node in graph.nodes if node.op_type == "QuantizeLinear" and node.input[0] == name), None)
-    operands = [graph.constants.get(each) for each in node.input[1:]] if node is not None else []
-    if len(operands) != 2 or any(each is None or each.size != 1 for each in operands):
+    names = node.input[1:] if node is not None else []
+    operands = [graph.constants[each] for each in names if each in graph.constants and graph.constants[each].size == 1]
+    if len(names) != 2 or len(operands) != 2:
         return None
     scale, zero = float(operands[0].reshape(-1)[0]), operands[1].reshape(-1)[0]
     if zero.dtype.kind not in "iu" or zero.dtype.itemsize != 1 or not 0 < scale < np.inf:

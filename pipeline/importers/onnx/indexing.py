@@ -78,7 +78,7 @@ def eye_like(node: Operands) -> relax.Expr:
     kind = node.dtype(0)
     if "dtype" in node.attributes:
         kind = str(helper.tensor_dtype_to_np_dtype(node.attributes["dtype"]))
-    return relax.const(np.eye(*node.shape(), k=node.attributes.get("k", 0)).astype(kind), kind)
+    return relax.const(np.eye(node.shape()[0], node.shape()[1], k=node.attributes.get("k", 0)).astype(kind), kind)
 
 
 def space_to_depth(node: Operands) -> relax.Expr:
@@ -104,8 +104,9 @@ def _blocks(node: Operands, *, deeper: bool) -> relax.Expr:
         whole = (batch, channels * block**2, height // block, width // block)
     else:
         rest = channels // block**2
-        split = (batch, block, block, rest) if mode == "DCR" else (batch, rest, block, block)
-        split, axes = (*split, height, width), [0, 3, 4, 1, 5, 2] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
+        inner = (block, block, rest) if mode == "DCR" else (rest, block, block)
+        split = (batch, *inner, height, width)
+        axes = [0, 3, 4, 1, 5, 2] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
         whole = (batch, rest, height * block, width * block)
     tiles = node.step(relax.op.reshape(node.value(0), split), "tiles")
     return relax.op.reshape(node.step(relax.op.permute_dims(tiles, axes), "moved"), whole)
@@ -158,9 +159,9 @@ def _places(node: Operands, shape: tuple[int, ...], axis: int) -> np.ndarray:
     if indices.ndim != len(shape):
         raise node.unsupported(f"has indices of {indices.ndim} axes for {len(shape)}")
     check_indices(node, shape[axis], indices)
-    where = list(np.indices(indices.shape))
+    where: list[np.ndarray] = list(np.indices(indices.shape))
     where[axis] = indices % shape[axis]
-    return np.ravel_multi_index(where, shape)
+    return np.asarray(np.ravel_multi_index(tuple(where), shape))
 
 
 def _slices(node: Operands, shape: tuple[int, ...], indices: np.ndarray) -> np.ndarray:

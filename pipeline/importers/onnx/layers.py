@@ -12,7 +12,7 @@ from tvm import relax
 from bitkiln.pipeline.importers.onnx import arithmetic, indexing, qoperators, reductions, windows
 from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
 from bitkiln.pipeline.importers.onnx.masks import assign
-from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
+from bitkiln.pipeline.importers.onnx.operands import Operands, width_of
 from bitkiln.pipeline.importers.onnx.pads import cut, gather, pad
 from bitkiln.pipeline.importers.onnx.recurrent import unrolled
 from bitkiln.pipeline.importers.onnx.resizing import resize
@@ -36,7 +36,7 @@ def _convolution(node: Operands) -> relax.Expr:
     image = node.step(relax.op.reshape(node.value(0), (*shape[:2], 1, shape[2])), "image")
     lines = _convolution_of_images(node, image, (1, shape[2]), weight[:, :, None], of_lines(node.attributes))
     lines = node.step(lines, "lines")
-    return relax.op.reshape(lines, (shape[0], len(weight), static_shape(lines)[3]))
+    return relax.op.reshape(lines, (shape[0], len(weight), width_of(lines)))
 
 
 def _convolution_of_images(

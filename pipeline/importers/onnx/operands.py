@@ -79,12 +79,11 @@ class Tensors:
         return [self._type(name) if name else onnx.TypeProto() for name in names]
 
     def _type(self, name: str) -> onnx.TypeProto:
-        if name in self.constants:
-            array = self.constants[name]
-            kind, shape = array.dtype, array.shape
-        else:
-            kind = np.dtype(self.whole.get(name, str(self.values[name].ty.dtype)))
-            shape = static_shape(self.values[name])
+        array = self.constants.get(name)
+        if array is not None:
+            return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        kind = np.dtype(self.whole.get(name, str(self.values[name].ty.dtype)))
+        shape = static_shape(self.values[name])
         return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(kind), shape)
 
     def output(self, name: str) -> relax.Var:
@@ -232,5 +231,10 @@ def static_shape(expr: relax.Expr) -> tuple[int, ...] | None:
     shape = getattr(expr.ty, "shape", None)
     if not isinstance(shape, relax.ShapeExpr):
         return None
-    sizes = [getattr(size, "value", None) for size in shape.values]
-    return None if None in sizes else tuple(int(size) for size in sizes)
+    sizes = [int(size.value) for size in shape.values if hasattr(size, "value")]
+    return tuple(sizes) if len(sizes) == len(shape.values) else None
+
+
+def width_of(expr: relax.Expr) -> int:
+    """The last extent of a tensor whose shape is known."""
+    return int(expr.ty.shape.values[-1])

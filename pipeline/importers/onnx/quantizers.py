@@ -106,7 +106,7 @@ class _Writer:
 
     def _constant(self, value: float) -> str:
         name = self._unique(f"{value:g}")
-        self._graph.constants[name] = np.float32(value).reshape(())
+        self._graph.constants[name] = np.asarray(value, np.float32).reshape(())
         return name
 
     def _unique(self, suffix: str) -> str:

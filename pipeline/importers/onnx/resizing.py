@@ -234,13 +234,13 @@ def _weights(node: Operands, text: dict[str, str], axis: _Axis, coordinates: np.
 
 
 def _rounded(coordinates: np.ndarray, mode: str) -> np.ndarray:
-    rounded = {
+    methods: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "floor": np.floor,
         "ceil": np.ceil,
         "round_prefer_floor": lambda v: np.ceil(v - 0.5),
         "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-    }[mode](coordinates)
-    return rounded.astype(int)
+    }
+    return methods[mode](coordinates).astype(int)
 
 
 def _triangle(distance: np.ndarray) -> np.ndarray:

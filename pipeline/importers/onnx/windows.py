@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx.operands import Operands, static_shape
+from bitkiln.pipeline.importers.onnx.operands import Operands, width_of
 from bitkiln.pipeline.ir.windows import Windows, of_lines
 
 
@@ -50,7 +50,7 @@ def _of_images(node: Operands, x: relax.Expr, pool: _Pool) -> relax.Expr:
         raise node.unsupported(f"pools {list(shape)}; images, rows and volumes are supported")
     image = node.step(relax.op.reshape(x, (*shape[:2], 1, shape[2])), "image")
     lines = node.step(pool(node, image, (1, shape[2]), of_lines(node.attributes)), "lines")
-    return relax.op.reshape(lines, (*shape[:2], static_shape(lines)[3]))
+    return relax.op.reshape(lines, (*shape[:2], width_of(lines)))
 
 
 def _pool_of(largest: bool) -> _Pool:
@@ -115,7 +115,7 @@ def transposed_convolution(node: Operands) -> relax.Expr:
     if "output_padding" in attributes:
         attributes["output_padding"] = [0, *attributes["output_padding"]]
     lines = node.step(_transposed(node, image, (1, shape[2]), weight[:, :, None], attributes), "lines")
-    return relax.op.reshape(lines, (*static_shape(lines)[:2], static_shape(lines)[3]))
+    return relax.op.reshape(lines, (*(int(size) for size in lines.ty.shape.values[:2]), width_of(lines)))
 
 
 def _transposed(

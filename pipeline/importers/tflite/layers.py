@@ -19,6 +19,7 @@ from bitkiln.pipeline.importers.tflite.operands import Operands, scalar
 from bitkiln.pipeline.importers.tflite.quantized import spread
 from bitkiln.pipeline.importers.tflite.windows import check_windows, windows_of
 from bitkiln.pipeline.ir.graph import shape_of
+from bitkiln.pipeline.ops.register import pair
 
 _Converter = Callable[[Operands], relax.Expr]
 
@@ -72,7 +73,7 @@ def _depthwise_conv_2d(node: Operands) -> relax.Expr:
 
 def _convolved(node: Operands, table: str, weight: np.ndarray, groups: int) -> relax.Expr:
     """``weight`` is OHWI."""
-    windows = windows_of(node, table, node.shape()[1:3], weight.shape[1:3])
+    windows = windows_of(node, table, pair(node.shape()[1:3]), pair(weight.shape[1:3]))
     result = relax.op.nn.conv2d(
         node.value(0),
         relax.const(np.ascontiguousarray(weight)),
@@ -93,7 +94,7 @@ def _transpose_conv(node: Operands) -> relax.Expr:
     size = node.numbers(0, "output shape")
     if len(size) != 4 or size[0] != shape[0] or size[3] != len(weight) or shape[3] != weight.shape[3]:
         raise node.error(f"its filter {list(weight.shape)} does not make {size} of {list(shape)}")
-    windows = windows_of(node, table, tuple(size[1:3]), weight.shape[1:3], dilated=False)
+    windows = windows_of(node, table, pair(size[1:3]), pair(weight.shape[1:3]), dilated=False)
     (top, left, bottom, right), extra = windows.padding, [0, 0]
     for axis, padded in enumerate((top + bottom, left + right)):
         natural = (shape[axis + 1] - 1) * windows.strides[axis] + weight.shape[axis + 1] - padded

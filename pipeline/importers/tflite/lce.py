@@ -14,6 +14,7 @@ runtime that of +1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from flatbuffers import flexbuffers
@@ -25,6 +26,7 @@ from bitkiln.pipeline.importers.tflite.operands import SET_BIT, Bits, Operands, 
 from bitkiln.pipeline.importers.tflite.windows import check_windows
 from bitkiln.pipeline.ir.windows import Windows
 from bitkiln.pipeline.ops import words
+from bitkiln.pipeline.ops.register import pair
 from bitkiln.schedules.workload import Pool
 
 #: Activations by number, and the bounds they put on v.
@@ -94,7 +96,7 @@ class _Options:
         found = self._reading(look_up)
         return None if found is None or found.IsNull else found
 
-    def _reading(self, read: Callable[[], object]) -> object:
+    def _reading(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except (*DAMAGE, RecursionError):
@@ -148,7 +150,7 @@ def _bconv2d(node: Operands) -> Bits | relax.Expr:
     dilation = options.pair(("dilation_height_factor", "dilation_width_factor"), "dilations")
     kernel = weight.shape[1:3]
     windows = _windows(node, bits, kernel, strides, dilation, options.choice("padding", _PADDING_NAMES, _OLD_VALID))
-    attributes = {
+    attributes: dict[str, Any] = {
         "channels": bits.channels,
         "strides": strides,
         "padding": windows.padding,
@@ -199,7 +201,7 @@ def _windows(
 ) -> Windows:
     """Early releases numbered SAME 1 and VALID 2, later ones 0 and 1: what a 1 means, the shape of the result tells."""
     same = padding == _SAME or (padding == _VALID and _is_old_same(node, bits, kernel, strides, dilation))
-    return check_windows(node, bits.shape[1:3], kernel, strides, dilation, same=same)
+    return check_windows(node, pair(bits.shape[1:3]), kernel, strides, dilation, same=same)
 
 
 def _is_old_same(

@@ -64,7 +64,7 @@ class Bits:
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """``shape`` [..., C] as that of an image [1, H, W, C] with the same elements in the same order."""
     if len(shape) == 4 and shape[0] == 1:
-        return tuple(shape)
+        return (1, shape[1], shape[2], shape[3])
     return (1, prod(shape[:-1]), 1, shape[-1])
 
 

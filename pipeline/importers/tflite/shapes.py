@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 from tvm import relax
@@ -16,7 +17,7 @@ from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS
 from bitkiln.pipeline.importers.tflite.operands import Operands
 from bitkiln.pipeline.ir.graph import shape_of
 
-_Result = relax.Expr | list[relax.Expr]
+_Result: TypeAlias = relax.Expr | list[relax.Expr]
 
 
 def _reshape(node: Operands) -> relax.Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitkiln.pipeline.importers.tflite.operands import Operands
 from bitkiln.pipeline.ir.windows import Windows
+from bitkiln.pipeline.ops.register import pair
 
 _Pair = tuple[int, int]
 
@@ -31,7 +32,7 @@ def check_windows(
     if max(*kernel, *strides, *dilation) > _MAX_REACH:
         raise node.error(f"window {kernel}, strides {strides} and dilation {dilation} are absurd")
     try:
-        windows = Windows.of(attributes, tuple(size), tuple(kernel))
+        windows = Windows.of(attributes, pair(size), pair(kernel))
     except ValueError as problem:
         raise node.error(str(problem)) from None
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]

@@ -31,7 +31,7 @@ def no_signs(graph: Graph, finder: SignFinder, data: relax.Expr) -> str:
     if signs is not None:
         return f"its input takes the values {_listed(signs)}, not two"
     call = graph.definition(data)
-    while op_name(call) in _TRANSPARENT:
+    while isinstance(call, Call) and op_name(call) in _TRANSPARENT:
         data = call.args[0]
         call = graph.definition(data)
     found = _product(finder, call) or _soft_sign(graph, call) or _rounded(graph, call) or _mixed(finder, call)
@@ -77,7 +77,7 @@ def _plain(data: relax.Expr) -> str:
 
 def _product(finder: SignFinder, call: relax.Expr | None) -> str | None:
     """Signs times something that no binary convolution can take out of its sums."""
-    if op_name(call) != "multiply":
+    if not isinstance(call, Call) or op_name(call) != "multiply":
         return None
     for signs, factor in (call.args, list(call.args)[::-1]):
         if finder.of(signs) is None or not isinstance(factor, relax.Var):
@@ -94,18 +94,22 @@ def _product(finder: SignFinder, call: relax.Expr | None) -> str | None:
 
 def _soft_sign(graph: Graph, call: relax.Expr | None) -> str | None:
     """x / (|x| + eps)."""
-    if op_name(call) != "divide":
+    if not isinstance(call, Call) or op_name(call) != "divide":
         return None
-    below = graph.definition(call.args[1])
-    below = graph.definition(below.args[0]) if op_name(below) in ("add", "maximum", "clip") else below
-    if op_name(below) != "abs" or not below.args[0].same_as(call.args[0]):
+    around = graph.call_of(call.args[1], "add", "maximum", "clip")
+    below = graph.call_of(call.args[1] if around is None else around.args[0], "abs")
+    if below is None or not below.args[0].same_as(call.args[0]):
         return None
     return "its input is x / (|x| + eps), which comes near +-1 but is no sign: export sign(x), or where(x >= 0, 1, -1)"
 
 
 def _rounded(graph: Graph, call: relax.Expr | None) -> str | None:
     """Rounding behind scales and shifts."""
-    while op_name(call) in ("multiply", "add", "divide", "clip") and op_name(call) not in ROUNDINGS:
+    while (
+        isinstance(call, Call)
+        and op_name(call) in ("multiply", "add", "divide", "clip")
+        and op_name(call) not in ROUNDINGS
+    ):
         call = graph.definition(call.args[0])
     if op_name(call) not in ROUNDINGS:
         return None

@@ -56,6 +56,8 @@ def _terms(graph: Graph, call: Call) -> list[Term] | None:
 
 def _parts(call: relax.Expr | None, sign: int) -> list[Term]:
     """The terms of one addition, subtraction or negation."""
+    if not isinstance(call, Call):
+        return []
     match op_name(call):
         case "add":
             return [(sign, call.args[0]), (sign, call.args[1])]
@@ -90,10 +92,9 @@ def _same(graph: Graph, first: relax.Expr, second: relax.Expr) -> bool:
 
 def _pairs(one: relax.Expr | None, other: relax.Expr | None) -> list[tuple[relax.Expr, relax.Expr]] | None:
     """What has to be the same for two operations to be; None if they differ."""
-    alike = (
-        isinstance(one, Call) and isinstance(other, Call) and one.op == other.op and len(one.args) == len(other.args)
-    )
-    if not alike or not structural_equal(one.attrs, other.attrs):
+    if not isinstance(one, Call) or not isinstance(other, Call):
+        return None
+    if one.op != other.op or len(one.args) != len(other.args) or not structural_equal(one.attrs, other.attrs):
         return None
     return list(zip(one.args, other.args, strict=True))
 

@@ -5,7 +5,9 @@ Round is half to even, as ONNX and IEEE 754 have it: round(x) of x in [0, 1] is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -14,7 +16,7 @@ from tvm.ir import Call
 from bitkiln.pipeline.ir.graph import Graph, array_of, op_name
 from bitkiln.pipeline.ir.operands import clip_bounds
 
-ROUNDINGS = {"round": np.round, "floor": np.floor, "ceil": np.ceil}
+ROUNDINGS: dict[str, Callable[[float], Any]] = {"round": np.round, "floor": np.floor, "ceil": np.ceil}
 
 #: Operations followed back to find the bounds of a value.
 _MAX_DEPTH = 16
@@ -58,6 +60,11 @@ def step_of(graph: Graph, call: Call) -> Step | None:
     return step_between(op_name(call), float(function(low)), float(function(high)))
 
 
+def _each(function: Callable[[float], Any], ends: Bounds) -> Bounds:
+    low, high = ends
+    return float(function(low)), float(function(high))
+
+
 def bounds(graph: Graph, expr: relax.Expr, depth: int = 0) -> Bounds:
     """Between which numbers ``expr`` lies, as far as the operations before it tell; rounding in float32 included."""
     call = graph.definition(expr)
@@ -72,9 +79,10 @@ def bounds(graph: Graph, expr: relax.Expr, depth: int = 0) -> Bounds:
         return 0.0, np.inf
     inner = bounds(graph, call.args[0], depth + 1)
     if operator in ("nn.relu", "nn.relu6", "clip"):
-        return tuple(float(np.clip(np.float32(end), *map(np.float32, clip_bounds(call)))) for end in inner)
+        least, most = map(np.float32, clip_bounds(call))
+        return _each(lambda end: np.clip(np.float32(end), least, most), inner)
     if operator in ROUNDINGS:
-        return tuple(float(ROUNDINGS[operator](end)) for end in inner)
+        return _each(ROUNDINGS[operator], inner)
     return inner if operator in _CARRIERS else _ANYTHING
 
 

@@ -12,6 +12,7 @@ was trained to have it; a runtime that evaluates p gets s up to the rounding of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 
 import numpy as np
@@ -19,10 +20,10 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
-from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of, value_of
 from bitkiln.pipeline.ir.operands import clip_bounds
 from bitkiln.pipeline.passes.binary.residue import cancelled
-from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, bounds, step_between, step_of
+from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, Step, bounds, step_between, step_of
 from bitkiln.pipeline.reference import OPERATORS
 
 #: Operations followed from a tensor to its sign; exporters write about thirty.
@@ -146,7 +147,7 @@ class SignFinder:
         if not np.any(level):
             return x
         shift = constant(-level)
-        key = (x.name, np.broadcast_to(array_of(shift), level.shape).tobytes())
+        key = (x.name, np.broadcast_to(value_of(shift), level.shape).tobytes())
         if key not in self._shifted:
             self._shifted[key] = self._graph.emit(relax.op.add(x, shift), f"{x.name}.shifted")
         return self._shifted[key]
@@ -161,9 +162,9 @@ class SignFinder:
             return None
         return self._stepped(inner.args[0], step_between(op_name(inner), *clip_bounds(call)))
 
-    def _stepped(self, x: relax.Expr, step: object | None) -> Signs | None:
-        source = self._minus(x, np.float32(step.level)) if step is not None else None
-        return None if source is None else _signs(source, step.low, step.at, step.low + 1)
+    def _stepped(self, x: relax.Expr, step: Step | None) -> Signs | None:
+        source = self._minus(x, np.asarray(step.level, np.float32)) if step is not None else None
+        return None if step is None or source is None else _signs(source, step.low, step.at, step.low + 1)
 
     def _sum(self, call: Call) -> Signs | None:
         """Signs that are left where everything else cancels."""
@@ -177,7 +178,8 @@ class SignFinder:
         if not all(_together(signs[0], other) for other in signs):
             return None
         values = [(sign, operand.levels if isinstance(operand, Signs) else operand) for sign, operand in operands]
-        return replace(signs[0], levels=sum(np.float32(sign) * np.asarray(value, np.float32) for sign, value in values))
+        terms32 = [np.float32(sign) * np.asarray(value, np.float32) for sign, value in values]
+        return replace(signs[0], levels=reduce(np.add, terms32))
 
     def _product(self, call: Call) -> Signs | None:
         """Signs times a constant that is no single number, or times a tensor of one element."""
@@ -233,8 +235,9 @@ class SignFinder:
     def _joined(self, call: Call) -> Signs | None:
         """Signs side by side, all with the same levels."""
         fields = list(call.args[0].fields) if isinstance(call.args[0], relax.Tuple) else []
-        signs = [self.of(field) for field in fields]
-        if not signs or any(each is None or each.factor is not None for each in signs):
+        found = [self.of(field) for field in fields]
+        signs = [each for each in found if each is not None and each.factor is None]
+        if not signs or len(signs) < len(found):
             return None
         levels = signs[0].levels
         signs = [each if np.array_equal(each.levels, levels) else self._turned(each) for each in signs]

@@ -155,7 +155,7 @@ def _one_each(changes: np.ndarray, lowest: np.ndarray, shape: tuple[int, ...], r
     None where a bit changes twice, or where the pixels of a channel need both directions.
     """
     first, never = changes[:, 0], changes[:, 0] > reach
-    falls, rises = (way.reshape(shape).any(axis=(0, 1)) for way in (lowest & ~never, ~lowest & ~never))
+    falls, rises = (np.asarray(way.reshape(shape).any(axis=(0, 1))) for way in (lowest & ~never, ~lowest & ~never))
     if (changes[:, 1] <= reach).any() or (falls & rises).any():
         return None
     # v < t is -v >= 1 - t; a bit that never changes is always or never set.

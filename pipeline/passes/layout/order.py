@@ -70,7 +70,7 @@ class Converter:
     def order(self, expr: relax.Expr) -> Order:
         """How ``expr`` is stored."""
         order = self._orders.get(expr.name) if isinstance(expr, relax.Var) else None
-        if order is not None:
+        if isinstance(order, Order):
             return order
         shape = shape_of(expr)
         return Order(shape, tuple(range(len(shape))))

@@ -14,7 +14,7 @@ vector's ``ldr d``: one cycle of the vector pipe each.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,12 +22,35 @@ from functools import cached_property
 LOAD_TO_USE = 7
 
 
-def routine(symbol: str, lines: Iterable[str]) -> str:
-    """``lines`` as a function: hidden, so that libraries never share it, and aligned to a cache line."""
-    head = [".text", f".hidden {symbol}", f".globl {symbol}", f".type {symbol}, %function", ".p2align 6", f"{symbol}:"]
+def routine(symbol: str, lines: Iterable[str], registers: Mapping[str, str]) -> str:
+    """``lines`` as a function: hidden, so that libraries never share it, and aligned to a cache line.
+
+    ``registers`` says what each holds while the routine works: a table on top of it, for who reads it beside a disassembly.
+    """
+    width = max(map(len, registers))
+    table = [f"// {name:{width}}  {meaning}" for name, meaning in registers.items()]
+    head = [
+        *table,
+        ".text",
+        f".hidden {symbol}",
+        f".globl {symbol}",
+        f".type {symbol}, %function",
+        ".p2align 6",
+        f"{symbol}:",
+    ]
     return "\n".join([*head, *("    " + line if not line.endswith(":") else line for line in lines)]) + (
         f"\n    .size {symbol}, . - {symbol}\n"
     )
+
+
+def named(name: str, lines: Sequence[str]) -> list[str]:
+    """``lines`` with the name of what they do beside the first."""
+    return [f"{line}  // {name}" if at == 0 else line for at, line in enumerate(lines)]
+
+
+def span(numbers: Sequence[int], kind: str = "v") -> str:
+    """Registers of adjacent numbers, as a table names them: "v0-v7"."""
+    return f"{kind}{numbers[0]}" + (f"-{kind}{numbers[-1]}" if len(numbers) > 1 else "")
 
 
 def saved(first: int, last: int, vectors: bool) -> tuple[list[str], list[str]]:
@@ -76,6 +99,10 @@ class Load:
     ahead: tuple[str, str | None] | None
     after: int
     before: int
+
+    def addresses(self, moved: bool) -> tuple[str, str | None]:
+        """Of its halves, as this iteration writes them or, where the load is ``moved``, the one before."""
+        return self.ahead if moved and self.ahead else (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -136,7 +163,7 @@ class Loop:
         period, slots = self._plan.period, self._plan.placed
         pipe: dict[int, list[str]] = dict(zip(self._plan.cycles, ([text] for text in self.arithmetic), strict=True))
         for load, slot in slots:
-            address = load.ahead[0] if slot.low < 0 else load.low
+            address = load.addresses(slot.low < 0)[0]
             pipe.setdefault(slot.low % period, []).insert(0, f"ldr d{load.register}, {address}")
             if load.high:
                 pipe.setdefault(slot.join % period, []).append(f"ins v{load.register}.d[1], {self.scratch[slot.temp]}")
@@ -144,7 +171,7 @@ class Loop:
             pipe[cycle].append(text)
         for load, slot in slots:
             if load.high:
-                address = load.ahead[1] if slot.high < 0 else load.high
+                address = load.addresses(slot.high < 0)[1]
                 pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {address}")
         alone = [cycle for cycle in self._plan.cycles[:-1] if len(pipe[cycle]) == 1]
         for i, hint in enumerate(self.hints[: len(alone)]):

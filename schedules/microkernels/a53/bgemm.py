@@ -35,8 +35,11 @@ class Counts:
         """The routine."""
         tile = Tile(self.pixels, self.vectors, self.words)
         enter, leave = tile.saved()
+        registers = {**tile.registers, _OUT: "counts"}
         store = [f"str q{acc}, [{_OUT}, #{16 * i}]" for i, acc in enumerate(tile.accumulators)]
-        return asm.routine(self.symbol, [*enter, *tile.segments(_OUT), *store, *leave, "ret"])
+        return asm.routine(
+            self.symbol, [*enter, *tile.segments(_OUT), *asm.named("store", store), *leave, "ret"], registers
+        )
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,22 @@ class Bits:
         """The routine."""
         tile = Tile(self.pixels, self.vectors, self.words)
         enter, leave = tile.saved()
-        lines = [*tile.segments("sp", self._touches()), *self._compare(tile), *self._pack(tile)]
+        compare, pack = asm.named("compare", [*self._compare(tile)]), asm.named("pack bits", [*self._pack(tile)])
+        lines = [*tile.segments("sp", self._touches()), *compare, *pack]
         if self.rows == "each":
             lines = ["ldrsw x5, [x5]", "madd x4, x5, x6, x4", *lines]
         pitch = {1: ["lsl x6, x3, #4"], 2: ["lsl x6, x3, #5"], 3: ["add x6, x3, x3, lsl #1", "lsl x6, x6, #4"]}
+        registers = {
+            **tile.registers,
+            _OUT: "result",
+            "x3": "bytes from pixel to pixel of the result",
+            "x4": "bounds",
+            **({} if self.rows == "one" else {"x5": "rows of the bounds"}),
+            "x6": "bytes of a row of bounds",
+            "sp": "room for counts",
+        }
         lines = ["mov w3, w3", *pitch[self.thresholds], *lines]
-        return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
+        return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"], registers)
 
     def _touches(self) -> list[Touch]:
         """A row for every pixel streams from memory; few rows stay in the cache."""

@@ -104,7 +104,19 @@ class Floats:
         if tensors and tile.cycles < _LONG:
             end, start = self._fetching(end, finish), [f"lsr {_AHEAD}, {_STRIDE}, #32"]
         lines = [*start, "mov w3, w3", *halves, *tile.segments("sp", touches), *end]
-        return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"])
+        registers = {
+            **tile.registers,
+            _OUT: "result",
+            _STRIDE: "bytes from pixel to pixel of the result",
+            _TABLE: "rows of the channels' numbers",
+            **{
+                start: f"tensor of {tensor.op}"
+                for start, tensor in zip(finish.tensor_arguments, finish.tensors, strict=True)
+            },
+            **({finish.bases: "bases", finish.base_rows: "rows of the pixels' bases"} if self.base is None else {}),
+            "sp": "room for counts",
+        }
+        return asm.routine(self.symbol, [*enter, *tile.with_scratch(lines), *leave, "ret"], registers)
 
     def _fetching(self, lines: Sequence[str], finish: _Finish) -> list[str]:
         """``lines`` with loads beside their arithmetic, of the cache lines that the tensors' next pixels will need."""
@@ -289,7 +301,7 @@ class _Finish:
                 each |= {f"v{number}": loaded[row + number][i % 2] for number in range(operation.rows)}
                 each |= {f"k{k}": self.constants[value] for k, value in enumerate(operation.code.immediates)}
             row += operation.rows
-            yield from steps_a53.side_by_side(operation.code, roles)
+            yield from asm.named(operation.word, list(steps_a53.side_by_side(operation.code, roles)))
 
 
 def _pointer(tensor: int, pixel: int) -> str:

@@ -98,6 +98,18 @@ class Tile:
         repeats = any(repeats > 1 for _, _, repeats in self._groups(()))
         return asm.saved(first, 25 if repeats or first < 23 else first, vectors=True)
 
+    @property
+    def registers(self) -> dict[str, str]:
+        """What the product keeps where."""
+        return {
+            _PANEL: "panel of patches",
+            _WEIGHTS: "weights",
+            asm.span(self.accumulators): f"counts, {self.pixels} pixels x {self.vectors} vectors of 8 channels",
+            asm.span(self.weights): "weights of a word",
+            asm.span(self.temporaries): "differing bits of a pixel",
+            asm.span(self.pair): "a word of two pixels",
+        }
+
     def with_scratch(self, lines: Sequence[str]) -> list[str]:
         """``lines`` with room for the counts at the stack pointer."""
         frame = 16 * len(self.accumulators)

@@ -52,7 +52,22 @@ class Binarize:
         """The routine."""
         enter, leave = asm.saved(0, 0, vectors=True)
         lines = [*self._setup(), "1:", *self._begin(), "2:", *self._batch(), *self._store(), "b.ne 2b", *self._next()]
-        return asm.routine(self.symbol, [*enter, *lines, *leave, "ret"])
+        registers = {
+            "x0": "floats",
+            "x1": "bits",
+            "x2": "pixels left",
+            "x3, x4": "bytes from pixel to pixel of floats and of bits",
+            "x5": "thresholds",
+            "x6": "flips",
+            "x7": "blocks of channels left",
+            ", ".join(_POINTERS[: self.pixels]): "pixels of the batch",
+            ", ".join(_HIGH): "upper halves of vectors on their way",
+            asm.span(range(_VECTORS)): "64 floats, then their bits",
+            f"v{_POWERS}": "powers of two",
+            f"v{_FLIPS}": "flips of the batch",
+            f"v{_THRESHOLDS}" + ("" if self.shared else f"-v{_THRESHOLDS + min(self.block // 4, 8) - 1}"): "thresholds",
+        }
+        return asm.routine(self.symbol, [*enter, *lines, *leave, "ret"], registers)
 
     def _setup(self) -> Iterator[str]:
         yield from ("sxtw x2, w2", "sxtw x3, w3", "sxtw x4, w4")

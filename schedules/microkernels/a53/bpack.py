@@ -40,7 +40,18 @@ class PackPairs:
 
     def assembly(self) -> str:
         """The routine."""
-        return asm.routine(self.symbol, self._lines())
+        registers = {
+            "x0": "panel",
+            "x1": "image",
+            "x2": "offsets of patches",
+            "x3": "offsets of runs",
+            "x4": "pairs left",
+            "x5, x6": "the pair's patches",
+            "x9, x10": "their pieces",
+            **({", ".join(_OFFSETS[: self.runs]): "offsets of runs"} if self._unrolled else {}),
+            "v0-v7": "pieces on their way",
+        }
+        return asm.routine(self.symbol, self._lines(), registers)
 
     def _lines(self) -> Iterator[str]:
         yield "mov w4, w4"

@@ -62,7 +62,15 @@ class Gather:
             *("1:", ahead, *asm.add("x3", "x3", pitch), *copy, "subs x4, x4, #1", "b.gt 1b"),
             *("2:", *copy, "subs x2, x2, #1", "b.gt 2b", "ret"),
         ]
-        return asm.routine(self.symbol, lines)
+        registers = {
+            "x0": "block",
+            "x1": "image",
+            "x2": "pixels left behind those that are fetched ahead",
+            "x3": "line that is fetched ahead",
+            "x4": "pixels left that have one",
+            asm.span(range(self.vectors)): "a pixel",
+        }
+        return asm.routine(self.symbol, lines, registers)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,19 @@ class Depthwise:
             *leave,
             "ret",
         ]
-        return asm.routine(self.symbol, lines)
+        registers = {
+            ", ".join(self._out_rows): "rows of the result",
+            _IMAGE: "block of the image",
+            _WEIGHTS: "weights",
+            _OPERANDS: "numbers of the steps",
+            _FETCH: "lines that are fetched ahead",
+            _TILES: "tiles left",
+            _COUNT: "vectors of channels",
+            _LEFT: "vectors left",
+            _WIDE: "bytes of all vectors",
+            asm.span(range(self.tile[0] * self.tile[1])): f"sums, {self.tile[0]} x {self.tile[1]} pixels of 4 channels",
+        }
+        return asm.routine(self.symbol, lines, registers)
 
     @cached_property
     def _sums(self) -> tuple[list[str], int]:

@@ -67,7 +67,22 @@ class PoolRow:
             "b.gt 1b",
             "ret",
         ]
-        return asm.routine(self.symbol, lines)
+        return asm.routine(self.symbol, lines, self._registers)
+
+    @property
+    def _registers(self) -> dict[str, str]:
+        scale = {f"v{_SCALE}": "what sums are multiplied with"} if self.kind == "avg" else {}
+        return {
+            _OUT: "result",
+            _PIXELS: "pixels left",
+            _LEFT: "cache lines of channels left",
+            _STEP: "bytes from a pixel's taps to the next one's",
+            _FETCH: "line that is fetched ahead",
+            asm.span([int(pointer[1:]) for pointer in self._pointers], "x"): "taps, row by row",
+            asm.span(_SUMS): f"{'sums' if scale else 'maxima'} of 16 channels",
+            f"{asm.span(_SETS[0])}, {asm.span(_SETS[1])}": "taps on their way, in turn",
+            **scale,
+        }
 
     def _pointer(self, row: int, column: int) -> str:
         return f"x{8 + row * self.kernel[1] + column}"

@@ -141,7 +141,7 @@ def _assembly(tile: Sgemm) -> str:
         *loop.body(),
         "b 2b",
         "3:",
-        *_finish(tile, frame),
+        *asm.named("finish", _finish(tile, frame)),
         "mov x2, x0",
         f"ldr x17, [sp, #{frame + 24}]",
         *(line for m in range(0, tile.tile_m, tile.finish.window) for line in _store(tile, m)),
@@ -151,7 +151,26 @@ def _assembly(tile: Sgemm) -> str:
         *leave,
         "ret",
     ]
-    return asm.routine(tile.symbol, lines)
+    return asm.routine(tile.symbol, lines, registers(tile))
+
+
+def registers(tile: Sgemm) -> dict[str, str]:
+    """What the loop keeps where."""
+    sums = range(tile.tile_m * tile.vectors)
+    far = {FAR: f"{IMAGE_AHEAD} bytes further on, for fetching"} if tile.fetches_image else {}
+    return {
+        "x0": "result",
+        "x1": "bytes from pixel to pixel of the result",
+        "x4": "weights",
+        ", ".join(f"x{pointer}" for pointer in POINTERS[: tile.tile_m]): "pixels",
+        f"{CURRENT}, {CURRENT_HALF}": "offset of this step's k from a pixel, and of its second half",
+        NEXT: "offset of the next step",
+        LEFT: "steps left of a row",
+        **far,
+        ", ".join(_SCRATCH): "upper halves of vectors on their way",
+        asm.span(sums): f"sums, {tile.tile_m} pixels x {tile.vectors} vectors of 4 channels",
+        "other v": "pixels, then weights",
+    }
 
 
 def _finish(tile: Sgemm, frame: int) -> list[str]:
@@ -291,6 +310,7 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
 
 def _load(tile: Sgemm, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
     kind, k, number = key
+    ahead: tuple[str, str | None] | None
     if kind == "weight":
         at, step = (k * tile.tile_n + number * 4) * 4, tile.tile_n * 4 * STEP
         ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")

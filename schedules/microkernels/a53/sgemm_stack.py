@@ -26,6 +26,7 @@ from bitkiln.schedules.microkernels.a53.sgemm import (
     STEP,
     Sgemm,
     inner_loop,
+    registers,
 )
 
 #: The longest sum: its code should not fill the instruction cache.
@@ -85,7 +86,9 @@ def _assembly(stack: SgemmStack) -> str:
         *leave,
         "ret",
     ]
-    return asm.routine(stack.symbol, lines)
+    return asm.routine(
+        stack.symbol, lines, registers(tile) | {", ".join(_STORE[: tile.vectors]): "results on their way"}
+    )
 
 
 def _store_pointers(tile: Sgemm) -> list[str]:

@@ -146,14 +146,29 @@ def _assembly(stem: Stem) -> str:
         "1:",
         *(_rows(stem) if stem.looped else _sums(stem)[0]),
         *_epilogue(stem),
-        *_store(stem),
+        *asm.named("store", _store(stem)),
         *(f"add {row}, {row}, #{tile_bytes}" for row in _ROWS[: stem.image_rows]),
         f"subs {_TILES}, {_TILES}, #1",
         "b.gt 1b",
         *leave,
         "ret",
     ]
-    return asm.routine(stem.symbol, lines)
+    sums = [
+        stem.sum(row, pixel, v) for row in range(stem.rows) for pixel in range(stem.pixels) for v in range(_VECTORS)
+    ]
+    registers = {
+        _OUT: "result",
+        _PIXEL_PITCH: "bytes from pixel to pixel of the result",
+        _IMAGE: "image",
+        _IMAGE_PITCH: "bytes of an image row",
+        _WEIGHTS: "weights",
+        _OPERANDS: "numbers of the steps",
+        _TILES: "tiles left",
+        ", ".join(_ROWS[: stem.image_rows]): "image rows of the tile",
+        asm.span(sorted(sums)): f"sums, {stem.rows} x {stem.pixels} pixels x 8 channels",
+        asm.span(_OPERAND_REGISTERS): "image and weights, then the steps' numbers",
+    }
+    return asm.routine(stem.symbol, lines, registers)
 
 
 def _rows(stem: Stem) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from bitkiln.schedules.microkernels.a53 import asm
 from bitkiln.schedules.steps import STEPS, Assembly, Instruction, Step
 
 #: Register of the first row of operands of ``lines``; as many behind it as the caller has vectors of channels.
@@ -56,7 +57,7 @@ def lines(op: str, values: Sequence[tuple[int, Sequence[int]]], free: Sequence[i
             temporaries = spare[i * code.temporaries : (i + 1) * code.temporaries]
             roles.append(shared | own | {f"t{number}": register for number, register in enumerate(temporaries)})
         text += side_by_side(code, roles)
-    return text
+    return asm.named(op, text)
 
 
 def side_by_side(code: Assembly, values: Sequence[Mapping[str, int]]) -> Iterator[str]:
