@@ -173,6 +173,7 @@ class TimedStep(TypedDict):
 
     name: str
     kind: str
+    layer: str
     ms: float
 
 

@@ -134,8 +134,14 @@ def writing(folder: Path) -> Iterator[Path]:
     """
     refuse_foreign(folder)
     folder = Path(os.path.realpath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = scratch_beside(folder.parent, ASIDE)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = scratch_beside(folder.parent, ASIDE)
+    except OSError as error:
+        # The system names the scratch folder, which the user never heard of.
+        raise BundleError(
+            f"{folder}: no folder can be made there ({error.strerror}); name another one with -o"
+        ) from None
     try:
         yield fresh
         fresh.chmod(0o755)

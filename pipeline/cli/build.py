@@ -9,11 +9,19 @@ import click
 
 from bitkiln import targets
 from bitkiln.pipeline import api
-from bitkiln.pipeline.cli.options import JSON_OPTION, MODEL_OPTIONS, TARGET_OPTION, console, load_model, print_json
+from bitkiln.pipeline.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTIONS,
+    TARGET_OPTION,
+    ModelName,
+    console,
+    load_model,
+    print_json,
+)
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @TARGET_OPTION
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The build's folder; build/NAME-TARGET unless given."

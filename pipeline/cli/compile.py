@@ -14,6 +14,7 @@ from bitkiln.pipeline.cli.options import (
     LOGS_OPTION,
     MODEL_OPTIONS,
     TARGET_OPTION,
+    ModelName,
     console,
     load_model,
     print_json,
@@ -21,7 +22,7 @@ from bitkiln.pipeline.cli.options import (
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @TARGET_OPTION
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @LOGS_OPTION

@@ -9,11 +9,19 @@ import click
 
 from bitkiln import targets
 from bitkiln.pipeline import api
-from bitkiln.pipeline.cli.options import JSON_OPTION, MODEL_OPTIONS, TargetName, console, load_model, print_json
+from bitkiln.pipeline.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTIONS,
+    ModelName,
+    TargetName,
+    console,
+    load_model,
+    print_json,
+)
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--target", type=TargetName(), help="The board to give the bound for; all known ones unless given.")
 @click.option("--summary", is_flag=True, help="Totals, bounds, warnings and notes without the table of layers.")
 @click.option("--convs", is_flag=True, help="Only convolutions and dense layers, and what there is a warning about.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from bitkiln import targets
 from bitkiln.pipeline import api
@@ -30,6 +31,21 @@ class TargetName(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> targets.Target:
         """Look the name up."""
         return api.target(value)
+
+    def shell_complete(self, context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The targets that begin so."""
+        return [CompletionItem(name) for name in targets.known() if name.startswith(incomplete)]
+
+
+class ModelName(click.ParamType):
+    """A model's file, or the name of a built-in network."""
+
+    name = "model"
+
+    def shell_complete(self, context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The built-in networks that begin so, and else files."""
+        builtin = [CompletionItem(name) for name in api.BUILTIN if incomplete and name.startswith(incomplete)]
+        return builtin or [CompletionItem(incomplete, type="file")]
 
 
 class InputShape(click.ParamType):

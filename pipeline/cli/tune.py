@@ -15,6 +15,7 @@ from bitkiln.pipeline.cli.options import (
     MODEL_OPTIONS,
     SETTINGS,
     TARGET_OPTION,
+    ModelName,
     console,
     load_model,
     print_json,
@@ -22,7 +23,7 @@ from bitkiln.pipeline.cli.options import (
 
 
 @click.command(context_settings=SETTINGS)
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, type=ModelName(), metavar="[MODEL]...")
 @TARGET_OPTION
 @BOARD_OPTIONS
 @click.option("--trials", type=click.IntRange(min=1), default=400, show_default=True, help="Measurements in all.")

@@ -8,12 +8,20 @@ from typing import Any
 import click
 
 from bitkiln.pipeline import api
-from bitkiln.pipeline.cli.options import JSON_OPTION, MODEL_OPTION_NAMES, MODEL_OPTIONS, console, load_model, print_json
+from bitkiln.pipeline.cli.options import (
+    JSON_OPTION,
+    MODEL_OPTION_NAMES,
+    MODEL_OPTIONS,
+    ModelName,
+    console,
+    load_model,
+    print_json,
+)
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--image", type=click.Path(path_type=Path), help="Verify on this photo instead of random numbers.")
 @click.option("--input", "tensor", type=click.Path(path_type=Path), help="Verify on this tensor, .npy or .npz.")
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,14 +52,15 @@ def run(
     report = _report(opened, answer, image, drawing, threshold)
     if as_json:
         console.print(
-            json.dumps(_as_json(bundle, answer, report), indent=1), soft_wrap=True, highlight=False, markup=False
+            json.dumps(_as_json(opened, answer, report), indent=1), soft_wrap=True, highlight=False, markup=False
         )
         return answer
     for line in runner.meaning_lines(report) if image is not None or output is None else ():
         console.print(line, highlight=False, markup=False)
+    layers = _layers(opened)
     for step in answer.steps if steps else ():
         share = 100 * step.seconds / (sum(each.seconds for each in answer.steps) or 1.0)
-        line = f"{1e3 * step.seconds:9.3f} ms {share:5.1f} %  {step.name}  ({step.kind})"
+        line = f"{1e3 * step.seconds:9.3f} ms {share:5.1f} %  {layers.get(step.name) or step.name}  ({step.kind})"
         console.print(line, highlight=False, markup=False)
     plural = "thread" if answer.threads == 1 else "threads"
     console.print(f"{1e3 * answer.seconds:.2f} ms, {answer.threads} {plural}, {answer.measured_by}", highlight=False)
@@ -67,6 +69,7 @@ def run(
 
 def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
     """Run ``bundle`` on "sim", on the ssh host ``board``, or on a board of the tracker "HOST:PORT/KEY"."""
+    _check_board(board, bundle)
     if "/" in board:
         return on_tracker(board, bundle, inputs, threads)
     if board != "sim":
@@ -78,6 +81,15 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
             # Without the timing model the answer is the same, and its time is labelled as an emulator's.
             pass
     return on_emulator(bundle.folder, bundle.target, inputs, threads)
+
+
+def _check_board(board: str, bundle: Bundle) -> None:
+    """Raise InputError for a tracker's address without a key, which ssh would take for the name of a host."""
+    if re.fullmatch(r"[^@/]*:\d+", board):
+        raise InputError(
+            f"board {board!r}: a board of a tracker is HOST:PORT/KEY, for instance {board}/{bundle.target.name}; a host of "
+            "ssh has no port here: give it one in ~/.ssh/config"
+        )
 
 
 def timed(target: Target, threads: int) -> bool:
@@ -229,15 +241,24 @@ def _report(
         raise InputError(str(error)) from None
 
 
-def _as_json(bundle: Path, answer: Answer, report: Mapping[str, Any]) -> schema.Run:
+def _layers(bundle: Bundle) -> dict[str, str]:
+    """The layer of the model's file that each step is known by."""
+    return {step["name"]: str(step.get("layer", "")) for step in bundle.manifest["steps"]}
+
+
+def _as_json(bundle: Bundle, answer: Answer, report: Mapping[str, Any]) -> schema.Run:
+    layers = _layers(bundle)
     answers: schema.Run = {
         "schema": "bitkiln.run/1",
-        "bundle": str(bundle),
+        "bundle": str(bundle.folder),
         "top": [{"label": label, "score": score} for label, score in report.get("top", ())],
         "ms": 1e3 * answer.seconds,
         "threads": answer.threads,
         "measured_by": answer.measured_by,
-        "steps": [{"name": step.name, "kind": step.kind, "ms": 1e3 * step.seconds} for step in answer.steps],
+        "steps": [
+            {"name": step.name, "kind": step.kind, "layer": layers.get(step.name, ""), "ms": 1e3 * step.seconds}
+            for step in answer.steps
+        ],
     }
     if "boxes" in report:
         answers["boxes"] = report["boxes"]

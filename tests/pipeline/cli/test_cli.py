@@ -12,6 +12,7 @@ import pytest
 
 from bitkiln import targets
 from bitkiln.pipeline import cli
+from tests.conftest import REPOSITORY
 
 
 def commands(group: click.Group, prefix: tuple[str, ...] = ()):
@@ -159,3 +160,37 @@ def test_names_that_the_locale_does_not_have_are_printed_as_they_can(tmp_path):
     assert done.returncode == 2
     assert b"internal error" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_targets_models_and_files_are_completed():
+    from click.shell_completion import ShellComplete
+
+    def completed(*words: str) -> list[tuple[str, str]]:
+        found = ShellComplete(cli.bitkiln, {}, "bitkiln", "_BITKILN_COMPLETE").get_completions(
+            list(words[:-1]), words[-1]
+        )
+        return [(item.type, item.value) for item in found]
+
+    assert ("plain", "rasp3b") in completed("compile", "--target", "ra")
+    assert completed("inspect", "card-b") == [("plain", "card-binary")]
+    assert completed("inspect", "net") == [("file", "net")]
+    assert ("plain", "evaluate") in completed("ev")
+
+
+def test_a_tracker_without_a_key_is_no_host(toy_bundle, toy_input, tmp_path, invoke):
+    np.save(tmp_path / "x.npy", toy_input)
+    status, _, err = invoke("run", toy_bundle.folder, "--input", tmp_path / "x.npy", "--board", "127.0.0.1:9")
+    assert status == 2 and "127.0.0.1:9/rasp3b" in err
+
+
+def test_a_folder_that_cannot_be_made_is_named(invoke):
+    status, _, err = invoke("compile", "card-float", "-o", "/proc/x")
+    assert status == 2 and err.startswith("bitkiln: /proc/x:") and ".bitkiln-" not in err
+
+
+def test_aliases_are_listed(invoke):
+    text = (REPOSITORY / "docs" / "boards.md").read_text(encoding="utf-8")
+    for name in targets.known():
+        assert f"`{name}`" in text
+    for alias in ("pi3", "db410c", "rasp3b700", "pi3-32", "pi3plus", "pizero2"):
+        assert targets.load(alias) and f"`{alias}`" in text

@@ -73,7 +73,7 @@ def test_images_go_through_the_bundles_preprocessing(toy_bundle: Bundle, toy_ans
     np.testing.assert_allclose(answer.outputs["scores"], expected, rtol=1e-5)
     report = json.loads(text)
     assert report["top"][0]["label"] == f"thing {expected.argmax()}" and len(report["top"]) == 5
-    assert report["steps"][0].keys() == {"name", "kind", "ms"}
+    assert report["steps"][0].keys() == {"name", "kind", "layer", "ms"}
 
 
 def test_a_trace_has_the_outputs_of_all_steps(toy_bundle: Bundle, toy_input: np.ndarray, toy_answer) -> None:
