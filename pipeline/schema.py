@@ -15,12 +15,18 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 
 class Tensor(TypedDict):
-    """An input or output; ``layout`` is "NHWC", "NCHW" or ""."""
+    """An input or output; ``layout`` is "NHWC", "NCHW" or "".
+
+    Where integers stand for reals, ``quantization`` is scale and zero point of a model's tensor; a bundle's has them apart.
+    """
 
     name: str
     dtype: str
     shape: list[int]
     layout: str
+    quantization: NotRequired[list[float] | None]
+    scale: NotRequired[float]
+    zero_point: NotRequired[int]
 
 
 class Remark(TypedDict):

@@ -37,6 +37,8 @@ def wrong(value: Any, kind: Any, where: str = "") -> list[str]:
         return [] if value in arguments else [f"{where}: {value!r}"]
     if origin in (Union, UnionType):
         return [] if any(not wrong(value, each, where) for each in arguments) else [f"{where}: {value!r} is no {kind}"]
+    if origin in (list, dict) and not isinstance(value, origin):
+        return [f"{where}: {value!r} is no {kind}"]
     if origin is list:
         return [line for at, each in enumerate(value) for line in wrong(each, arguments[0], f"{where}[{at}]")]
     if origin is dict:
