@@ -35,9 +35,8 @@ def _bits(totals: schema.Totals) -> str:
 def _time(made: schema.Build) -> str:
     if made["ms"] is None or made["roof_share"] is None:
         return f"not measured: no simulated board times {made['target']}; the bound is {made['bound_ms']:.4g} ms"
-    speeds = [f"{each['ms']:.2f} ms on {_cores(each['threads'])}" for each in made["speeds"]]
-    roof = f"{made['roof_share']:.0%} of the roof on one (bound {made['bound_ms']:.4g} ms)"
-    return f"{', '.join(speeds)} ({made['speeds'][0]['measured_by']}), {roof}"
+    speeds = [f"{each['ms']:.2f} ms on {_cores(each['threads'])} ({each['measured_by']})" for each in made["speeds"]]
+    return f"{', '.join(speeds)}; {made['roof_share']:.0%} of the roof on one (bound {made['bound_ms']:.4g} ms)"
 
 
 def _cores(threads: int) -> str:
@@ -56,6 +55,8 @@ def _gained(made: schema.Build) -> str:
     times = f"tuned layers {tuning['default_ms']:.2f} ms by default, {tuning['best_ms']:.2f} ms now"
     if gain >= 1.005:
         return f"{gain:.2f} times: {times}; {known}"
+    if trials <= len(tuning["tasks"]):
+        return f"nothing yet: the time ended with the {trials} defaults, before the search (--minutes); {known}"
     return f"nothing: in {trials} trials no kernel beat what defaults and records gave; {known}"
 
 
