@@ -22,13 +22,15 @@ DTYPES = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8"
 
 Kind = Literal["simulated", "board", "emulated"]
 Clock = Annotated[float, Meta(ge=1, le=20_000)]
-Health = Mapping[Name, bool | int | float | Name | None]
+Health = dict[Name, bool | int | float | Name | None]
 
 
 class KernelFailed(BoardError):
-    """The board is well but what it ran is not; ``status`` is crashed, timeout, stopped (passed its limit) or error."""
+    """The board is well but what it ran is not; ``status`` is crashed, timeout, stopped (passed its limit), error, or lost
+    (it took the board with it).
+    """
 
-    def __init__(self, status: str, message: str) -> None:
+    def __init__(self, status: Literal["crashed", "timeout", "stopped", "error", "lost"], message: str) -> None:
         super().__init__(message)
         self.status = status
 
@@ -54,9 +56,9 @@ class Measurement:
     false when the simulator met instructions it has no rule for; ``steady`` when a real board's clock moved meanwhile.
     """
 
-    unit: str
+    unit: Literal["cycles", "seconds"]
     value: float
-    kind: str
+    kind: Kind
     measured_by: str
     clock_mhz: float | None
     samples: tuple[float, ...] = ()
@@ -172,7 +174,7 @@ def identity(answer: Any, board: str) -> dict[str, Any]:
 def health(answer: Any, board: str) -> dict[str, Any]:
     """The answer to ``bitkiln.health``. Raises BoardError, which names ``board``."""
     try:
-        return dict(convert(answer, Health))
+        return convert(answer, Health)
     except Malformed as problem:
         raise BoardError(f"{board} answers nonsense about its health: {problem}") from None
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from bitkiln.pipeline.boards.access import INSECURE, Address
 from bitkiln.pipeline.device import board_wire as wire
@@ -22,8 +22,6 @@ REQUEST, SUMMARY = 4, 6
 PATIENCE = 10.0
 #: Bytes of an answer: some ten thousand boards.
 MOST_BYTES = 1 << 20
-
-T = TypeVar("T")
 
 
 class NoBoard(BoardError):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from msgspec import Meta
 from rich.console import Console
@@ -148,7 +148,8 @@ class Record:
         needed = ("workload", "target", "knobs", "status", "value")
         one = self.threads == 1
         fields = {name: value for name, value in asdict(self).items() if name in needed or not _empty(value)}
-        return {name: value for name, value in fields.items() if not (one and name == "threads")}
+        kept = {name: value for name, value in fields.items() if not (one and name == "threads")}
+        return cast(schema.TuningRecord, kept)
 
     def describe(self) -> str:
         """One line for people."""

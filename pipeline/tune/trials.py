@@ -11,7 +11,7 @@ from bitkiln.pipeline.boards.board import Board, KernelFailed, Measurement, Outp
 from bitkiln.pipeline.boards.session import hang_up_all
 from bitkiln.pipeline.boards.tracker import NoBoard
 from bitkiln.pipeline.errors import BoardError
-from bitkiln.pipeline.records import Record
+from bitkiln.pipeline.records import Record, Status
 from bitkiln.pipeline.support.text import printable
 from bitkiln.pipeline.tune.belief import doubt
 from bitkiln.pipeline.tune.builder import Artifact, Builder, BuildFailed
@@ -160,7 +160,7 @@ def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, defa
     )
 
 
-def _failure(task: Task, knobs: Mapping[str, int | str], status: str, message: str, best: Record) -> Record:
+def _failure(task: Task, knobs: Mapping[str, int | str], status: Status, message: str, best: Record) -> Record:
     return Record(
         task.key,
         task.target.name,
