@@ -57,7 +57,7 @@ class Conv2d:
     ``shift`` is set float32[C], which is added to the data before its zero padding. ``layout`` is the data's, "NHWC" or "NCHW";
     the result is NHWC.
     Output: float32 [1, H, W, O] or bits. A binary convolution that gives bits has thresholds, bit = accumulator >= threshold,
-    of several whether it reaches an odd number; and then neither epilogue nor pooling. Any other convolution that gives bits
+    with several their exclusive or; and then neither epilogue nor pooling. Any other convolution that gives bits
     ends in sign(y) after epilogue and pooling: bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1
     convolutions of a 1x1 image.
     ``whole``: data and weights are whole numbers whose sums float32 holds, and those sums have to be exact.
@@ -423,8 +423,12 @@ def result_shape(size: tuple[int, int, int], out: str) -> tuple[tuple[int, ...],
     return (1, *size), "float32"
 
 
+#: Attribute of the PrimFuncs that implement a workload; its value is the workload's JSON.
+WORKLOAD_ATTR = "bitkiln.workload"
+
+
 def to_json(workload: Workload) -> str:
-    """The workload as one line of JSON, as the TIR attribute ``bitkiln.workload`` carries it."""
+    """The workload as one line of JSON, as the attribute ``WORKLOAD_ATTR`` carries it."""
     return json.dumps({"tag": workload.tag, **asdict(workload)}, sort_keys=True)
 
 

@@ -78,7 +78,7 @@ class TrackerBoard:
             return answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
 
     def health(self) -> Mapping[str, Any]:
-        """How the board that answers feels."""
+        """Temperature, throttling and load of the board that answers."""
         with Session(self.tracker, self.key, 30, self.wait) as session:
             return answers.health(session.call("bitkiln.health"), f"board {session.board}")
 

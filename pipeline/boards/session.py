@@ -27,7 +27,9 @@ GRACE = 5.0
 
 
 class Session:
-    """A board that is ours until closed. Raises NoBoard when there is none; calls raise BoardError when it is lost or its
+    """An exclusive session on a board; ``close`` releases it.
+
+    Raises NoBoard when there is none; calls raise BoardError when it is lost or its
     time is over.
     """
 

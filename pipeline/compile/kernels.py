@@ -15,11 +15,8 @@ from bitkiln.pipeline.compile.plan import (
 from bitkiln.schedules import generic
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Workload, from_json
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Workload, from_json
 from bitkiln.targets import Target
-
-#: The attribute by which a reference PrimFunc says what it computes.
-WORKLOAD = "bitkiln.workload"
 
 
 class Record(Protocol):
@@ -74,15 +71,15 @@ def choose_kernels(
 
 def _identity(func: tirx.PrimFunc) -> str:
     """Equal for functions that may share a kernel. A workload's key would not do: it rounds numbers."""
-    if func.attrs and WORKLOAD in func.attrs:
-        return str(func.attrs[WORKLOAD])
+    if func.attrs and WORKLOAD_ATTR in func.attrs:
+        return str(func.attrs[WORKLOAD_ATTR])
     return tvm.ir.save_json(func.without_attr("global_symbol"))
 
 
 def _choose(symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource) -> ChosenKernel:
-    if not (func.attrs and WORKLOAD in func.attrs):
+    if not (func.attrs and WORKLOAD_ATTR in func.attrs):
         return ChosenKernel(symbol, name, generic.schedule(func), "generic")
-    workload = from_json(str(func.attrs[WORKLOAD]))
+    workload = from_json(str(func.attrs[WORKLOAD_ATTR]))
     knobs, record = choose_knobs(workload, target, records)
     kernel = operator_for(workload).emit(workload, knobs, target)
     source, proof = ("tuned", record.as_json()) if record else ("default", None)

@@ -17,10 +17,7 @@ from tvm.ir import _ffi_api as ir_ffi
 
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Pool, Workload, to_json
-
-#: Attribute of the PrimFuncs that implement a workload; its value is the workload's JSON.
-WORKLOAD_ATTR = "bitkiln.workload"
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Pool, Workload, to_json
 
 #: TVM's pattern kind for a function that fusion must leave alone (kOpaque).
 OPAQUE = 8

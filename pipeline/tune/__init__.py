@@ -42,7 +42,7 @@ BATCH = 8
 #: What is left of a task's promise after a batch without improvement; below FORGOTTEN it gets no more trials.
 FADING = 0.5
 FORGOTTEN = 0.1
-#: What a task is held to have left to gain when it is at its roof, or, by Winograd's transform, below.
+#: The gain that is assumed for a task at its bound, or, by Winograd's transform, below it.
 NEAR_ROOF = 0.1
 #: A batch that makes its task faster by 1 / HOPE or more restores its full promise.
 HOPE = 8.0

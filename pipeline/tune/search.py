@@ -185,7 +185,7 @@ def _result(record: Record) -> ms.runner.RunnerResult:
 
 
 def _quiet() -> logging.Logger:
-    """MetaSchedule tells its life story to its logger."""
+    """Silences MetaSchedule's logger."""
     logger = logging.getLogger("bitkiln.metaschedule")
     logger.setLevel(logging.CRITICAL)
     logger.propagate = False

@@ -98,5 +98,5 @@ class MutateKnob(ms.mutator.PyMutator):
         return trace.with_decision(step, self.random.choice(others), remove_postproc=True)
 
     def clone(self) -> ms.mutator.Mutator:
-        """Another one with its own luck."""
+        """A copy with a new seed."""
         return MutateKnob(self.random.randrange(1 << 30))

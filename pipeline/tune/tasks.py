@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 
-from bitkiln.pipeline.compile.kernels import WORKLOAD
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.pipeline import lower
 from bitkiln.pipeline.tune.space import Point, Space
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Conv2d, Workload, from_json
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Conv2d, Workload, from_json
 from bitkiln.targets import Target
 
 
@@ -58,9 +57,9 @@ def extract_tasks(models: Iterable[Model], target: Target) -> list[Task]:
         module = lower(model, target).module
         for call in read_network(module).calls:
             function = module[call.kernel]
-            if not (function.attrs and WORKLOAD in function.attrs):
+            if not (function.attrs and WORKLOAD_ATTR in function.attrs):
                 continue
-            workload = from_json(str(function.attrs[WORKLOAD]))
+            workload = from_json(str(function.attrs[WORKLOAD_ATTR]))
             task = tasks.setdefault(workload.key(), Task(workload, target))
             task.occurrences += 1
             if model.name not in task.models:

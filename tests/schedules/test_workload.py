@@ -28,6 +28,8 @@ EXAMPLES = (
     ),
     Binarize(4, 4, 12, (Step("clip", values=(0.0, 6.0)),), sign_zero=-1),
     Pool2d(8, 8, 12, Pool((3, 3), (2, 2), (1, 1, 1, 1)), bits=True, invert=True),
+    Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1), shift=True),
+    Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1), layout="NCHW"),
 )
 
 

@@ -109,10 +109,10 @@ class Load:
 class Loop:
     """A loop whose ``loads`` are woven into its ``arithmetic`` in the order the core likes.
 
-    ``control``: integer operations that end an iteration, in order; the last two may change addresses, the others only what
-    ``low`` and ``high`` of later loads do not use. ``branch`` closes it, e.g. "b.ge". ``scratch``: four x registers that
-    carry high halves. ``idle``: a v register that the loop does not write with arithmetic.
-    ``hints``: loads that only fetch cache lines; they issue beside arithmetic, evenly spread, as far as there is room.
+    ``control``: integer operations that end an iteration, in order; the last two may change addresses, the others must
+    not change those that later loads use. ``branch`` closes it, e.g. "b.ge". ``scratch``: four x registers that carry high
+    halves. ``idle``: a v register that the loop does not write with arithmetic.
+    ``hints``: prefetches of cache lines; they issue beside arithmetic, evenly spread, as far as there is room.
     """
 
     arithmetic: Sequence[str]
