@@ -207,7 +207,7 @@ def print_comparison(found: schema.Compare, console: Console) -> None:
     console.print(table)
     for letter, item in zip(letters, items, strict=True):
         if item["measured_by"]:
-            console.print(f"{letter} measured by: {item['measured_by']}, 1 core", highlight=False, markup=False)
+            console.print(f"{letter} measured by: {item['measured_by']}", highlight=False, markup=False)
     console.print(_layers(found, letters))
 
 
