@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.targets import Target, debian
+from bitkiln.targets import Target, debian, needs
 from bitkiln.targets.cache import cache_directory, made_once
 from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim import unlike
@@ -102,6 +102,7 @@ def missing_as_setup_error() -> Iterator[None]:
 
 def _build(target: Target, scratch: Path) -> Path:
     architecture = target.userland["debian_arch"]
+    needs.find("mmdebstrap")
     print(
         f"building an {architecture} userland (once, about 10 s): {userland_folder(target)}",
         file=sys.stderr,

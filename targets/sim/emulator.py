@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitkiln.targets import debian
+from bitkiln.targets import debian, needs
 from bitkiln.targets.cache import cache_directory, made_once
 from bitkiln.targets.needs import Missing
 
@@ -88,6 +88,7 @@ def _host_glibc() -> tuple[int, ...]:
 
 def _make(scratch: Path) -> Path:
     architecture = _architecture()
+    needs.find("mmdebstrap")
     print(f"fetching the emulator of simulated boards (once, about 10 s): {folder()}", file=sys.stderr, flush=True)
     tree = debian.unpack(architecture, PACKAGES, scratch)
     copy = scratch / "copy"
