@@ -10,11 +10,13 @@ from pathlib import Path
 import tvm
 from tvm import tirx
 
+from bitkiln.pipeline.compile.errata import erratum_843419
 from bitkiln.pipeline.compile.instructions import check_instructions
 from bitkiln.pipeline.compile.launches import launches
-from bitkiln.pipeline.compile.library import LibraryFacts, library_facts
+from bitkiln.pipeline.compile.library import LibraryFacts, code_of, library_facts
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
+from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
 from bitkiln.pipeline.support.scratch import scratch_folder
@@ -218,6 +220,26 @@ def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, ou
         flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
         # libpthread is named even where libc has taken it in: on older systems the threads are there.
         libraries = ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-Wl,--as-needed", "-lm"]
-    # The first time with all names, which tell code from data.
-    check_instructions(compile_with(target, [*flags, *objects, *libraries], folder / "named.so"), target)
-    compile_with(target, ["-s", *flags, *objects, *libraries], out)
+    inputs = [*flags, *objects, *libraries]
+    if tools_for(target).is_zig:  # GNU's linker mends the erratum itself.
+        inputs = [*_padding_against_erratum(target, inputs, folder), *inputs]
+    # Linked first with all names, which tell code from data.
+    check_instructions(compile_with(target, inputs, folder / "named.so"), target)
+    compile_with(target, ["-s", *inputs], out)
+
+
+def _padding_against_erratum(target: Target, inputs: Sequence[str | Path], folder: Path) -> Sequence[str | Path]:
+    """Further inputs of the link: as much padding before all code as keeps erratum 843419 of the Cortex-A53 out of it."""
+    padding: Sequence[str | Path] = ()
+    for size in range(64, 64 * 16, 64):
+        linked = compile_with(target, [*padding, *inputs], folder / "looked-at.so")
+        if not any(erratum_843419(code_of(linked))):
+            return padding
+        source = folder / "padding.S"
+        source.write_text(f"    .text\n    .global bitkiln_padding\nbitkiln_padding:\n    .zero {size}\n")
+        # Named as needed: nothing refers to it.
+        padding = ("-Wl,-u,bitkiln_padding", compile_with(target, ["-c", source], folder / "padding.o"))
+    raise BitkilnError(
+        f"{target.name}: the library holds instructions that a Cortex-A53 may execute wrongly (erratum 843419): install "
+        "a cross gcc, whose linker mends them"
+    )

@@ -93,7 +93,7 @@ def test_errors_of_the_system_name_the_file(monkeypatch, invoke):
 
 
 def test_no_records_are_said_to_be_none(monkeypatch, invoke):
-    monkeypatch.setattr("bitkiln.pipeline.records.Records.best_of_each", lambda *_: [])
+    monkeypatch.setattr("bitkiln.pipeline.records.Records.choices", lambda *_: [])
     assert invoke("logs", "best", "--target", "rasp3b") == (0, "", "no records for rasp3b; bitkiln tune makes some\n")
 
 

@@ -60,6 +60,7 @@ def test_who_shares_the_secret_is_let_in():
         (None, False, b"board", "no secret"),
         (None, True, b"board", "takes everybody"),
     ],
+    ids=["another secret", "another service", "no secret", "open"],
 )
 def test_who_does_not_is_told(served, is_open, service, complaint):
     client, server = meet(served, is_open)
