@@ -220,7 +220,7 @@ def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, ou
         flags += [f"-Wl,--wrap={name}" for name in _WRAPPED_MATH]
         # libpthread is named even where libc has taken it in: on older systems the threads are there.
         libraries = ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-Wl,--as-needed", "-lm"]
-    inputs = [*flags, *objects, *libraries]
+    inputs: list[str | Path] = [*flags, *objects, *libraries]
     if tools_for(target).is_zig:  # GNU's linker mends the erratum itself.
         inputs = [*_padding_against_erratum(target, inputs, folder), *inputs]
     # Linked first with all names, which tell code from data.
