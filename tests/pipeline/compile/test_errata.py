@@ -1,4 +1,4 @@
-"""Which sequences count as erratum 843419, and that what zig links has none."""
+"""Which sequences count as erratum 843419."""
 
 from __future__ import annotations
 
