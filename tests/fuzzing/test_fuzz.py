@@ -98,12 +98,12 @@ REFUSED = {
     "an output without a name": (model([node("Relu", "x")], {}, {"x": [4]}, ["y", ""]), "output ''"),
     "a sequence that is a tensor": (
         model([node("ConcatFromSequence", "x", axis=0)], {}, {"x": [4]}),
-        "takes a sequence, and is given none",
+        "(ConcatFromSequence): operators of this type are not supported",
     ),
     "an opset to come": (model([node("Relu", "x")], {}, {"x": [4]}, opset=1 << 40), "opsets up to"),
     "more nodes than can be meant": (
         model([node("Split", "x", " ".join(MANY), axis=1)], {}, {"x": [1, len(MANY)]}, MANY),
-        "nodes; networks of up to",
+        "(Split): its result",
     ),
 }
 

@@ -78,6 +78,7 @@ def test_closing_ends_them_and_whoever_waits(pool):
 
 
 def test_they_are_out_of_reach_of_ctrl_c(pool):
+    assert {pool.ask(["good"], 30)[0] for _ in range(4)} == {"good"}  # Both have begun.
     assert {os.getsid(child.pid) for child in children()} == {child.pid for child in children()}
 
 
