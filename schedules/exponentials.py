@@ -1,9 +1,9 @@
 """Exponentials and what is made of them as straight-line arithmetic, so that loops over them become vector code.
 
-The C library has them for one number at a time, about 85 cycles each on the A53. Here exp, log, tanh, erf and the logistic
+The C library has them for one number at a time, about 85 cycles each on the A53. Here exp, tanh, erf and the logistic
 function are fused multiply-adds, shifts of exponents and choices: about 30 vector instructions for four numbers.
 
-Errors, over all float32: at most 4 units in the last place, or 1e-7 where that is more (log near 1). Exact at zeros,
+Errors, over all float32: at most 4 units in the last place, or 1e-7 where that is more. Exact at zeros,
 infinities and NaN.
 
 Polynomials are minimax fits on the stated intervals. e^-a = 2^n * e^-r with n = round(-a / ln 2) and r = a + n * ln 2, no more
@@ -41,23 +41,12 @@ _ERFC = (
     -0.0001971826239529109,
 )
 _ERF_SPLIT, _ERF_END = 0.9, 4.0
-#: (log(1 + f) - f + f^2 / 2) / f^3, sqrt(1/2) <= 1 + f <= sqrt(2); relative error of the logarithm 6e-9.
-_LOG = (
-    0.3333333170969443,
-    -0.2500082105624726,
-    0.2000122666733654,
-    -0.16623356478235424,
-    0.14201762470506174,
-    -0.1316019506784339,
-    0.12761550337450478,
-    -0.07634429837384425,
-)
 #: ln 2 in two parts: the product of the first with any exponent is exact.
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.428606765330187e-06
 #: 1.5 * 2^23: added to a small number it leaves the nearest whole number in the low bits.
 _ROUND = 12582912.0
-#: Bits of that number, of sqrt(1/2), and of the fields of a float.
-_ROUND_BITS, _HALF_ROOT, _MANTISSA, _SIGN, _BIAS = 0x4B400000, 0x3F3504F3, 0x007FFFFF, -0x80000000, 127
+#: Bits of that number, and of the fields of a float.
+_ROUND_BITS, _SIGN, _BIAS = 0x4B400000, -0x80000000, 127
 #: Above this, e^-a rounds to zero; below, to infinity.
 _LAST, _FIRST = 104.5, -89.0
 #: e^-a is made 2^64 times too large, so that it is rounded once where it is subnormal.
@@ -174,29 +163,10 @@ def gelu(x: tirx.PrimExpr) -> tirx.PrimExpr:
     return let.around(tirx.Select(let.x < let.number(0), above, let.x - above))
 
 
-def log(x: tirx.PrimExpr) -> tirx.PrimExpr:
-    """The natural logarithm: of 1 + f = x / 2^n, and n times that of 2."""
-    let = _Lets(x)
-    # All ones where x is subnormal: it is then taken 2^23 times.
-    tiny = let((let.bits(let.x) - let.whole(1 << 23)) >> let.whole(31))
-    factor = let.float_of((tiny & let.whole(23 << 23)) + let.whole(_BIAS << 23))
-    bits = let(let.bits(let.x * factor) - let.whole(_HALF_ROOT))
-    exponent = let(((bits >> let.whole(23)) + (tiny & let.whole(-23))).astype(f"float32{let.lanes}"))
-    f = let(let.float_of((bits & let.whole(_MANTISSA)) + let.whole(_HALF_ROOT)) - let.number(1))
-    square = let(f * f)
-    tail = f * square * let.polynomial(f, _LOG) + exponent * let.number(_LN2_LOW)
-    near = f + _fma(square, let.number(-0.5), tail)
-    result = let(_fma(exponent, let.number(_LN2_HIGH), near))
-    infinity, nan = (let(let.float_of(let.whole(bits))) for bits in (0x7F800000, 0x7FC00000))
-    positive = tirx.Select(let.x < infinity, result, let.x)
-    other = tirx.Select(let.x == let.number(0), let.number(0) - infinity, nan)
-    return let.around(tirx.Select(let.x > let.number(0), positive, other))
-
-
-#: What is lowered, by the names of TVM's functions.
+#: What is lowered, by the names of TVM's functions. Not the logarithm: three of these within each other, as mish would have,
+#: take TVM's passes minutes.
 FUNCTIONS: dict[str, Callable[[tirx.PrimExpr], tirx.PrimExpr]] = {
     "exp": exp,
-    "log": log,
     "sigmoid": sigmoid,
     "tanh": tanh,
     "erf": erf,

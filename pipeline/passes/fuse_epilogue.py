@@ -20,8 +20,11 @@ from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrit
 from bitkiln.pipeline.ir.operands import clip_bounds, is_image, operand
 from bitkiln.pipeline.ops.register import with_attributes, workload_of
 from bitkiln.pipeline.passes import concats
-from bitkiln.schedules.steps import STEPS, Step, commutes_with_maximum
+from bitkiln.schedules.steps import EXPONENTIALS, STEPS, Step, commutes_with_maximum
 from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Workload
+
+#: Exponentials within each other, at most: three take TVM's passes minutes to lower.
+MOST_EXPONENTIALS = 2
 
 _OURS = (
     "bitkiln.conv2d",
@@ -101,6 +104,8 @@ def _fuse_step(graph: Graph, call: Call) -> Call | None:
 
 def _accepts(workload: Workload, step: Step, operands: list[relax.Expr]) -> bool:
     """May ``step`` be appended to the epilogue? Behind a fused pooling only if it commutes with it."""
+    if step.op in EXPONENTIALS and sum(before.op in EXPONENTIALS for before in workload.epilogue) >= MOST_EXPONENTIALS:
+        return False
     if not isinstance(workload, Conv2d) or not workload.pool:
         return True
     values = array_of(operands[0]) if operands else None

@@ -32,7 +32,6 @@ def _sigmoid(x):
 
 DEFINITIONS = {
     "exp": np.exp,
-    "log": np.log,
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
     "erf": np.vectorize(math.erf, otypes=[np.float64]),
