@@ -23,8 +23,8 @@ from bitkiln.pipeline.passes import concats
 from bitkiln.schedules.steps import EXPONENTIALS, STEPS, Step, commutes_with_maximum
 from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Workload
 
-#: Exponentials within each other, at most: three take TVM's passes minutes to lower.
-MOST_EXPONENTIALS = 2
+#: Exponentials of one epilogue, at most: within each other they take TVM's passes minutes to lower, or do not lower at all.
+MOST_EXPONENTIALS = 1
 
 _OURS = (
     "bitkiln.conv2d",
