@@ -120,24 +120,27 @@ def _lanes(steps: Sequence[Step]) -> int:
 
 def apply_late(
     result: Buffer,
+    to: Any,
     first: Any,
     pixels: int,
     size: tuple[int, int],
     steps: Sequence[Step],
     operands: Sequence[Buffer],
 ) -> None:
-    """``steps`` on ``pixels`` neighbours of ``result`` from pixel ``first`` on, in place; ``size`` is (width, channels)."""
+    """``steps`` on ``pixels`` neighbours, in place; ``size`` is (width, channels).
+
+    The first is pixel ``first`` of the layer's result; its channels begin at ``to`` in ``result``, which may hold a part of it.
+    """
     width, channels = size
     if any(step.operand for step in steps):
         with T.serial(pixels) as index:
             pixel = first + index
-            at = pixel * channels
+            at = to + index * channels
             apply_epilogue(result, at, result, at, channels, steps, operands, (pixel // width, pixel % width), 0)
         return
-    start = first * channels
 
     def element(i: Any) -> None:
-        T.buffer_store(result, expression(steps, result[start + i], (), (0, 0, 0)), [start + i])
+        T.buffer_store(result, expression(steps, result[to + i], (), (0, 0, 0)), [to + i])
 
     sweep(pixels * channels, element, _lanes(steps))
 

@@ -74,9 +74,8 @@ class _Direct:
         self.groups = workload.groups
         self.out_per_group = workload.out_channels // workload.groups
         self.straight = not workload.pool and workload.out == "float32"
-        self.early, self.late, _ = tiles.split_steps(workload.epilogue)
-        if not (assembly and self.straight):
-            self.early, self.late = workload.epilogue, ()
+        early = tiles.finished(workload.epilogue) if assembly and self.straight else len(workload.epilogue)
+        self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
         self.finish = finish_of(replace(workload, epilogue=self.early)) if assembly else None
         self.window = self.finish.window if self.finish else 1
         self.order = _window_order(workload) if self.window > 1 else np.arange(len(self.geometry.pixels))
@@ -193,8 +192,8 @@ class _Direct:
         """The steps that the micro-kernel left, on pixels of the result."""
         if self.late:
             size = (self.workload.conv_size[1], self.workload.out_channels)
-            *_, operands = tiles.split_steps(self.workload.epilogue, self.operands)
-            loops.apply_late(self.result, first, pixels, size, self.late, operands)
+            operands = tiles.operands_behind(self.workload.epilogue, len(self.early), self.operands)
+            loops.apply_late(self.result, first * size[1], first, pixels, size, self.late, operands)
 
     def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int, reach: bool) -> None:
         """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""

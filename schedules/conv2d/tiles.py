@@ -158,16 +158,17 @@ def finish_of(steps: Sequence[Step], window: int = 1) -> Finish | None:
     return Finish(bias, rest[0].op, rest[0].values, window) if rest else Finish(bias, window=window)
 
 
-def split_steps(
-    steps: Sequence[Step], operands: Sequence[Any] = ()
-) -> tuple[Sequence[Step], Sequence[Step], Sequence[Any]]:
-    """The steps that a micro-kernel can finish with, those that follow, and what of ``operands`` is theirs.
+def finished(steps: Sequence[Step]) -> int:
+    """How many of ``steps`` a micro-kernel can finish with."""
+    return next(count for count in range(len(steps), -1, -1) if finish_of(steps[:count]) is not None)
 
-    What follows is done in place, on many neighbouring results at once while they are in the cache.
+
+def operands_behind(steps: Sequence[Step], count: int, operands: Sequence[Any]) -> Sequence[Any]:
+    """What of ``operands`` belongs to the steps that follow the first ``count``.
+
+    These are done in place, on many neighbouring results at once while they are in the cache.
     """
-    count = next(count for count in range(len(steps), -1, -1) if finish_of(steps[:count]) is not None)
-    own = sum(step.operand != "" for step in steps[:count])
-    return steps[:count], steps[count:], operands[own:]
+    return operands[sum(step.operand != "" for step in steps[:count]) :]
 
 
 def row_length(floats: int, assembly: bool) -> int:

@@ -27,13 +27,13 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.a53 import FlatSigns
 from bitkiln.schedules.conv2d.geometry import Run, split
-from bitkiln.schedules.conv2d.tiles import pack_panels, split_steps
+from bitkiln.schedules.conv2d.tiles import operands_behind, pack_panels
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
-from bitkiln.schedules.steps import commutes_with_maximum, expression
+from bitkiln.schedules.steps import EXPONENTIALS, Step, commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
@@ -106,9 +106,10 @@ class Winograd:
         self.tile_n = tile[1]
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"
-        self.early, self.late, _ = split_steps(workload.epilogue)
-        if not self.straight or self.window != (1, 1):
-            self.early, self.late = workload.epilogue, ()
+        # Exponentials need more registers than a transform leaves. Whole rows of results have them.
+        steps = workload.epilogue
+        early = _before_exponentials(steps) if self.straight and self.window == (1, 1) else len(steps)
+        self.early, self.late = steps[:early], steps[early:]
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs else None
@@ -218,11 +219,11 @@ class Winograd:
         (height, width), count = self.workload.conv_size, self.outputs[1]
         y = tile // self.tiles[1] * self.outputs[0] + dy
         x = tile % self.tiles[1] * count
-        *_, operands = split_steps(self.workload.epilogue, self.operands)
+        operands = operands_behind(self.workload.epilogue, len(self.early), self.operands)
 
         def pixels(number: int) -> None:
             size = (width, self.workload.out_channels)
-            loops.apply_late(self.result, y * width + x, number, size, self.late, operands)
+            loops.apply_late(self.result, self._place(y, x), y * width + x, number, size, self.late, operands)
 
         with T.If(y < height), T.Then():
             if width % count == 0:
@@ -427,6 +428,10 @@ def _sum(row: dict[int, float], values: Sequence[Any]) -> Any:
         else:
             total = T.fma(values[index], T.broadcast(tirx.const(coefficient, "float32"), _LANES), total)
     return T.bind(total) if others else total
+
+
+def _before_exponentials(steps: Sequence[Step]) -> int:
+    return next((index for index, step in enumerate(steps) if step.op in EXPONENTIALS), len(steps))
 
 
 def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:

@@ -96,9 +96,8 @@ class _Tiled:
                 self._add(y, x, assembly)
         #: The different numbers of pixels in a row of a phase.
         self.counts = sorted({part.x.count for part in self.parts})
-        early, self.late, _ = tiles.split_steps(workload.epilogue)
-        if not assembly:
-            early, self.late = workload.epilogue, ()
+        count = tiles.finished(workload.epilogue) if assembly else len(workload.epilogue)
+        early, self.late = workload.epilogue[:count], workload.epilogue[count:]
         self.tiles = Tiles(early, tiles.finish_of(early) if assembly else None, assembly)
         whole_rows = all(part.taps.length == self._length(part.x)[0] for part in self.parts if part.rows)
         # Rows that are filled up read beyond the last pixel.
@@ -144,7 +143,8 @@ class _Tiled:
             out = T.arg("out", T.buffer(out_shape, "float32"))
             self.tiles.bind(self._image(data), weights, table, row_table, operand_buffers)
             self.result = loops.flat(out, math.prod(out_shape))
-            *_, self.late_operands = tiles.split_steps(self.workload.epilogue, operand_buffers)
+            early = len(self.workload.epilogue) - len(self.late)
+            self.late_operands = tiles.operands_behind(self.workload.epilogue, early, operand_buffers)
             if self.order == "rows":
                 self._rows_first()
             else:
@@ -222,7 +222,7 @@ class _Tiled:
     def _late_row(self, row: Any) -> None:
         width = self.workload.out_size[1]
         size = (width, self.workload.out_channels)
-        loops.apply_late(self.result, row * width, width, size, self.late, self.late_operands)
+        loops.apply_late(self.result, row * width * size[1], row * width, width, size, self.late, self.late_operands)
 
     @contextmanager
     def _where(self, y: Any, count: int) -> Iterator[None]:

@@ -25,6 +25,7 @@ WORKLOADS = [
     Conv2d(40, 40, 4, 8, (8, 8), STRIDE, AROUND, epilogue=(ADD, RELU), pool=Pool((2, 2), (2, 2))),
     Conv2d(64, 72, 3, 64, (7, 7), STRIDE, AROUND, epilogue=(ADD, RELU), pool=OVERLAPPING),
     Conv2d(48, 37, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(MUL, ADD), pool=OVERLAPPING, layout="NCHW", shift=True),
+    Conv2d(48, 37, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(ADD, Step("silu"), MUL), pool=OVERLAPPING),
     Conv2d(8, 24, 3, 8, (7, 7), STRIDE, AROUND, pool=Pool((3, 3), (2, 2), (1, 0, 0, 1)), shift=True),
 ]
 
