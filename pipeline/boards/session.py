@@ -15,13 +15,17 @@ from typing import Any
 
 from bitkiln.pipeline.boards import answers
 from bitkiln.pipeline.boards.access import Address
-from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
+from bitkiln.pipeline.boards.tracker import NoBoard, Offer, TrackerClient
 from bitkiln.pipeline.device import board_wire as wire
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support.text import printable
 
+_log = logging.getLogger(__name__)
+
 #: With which TVM's clients begin.
 RPC_MAGIC = 0xFF271
+#: How often a session is asked for. The process that a board forks for it may die before the first answer: memory, a signal.
+OPENINGS = 3
 #: Seconds by which the board may pass its session's limit before we hang up.
 GRACE = 5.0
 
@@ -34,12 +38,26 @@ class Session:
     """
 
     def __init__(self, tracker: TrackerClient, key: str, seconds: float, wait: float) -> None:
+        self._functions: dict[str, Any] = {}
+        deadline = time.monotonic() + wait
+        refusals: list[NoBoard] = []
+        while len(refusals) < OPENINGS:
+            try:
+                offer = tracker.request(key, max(0.0, deadline - time.monotonic()))
+            except NoBoard as error:
+                raise refusals[-1] if refusals else error
+            try:
+                self._open(offer, key, seconds)
+                return
+            except NoBoard as refusal:
+                refusals.append(refusal)
+        raise refusals[-1]
+
+    def _open(self, offer: Offer, key: str, seconds: float) -> None:
         from tvm import rpc  # Takes a second: commands that talk to no board do without.
 
-        offer = tracker.request(key, wait)
         self.address = offer.address
         self.board = f"{key} at {offer.address}"
-        self._functions: dict[str, Any] = {}
         key_words = f"client:{offer.secret} -timeout={int(seconds + 1)}".encode()
         greeting = struct.pack("<ii", RPC_MAGIC, len(key_words)) + key_words
         self._relay = Relay(offer.address, seconds + GRACE, greeting)
@@ -153,7 +171,7 @@ class Relay:
                 self._board.sendall(self._greeting)
                 self._hand_on(client)
         except OSError as error:
-            logging.getLogger(__name__).debug("relay ended: %s", error)
+            _log.debug("relay ended: %s", error)
         finally:
             for end in (self._listener, self._board, self._closed):
                 end.close()

@@ -86,7 +86,7 @@ def test_a_board_without_a_secret_serves_nobody():
         boards = SimulatedBoards(machine, tracker.address, "silent", 1)
         boards.boards[0]._command.remove("--open")
         with boards, pytest.raises(NoBoard, match="does not take our session"):
-            Session(TrackerClient(tracker.address), "silent", 10, 10)
+            Session(TrackerClient(tracker.address), "silent", 10, 3)
     finally:
         tracker.stop()
 
