@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -52,7 +53,7 @@ def parts() -> list[Part]:
     # One of each kind of system.
     for target in {each.userland["debian_arch"]: each for each in map(targets.load, targets.known())}.values():
         name = f"userland-{target.userland['debian_arch']}"
-        found.append(Part(name, userland_folder(target), lambda target=target: userland(target)))
+        found.append(Part(name, userland_folder(target), partial(userland, target)))
     return found
 
 
@@ -99,7 +100,7 @@ def unpack(source: Path) -> Iterator[str]:
         if file.parent != source or not file.is_file() or _digest(file) != archives[place].sha256:
             raise SetupError(f"{file}: missing or damaged; copy the folder again")
         with missing_as_setup_error():
-            made_once(part.folder, lambda scratch, file=file: _extract(file, scratch))
+            made_once(part.folder, partial(_extract, file))
         yield f"{part.name}: {part.folder}"
 
 

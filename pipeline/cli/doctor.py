@@ -23,7 +23,10 @@ def doctor(as_json: bool) -> None:
 
     checks = doctor()
     if as_json:
-        rows = [schema.Check(**check._asdict()) for check in checks]
+        rows = [
+            schema.Check(name=check.name, ok=check.ok, explanation=check.explanation, serves=check.serves)
+            for check in checks
+        ]
         print_json(schema.Doctor(schema="bitkiln.doctor/1", ok=all(check.ok for check in checks), checks=rows))
     else:
         for check in checks:

@@ -9,9 +9,7 @@ from typing import Any, Protocol
 import tvm
 from tvm import tirx
 
-from bitkiln.pipeline.compile.plan import (
-    Network,
-)
+from bitkiln.pipeline.compile.plan import Network
 from bitkiln.schedules import generic
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.registry import operator_for
@@ -26,7 +24,7 @@ class Record(Protocol):
     def knobs(self) -> Knobs:
         """The values of the workload's tuning space."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, object]:
         """The record as plain data: what measured it, and how fast it was."""
 
 

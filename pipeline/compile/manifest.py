@@ -77,7 +77,6 @@ def add_layers(manifest: dict[str, Any], lowered: Lowered | None) -> None:
 def as_json(made: bundle.Bundle) -> schema.Compile:
     """A bundle as plain values."""
     manifest = made.manifest
-    names = ("name", "kind", "macs", "binary", "weight_bytes")
     memory = manifest["memory"]
     return {
         "schema": "bitkiln.compile/1",
@@ -93,7 +92,11 @@ def as_json(made: bundle.Bundle) -> schema.Compile:
         "activation_bytes": memory["activations"] + memory["boundary"],
         "steps": [
             schema.CompiledStep(
-                **{name: step[name] for name in names},
+                name=step["name"],
+                kind=step["kind"],
+                macs=step["macs"],
+                binary=step["binary"],
+                weight_bytes=step["weight_bytes"],
                 layer=step.get("layer", ""),
                 layers=step.get("layers", []),
                 chosen=step.get("chosen", "copy"),

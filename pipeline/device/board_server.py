@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -188,7 +189,7 @@ class Board:
         state = {"load": os.getloadavg()[0]}
         if self.emulated:
             return state
-        files = {
+        files: dict[str, tuple[str, Callable[[str], Any]]] = {
             "temperature": ("/sys/class/thermal/thermal_zone0/temp", lambda text: int(text) / 1000),
             "throttled": (
                 "/sys/devices/platform/soc/soc:firmware/get_throttled",
@@ -220,7 +221,10 @@ class Trial:
     """
 
     def __init__(self, board: Board, path: str, request: Answer) -> None:
-        from runner import Model
+        if TYPE_CHECKING:
+            from bitkiln.pipeline.device.runner import Model
+        else:
+            from runner import Model
 
         self.board = board
         self.request = request
@@ -259,9 +263,10 @@ class Trial:
             tell_simulator(COLD)
         reports = Reports(self.board.report)
         self.model.run_marked(self.per_step)
-        found = reports.new() if self.per_step else [ask_simulator(READ)]
+        found = reports.new() if self.per_step else [ask_simulator(READ) or {}]
         cycles = sum(report["cycles"] for report in found)
-        answer = {"unit": "cycles", "value": cycles, "samples": [cycles], "clock_mhz": self.board.simulator.get("mhz")}
+        answer = {"unit": "cycles", "value": cycles, "samples": [cycles]}
+        answer["clock_mhz"] = (self.board.simulator or {}).get("mhz")
         answer["complete"] = all(report.get("complete", True) for report in found)
         if self.per_step:
             # zip's strict= came with Python 3.10.
@@ -294,7 +299,8 @@ class Trial:
     def _batch(self) -> tuple[list[float], list[list[float]]]:
         """Seconds of single runs: at least ``repeats``, more until the three fastest agree within 2 % or 2 s are over."""
         wanted = int(self.request.get("repeats", 3))
-        samples, steps = [], []
+        samples: list[float] = []
+        steps: list[list[float]] = []
         deadline = time.perf_counter() + 2.0
         while len(samples) < wanted or (wanted > 1 and not _agree(samples) and time.perf_counter() < deadline):
             start = time.perf_counter()
@@ -306,12 +312,17 @@ class Trial:
     def _outputs(self) -> Answer:
         keep = bool(self.request.get("outputs"))
         outputs = [(info.name, self.model.output(i)) for i, info in enumerate(self.model.outputs)]
-        answer = {"outputs": [_described(f"output-{i}", *pair, keep) for i, pair in enumerate(outputs)]}
+        answer = {
+            "outputs": [_described(f"output-{i}", name, values, keep) for i, (name, values) in enumerate(outputs)]
+        }
         if self.request.get("trace"):
-            from runner import trace_tensors
+            if TYPE_CHECKING:
+                from bitkiln.pipeline.device.runner import trace_tensors
+            else:
+                from runner import trace_tensors
 
-            traced = trace_tensors(self.model).items()
-            answer["trace"] = [_described(f"trace-{i}", *pair, True) for i, pair in enumerate(traced)]
+            traced = enumerate(trace_tensors(self.model).items())
+            answer["trace"] = [_described(f"trace-{i}", name, values, True) for i, (name, values) in traced]
         return answer
 
 
@@ -381,7 +392,7 @@ def answer_and_exit(function: Callable[[], Answer], writer: int) -> None:
 def read_all(reader: int, seconds: float) -> bytes | None:
     """All that comes from the pipe until its writer is gone; None when that takes more than ``seconds``."""
     deadline = time.monotonic() + seconds
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
@@ -638,7 +649,7 @@ class Server:
         """Run until told to stop."""
         log(f"listening on {self.host}:{self.port} as {self.options.key!r}")
         while True:
-            standing = [self.listener, self.waker] + ([sys.stdin] if self.options.stop_with_stdin else [])
+            standing: list[Any] = [self.listener, self.waker] + ([sys.stdin] if self.options.stop_with_stdin else [])
             self._end_session()
             self._keep_tracker()
             self._dismiss_the_slow()
@@ -700,12 +711,14 @@ class Server:
         log(f"listening on {host}:{self.port}")
 
     def _with_tracker(self, action: Callable[[Tracker], None]) -> None:
+        tracker = self.tracker
+        if tracker is None:
+            return
         try:
-            if self.tracker:
-                action(self.tracker)
+            action(tracker)
         except (OSError, ValueError) as error:
             log(f"lost the tracker ({error}): waiting for it")
-            self.tracker.close()
+            tracker.close()
             self.tracker = None
             self.next_attempt, self.attempt_delay = 0.0, 1.0
 
@@ -840,7 +853,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Serve, or measure once."""
     options = parse(arguments)
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import runner  # noqa: F401  Loaded once, before anything is forked.
+    importlib.import_module("runner")  # Once, before anything is forked.
 
     # A crashing kernel is expected; its memory image is of no use.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

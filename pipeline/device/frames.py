@@ -7,13 +7,18 @@ Standard input has, for each image, a line ``WIDTH HEIGHT`` and its RGB pixels; 
 
 from __future__ import annotations
 
+import array
 import json
 import sys
+from typing import TYPE_CHECKING
 
 
 def main(folder: str, count: int) -> None:
     sys.path.insert(0, folder)
-    from runner import Bundle, Frame, RunnerError
+    if TYPE_CHECKING:
+        from bitkiln.pipeline.device.runner import DTYPES, Bundle, Frame, RunnerError
+    else:
+        from runner import DTYPES, Bundle, Frame, RunnerError
 
     try:
         model = Bundle(folder).model(1)
@@ -25,23 +30,11 @@ def main(folder: str, count: int) -> None:
             data = sys.stdin.buffer.read(3 * width * height)
             model.prepare(Frame(data, width, height, "RGB"))
             model.run()
-            scores = list(memoryview(model.output(0).tobytes()).cast(CODES[model.outputs[0].dtype]))
+            scores = array.array(DTYPES[model.outputs[0].dtype][0], model.output(0).tobytes())
             best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:count]
             print(json.dumps({"top": [[index, scores[index]] for index in best]}), flush=True)
     except RunnerError as error:
         sys.exit(f"frames: {error}")
-
-
-CODES = {
-    "float32": "f",
-    "float64": "d",
-    "int8": "b",
-    "uint8": "B",
-    "int16": "h",
-    "uint16": "H",
-    "int32": "i",
-    "uint32": "I",
-}
 
 
 if __name__ == "__main__":

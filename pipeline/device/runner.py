@@ -35,7 +35,7 @@ from typing import IO, Any, Callable, Iterator, NamedTuple, Sequence
 try:
     import numpy
 except ImportError:
-    numpy = None
+    numpy = None  # type: ignore[assignment]
 
 # When the process began, about: Python's own start and the imports above are nearly all processor time.
 STARTED = time.perf_counter() - time.process_time()
@@ -490,7 +490,7 @@ def random_bytes(info: TensorInfo, seed: int | str) -> bytes:
     source = random.Random(seed)
     size = min(count, 16381)
     if info.dtype in ("float32", "float64"):
-        pool = array.array(DTYPES[info.dtype][0], [source.uniform(-1.0, 1.0) for _ in range(size)])
+        pool: array.array[Any] = array.array(DTYPES[info.dtype][0], [source.uniform(-1.0, 1.0) for _ in range(size)])
     elif info.dtype == "uint8":
         pool = array.array("B", [source.getrandbits(8) for _ in range(size)])
     elif info.dtype == "bool":
@@ -520,9 +520,10 @@ def read_npy(file: IO[bytes], name: str) -> Any:
     except (ValueError, SyntaxError, KeyError, IndexError, struct.error, TypeError, RecursionError, OverflowError):
         raise RunnerError(f"{name}: not a .npy file")
     known = {code: dtype for dtype, (_, code, _) in DTYPES.items()}
-    if str(descr) not in known:
+    dtype = known.get(str(descr))
+    if dtype is None:
         raise RunnerError(f"{name}: tensors of type {descr} are not supported")
-    nbytes = DTYPES[known[descr]][2]
+    nbytes = DTYPES[dtype][2]
     for extent in shape:
         nbytes *= extent
     data = file.read(min(nbytes, sys.maxsize - 1) + 1)
@@ -530,8 +531,8 @@ def read_npy(file: IO[bytes], name: str) -> Any:
         more = "more" if len(data) > nbytes else len(data)
         raise RunnerError(f"{name}: {more} bytes of data, {nbytes} expected")
     if order and len(shape) > 1:
-        data = to_c_order(data, shape, DTYPES[known[descr]][0])
-    return make_array(known[descr], shape, data)
+        data = to_c_order(data, shape, DTYPES[dtype][0])
+    return make_array(dtype, shape, data)
 
 
 def to_c_order(data: bytes, shape: Sequence[int], code: str) -> bytes:
@@ -992,7 +993,7 @@ class Bundle:
 def glibc_version() -> str:
     """Such as "2.31", or "" where the C library is another."""
     try:
-        name, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         return version if name == "glibc" else ""
     except (ValueError, OSError, AttributeError):
         return ""
@@ -1072,7 +1073,7 @@ def bench(model: Model, loaded: float, started: float, seconds: float = 3.0, mos
     """Times of repeated runs, in a dict; the first run counts as the first answer only. The digest is not part of it."""
     model.run()
     first = time.perf_counter()
-    times = []
+    times: list[float] = []
     while len(times) < 3 or (len(times) < most and time.perf_counter() - first < seconds):
         start = time.perf_counter()
         model.run()
@@ -1157,7 +1158,7 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
         bundle.set_tensors(model, options.input)
     else:
         model.fill_random()
-    report = {}
+    report: dict[str, Any] = {}
     if options.bench:
         report["bench"] = bench(model, loaded, STARTED + checked - start)
     if options.trace:

@@ -132,7 +132,7 @@ class _Network:
         self.groups = np.arange(3)
 
     def bias(self, values: ArrayLike) -> None:
-        values = values.round(4)
+        values = np.asarray(values).round(4)
         self.x = self.x + values
         self._add("BiasLayer<float>", bias=numbers(values))
 
@@ -140,7 +140,7 @@ class _Network:
         self.bias(self.rng.normal(0, 0.05, self.x.shape[3]))
 
     def scaling(self, values: ArrayLike) -> None:
-        values = values.round(4)
+        values = np.asarray(values).round(4)
         self.x = self.x * values
         self._add("ScalingLayer<float>", scales=numbers(values))
 

@@ -68,7 +68,7 @@ def why_unseen(call: Call) -> str:
     return f"only two-dimensional convolutions can be binary, not {op_name(call).removeprefix('nn.')}"
 
 
-def packed_channels(call: Call) -> dict[str, int]:
+def packed_channels(call: Call) -> dict[str, Any]:
     """How many channels the bits hold that an operator of ours reads and writes."""
     workload = workload_of(call) if has_workload(call) else None
     if isinstance(workload, Binarize):

@@ -90,7 +90,9 @@ def _largest(found: Inspection) -> list[dict[str, Any]]:
     """The layers that take most of the bound."""
     if not found.bounds or not found.bounds[0].ms:
         return []
-    costs = [{"name": row.name, "ms": found.bound_ms(row), "share": found.share(row)} for row in found.rows if row.macs]
+    costs: list[dict[str, Any]] = [
+        {"name": row.name, "ms": found.bound_ms(row), "share": found.share(row)} for row in found.rows if row.macs
+    ]
     return sorted(costs, key=lambda cost: -(cost["ms"] or 0.0))[:LARGEST]
 
 

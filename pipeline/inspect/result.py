@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.model import TensorSpec
@@ -130,8 +131,14 @@ class Inspection:
     def layers(self) -> list[schema.Layer]:
         """The rows as plain values, each with its bound on the first target."""
         return [
-            schema.Layer(
-                schema="bitkiln.layer/1", **schema.plain(row), bound_ms=self.bound_ms(row), share=self.share(row)
+            cast(
+                schema.Layer,
+                {
+                    "schema": "bitkiln.layer/1",
+                    **schema.plain(row),
+                    "bound_ms": self.bound_ms(row),
+                    "share": self.share(row),
+                },
             )
             for row in self.rows
         ]

@@ -86,8 +86,9 @@ class WholeNumbers:
         if operator == "nn.pad":
             return self._bound(expr.args[0]) if float(expr.attrs["pad_value"]).is_integer() else None
         if operator == "concat":
-            found = [self._bound(each) for each in getattr(expr.args[0], "fields", [])]
-            return None if not found or None in found else max(found)
+            fields = getattr(expr.args[0], "fields", [])
+            known = [bound for each in fields if (bound := self._bound(each)) is not None]
+            return max(known) if known and len(known) == len(fields) else None
         if operator in ("add", "subtract", "multiply", "maximum", "minimum"):
             first, second = (self._bound(each) for each in expr.args)
             if first is None or second is None:

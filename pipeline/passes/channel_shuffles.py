@@ -15,8 +15,10 @@ from bitkiln.pipeline.ops.register import ints
 def shuffled(graph: Graph, call: Call) -> Call | None:
     """The reshape ``call`` that ends a shuffle along one axis of an image, as ``take`` of its channels."""
     transpose = graph.call_of(call.args[0], "permute_dims")
-    split = graph.call_of(transpose.args[0], "reshape") if transpose is not None else None
-    if split is None or transpose.attrs["axes"] is None:
+    if transpose is None or transpose.attrs["axes"] is None:
+        return None
+    split = graph.call_of(transpose.args[0], "reshape")
+    if split is None:
         return None
     x, shape = split.args[0], shape_of(graph.normalized(call))
     if len(shape) != 4 or shape_of(x) != shape or len(shape_of(split)) <= 4:

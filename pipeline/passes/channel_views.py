@@ -99,12 +99,14 @@ class _Views:
             return None
         order, operands = np.argsort(view.channel), []
         for operand in call.args[1:]:
-            array = array_of(operand)
-            if isinstance(operand, relax.Var) or (array is not None and array.size not in (1, size)):
+            if isinstance(operand, relax.Var):
                 return None
-            last = array is not None and array.size == size and array.shape[-1:] == (size,)
-            operands.append(constant(np.ascontiguousarray(array[..., order])) if last else operand)
-            if array is not None and array.size == size > 1 and not last:
+            array = array_of(operand)
+            if array is None or array.size == 1:
+                operands.append(operand)
+            elif array.shape[-1] == array.size == size:
+                operands.append(constant(np.ascontiguousarray(array[..., order])))
+            else:
                 return None
         result = Call(call.op, [view.sources[0], *operands], call.attrs)
         return self._in_order(graph, name, result, view.channel)
@@ -154,8 +156,8 @@ def _sliced(call: Call, views: dict[str, _View]) -> _View | None:
 def _joined(call: Call, views: dict[str, _View]) -> _View | None:
     if not isinstance(call.args[0], relax.Tuple) or call.attrs["axis"] is None:
         return None
-    fields = [_of(field, views) for field in call.args[0].fields]
-    if any(view is None for view in fields) or int(call.attrs["axis"]) % 4 != 3:
+    fields = [view for field in call.args[0].fields if (view := _of(field, views)) is not None]
+    if len(fields) != len(call.args[0].fields) or int(call.attrs["axis"]) % 4 != 3:
         return None
     sources = tuple({var.name: var for view in fields for var in view.sources}.values())
     names = [var.name for var in sources]

@@ -26,7 +26,7 @@ def _permute(call: Call, x: np.ndarray) -> np.ndarray:
     return x.transpose(ints(call.attrs["axes"])) if call.attrs["axes"] is not None else x.transpose()
 
 
-def _strided_slice(call: Call, x: np.ndarray, axes: object, begin: object, end: object, *strides: object) -> np.ndarray:
+def _strided_slice(call: Call, x: np.ndarray, axes: Any, begin: Any, end: Any, *strides: Any) -> np.ndarray:
     index = [slice(None)] * x.ndim
     steps = _plain(strides[0]) if strides else [1] * len(_plain(axes))
     for axis, first, last, step in zip(_plain(axes), _plain(begin), _plain(end), steps, strict=True):

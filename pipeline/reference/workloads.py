@@ -30,7 +30,7 @@ def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
         return steps.compute(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
     if isinstance(workload, ConvTranspose2d):
         work = workload
-        value = spread(*args[:2], work.strides, work.padding, work.dilation, work.groups, work.output_padding)
+        value = spread(args[0], args[1], work.strides, work.padding, work.dilation, work.groups, work.output_padding)
         return steps.compute(workload.epilogue, value, args[2:])
     if isinstance(workload, Resize):
         value = resize(args[0], workload.size, workload.method, workload.coordinates, workload.rounding)

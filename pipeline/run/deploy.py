@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -29,7 +29,13 @@ class Deployed:
 
     def as_json(self) -> schema.Deploy:
         """The same as plain values."""
-        return {"schema": "bitkiln.deploy/1", **schema.plain({**asdict(self), "bundle": str(self.bundle)})}
+        return {
+            "schema": "bitkiln.deploy/1",
+            "bundle": str(self.bundle),
+            "host": self.host,
+            "folder": self.folder,
+            "checks": list(self.checks),
+        }
 
 
 def deploy(bundle: Path, destination: str, port: int | None = None, console: Console | None = None) -> Deployed:

@@ -246,6 +246,7 @@ class Tuning:
             self._keep(state, record, display)
             found.append(record)
         state.search.learn(found)
+        assert state.best is not None
         improvement = 1 - state.best.seconds / before.seconds
         state.promise = min(1.0, max(state.promise * FADING, HOPE * improvement))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.ir.utils import derived_object
@@ -71,7 +72,7 @@ class Space:
 _CATEGORICAL = InstructionKind.get("SampleCategorical")
 
 
-def sampling_steps(trace: Trace) -> list[object]:
+def sampling_steps(trace: Trace) -> list[Any]:
     """The trace's sampling instructions, in the order of the knobs."""
     return [step for step in trace.insts if step.kind.same_as(_CATEGORICAL)]
 

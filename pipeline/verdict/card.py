@@ -126,9 +126,8 @@ def headline(card: schema.Card) -> str:
     """One line, as galleries head their cards."""
     facts = []
     if card["accuracy"]:
-        facts += [
-            f"{card['accuracy'][name]['value']:.2%} {text}" for name, text in (("top1", "top 1"), ("top5", "top 5"))
-        ]
+        top1, top5 = card["accuracy"]["top1"], card["accuracy"]["top5"]
+        facts += [f"{top1['value']:.2%} top 1", f"{top5['value']:.2%} top 5"]
     facts += [f"{speed['ms']:.1f} ms on {_board(speed)}" for speed in card["speeds"][:1]]
     return f"{card['model']} ({', '.join(facts)})" if facts else card["model"]
 

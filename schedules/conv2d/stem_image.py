@@ -65,6 +65,10 @@ class ImageRows:
             row = work.width * work.channels
             loops.sweep(row, lambda i: store(i, y * row + i))
             return
-        for channel in range(work.channels):
+
+        def interleave(channel: int) -> None:
             start = channel * work.height * work.width + y * work.width
-            loops.sweep(work.width, lambda x, c=channel, start=start: store(x * work.channels + c, start + x))
+            loops.sweep(work.width, lambda x: store(x * work.channels + channel, start + x))
+
+        for channel in range(work.channels):
+            interleave(channel)

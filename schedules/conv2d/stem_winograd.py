@@ -169,20 +169,24 @@ class _Phases(Winograd):
             y = y - self.first_row + 1
         return super()._place(y, x)
 
+    def _window(self, rows: int, step: int) -> Pool:
+        """The pool's window over ``rows`` rows, without what reaches beyond the top and the bottom."""
+        assert self.overlapping
+        _, left, _, right = self.overlapping.padding
+        return Pool((rows, 3), (step, 2), (0, left, 0, right))
+
     def _pool(self, strip: Any) -> None:
         """The strip's rows of the result."""
-        _, left, _, right = self.overlapping.padding
         size, channels = (_OUTPUTS + 1, self.size[1]), self.layer.out_channels
-        window = Pool((3, 3), (2, 2), (0, left, 0, right))
+        window = self._window(3, 2)
         with T.serial(_OUTPUTS // _STRIDE) as row:
             y = strip * (_OUTPUTS // _STRIDE) + row
             self.micro += pool2d.emit_row(self.out, y, self.result, size, window, channels, row)
 
     def _join(self, seams: Any, part: int, y: int) -> None:
         """Row ``y`` of the result, whose windows begin in the last row of ``part``."""
-        _, left, _, right = self.overlapping.padding
 
         def store(x: Any, channel: Any, value: Any) -> None:
             T.buffer_store(self.out, tirx.max(self.out[0, y, x, channel], value), [0, y, x, channel])
 
-        pool2d.pool_row(seams, Pool((1, 3), (1, 2), (0, left, 0, right)), part, store)
+        pool2d.pool_row(seams, self._window(1, 1), part, store)

@@ -141,13 +141,14 @@ def _reduce_rows(
     """Emits reduced[i] = source[row + i] combined over all rows, a row at a time: the core fetches one stream best."""
     begin, *others = rows
     loops.sweep(size, lambda i: T.buffer_store(reduced, source[begin + first + i], [first + i]))
-    for row in others:
+
+    def add(row: Any) -> None:
         loops.sweep(
-            size,
-            lambda i, row=row: T.buffer_store(
-                reduced, combine(reduced[first + i], source[row + first + i]), [first + i]
-            ),
+            size, lambda i: T.buffer_store(reduced, combine(reduced[first + i], source[row + first + i]), [first + i])
         )
+
+    for row in others:
+        add(row)
 
 
 def _taps(window: Pool, axis: int, at: Any, size: int) -> list[Any]:

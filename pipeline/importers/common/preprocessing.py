@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.common.options import ImportOptions
@@ -55,7 +56,7 @@ def _in_reals(how: Preprocessing, spec: TensorSpec) -> Preprocessing:
 
 def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
     """``model`` with the options' preprocessing; ModelError where they make no sense for it."""
-    given = {
+    given: dict[str, Any] = {
         "normalize": options.normalize,
         "channel_order": options.channel_order,
         "mean": options.mean,
@@ -87,9 +88,7 @@ def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
     return replace(model, preprocessing=chosen, origins=origins)
 
 
-def _with_range(
-    chosen: Preprocessing, where: str, given: Mapping[str, object], origins: dict[str, str]
-) -> Preprocessing:
+def _with_range(chosen: Preprocessing, where: str, given: Mapping[str, Any], origins: dict[str, str]) -> Preprocessing:
     numbers = {name: given.get(name) for name in ("mean", "std", "scale")}
     flags = _flags({name: value for name, value in numbers.items() if value is not None})
     channels = len(chosen.mean)

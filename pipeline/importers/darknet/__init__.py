@@ -79,9 +79,9 @@ def _input_size(net: Section, options: ImportOptions) -> Size:
         net.whole("height", 0, 0, _MAX_SIDE),
         net.whole("width", 0, 0, _MAX_SIDE),
     )
-    if not size.count:
+    if not size.elements:
         size = Size(net.whole("inputs", 0, 0, _MAX_CHANNELS), 1, 1)
-    if not size.count:
+    if not size.elements:
         raise net.error("says no width, height and channels")
     given = dict(options.shapes)
     shape = given.pop("input", (1, *size))
@@ -100,7 +100,7 @@ def _plan(sections: Sequence[Section], source: Size) -> list[Layer]:
         check_keys(section)
         layers.append(kind(section, tuple(sizes)))
         sizes.append(layers[-1].size)
-    elements = sum(size.count for size in sizes)
+    elements = sum(size.elements for size in sizes)
     if elements > _MAX_TOTAL_ELEMENTS:
         raise ModelError(f"{sections[0].path}: its layers make {elements} values, more than {_MAX_TOTAL_ELEMENTS}")
     return layers

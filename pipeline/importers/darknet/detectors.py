@@ -120,8 +120,8 @@ class Detection(Detector):
         self.places = section.whole("side", 7, 1, MAX_WINDOW) ** 2
         boxes, coords = section.whole("num", 1, 1), section.whole("coords", 1, 1)
         needed = self.places * ((1 + coords) * boxes + self.classes)
-        if self.source.count != needed:
-            raise section.error(f"its places and boxes need {needed} inputs, it has {self.source.count}")
+        if self.source.elements != needed:
+            raise section.error(f"its places and boxes need {needed} inputs, it has {self.source.elements}")
         self.softmax = section.flag("softmax")
         self.size = Size(needed, 1, 1)
 
@@ -135,6 +135,6 @@ class Detection(Detector):
         scores = tensors.emit(relax.op.reshape(scores, (self.places, self.classes)), "places")
         scores = tensors.emit(relax.op.nn.softmax(scores, 1), "classes")
         scores = tensors.emit(relax.op.reshape(scores, (1, split)), "class_row")
-        rest = relax.op.strided_slice(row, [1], [split], [self.size.count], assume_inbound=True)
+        rest = relax.op.strided_slice(row, [1], [split], [self.size.elements], assume_inbound=True)
         result = tensors.emit(relax.op.concat([scores, tensors.emit(rest, "boxes")], 1), "")
         return tensors.image(result, self.size)

@@ -33,7 +33,7 @@ class Size(NamedTuple):
     width: int
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """Number of elements."""
         return math.prod(self)
 
@@ -90,7 +90,7 @@ class Layer:
         self.size = self.source
         self.parameters: dict[str, int] = {}
         self.plan()
-        if min(self.size) < 1 or self.size.count > MAX_ELEMENTS or self.size.channels > _MAX_CHANNELS:
+        if min(self.size) < 1 or self.size.elements > MAX_ELEMENTS or self.size.channels > _MAX_CHANNELS:
             raise section.error(
                 f"makes {self.size} of {self.source}: more than {_MAX_CHANNELS} channels or {MAX_ELEMENTS} elements"
             )

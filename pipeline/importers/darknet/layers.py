@@ -152,11 +152,11 @@ class Connected(Layer):
         self.activation_name = self.activation("logistic")
         self.size = Size(outputs, 1, 1)
         statistics = {"scales": outputs, "mean": outputs, "variance": outputs} if self.normalize else {}
-        self.parameters = {"biases": outputs, "weights": outputs * self.source.count, **statistics}
+        self.parameters = {"biases": outputs, "weights": outputs * self.source.elements, **statistics}
 
     def emit(self, tensors: Tensors) -> relax.Var:
         """Product, batch normalisation or bias, activation, all on rows."""
-        inputs, weights = self.source.count, tensors.arrays["weights"]
+        inputs, weights = self.source.elements, tensors.arrays["weights"]
         columns = weights.reshape(inputs, -1) if tensors.header.transposed else weights.reshape(-1, inputs).T
         product = tensors.emit(relax.op.matmul(tensors.row(), constant(columns)), "")
         return tensors.image(_finished(self, tensors, product, self.normalize, self.activation_name), self.size)
@@ -183,7 +183,7 @@ class Local(Layer):
         inputs = source.channels * self.kernel**2
         if inputs * extents[0] * extents[1] > MAX_ELEMENTS:
             raise section.unsupported(f"its windows together have more than {MAX_ELEMENTS} elements")
-        self.parameters = {"biases": self.size.count, "weights": self.size.count * inputs}
+        self.parameters = {"biases": self.size.elements, "weights": self.size.elements * inputs}
 
     def emit(self, tensors: Tensors) -> relax.Var:
         """The windows as [H'*W', 1, size*size*C], multiplied place by place."""
@@ -297,8 +297,8 @@ class Softmax(Layer):
         """The size stays."""
         section = self.section
         self.groups = section.whole("groups", 1, 1)
-        if self.source.count % self.groups:
-            raise section.error(f"{self.source.count} inputs do not make {self.groups} groups", "groups")
+        if self.source.elements % self.groups:
+            raise section.error(f"{self.source.elements} inputs do not make {self.groups} groups", "groups")
         self.temperature = section.number("temperature", 1.0)
         if abs(self.temperature) < _COLDEST:
             raise section.error(f"temperature is {self.temperature:g}", "temperature")
@@ -316,9 +316,9 @@ class Softmax(Layer):
             x = tensors.emit(relax.op.multiply(x, scalar(1 / self.temperature)), "tempered")
         if self.groups == 1:
             return tensors.image(tensors.emit(relax.op.nn.softmax(x, 1), ""), self.size)
-        parts = tensors.emit(relax.op.reshape(x, (self.groups, self.source.count // self.groups)), "groups")
+        parts = tensors.emit(relax.op.reshape(x, (self.groups, self.source.elements // self.groups)), "groups")
         result = tensors.emit(relax.op.nn.softmax(parts, 1), "each")
-        return tensors.image(tensors.emit(relax.op.reshape(result, (1, self.source.count)), ""), self.size)
+        return tensors.image(tensors.emit(relax.op.reshape(result, (1, self.source.elements)), ""), self.size)
 
 
 class Activation(Layer):

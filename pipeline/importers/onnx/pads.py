@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from tvm import relax
 
@@ -9,7 +11,7 @@ from bitkiln.pipeline.importers.onnx.indexing import check_indices
 from bitkiln.pipeline.importers.onnx.operands import Operands
 
 #: Modes whose padding is made of the tensor's own elements, as numpy calls them.
-_OWN_ELEMENTS = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+_OWN_ELEMENTS: dict[str, Literal["reflect", "edge", "wrap"]] = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
 def pad(node: Operands) -> relax.Expr:
@@ -48,7 +50,9 @@ def _widths(node: Operands) -> list[tuple[int, int]]:
     return widths
 
 
-def _from_own_elements(node: Operands, widths: list[tuple[int, int]], mode: str) -> relax.Expr:
+def _from_own_elements(
+    node: Operands, widths: list[tuple[int, int]], mode: Literal["reflect", "edge", "wrap"]
+) -> relax.Expr:
     """Along each axis the elements are taken by their indices."""
     x = node.value(0)
     for axis, (size, (before, behind)) in enumerate(zip(node.shape(), widths, strict=True)):

@@ -43,7 +43,7 @@ def _head(file: File, operator: Operator, scores: Tensor, anchors: Tensor) -> He
     options = _Options(file, operator)
     classes = options.number("num_classes", 1, 1 << 16)
     width = scores.shape[-1] if scores.shape else None
-    if width not in (classes, classes + 1):
+    if width is None or width not in (classes, classes + 1):
         raise ModelError(
             f"{file.path}: {file.label(operator)} tells {classes} classes apart, its scores are for {width}"
         )
@@ -63,7 +63,7 @@ def _head(file: File, operator: Operator, scores: Tensor, anchors: Tensor) -> He
     return Head(
         "detect",
         "tflite-ssd",
-        int(width),
+        width,
         (part,),
         background=0 if width == classes + 1 else -1,
         threshold=threshold if threshold > 0.05 else _LEAST_THRESHOLD,

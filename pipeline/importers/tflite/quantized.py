@@ -57,9 +57,14 @@ def is_quantized(tensor: Tensor) -> bool:
     return tensor.dtype in _TYPES and tensor.quantization is not None
 
 
+def _quantization(tensor: Tensor) -> Quantization:
+    assert tensor.quantization is not None
+    return tensor.quantization
+
+
 def is_quantized_activation(tensor: Tensor) -> bool:
     """Is it one that the network computes or is given, with one scale for all elements?"""
-    return is_quantized(tensor) and tensor.data is None and tensor.quantization.scale.size == 1
+    return is_quantized(tensor) and tensor.data is None and _quantization(tensor).scale.size == 1
 
 
 def entered(tensors: Tensors, index: int, parameter: relax.Expr) -> relax.Expr:
@@ -98,7 +103,7 @@ def convert(tensors: Tensors, operator: Operator, converter: Converter | None) -
     read = [node.tensor(at) for at in range(len(node)) if node.has(at)]
     activations = [each for each in read if is_quantized(each) and each.index not in tensors.constants]
     for each in (*activations, *(node.result(at) for at in range(len(operator.outputs)))):
-        if is_quantized(each) and each.quantization.scale.size != 1:
+        if is_quantized(each) and _quantization(each).scale.size != 1:
             raise node.unsupported(f"{each.label} has a scale for each channel, which only weights may have")
     if operator.kind in ("QUANTIZE", "DEQUANTIZE"):
         return _results(node, [node.value(0)])
@@ -125,12 +130,12 @@ def _as_list(result: relax.Expr | list[relax.Expr]) -> list[relax.Expr]:
 
 def scale_of(tensor: Tensor) -> float:
     """The scale of a tensor that has one."""
-    return float(tensor.quantization.scale.reshape(-1)[0])
+    return float(_quantization(tensor).scale.reshape(-1)[0])
 
 
 def zero_of(tensor: Tensor) -> int:
     """The zero point of a tensor that has one scale."""
-    return int(tensor.quantization.zero_point.reshape(-1)[0])
+    return int(_quantization(tensor).zero_point.reshape(-1)[0])
 
 
 def _number(value: float) -> relax.Expr:
@@ -252,7 +257,7 @@ class _Reals(Operands):
             return array
         if not is_quantized(tensor) and not self._is_bias(position):
             return array
-        return spread(self, tensor.quantization, array)[1]
+        return spread(self, _quantization(tensor), array)[1]
 
     def _is_bias(self, position: int) -> bool:
         return self.operator.kind in _WEIGHTED and position == _WEIGHTED[self.operator.kind][2]
@@ -290,7 +295,7 @@ class _Wholes(Operands):
     def array(self, position: int, what: str) -> np.ndarray:
         """Constants as whole numbers."""
         array, tensor = super().array(position, what), self.tensor(position)
-        return spread(self, tensor.quantization, array)[0] if is_quantized(tensor) else array
+        return spread(self, _quantization(tensor), array)[0] if is_quantized(tensor) else array
 
     def option(self, table: str, name: str, default: object = None) -> object:
         """Fused activations are left to the limits of the result."""
@@ -308,8 +313,8 @@ class _Wholes(Operands):
             "FullyConnectedOptions",
             "Pool2DOptions",
             "TransposeConvOptions",
+            "ConcatenationOptions",
         )
-        known += ("ConcatenationOptions",)
         return int(super().option(table, "FusedActivationFunction", default=0)) if table in known else 0
 
 
@@ -347,6 +352,7 @@ class _Sums(_Wholes):
         first, last = self._channels
         if self.operator.kind == "FULLY_CONNECTED":  # its operand may have any shape: rows of the weights' length
             size = self.tensor(self._weights).shape[-1]
+            assert size is not None
             value = self.step(relax.op.reshape(value, (prod(shape_of(value)) // size, size)), f"rows{first}")
         return self.step(relax.op.strided_slice(value, [len(shape_of(value)) - 1], [first], [last]), f"channels{first}")
 

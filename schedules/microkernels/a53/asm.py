@@ -171,8 +171,8 @@ class Loop:
             pipe[cycle].append(text)
         for load, slot in slots:
             if load.high:
-                address = load.addresses(slot.high < 0)[1]
-                pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {address}")
+                high = load.addresses(slot.high < 0)[1]
+                pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {high}")
         alone = [cycle for cycle in self._plan.cycles[:-1] if len(pipe[cycle]) == 1]
         for i, hint in enumerate(self.hints[: len(alone)]):
             pipe[alone[len(alone) * i // len(self.hints)]].append(hint)
