@@ -29,7 +29,7 @@ from bitkiln.pipeline.inspect.result import Row
 from bitkiln.pipeline.ir.graph import file_names, op_name, shape_of, value_of, variables
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.pipeline.passes.binary.recognise import Verdict
+from bitkiln.pipeline.passes.binary.verdict import BinaryFacts, Verdict
 from bitkiln.pipeline.passes.pipeline import Survey, origin
 from bitkiln.schedules.workload import Binarize, Conv2d, packed
 
@@ -119,7 +119,7 @@ class Reader:
 
     def _convolution(self, row: Row, call: Call) -> Row:
         unseen = "not looked at, since the network cannot be compiled" if self.found.problem else why_unseen(call)
-        verdict = self._of(self.verdicts, row.name) or Verdict(row.name, False, unseen)
+        verdict = self._of(self.verdicts, row.name) or Verdict(row.name, refusal=unseen)
         count = weight_count(call)
         row = replace(
             row,
@@ -135,9 +135,9 @@ class Reader:
             row = replace(
                 row, result=workload_of(compiled[-1], Conv2d).out, constant_bytes=sum(map(constant_nbytes, others))
             )
-        return self._conventions(row) if verdict.binary else row
+        return self._conventions(row, verdict.facts) if verdict.facts else row
 
-    def _conventions(self, row: Row) -> Row:
+    def _conventions(self, row: Row, facts: BinaryFacts) -> Row:
         """What a binary convolution takes the signs of zeros and of padding to be, and whether its result stays bits."""
         calls = [self.recognised[name] for name in self._of(self.operators, row.name) or ()]
         if not calls:
@@ -151,7 +151,7 @@ class Reader:
         signs = {self._sign_zero(each.args[0]) for each in calls}
         sign_zero = signs.pop() if len(signs) == 1 else 0
         reason = row.reason
-        if sign_zero and "zeros count" not in reason:
+        if sign_zero and facts.zeros_count_as is None:
             reason = f"{reason}, sign(0) = {sign_zero:+d}"
         floats = self._of(self.floats, row.name)
         return replace(

@@ -50,14 +50,15 @@ def hidden_costs(found: Survey) -> Iterator[Cost]:
 def _several_times(found: Survey) -> Iterator[Cost]:
     """Binary convolutions that run two or four times, since zeros of signs or weights have no bit."""
     defined = found.defined("binary")
-    reasons = {verdict.name: verdict.reason for verdict in found.verdicts}
+    facts = {verdict.name: verdict.facts for verdict in found.verdicts}
     for name, operators in found.binary_operators().items():
         works = [work for each in operators if isinstance(work := workload_of(defined[each]), Conv2d)]
         if len(works) < 2:
             continue
         macs = sum(work.macs for work in works)
-        because = reasons.get(name, "").partition("since ")[2].partition(":")[0]
-        text = f"runs as {len(works)} binary convolutions instead of one" + (f", since {because}" if because else "")
+        known = facts.get(name)
+        because = f", since {' and '.join(known.causes())}" if known and known.causes() else ""
+        text = f"runs as {len(works)} binary convolutions instead of one{because}"
         yield Cost(name, text, macs * (len(works) - 1) // len(works), True)
 
 

@@ -18,9 +18,6 @@ from bitkiln.pipeline.passes.pipeline import Lowered
 from bitkiln.pipeline.verify.compare import Tensors
 from bitkiln.schedules.workload import Conv2d
 
-#: How a verdict says that zeros take another value in the bundle than in the file.
-_MARK = "zeros count as"
-
 
 @dataclass(frozen=True)
 class ExactZeros:
@@ -37,7 +34,9 @@ class ZeroSigns:
     def __init__(self, lowered: Lowered) -> None:
         self._graph: tvm.IRModule = lowered.graph
         self._names = file_names(lowered.phases["imported"]["main"])
-        self._layers = {verdict.name for verdict in lowered.verdicts if verdict.binary and _MARK in verdict.reason}
+        self._layers = {
+            verdict.name for verdict in lowered.verdicts if verdict.facts and verdict.facts.zeros_count_as is not None
+        }
 
     @cached_property
     def sources(self) -> dict[str, str]:

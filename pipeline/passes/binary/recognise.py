@@ -27,7 +27,7 @@ from bitkiln.pipeline.ir.operands import channel_operand
 from bitkiln.pipeline.ops.register import ints, pair, sides, workload_of
 from bitkiln.pipeline.passes.binary.reasons import no_signs, other_kind
 from bitkiln.pipeline.passes.binary.signs import SignFinder, Signs
-from bitkiln.pipeline.passes.binary.verdict import NotBinary, Verdict
+from bitkiln.pipeline.passes.binary.verdict import BinaryFacts, NotBinary, Verdict
 from bitkiln.pipeline.passes.binary.weights import TOLERANCE, binary_weights
 from bitkiln.pipeline.passes.binary.whole_numbers import often_zero
 from bitkiln.schedules.workload import Conv2d
@@ -72,15 +72,15 @@ class _Recogniser:
             self._remember(graph, name, value)
         if operator == "bitkiln.bconv2d":
             workload = workload_of(value, Conv2d)
-            text = _padding_text(workload.pad_value, workload.padding)
-            self.verdicts.append(Verdict(name, True, f"stored as binary, {text}"))
+            padding = workload.pad_value if any(workload.padding) else None
+            self.verdicts.append(Verdict(name, BinaryFacts(padding=padding, stored=True)))
         elif operator == "nn.conv2d":
             try:
                 return self._binary(graph, name, value)
             except NotBinary as refusal:
-                self.verdicts.append(Verdict(name, False, str(refusal), refusal.suspicious))
+                self.verdicts.append(Verdict(name, None, str(refusal), refusal.suspicious))
         elif (reason := other_kind(self._finder(graph), value)) is not None:
-            self.verdicts.append(Verdict(name, False, reason))
+            self.verdicts.append(Verdict(name, refusal=reason))
         return None
 
     def _finder(self, graph: Graph) -> SignFinder:
@@ -116,7 +116,8 @@ class _Recogniser:
             for weights in ([np.where(weight == 0, sign, weight) for sign in (1, -1)] if zeros else [weight])
         ]
         shift = signs.middle / abs(half) * weight.sum(axis=(1, 2, 3), dtype=np.float64)
-        self.verdicts.append(Verdict(name, True, _what(signs, scales * abs(half), padding, pad_value, twice, zeros)))
+        padded = pad_value if any(padding) else None
+        self.verdicts.append(Verdict(name, _facts(signs, padded, scales * abs(half), twice, zeros)))
         count, sums = len(convs), convs[0]
         for conv in convs[1:]:
             sums = relax.op.add(*(graph.emit(part, f"{name}.sums") for part in (sums, conv)))
@@ -243,33 +244,22 @@ def _sign_zero(signs: Signs) -> int:
     return 1 if signs.zero == signs.positive else -1
 
 
-def _what(signs: Signs, scales: np.ndarray, padding: tuple[int, ...], pad_value: int, twice: bool, zeros: int) -> str:
-    """A binary convolution in words."""
-    weights = ("0 and " if zeros else "") + ("+-1" if np.all(scales == 1) else "scaled +-1")
-    if signs.middle:
-        lower, upper = sorted((signs.negative, signs.positive))
-        value = (signs.negative, signs.middle, signs.positive)[pad_value + 1]
-        held = f"padding {value:g}" if any(padding) else "no padding"
-        text, top = f"levels {lower:g} and {upper:g} x +-s, {held}", f"{upper:g}"
-    else:
-        text, top = f"signs x {weights}, {_padding_text(pad_value * (1 if signs.positive > 0 else -1), padding)}", "+1"
-    if signs.zero == signs.middle and not twice:
-        text += f", zeros count as {top}"
-    reasons = [f"{zeros} weights are zero"] if zeros else []
-    if twice:
-        reasons.append("Sign(0) = 0 in the file and the whole numbers before it are often 0")
-    if reasons:
-        text += f", in {2 ** len(reasons)} convolutions, since {' and '.join(reasons)}"
-    return f"{text}: where(x >= 0, 1, -1) would need half of them" if twice else text
+def _facts(signs: Signs, padding: int | None, scales: np.ndarray, exact_zeros: bool, zero_weights: int) -> BinaryFacts:
+    """``padding`` is a sign of the source, 0 a true zero, or None without padding."""
+    of_signs = (signs.negative, signs.middle, signs.positive)
+    if not signs.middle:  # a factor of the signs is in ``scales``
+        of_signs = (-1.0, 0.0, 1.0) if signs.positive > 0 else (1.0, 0.0, -1.0)
+    return BinaryFacts(
+        levels=(min(of_signs), max(of_signs)),
+        padding=None if padding is None else of_signs[padding + 1],
+        scaled=bool(np.any(scales != 1)),
+        zeros_count_as=max(of_signs) if signs.zero == signs.middle and not exact_zeros else None,
+        exact_zeros=exact_zeros,
+        zero_weights=zero_weights,
+    )
 
 
 def _levels_text(signs: Signs) -> str:
     if not signs.middle:
         return f"the signs are +-{abs(signs.positive):g}"
     return f"its levels are {signs.negative:g} and {signs.positive:g}"
-
-
-def _padding_text(value: int, padding: tuple[int, ...]) -> str:
-    if not any(padding):
-        return "no padding"
-    return "true zero padding" if value == 0 else f"padding {value:+d}"
