@@ -29,9 +29,17 @@ from bitkiln.schedules.conv2d.geometry import Run, geometry, split
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels import kernel_set
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, REACH_BYTES, Finish
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, IMAGE_AHEAD, REACH_BYTES, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
+
+#: Strips of blocks that threads share: as many as any of our boards has cores; more where there are many blocks.
+_STRIPS, _MANY_STRIPS, _MANY_BLOCKS = 4, 16, 64
+#: The smallest block of results that the micro-kernels claim.
+_SPREAD_FLOATS = 64
+#: Bytes of an image's tile that may wait in the L1 cache while another one is computed.
+_MOST_AHEAD = 8192
+_PAGE = 4096
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
@@ -93,6 +101,7 @@ class _Direct:
         self.tiles = Tiles(self.early, self.finish, assembly)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
+        self.ahead = self._ahead()
 
     def kernel(self) -> Kernel:
         (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
@@ -121,6 +130,16 @@ class _Direct:
         weights[..., :length] = arrays[0].reshape(self.groups, self.out_per_group, rows, length)
         parts = [pack_panels(group.reshape(self.out_per_group, -1), self.panel_runs) for group in weights]
         return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+
+    def _ahead(self) -> int:
+        """How far ahead lines of the image are fetched: the next tile's, where tiles are small and follow each other."""
+        work = self.workload
+        bytes_of_tile = self.tile_m * work.channels * 4
+        follow = work.kernel == work.strides == (1, 1) and work.groups == 1 and not any(work.padding)
+        if not follow or bytes_of_tile > _MOST_AHEAD:
+            return IMAGE_AHEAD
+        # What an addition takes as an immediate.
+        return bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE
 
     def _pixel_table(self) -> np.ndarray:
         """Byte offsets of the pixels; the last is repeated where a tile is filled up."""
@@ -157,22 +176,38 @@ class _Direct:
 
     def _blocks_in_parallel(self, straight: bool) -> None:
         for run, reach in self._blocks():
-            # With one tile in a block, none of it filled up, the micro-kernel itself goes from panel to panel.
-            together = self.block == 1 and self.finish is not None and run.used >= self.least
             floats = run.used // self.window * self.workload.out_channels
-            with T.parallel(run.count) as block:
-                if straight and floats >= CLAIM_FLOATS:
-                    loops.claim(
-                        self.result, run.first // self.window * self.workload.out_channels + block * floats, floats
-                    )
-                with T.serial(self.groups) as group:
-                    for panels in self.panel_runs:
-                        inside = panels.count if together and panels.used == panels.size else 1
-                        with T.serial(panels.count // inside) as panel:
-                            first = panels.first + panel * panels.size
-                            pixel = run.first + block * run.size
-                            self._tiles(pixel, run.used, group, first, panels, inside, reach)
-                self._late(run.first + block * run.size, run.used)
+            spread = straight and self.finish is not None and floats >= _SPREAD_FLOATS
+            strips = min(run.count, _STRIPS if run.count < _MANY_BLOCKS else _MANY_STRIPS)
+            with T.parallel(strips) as strip:
+                begin, end = strip * run.count // strips, (strip + 1) * run.count // strips
+                to = run.first // self.window * self.workload.out_channels
+                if not spread:
+                    with T.serial(begin, end) as block:
+                        if straight and floats >= CLAIM_FLOATS:
+                            loops.claim(self.result, to + block * floats, floats)
+                        self._block(run, block, reach)
+                    continue
+                loops.claim(self.result, to + begin * floats, floats)
+                with T.serial(begin, end - 1) as block:
+                    self._block(run, block, reach, to + (block + 1) * floats)
+                self._block(run, end - 1, reach)
+
+    def _block(self, run: Run, block: Any, reach: bool, claimed: Any = None) -> None:
+        """A block of pixels: all panels, then the steps that the micro-kernel left.
+
+        On the way the block's lines of the result from ``claimed`` on are claimed.
+        """
+        pixel = run.first + block * run.size
+        # With one tile in a block, none of it filled up, the micro-kernel itself goes from panel to panel.
+        together = self.block == 1 and self.finish is not None and run.used >= self.least
+        with T.serial(self.groups) as group:
+            for panels in self.panel_runs:
+                inside = panels.count if together and panels.used == panels.size else 1
+                with T.serial(panels.count // inside) as panel:
+                    first = panels.first + panel * panels.size
+                    self._tiles(pixel, run.used, group, first, panels, inside, reach, claimed)
+        self._late(pixel, run.used)
 
     def _panels_in_parallel(self) -> None:
         for panels in self.panel_runs:
@@ -195,11 +230,26 @@ class _Direct:
             operands = tiles.operands_behind(self.workload.epilogue, len(self.early), self.operands)
             loops.apply_late(self.result, first * size[1], first, pixels, size, self.late, operands)
 
-    def _tiles(self, first: Any, pixels: int, group: Any, channel: Any, panels: Run, count: int, reach: bool) -> None:
+    def _tiles(
+        self,
+        first: Any,
+        pixels: int,
+        group: Any,
+        channel: Any,
+        panels: Run,
+        count: int,
+        reach: bool,
+        claimed: Any = None,
+    ) -> None:
         """The tiles of a block of ``pixels``, for ``count`` panels from ``channel`` of the group on."""
         for run in [at_least(run, self.least) for run in split(pixels, self.tile_m)]:
             with T.serial(run.count) as tile:
-                self._tile(first + run.first + tile * run.size, run, group, channel, panels, count, reach)
+                within = run.first + tile * run.size
+                place = None
+                if claimed is not None:
+                    done = (group * self.out_per_group + channel) * pixels + within * panels.size
+                    place = T.address_of(self.result[claimed + done // self.window])
+                self._tile(first + within, run, group, channel, panels, count, reach, place)
 
     def _image(self) -> Any:
         """The image with its border, or the input itself."""
@@ -208,7 +258,15 @@ class _Direct:
         return tiles.padded_image(data, size, self.workload.padding) if self.copies else data
 
     def _tile(
-        self, first: Any, pixels: Run, group: Any, channel_in_group: Any, panels: Run, count: int, reach: bool
+        self,
+        first: Any,
+        pixels: Run,
+        group: Any,
+        channel_in_group: Any,
+        panels: Run,
+        count: int,
+        reach: bool,
+        claimed: Any,
     ) -> None:
         work = self.workload
         channel = group * self.out_per_group + channel_in_group
@@ -224,6 +282,8 @@ class _Direct:
             at=lambda m: ((first + m) // work.conv_size[1], (first + m) % work.conv_size[1]),
             count=count,
             reach=reach,
+            ahead=self.ahead,
+            claimed=claimed,
         )
         self.tiles.emit(tile, self.result, Taps(0, len(self.geometry.rows), self.row_length))
 

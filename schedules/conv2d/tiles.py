@@ -7,7 +7,7 @@ Direct and transposed convolutions are made of them. Weights are packed in panel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from bitkiln.schedules.conv2d.geometry import Run
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
-from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, REACH_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, IMAGE_AHEAD, REACH_BYTES, STEP, Finish, Sgemm
 from bitkiln.schedules.steps import Step, commutes_with_maximum
 from bitkiln.targets import Target
 
@@ -53,7 +53,8 @@ class Tile:
 
     ``first``: its first pixel in the table of pixels. ``image``: what the table's offsets count from. ``to``: its first result;
     the next pixel's lies ``pitch`` further. ``at(m)``: where in the whole result pixel m lies, (y, x). ``count``: panels one
-    after the other. ``reach``: its pixels may be read beyond their taps, as ``Sgemm.reach`` asks.
+    after the other. ``reach``: its pixels may be read beyond their taps, as ``Sgemm.reach`` asks; then lines of the image are
+    fetched ``ahead`` bytes further on. ``claimed``: where, in which buffer, lines are written as ``Finish.claims`` says.
     """
 
     pixels: Run
@@ -67,6 +68,8 @@ class Tile:
     at: Callable[[Any], tuple[Any, Any]]
     count: int = 1
     reach: bool = False
+    ahead: int = IMAGE_AHEAD
+    claimed: Any = None
 
 
 class Tiles:
@@ -93,7 +96,8 @@ class Tiles:
         """The results of ``tile``; without taps its sums are zero."""
         whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
         if self.finish is not None and whole and taps.count:
-            kernel = Sgemm(tile.pixels.size, tile.panels.size, self.finish, tile.reach)
+            finish = replace(self.finish, claims=tile.claimed is not None)
+            kernel = Sgemm(tile.pixels.size, tile.panels.size, finish, tile.reach, tile.ahead)
             self._call(kernel, tile, result, tile.to, tile.pitch, taps)
             return
         size = tile.panels.size
@@ -101,7 +105,8 @@ class Tiles:
         if not taps.count:
             loops.fill(sums, 0, tile.pixels.size * size)
         elif self.assembly:
-            self._call(Sgemm(tile.pixels.size, size, reach=tile.reach), tile, sums, 0, size, taps)
+            kernel = Sgemm(tile.pixels.size, size, reach=tile.reach, ahead=tile.ahead)
+            self._call(kernel, tile, sums, 0, size, taps)
         else:
             self._plain(sums, tile, taps)
         with T.serial(tile.pixels.used) as m:
@@ -130,6 +135,7 @@ class Tiles:
                 T.int64(kernel.tile_n * 4),
                 T.address_of(bias),
                 T.int64(0),
+                tile.claimed if kernel.finish.claims else T.int64(0),
             )
         )
 

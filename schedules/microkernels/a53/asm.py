@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 #: Cycles from ``ldr d`` until arithmetic may read the vector: the ``ins`` one train slot later, and its latency.
 LOAD_TO_USE = 7
@@ -51,6 +52,11 @@ def named(name: str, lines: Sequence[str]) -> list[str]:
 def span(numbers: Sequence[int], kind: str = "v") -> str:
     """Registers of adjacent numbers, as a table names them: "v0-v7"."""
     return f"{kind}{numbers[0]}" + (f"-{kind}{numbers[-1]}" if len(numbers) > 1 else "")
+
+
+def beside(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
+    """``guests``, integer operations, in order: one behind each of ``lines``, vector arithmetic, and the rest behind them."""
+    return [text for pair in zip_longest(lines, guests) for text in pair if text]
 
 
 def saved(first: int, last: int, vectors: bool) -> tuple[list[str], list[str]]:
@@ -143,15 +149,20 @@ class Loop:
 
     def head(self) -> list[str]:
         """Loads what the first iteration expects from the one before."""
+        placed = [(load, slot) for load, slot in self._plan.placed if slot.low < 0]
+        whole = [(load, slot) for load, slot in placed if slot.join < 0 and load.high]
         lines = []
+        # As many high halves under way as there are registers that carry them: alone each would wait for its own.
+        for first in range(0, len(whole), len(self.scratch)):
+            group = list(zip(whole[first : first + len(self.scratch)], self.scratch, strict=False))
+            lines += [f"ldr {temp}, {load.high}" for (load, _), temp in group]
+            lines += [f"ldr d{load.register}, {load.low}" for (load, _), _ in group]
+            lines += [f"ins v{load.register}.d[1], {temp}" for (load, _), temp in group]
         for load, slot in self._plan.placed:
-            temp = self.scratch[slot.temp]
-            if slot.high < 0 and load.high:
-                lines.append(f"ldr {temp}, {load.high}")
-            if slot.low < 0:
+            if slot.high < 0 <= slot.join and load.high:
+                lines.append(f"ldr {self.scratch[slot.temp]}, {load.high}")
+            if slot.low < 0 and not (slot.join < 0 and load.high):
                 lines.append(f"ldr d{load.register}, {load.low}")
-            if slot.join < 0 and load.high:
-                lines.append(f"ins v{load.register}.d[1], {temp}")
         return lines
 
     def body(self) -> list[str]:

@@ -1,13 +1,14 @@
 """Float matrix tiles for the Cortex-A53: ``tile_m`` pixels x ``tile_n`` output channels, all sums in registers.
 
 C call: ``(float *out, int64 out_pitch, const float *image, const int32 *pixels, const float *weights, const int32 *rows,
-int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch, const float *bias, int64 image_pitch)``, pitches and
-offsets in bytes.
+int64 row_count, int64 row_steps, int64 panels, int64 panel_pitch, const float *bias, int64 image_pitch, float *claimed)``,
+pitches and offsets in bytes.
 
 For each panel ``out[m][n] = sum over rows r, k < 4*row_steps of image[pixels[m] + rows[r] + k] * weights[r][k][n]``; then
 ``out`` goes on by ``panel_pitch``, ``image`` by ``image_pitch`` and ``weights`` to what follows. ``rows`` has one entry more
 than ``row_count``, any valid offset: it is loaded from ahead. So are ``AHEAD_BYTES`` bytes behind the last weights. A
-``Finish`` is applied before the results are stored; without a bias its pointer is not used.
+``Finish`` is applied before the results are stored; without a bias its pointer is not used. Where it claims, as many bytes as a
+panel's results have are written to ``claimed``, which goes on from panel to panel.
 
 Registers: sums of 4 output channels each; pixels two to a register, each with 2 consecutive values; weights of one k. Per 4
 values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*ceil(tile_m/2) + tile_n cycles with loads.
@@ -45,20 +46,23 @@ FAR = "x22"
 class Finish:
     """What happens to the sums in their registers.
 
-    First the largest of every ``window`` consecutive pixels is taken, which leaves fewer rows of ``out``; then ``bias`` of
-    the channel is added; then comes ``activation``, a step without operand that ``steps_a53`` knows, with ``values``.
+    They begin with ``bias`` of the channel. The largest of every ``window`` consecutive pixels is taken, which leaves fewer
+    rows of ``out``; then comes ``activation``, a step without operand that ``steps_a53`` knows, with ``values``.
+    ``claims``: beside its arithmetic a tile writes whole lines of the result that a later tile will store in pieces.
     """
 
     bias: bool = False
     activation: str = ""
     values: tuple[float, ...] = ()
     window: int = 1
+    claims: bool = False
 
     @property
     def words(self) -> str:
         """The finish as a part of a symbol's name."""
         bits = "".join(f"_{pattern:08x}" for pattern in np.array(self.values, "float32").view("uint32"))
         parts = ["bias" if self.bias else "", self.activation + bits, f"max{self.window}" if self.window > 1 else ""]
+        parts.append("claims" if self.claims else "")
         return "".join("_" + part for part in parts if part)
 
 
@@ -67,18 +71,20 @@ class Sgemm:
     """The micro-kernel of one tile size.
 
     ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
-    ahead.
+    ``ahead`` bytes further on. That may lie behind the image: a fetch never faults.
     """
 
     tile_m: int
     tile_n: int
     finish: Finish = Finish()
     reach: bool = False
+    ahead: int = IMAGE_AHEAD
 
     @property
     def symbol(self) -> str:
         """Its name."""
-        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{'_reach' if self.reach else ''}_a53"
+        reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}" if self.reach else ""
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}_a53"
 
     def assembly(self) -> str:
         """Its text."""
@@ -87,7 +93,12 @@ class Sgemm:
     @property
     def cycles_per_step(self) -> int:
         """Cycles of 4 values of k in the loop."""
-        return inner_loop(self.tile_m, self.tile_n, self.reach).cycles
+        return self.loop.cycles
+
+    @property
+    def loop(self) -> asm.Loop:
+        """The loop over ``STEP`` values of k."""
+        return inner_loop(self.tile_m, self.tile_n, self.reach, self.ahead)
 
     @cached_property
     def vectors(self) -> int:
@@ -114,21 +125,14 @@ def _assembly(tile: Sgemm) -> str:
     enter, leave = asm.saved(19, 30, vectors=True)
     frame = asm.frame_bytes(19, 30, vectors=True)
     pointers = POINTERS[: tile.tile_m]
-    loop = inner_loop(tile.tile_m, tile.tile_n, tile.reach)
+    loop = tile.loop
     lines = [
         *enter,
         f"ldp x29, x30, [sp, #{frame}]",
         *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
         *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
         "4:",
-        f"ldrsw {CURRENT}, [x5]",
-        "add x2, x5, #4",
-        "mov x3, x6",
-        *(f"movi v{i}.16b, #0" for i in range(tile.tile_m * tile.vectors)),
-        f"add {CURRENT_HALF}, {CURRENT}, #8",
-        f"add {NEXT}, {CURRENT}, #16",
-        *([f"add {FAR}, {CURRENT}, #{IMAGE_AHEAD}"] if tile.fetches_image else []),
-        *loop.head(),
+        *asm.named("begin", _begin(tile, frame)),
         f"subs {LEFT}, x7, #2",
         "b.ge 1f",
         "2:",
@@ -141,7 +145,7 @@ def _assembly(tile: Sgemm) -> str:
         *loop.body(),
         "b 2b",
         "3:",
-        *asm.named("finish", _finish(tile, frame)),
+        *asm.named("finish", _finish(tile)),
         "mov x2, x0",
         f"ldr x17, [sp, #{frame + 24}]",
         *(line for m in range(0, tile.tile_m, tile.finish.window) for line in _store(tile, m)),
@@ -154,10 +158,32 @@ def _assembly(tile: Sgemm) -> str:
     return asm.routine(tile.symbol, lines, registers(tile))
 
 
+def _begin(tile: Sgemm, frame: int) -> list[str]:
+    """The sums at their bias or zero, claims and the loop's first loads beside that; x2, x3, x16 and x17 are free before."""
+    sums = range(tile.tile_m * tile.vectors)
+    lines, guests = [f"ldrsw {CURRENT}, [x5]"], []
+    if tile.finish.bias:
+        # The third argument on the stack; it moves on from panel to panel.
+        lines += [f"ldr x17, [sp, #{frame + 16}]", *(f"ldr q{v}, [x17, #{16 * v}]" for v in range(tile.vectors))]
+        guests += [f"add x17, x17, #{tile.tile_n * 4}", f"str x17, [sp, #{frame + 16}]"]
+        starts = [f"mov v{r}.16b, v{r % tile.vectors}.16b" for r in sums[tile.vectors :]]
+    else:
+        starts = [f"movi v{r}.16b, #0" for r in sums]
+    if tile.finish.claims:
+        size = tile.tile_m // tile.finish.window * tile.tile_n * 4
+        lines.append(f"ldr x3, [sp, #{frame + 32}]")
+        guests += [f"stp xzr, xzr, [x3, #{at}]" for at in range(0, size, 16)]
+        guests += [f"add x3, x3, #{size}", f"str x3, [sp, #{frame + 32}]"]
+    guests += ["add x2, x5, #4", "mov x3, x6", f"add {CURRENT_HALF}, {CURRENT}, #8", f"add {NEXT}, {CURRENT}, #16"]
+    if tile.fetches_image:
+        guests += asm.add(FAR, CURRENT, tile.ahead)
+    return [*lines, *asm.beside(starts, guests), *tile.loop.head()]
+
+
 def registers(tile: Sgemm) -> dict[str, str]:
     """What the loop keeps where."""
     sums = range(tile.tile_m * tile.vectors)
-    far = {FAR: f"{IMAGE_AHEAD} bytes further on, for fetching"} if tile.fetches_image else {}
+    far = {FAR: f"{tile.ahead} bytes further on, for fetching"} if tile.fetches_image else {}
     return {
         "x0": "result",
         "x1": "bytes from pixel to pixel of the result",
@@ -173,7 +199,7 @@ def registers(tile: Sgemm) -> dict[str, str]:
     }
 
 
-def _finish(tile: Sgemm, frame: int) -> list[str]:
+def _finish(tile: Sgemm) -> list[str]:
     """The finish of a panel; registers of pixels and weights are free by now, and so are x2, x3, x16 and x17."""
     finish = tile.finish
     rows = range(0, tile.tile_m, finish.window)
@@ -189,25 +215,21 @@ def _finish(tile: Sgemm, frame: int) -> list[str]:
             for a, b in [(tile.sum(m + i, v), tile.sum(m + i + step, v))]
         ]
         step //= 2
-    if finish.bias:
-        # The third argument on the stack; it moves on from panel to panel.
-        lines += [
-            f"ldr x17, [sp, #{frame + 16}]",
-            *(f"ldr q{spare + v}, [x17, #{16 * v}]" for v in range(tile.vectors)),
-        ]
-        lines += [f"add x17, x17, #{tile.tile_n * 4}", f"str x17, [sp, #{frame + 16}]"]
-        lines += [f"fadd v{r}.4s, v{r}.4s, v{spare + i % tile.vectors}.4s" for i, r in enumerate(sums)]
     if finish.activation:
         constants = (*finish.values, *steps_a53.assembly(finish.activation).constants)
         rows_of = range(spare, spare + len(constants))
         for register, pattern in zip(rows_of, np.array(constants, "float32").view("uint32").tolist(), strict=True):
-            lines += [
-                f"movz w16, #{pattern & 0xFFFF}",
-                f"movk w16, #{pattern >> 16}, lsl #16",
-                f"dup v{register}.4s, w16",
-            ]
+            lines += _constant(register, pattern)
         lines += steps_a53.lines(finish.activation, [(r, rows_of) for r in sums], range(rows_of.stop, 32))
     return lines
+
+
+def _constant(register: int, pattern: int) -> list[str]:
+    """Four times the 32 bits of ``pattern``."""
+    if not pattern:
+        return [f"movi v{register}.16b, #0"]
+    low = [f"movk w16, #{pattern & 0xFFFF}"] if pattern & 0xFFFF else []
+    return [f"movz w16, #{pattern >> 16}, lsl #16", *low, f"dup v{register}.4s, w16"]
 
 
 def _store(tile: Sgemm, m: int) -> list[str]:
@@ -221,11 +243,11 @@ def _store(tile: Sgemm, m: int) -> list[str]:
 
 
 @cache
-def inner_loop(tile_m: int, tile_n: int, reach: bool) -> asm.Loop:
+def inner_loop(tile_m: int, tile_n: int, reach: bool, ahead: int = IMAGE_AHEAD) -> asm.Loop:
     """The loop over ``STEP`` values of k: the best of those that differ in the order of the sums within one k and in the use
     of spare registers.
     """
-    tile = Sgemm(tile_m, tile_n, reach=reach)
+    tile = Sgemm(tile_m, tile_n, reach=reach, ahead=ahead)
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
         order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
@@ -302,7 +324,7 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
     ]
     hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
     if tile.fetches_image:
-        control.insert(2, f"add {FAR}, {NEXT}, #{IMAGE_AHEAD}")
+        control[2:2] = asm.add(FAR, NEXT, tile.ahead)
         hints += [f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
     loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)
     return loop if loop.feasible else None
