@@ -102,9 +102,11 @@ def tune(
     key: str | None = None,
     boards: int | None = None,
     console: Console | None = None,
+    threads: Sequence[int] | None = None,
 ) -> list[TaskState]:
     """Search the fastest kernels for ``models`` (the built-in networks unless given), appending records to ``logs``.
 
+    They are searched for each number of ``threads``, which is the board's cores unless given.
     Boards are those with ``key`` at ``tracker`` ("HOST:PORT"); without a tracker, ``boards`` simulated ones. Ends after
     ``trials`` measurements or ``minutes``. Raises BoardError, SetupError, RecordError; finished trials are on disk by then.
     """
@@ -112,7 +114,7 @@ def tune(
 
     networks = [_loaded(model) for model in models or BUILTIN]
     budget = stage.Budget(trials=trials, minutes=minutes)
-    return stage.tune(networks, _target(target), logs, budget, tracker, key, boards, console)
+    return stage.tune(networks, _target(target), logs, budget, tracker, key, boards, console, threads)
 
 
 def compile(
@@ -121,14 +123,17 @@ def compile(
     target: TargetLike = DEFAULT_TARGET,
     logs: Path | None = None,
     console: Console | None = None,
+    threads: Sequence[int] | None = None,
 ) -> Bundle:
     """Compile ``model`` into the bundle ``output`` with the best kernels known from ``logs`` and the committed records.
 
+    ``threads``: the number that they are to be best for, the board's cores unless given; or 1 and another, for a bundle with
+    a plan for one thread and one for several.
     ``output`` is replaced only when everything has succeeded. Raises BitkilnError.
     """
     from bitkiln.pipeline.compile import compile_model
 
-    return open_bundle(compile_model(_loaded(model), _target(target), records(logs), output, console=console))
+    return open_bundle(compile_model(_loaded(model), _target(target), records(logs), output, console, threads))
 
 
 def build(

@@ -107,9 +107,10 @@ class Inspect(TypedDict):
 
 
 class Task(TypedDict):
-    """A workload that was tuned: ``occurrences`` steps have it."""
+    """A workload that was tuned for a number of threads: ``occurrences`` steps have it."""
 
     workload: str
+    threads: int
     occurrences: int
     default_ms: float | None
     best_ms: float | None
@@ -120,12 +121,13 @@ class Task(TypedDict):
 
 
 class Tune(TypedDict):
-    """``bitkiln tune --json``: ``ended`` says why it did."""
+    """``bitkiln tune --json``. ``default_ms``, ``best_ms`` and ``gain`` are of the largest of ``threads``."""
 
     schema: Literal["bitkiln.tune/1"]
     models: list[str]
     target: str
     logs: str
+    threads: list[int]
     default_ms: float
     best_ms: float
     gain: float | None
@@ -157,6 +159,7 @@ class Compile(TypedDict):
     model: str
     sha256: str
     target: str
+    threads: list[int]
     inputs: list[Tensor]
     outputs: list[Tensor]
     preprocessing: dict[str, Any] | None

@@ -50,6 +50,16 @@ class Target:
         """The clock that cycles are turned into milliseconds with."""
         return int(self.cpu["mhz"])
 
+    @property
+    def cores(self) -> int:
+        """How many cores it has."""
+        return int(self.cpu["cores"])
+
+    def dram_mb_s(self, cores: int) -> float:
+        """What so many cores get of its DRAM together."""
+        alone = float(self.dram["bandwidth_mb_s"])
+        return alone if cores == 1 else float(self.dram.get("total_bandwidth_mb_s", alone))
+
     def tvm_target(self) -> tvm.target.Target:
         """The target as TVM's code generator takes it."""
         import tvm  # Takes a second: commands that only look a target up do without.

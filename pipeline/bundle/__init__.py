@@ -90,7 +90,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; compile or copy the bundle again")
     steps = manifest["steps"] if isinstance(manifest["steps"], list) else []
     chosen = [step for step in steps if isinstance(step, dict) and "workload" in step]
-    if not _fits(manifest, _MANIFEST) or not _fits(chosen, [_CHOSEN]):
+    several = [step["several"] for step in chosen if "several" in step]
+    if not (_fits(manifest, _MANIFEST) and _fits(chosen, [_CHOSEN]) and _fits(several, [_SEVERAL])):
         raise BundleError(f"{path}: damaged, it holds something else than expected; compile or copy the bundle again")
     return manifest
 
@@ -101,6 +102,8 @@ _STEP = {"name": str, "kind": str, "macs": (int, float), "weight_bytes": (int, f
 #: What a manifest must hold where commands take it for granted, and a step whose kernel was chosen for a workload.
 _MANIFEST = {"target": str, "files": dict, "inputs": [_TENSOR], "outputs": [_TENSOR], "steps": [_STEP], "model": dict}
 _CHOSEN = {"workload": str, "chosen": str, "knobs": dict}
+#: The kernel of such a step on several threads, where it is another.
+_SEVERAL = {"chosen": str, "knobs": dict}
 
 
 def _fits(value: Any, pattern: Any) -> bool:

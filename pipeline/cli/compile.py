@@ -15,6 +15,7 @@ from bitkiln.pipeline.cli.options import (
     MODEL_OPTIONS,
     TARGET_OPTION,
     ModelName,
+    ThreadCounts,
     console,
     load_model,
     print_json,
@@ -26,17 +27,29 @@ from bitkiln.pipeline.cli.options import (
 @TARGET_OPTION
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @LOGS_OPTION
+@click.option(
+    "--threads",
+    type=ThreadCounts(),
+    metavar="N[,N]",
+    help="Threads that kernels are chosen for, the board's cores unless given; 1,4: a plan for one and one for several.",
+)
 @MODEL_OPTIONS
 @JSON_OPTION
 def compile(
-    model: str, target: targets.Target, output: Path, logs: Path | None, as_json: bool, **settings: Any
+    model: str,
+    target: targets.Target,
+    output: Path,
+    logs: Path | None,
+    threads: tuple[int, ...] | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Turn MODEL into a bundle: a folder that runs on the board with Python alone.
 
     \b
     Example: bitkiln compile model.onnx --target rasp3b -o bundle
     """
-    made = api.compile(load_model(model, settings), output, target, logs, console=console(err=as_json))
+    made = api.compile(load_model(model, settings), output, target, logs, console(err=as_json), threads)
     if as_json:
         from bitkiln.pipeline.compile.manifest import as_json as described
 

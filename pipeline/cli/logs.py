@@ -8,7 +8,7 @@ import click
 
 from bitkiln import targets
 from bitkiln.pipeline import api, schema
-from bitkiln.pipeline.cli.options import JSON_OPTION, LOGS_OPTION, TARGET_OPTION, console, print_json
+from bitkiln.pipeline.cli.options import JSON_OPTION, LOGS_OPTION, MOST_THREADS, TARGET_OPTION, console, print_json
 
 
 @click.group()
@@ -61,15 +61,16 @@ def logs_merge(sources: tuple[Path, ...], output: Path, as_json: bool) -> None:
 
 @logs.command("best")
 @TARGET_OPTION
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Of a network; the board's cores unless given.")
 @LOGS_OPTION
 @JSON_OPTION
-def logs_best(target: targets.Target, logs: Path | None, as_json: bool) -> None:
+def logs_best(target: targets.Target, threads: int | None, logs: Path | None, as_json: bool) -> None:
     """Show the record of each workload that compile would use, and why.
 
     \b
     Example: bitkiln logs best --target rasp3b
     """
-    rows = api.records(logs).choices(target)
+    rows = api.records(logs).choices(target, threads or target.cores)
     if as_json:
         found, why = [row.record.as_json() for row in rows], [row.why for row in rows]
         print_json(schema.LogsBest(schema="bitkiln.logs-best/1", target=target.name, records=found, why=why))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bitkiln.pipeline.model import Model
 
 
+#: As many as the runtime takes.
+MOST_THREADS = 16
+
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -82,6 +85,26 @@ class Numbers(click.ParamType):
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a number or a comma-separated list of numbers", param, context)
+
+
+class ThreadCounts(click.ParamType):
+    """One number of threads, or several separated by commas."""
+
+    name = "threads"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...] | None:
+        """Parse the list."""
+        if value is None or isinstance(value, tuple):
+            return value
+        try:
+            counts = sorted({int(part) for part in str(value).split(",")})
+        except ValueError:
+            self.fail(f"{value!r} is not a number of threads or a comma-separated list of such", param, context)
+        if not 1 <= counts[0] <= counts[-1] <= MOST_THREADS:
+            self.fail(f"{value}: a network runs on 1 to {MOST_THREADS} threads", param, context)
+        return tuple(counts)
 
 
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from bitkiln.pipeline.cli.options import (
     SETTINGS,
     TARGET_OPTION,
     ModelName,
+    ThreadCounts,
     console,
     load_model,
     print_json,
@@ -35,6 +36,12 @@ from bitkiln.pipeline.cli.options import (
     show_default=True,
     help="Folder the tuning records are appended to; a later run resumes from them.",
 )
+@click.option(
+    "--threads",
+    type=ThreadCounts(),
+    metavar="N[,N]",
+    help="Numbers of threads to tune for; the board's cores unless given.",
+)
 @click.option("--boards", type=click.IntRange(min=1), help="Simulated boards to start; one for each core unless given.")
 @MODEL_OPTIONS
 @JSON_OPTION
@@ -47,7 +54,7 @@ def tune(models: tuple[str, ...], target: targets.Target, logs: Path, as_json: b
     Example: tune model.onnx --target rasp3b --tracker pi-lab:9190 --key rasp3b
     """
     networks = [load_model(model, settings) for model in models or api.BUILTIN]
-    chosen = {name: settings[name] for name in ("trials", "minutes", "tracker", "key", "boards")}
+    chosen = {name: settings[name] for name in ("trials", "minutes", "tracker", "key", "boards", "threads")}
     states = api.tune(*networks, target=target, logs=logs, console=console(err=as_json), **chosen)
     if as_json:
         from bitkiln.pipeline.tune.result import as_json as described

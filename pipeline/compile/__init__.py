@@ -16,7 +16,7 @@ from rich.console import Console
 from bitkiln.pipeline import bundle
 from bitkiln.pipeline.compile import golden
 from bitkiln.pipeline.compile.arguments import plan_network
-from bitkiln.pipeline.compile.kernels import RecordSource, choose_kernels
+from bitkiln.pipeline.compile.kernels import RecordSource, choose_kernels, where_they_differ
 from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.manifest import add_layers, describe, report
 from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
@@ -39,10 +39,17 @@ COPIES = 4
 
 
 def compile_model(
-    model: Model, target: Target, records: RecordSource, out: Path, console: Console | None = None
+    model: Model,
+    target: Target,
+    records: RecordSource,
+    out: Path,
+    console: Console | None = None,
+    threads: Sequence[int] | None = None,
 ) -> Path:
     """Compile ``model`` for ``target`` into the bundle ``out``, with the best kernels that ``records`` know.
 
+    ``threads``: the number that they are to be best for, the board's cores unless given; or 1 and another, for a bundle with
+    a plan for one thread and one for several.
     Raises BitkilnError; ``out`` is replaced only when everything has succeeded.
     """
     # Processes that only build kernels for tuning do without.
@@ -57,7 +64,7 @@ def compile_model(
     if console:
         for warning in warnings:
             console.print(f"warning: {warning}", highlight=False, markup=False)
-    return compile_lowered(model, lowered.module, target, records, out, console, lowered, warnings)
+    return compile_lowered(model, lowered.module, target, records, out, console, lowered, warnings, threads)
 
 
 def compile_lowered(
@@ -69,6 +76,7 @@ def compile_lowered(
     console: Console | None = None,
     lowered: Lowered | None = None,
     warnings: Sequence[str] = (),
+    threads: Sequence[int] | None = None,
 ) -> Path:
     """As ``compile_model``, for a network already lowered to ``module``.
 
@@ -76,14 +84,18 @@ def compile_lowered(
     """
     console = console or Console(quiet=True)
     network = read_network(module)
-    chosen = choose_kernels(module, network, target, records)
-    plan = plan_network(model, network, chosen)
+    least, *more = sorted(set(threads or [target.cores]))
+    chosen = choose_kernels(module, network, target, records, least)
+    several = where_they_differ(choose_kernels(module, network, target, records, more[-1]), chosen) if more else {}
+    plan = plan_network(model, network, chosen, several)
     _check_memory(model, plan, target)
-    functions = {kernel.symbol: kernel.func for kernel in chosen.values()}
-    microkernels = [micro for kernel in chosen.values() if kernel.kernel for micro in kernel.kernel.microkernels]
+    kernels = (*chosen.values(), *several.values())
+    functions = {kernel.symbol: kernel.func for kernel in kernels}
+    microkernels = [micro for kernel in kernels if kernel.kernel for micro in kernel.kernel.microkernels]
     with bundle.writing(out) as folder:
         facts = link_library(functions, microkernels, plan, target, folder / "model.so")
-        manifest = describe(model, target, network, chosen, plan, facts) | {"warnings": list(warnings)}
+        manifest = describe(model, target, network, chosen, several, plan, facts)
+        manifest |= {"threads": [least, *more], "warnings": list(warnings)}
         add_layers(manifest, lowered)
         bundle.add_files(folder, model, manifest)
         manifest["golden"], manifest["memory"]["running"] = golden.make(folder, target, plan, console)

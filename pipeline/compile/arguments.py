@@ -23,15 +23,29 @@ from bitkiln.pipeline.model import Model
 from bitkiln.schedules.kernel import Argument, Constant
 
 
-def plan_network(model: Model, network: Network, chosen: Mapping[str, ChosenKernel]) -> ExecutionPlan:
-    """The execution plan: each call's arguments as its kernel wants them, weights packed, tensors placed."""
+def plan_network(
+    model: Model,
+    network: Network,
+    chosen: Mapping[str, ChosenKernel],
+    several: Mapping[str, ChosenKernel] | None = None,
+) -> ExecutionPlan:
+    """The execution plan: each call's arguments as its kernel wants them, weights packed, tensors placed.
+
+    ``several`` has the kernels that are others where several threads run the network.
+    """
+    others = several or {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         calls = list(pool.map(lambda call: _kernel_call(call, chosen[call.kernel]), network.calls))
+        differing = [call for call in network.calls if call.kernel in others]
+        made = pool.map(lambda call: _kernel_call(call, others[call.kernel]), differing)
+        replaced = {call.name: call for call in made}
     outputs = list(network.outputs)
     if len(outputs) == len(model.outputs):
         names = [spec.name for spec in model.outputs]
         outputs = [View(name, v.shape, v.dtype, v.storage) for name, v in zip(names, outputs, strict=True)]
-    plan = make_plan(calls, network.inputs, outputs)
+    plan = make_plan(
+        calls, network.inputs, outputs, [replaced.get(call.name, call) for call in calls] if others else ()
+    )
     return replace(plan, preprocessing=model.preprocessing, head=model.head, image=model.image_size)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import tvm
@@ -31,8 +31,8 @@ class Record(Protocol):
 class RecordSource(Protocol):
     """Where the best known knobs come from."""
 
-    def best(self, workload: str, target: Target, /) -> Record | None:
-        """The fastest record of the workload with that key, for a board of this kind."""
+    def best(self, workload: str, target: Target, threads: int, /) -> Record | None:
+        """The fastest record of the workload with that key, for a board of this kind on so many threads."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ChosenKernel:
 
 
 def choose_kernels(
-    module: tvm.IRModule, network: Network, target: Target, records: RecordSource
+    module: tvm.IRModule, network: Network, target: Target, records: RecordSource, threads: int = 1
 ) -> dict[str, ChosenKernel]:
     """The kernel of every PrimFunc that ``network`` calls, by the PrimFunc's name; equal ones share a symbol."""
     chosen: dict[str, ChosenKernel] = {}
@@ -62,9 +62,15 @@ def choose_kernels(
         func = module[name]
         identity = _identity(func)
         if identity not in known:
-            known[identity] = _choose(f"kernel{len(known)}", name, func, target, records)
+            known[identity] = _choose(f"kernel{len(known)}", name, func, target, records, threads)
         chosen[name] = known[identity]
     return chosen
+
+
+def where_they_differ(several: Mapping[str, ChosenKernel], one: Mapping[str, ChosenKernel]) -> dict[str, ChosenKernel]:
+    """Of the kernels for ``several`` threads those that are others than for ``one``, under symbols of their own."""
+    differing = {name: kernel for name, kernel in several.items() if kernel.knobs != one[name].knobs}
+    return {name: replace(kernel, symbol=f"{kernel.symbol}_several") for name, kernel in differing.items()}
 
 
 def _identity(func: tirx.PrimFunc) -> str:
@@ -74,21 +80,25 @@ def _identity(func: tirx.PrimFunc) -> str:
     return tvm.ir.save_json(func.without_attr("global_symbol"))
 
 
-def _choose(symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource) -> ChosenKernel:
+def _choose(
+    symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource, threads: int
+) -> ChosenKernel:
     if not (func.attrs and WORKLOAD_ATTR in func.attrs):
         return ChosenKernel(symbol, name, generic.schedule(func), "generic")
     workload = from_json(str(func.attrs[WORKLOAD_ATTR]))
-    knobs, record = choose_knobs(workload, target, records)
+    knobs, record = choose_knobs(workload, target, records, threads)
     kernel = operator_for(workload).emit(workload, knobs, target)
     source, proof = ("tuned", record.as_json()) if record else ("default", None)
     kind = workload.key().split()[0]
     return ChosenKernel(symbol, kind, kernel.func, source, kernel, workload, dict(knobs), proof)
 
 
-def choose_knobs(workload: Workload, target: Target, records: RecordSource) -> tuple[Knobs, Record | None]:
+def choose_knobs(
+    workload: Workload, target: Target, records: RecordSource, threads: int = 1
+) -> tuple[Knobs, Record | None]:
     """The best recorded knobs and their record; the untuned default where no record fits the tuning space."""
     operator = operator_for(workload)
-    record = records.best(workload.key(), target)
+    record = records.best(workload.key(), target, threads)
     if record is not None and _within(record.knobs, operator.space(workload, target)):
         return record.knobs, record
     return operator.default(workload, target), None

@@ -14,7 +14,7 @@ from bitkiln.pipeline.compile.errata import erratum_843419
 from bitkiln.pipeline.compile.instructions import check_instructions
 from bitkiln.pipeline.compile.launches import launches
 from bitkiln.pipeline.compile.library import LibraryFacts, code_of, library_facts
-from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan
+from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan, Step
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
@@ -104,20 +104,21 @@ def plan_source(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]] | None
     """The plan as the C tables of plan.h; ``extents`` of the kernels' parallel loops, as ``launches`` gives them."""
     extents = extents or {}
     lines = ['#include "plan.h"', "extern const unsigned char bk_constants[];"]
-    kernels = sorted({step.kernel for step in plan.steps} - {COPY})
+    steps = (*plan.steps, *plan.several)
+    kernels = sorted({step.kernel for step in steps} - {COPY})
     lines += [f"int {_symbol(name)}(void *, const bk_any *, int32_t, bk_any *);" for name in kernels]
     lines += ["static const int64_t shapes[] = {" + _row(d for t in plan.tensors for d in t.shape) + "};"]
-    numbers = (n for step in plan.steps for n in (*step.arguments, *extents.get(step.kernel, ())))
+    numbers = (n for step in steps for n in (*step.arguments, *extents.get(step.kernel, ())))
     lines += [f"static const int32_t arguments[] = {{{_row(numbers)}}};"]
     lines += ["static const int32_t inputs[] = {" + _row(plan.inputs) + "};"]
     lines += ["static const int32_t outputs[] = {" + _row(plan.outputs) + "};"]
     lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
-    lines += ["static const bk_step steps[] = {", *_step_rows(plan, extents), "};"]
+    lines += ["static const bk_step steps[] = {", *_step_rows(steps, extents), "};"]
     outputs = {t.name: (t.shape, t.dtype) for t in (plan.tensors[index] for index in plan.outputs)}
     lines += [preprocessing_source(plan.preprocessing), head_source(plan.head, outputs, plan.image)]
     counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
     lines += [
-        "const bk_plan bk_network = {tensors, steps, inputs, outputs, "
+        f"const bk_plan bk_network = {{tensors, steps, steps + {len(plan.steps) if plan.several else 0}, inputs, outputs, "
         f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants, preprocessing, head}};"
     ]
     return "\n".join(lines) + "\n"
@@ -136,9 +137,9 @@ def _tensor_rows(plan: ExecutionPlan) -> list[str]:
     return rows
 
 
-def _step_rows(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]]) -> list[str]:
+def _step_rows(steps: Sequence[Step], extents: Mapping[str, Sequence[int]]) -> list[str]:
     rows, at = [], 0
-    for step in plan.steps:
+    for step in steps:
         launched = len(extents.get(step.kernel, ()))
         rows.append(
             f"{{{_string(step.name)}, {_string(step.kind)}, {_symbol(step.kernel)}, {len(step.arguments)}, "

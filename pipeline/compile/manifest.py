@@ -29,17 +29,21 @@ def describe(
     target: Target,
     network: Network,
     chosen: Mapping[str, ChosenKernel],
+    several: Mapping[str, ChosenKernel],
     plan: ExecutionPlan,
     facts: LibraryFacts,
 ) -> dict[str, Any]:
-    """The manifest, but for the list of files and the golden answer."""
+    """The manifest, but for the list of files and the golden answer; ``several`` has kernels that only several threads use."""
     weights = {call.name: _constant_bytes(call) for call in network.calls}
     kernels = {call.name: chosen[call.kernel] for call in network.calls}
+    others = {call.name: several[call.kernel] for call in network.calls if call.kernel in several}
     steps = []
     for step in plan.steps:
         row: dict[str, Any] = {"name": step.name, "kind": step.kind, "macs": 0, "binary": False, "weight_bytes": 0}
         if step.name in kernels and step.kind != "copy":
             row |= _describe_kernel(kernels[step.name]) | {"weight_bytes": weights[step.name]}
+        if step.name in others:
+            row["several"] = _describe_choice(others[step.name])
         steps.append(row)
     return {
         "format": bundle.FORMAT_VERSION,
@@ -84,6 +88,7 @@ def as_json(made: bundle.Bundle) -> schema.Compile:
         "model": manifest["model"]["name"],
         "sha256": manifest["model"]["sha256"],
         "target": manifest["target"],
+        "threads": manifest.get("threads", [1]),
         "inputs": manifest["inputs"],
         "outputs": manifest["outputs"],
         "preprocessing": manifest.get("preprocessing"),
@@ -114,6 +119,13 @@ def _describe_kernel(kernel: ChosenKernel) -> dict[str, Any]:
         "macs": kernel.workload.macs,
         "binary": bool(getattr(kernel.workload, "binary", False)),
         "workload": kernel.workload.key(),
+        **_describe_choice(kernel),
+    }
+
+
+def _describe_choice(kernel: ChosenKernel) -> dict[str, Any]:
+    assert kernel.kernel is not None
+    return {
         "chosen": kernel.source,
         "knobs": dict(kernel.knobs),
         "record": kernel.record,
@@ -148,7 +160,7 @@ def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
     taken = manifest["memory"].get("running")
     running = f"; takes {taken / 1e6:.1f} MB of memory" if taken else ""
     console.print(
-        f"{out}: {manifest['model']['name']} for {manifest['target']}, {len(manifest['steps'])} steps "
+        f"{out}: {manifest['model']['name']} for {manifest['target']} on {tuned_for(manifest)}, {len(manifest['steps'])} steps "
         f"({tuned}, {counts['default']} by default, {counts['generic']} generic), "
         f"{size / 1e6:.1f} MB, {memory / 1e6:.1f} MB of activations{running}",
         highlight=False,
@@ -157,6 +169,12 @@ def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
         console.print(
             f"outputs: {describe_head(manifest['head'])}; --head says otherwise (docs/heads.md)", highlight=False
         )
+
+
+def tuned_for(manifest: Mapping[str, Any]) -> str:
+    """The numbers of threads that a bundle's kernels were chosen for: "4 threads", "1 and 4 threads"."""
+    counts = manifest.get("threads", [1])
+    return f"{' and '.join(map(str, counts))} thread{'' if counts == [1] else 's'}"
 
 
 def describe_head(head: Mapping[str, Any]) -> str:

@@ -63,6 +63,7 @@ class Step:
 class ExecutionPlan:
     """Everything the runtime has to know. ``constants`` is the memory that constant tensors point into.
 
+    ``several`` are the steps as more than one thread runs them, with kernels that are better then; empty: as ``steps``.
     ``preprocessing`` and ``head`` say what the first input and the outputs mean, ``image`` is the input's height and width
     where it is an image.
     """
@@ -77,6 +78,7 @@ class ExecutionPlan:
     preprocessing: Preprocessing | None = None
     head: Head | None = None
     image: tuple[int, int] | None = None
+    several: tuple[Step, ...] = ()
 
 
 @dataclass(eq=False)
@@ -140,14 +142,20 @@ def read_network(module: tvm.IRModule) -> Network:
     return _Reader(module).network()
 
 
-def make_plan(calls: Sequence[PlannedCall], inputs: Sequence[View], outputs: Sequence[View]) -> ExecutionPlan:
+def make_plan(
+    calls: Sequence[PlannedCall], inputs: Sequence[View], outputs: Sequence[View], several: Sequence[PlannedCall] = ()
+) -> ExecutionPlan:
     """Place all tensors. Storages of ``inputs`` are boundary memory; each of ``outputs`` gets boundary memory too.
 
     A storage that an output views is written there directly. Where that cannot be (an input handed through, a constant,
-    one value returned twice), a copying step is added.
+    one value returned twice), a copying step is added. ``several`` are the calls as more than one thread makes them, which
+    write the same views; none where they are no others.
     """
+    own = len(calls)
     calls, outputs = _settle_outputs(list(calls), outputs)
-    views = _distinct([*inputs, *(view for call in calls for view in (*call.inputs, *call.outputs)), *outputs])
+    several = [*several, *calls[own:]] if several else []
+    both = (*calls, *several)
+    views = _distinct([*inputs, *(view for call in both for view in (*call.inputs, *call.outputs)), *outputs])
     arena, arena_bytes = place_by_lifetime(_lifetimes(calls))
     boundary, boundary_bytes = _place_in_row(view.storage for view in views if view.storage.boundary)
     constant_offsets, constants = _gather_constants(view.storage for view in views if view.storage.constant is not None)
@@ -160,18 +168,15 @@ def make_plan(calls: Sequence[PlannedCall], inputs: Sequence[View], outputs: Seq
         return Tensor(view.name, view.shape, view.dtype, "arena", arena[id(view.storage)])
 
     position = {id(view): index for index, view in enumerate(views)}
+
+    def step(call: PlannedCall) -> Step:
+        arguments = tuple(position[id(view)] for view in (*call.inputs, *call.outputs))
+        return Step(call.name, call.kind, call.kernel, arguments, len(call.outputs))
+
     return ExecutionPlan(
         tensors=tuple(map(placed, views)),
-        steps=tuple(
-            Step(
-                call.name,
-                call.kind,
-                call.kernel,
-                tuple(position[id(view)] for view in (*call.inputs, *call.outputs)),
-                len(call.outputs),
-            )
-            for call in calls
-        ),
+        steps=tuple(map(step, calls)),
+        several=tuple(map(step, several)),
         inputs=tuple(position[id(view)] for view in inputs),
         outputs=tuple(position[id(view)] for view in outputs),
         arena_bytes=arena_bytes,

@@ -103,7 +103,8 @@ typedef struct {
 
 typedef struct {
     const bk_tensor *tensors;
-    const bk_step *steps;
+    const bk_step *steps;   /* as one thread runs them, or any number where there is no other plan */
+    const bk_step *several; /* as several threads do: the same steps with the kernels that are best for them */
     const int32_t *inputs, *outputs;
     int32_t tensor_count, step_count, input_count, output_count;
     uint64_t arena_bytes;    /* activations between steps */

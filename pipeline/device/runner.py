@@ -831,6 +831,7 @@ MANIFEST = {
     "outputs": [_TENSOR],
     "golden?": {"inputs": [str], "outputs": [str]},
     "memory?": {"running?": int},
+    "threads?": [int],
     "preprocessing?": {"height": int, "width": int, "mean": [_NUMBER]},
 }
 
@@ -1069,8 +1070,13 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def bench(model: Model, loaded: float, started: float, seconds: float = 3.0, most: int = 200) -> dict[str, Any]:
-    """Times of repeated runs, in a dict; the first run counts as the first answer only. The digest is not part of it."""
+def bench(
+    model: Model, loaded: float, started: float, chosen_for: list[int], seconds: float = 3.0, most: int = 200
+) -> dict[str, Any]:
+    """Times of repeated runs, in a dict; the first run counts as the first answer only. The digest is not part of it.
+
+    ``chosen_for``: the numbers of threads that the bundle's kernels were chosen for.
+    """
     model.run()
     first = time.perf_counter()
     times: list[float] = []
@@ -1089,6 +1095,7 @@ def bench(model: Model, loaded: float, started: float, seconds: float = 3.0, mos
         "network_mib": model.memory_bytes / 1048576.0,
         "library_mib": os.path.getsize(model.path) / 1048576.0,
         "threads": model.threads,
+        "chosen_for_threads": chosen_for,
     }
 
 
@@ -1098,6 +1105,8 @@ def print_bench(figures: dict[str, Any]) -> None:
             **figures
         )
     )
+    wanted = " and ".join(map(str, figures["chosen_for_threads"]))
+    print(f"kernels chosen for {wanted} threads")
     print(
         "start to first answer {first_answer_ms:.0f} ms (of which loading {load_ms:.0f} ms), "
         "peak memory {peak_mib:.1f} MiB, of which the network {network_mib:.1f} MiB (library {library_mib:.1f} MiB)".format(
@@ -1160,7 +1169,7 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
         model.fill_random()
     report: dict[str, Any] = {}
     if options.bench:
-        report["bench"] = bench(model, loaded, STARTED + checked - start)
+        report["bench"] = bench(model, loaded, STARTED + checked - start, bundle.manifest.get("threads") or [1])
     if options.trace:
         write_tensors(options.trace, trace_tensors(model))
     start = time.perf_counter()

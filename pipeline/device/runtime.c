@@ -432,11 +432,17 @@ static void bind_tensors(bk_model *model)
     }
 }
 
+/* The steps with the kernels for the model's number of threads; names and outputs are those of bk_network.steps. */
+static const bk_step *steps_of(const bk_model *model)
+{
+    return model->threads > 1 ? bk_network.several : bk_network.steps;
+}
+
 static void bind_arguments(bk_model *model)
 {
     int32_t at = 0;
     for (int32_t i = 0; i < bk_network.step_count; i++) {
-        const bk_step *step = &bk_network.steps[i];
+        const bk_step *step = &steps_of(model)[i];
         model->first_argument[i] = at;
         for (int32_t k = 0; k < step->arguments; k++)
             model->arguments[at++] = (bk_any){TYPE_DLTENSOR, 0, {.pointer = &model->tensors[step->tensors[k]]}};
@@ -446,7 +452,7 @@ static void bind_arguments(bk_model *model)
 static int allocate_model(bk_model *model)
 {
     size_t arguments = 1;
-    for (int32_t i = 0; i < bk_network.step_count; i++) arguments += (size_t)bk_network.steps[i].arguments;
+    for (int32_t i = 0; i < bk_network.step_count; i++) arguments += (size_t)steps_of(model)[i].arguments;
     model->arena = allocate(bk_network.arena_bytes, PAGE);
     model->boundary = allocate(bk_network.boundary_bytes, PAGE);
     model->tensors = allocate_zeros((size_t)bk_network.tensor_count + 1, sizeof *model->tensors);
@@ -688,7 +694,7 @@ static double now(void)
 
 static int call_step(bk_model *model, int32_t index)
 {
-    const bk_step *step = &bk_network.steps[index];
+    const bk_step *step = &steps_of(model)[index];
     bk_any result = {0, 0, {0}};
     model->step = step, model->launched = 0;
     if (step->kernel(NULL, &model->arguments[model->first_argument[index]], step->arguments, &result) == 0) return 0;

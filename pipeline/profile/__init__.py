@@ -30,12 +30,6 @@ LINE_BYTES = 64
 CAUSES = ("issue", "dependency", "l1", "l2", "dram", "branch", "fetch", "system")
 
 
-def dram_mb_s(target: Target, cores: int) -> float:
-    """What so many cores get of the target's DRAM together."""
-    alone: float = target.dram["bandwidth_mb_s"]
-    return alone if cores == 1 else target.dram.get("total_bandwidth_mb_s", alone)
-
-
 @dataclass(frozen=True)
 class LayerWork:
     """What a step has to do: multiply-accumulates and bytes of weights it must read from DRAM once a frame.
@@ -58,7 +52,7 @@ class LayerWork:
     def roof_cycles(self, target: Target, cores: int = 1) -> float:
         """The bound of this layer: peak MACs a cycle of ``cores`` or DRAM bandwidth for its weights, whichever is worse."""
         peak = cores * target.cpu["peak_binary_mac_per_cycle" if self.binary else "peak_f32_mac_per_cycle"]
-        bytes_per_cycle = dram_mb_s(target, cores) / target.mhz
+        bytes_per_cycle = target.dram_mb_s(cores) / target.mhz
         return max(self.macs / peak, self.weight_bytes / bytes_per_cycle)
 
 
@@ -262,7 +256,7 @@ def _layer(
         mix=row.get("mix", {}),
         blocks=tuple(row.get("blocks", ())),
         busy=tuple(float(core["cycles"] - core["spinning"]) for core in cores),
-        dram_percent=_dram_percent(row, cycles / (mhz * 1e6), dram_mb_s(target, threads)),
+        dram_percent=_dram_percent(row, cycles / (mhz * 1e6), target.dram_mb_s(threads)),
     )
 
 

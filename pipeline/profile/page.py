@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes, dram_mb_s
+from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes
 from bitkiln.pipeline.support.templating import render as render_template
 from bitkiln.targets import Target
 
@@ -63,7 +63,7 @@ def _y(rate: float) -> float:
 
 def _plot(profile: Profile, target: Target) -> dict[str, Any]:
     """Attained MACs a cycle over MACs a byte of weights: the lines of the roofs, and a dot for each layer."""
-    bandwidth = dram_mb_s(target, profile.threads) / target.mhz
+    bandwidth = target.dram_mb_s(profile.threads) / target.mhz
     start, end = 10 ** ACROSS[0], 10 ** ACROSS[1]
     roofs = []
     for kind, name in (("f32", "float"), ("binary", "binary")):

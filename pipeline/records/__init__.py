@@ -52,6 +52,11 @@ def superseded(kind: str, measured_by: str) -> bool:
     return kind == "simulated" and f"model {MODEL_VERSION}" not in measured_by.split(", ")
 
 
+def on_cores(measured_by: str, cores: int) -> str:
+    """What so many cores of a board are called as ``measured_by`` is called for one."""
+    return measured_by.replace(", 1 core, ", f", {cores} cores, ") if cores > 1 else measured_by
+
+
 Kind = Literal["simulated", "board", "emulated", ""]
 Status = Literal["ok", "build", "crashed", "timeout", "stopped", "wrong", "lost", "error", "doubted"]
 Unit = Literal["cycles", "seconds"]
@@ -292,25 +297,25 @@ class Records:
         """All current records of a workload on one target, failed trials included, the oldest log first."""
         return self._by_workload.get((workload, target), [])
 
-    def choice(self, workload: str, target: Target) -> Choice | None:
-        """The record of ``workload`` that decides for ``target``, and why; None where it was never measured.
+    def choice(self, workload: str, target: Target, threads: int = 1) -> Choice | None:
+        """The record of ``workload`` that decides for ``target`` on so many ``threads``, and why; None where it has none.
 
         The targets in ``target.records`` are asked in order; the first whose records decide answers.
         """
         for name in target.records:
-            if found := choose(self.of(workload, name), target):
+            if found := choose(self.of(workload, name), target, threads):
                 return found
         return None
 
-    def best(self, workload: str, target: Target) -> Record | None:
+    def best(self, workload: str, target: Target, threads: int = 1) -> Record | None:
         """The record of ``choice``."""
-        found = self.choice(workload, target)
+        found = self.choice(workload, target, threads)
         return found.record if found else None
 
-    def choices(self, target: Target) -> list[Choice]:
+    def choices(self, target: Target, threads: int = 1) -> list[Choice]:
         """The choice for every workload that has one for ``target``."""
         workloads = sorted({workload for workload, _ in self._by_workload})
-        return [found for workload in workloads if (found := self.choice(workload, target))]
+        return [found for workload in workloads if (found := self.choice(workload, target, threads))]
 
     def _index(self, record: Record) -> None:
         if record.current:

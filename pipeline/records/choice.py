@@ -1,8 +1,8 @@
 """Which record of a workload decides, and why.
 
-Figures of one *rig* (a simulated board of one model, clock and number of cores; or real boards of the target's CPU) compare
-with each other. Real boards compare in cycles at the clock that was measured under them: a kernel is not better for a cooler
-board. A rig that has only measured the untuned default says nothing of other kernels, and hides no rig that has searched.
+Figures of one *rig* (a simulated board of one model and clock, or real boards of the target's CPU, on one number of threads)
+compare with each other. Real boards compare in cycles at the clock that was measured under them: a kernel is not better for a
+cooler board. A rig that has only measured the untuned default says nothing of other kernels, and hides no rig that has searched.
 Nothing depends on when a record says it was made, or in which order logs are read.
 """
 
@@ -29,18 +29,21 @@ class Choice:
     why: str
 
 
-def choose(measured: Iterable[Record], target: Target) -> Choice | None:
-    """The best of the records of one workload; None where none of them has a time that counts for ``target``."""
+def choose(measured: Iterable[Record], target: Target, threads: int = 1) -> Choice | None:
+    """The best of the records of one workload, for so many ``threads``; None where none of them has a time that counts.
+
+    Those of another number of threads serve where there is nothing else, and so do those of another timing model.
+    """
     usable = [record for record in measured if record.ok and record.kind in KINDS and of_the_cpu(record, target)]
-    # Those of another timing model serve where there is nothing else.
     usable = [record for record in usable if not record.superseded] or usable
+    usable = [record for record in usable if record.threads == threads] or usable
     rigs = _rigs(usable)
     if not rigs:
         return None
     searched = [rig for rig in rigs if rig.tuned]
     rig = min(searched or rigs, key=lambda rig: rig.rank(target))
     winner = min(rig.fit, key=lambda record: (record.cost, record.default, sorted(record.knobs.items(), key=str)))
-    return Choice(winner, _why(rig, rigs, winner))
+    return Choice(winner, _why(rig, rigs, winner, threads))
 
 
 def of_the_cpu(record: Record, target: Target) -> bool:
@@ -85,12 +88,12 @@ def _rigs(records: Sequence[Record]) -> list[_Rig]:
     for record in records:
         # Times without a clock compare only with each other.
         real = "real boards" if record.cycles else f"{record.measured_by} without a clock"
-        name = f"{real}, {record.threads} threads" if record.kind == "board" else record.measured_by
+        name = f"{real if record.kind == 'board' else record.measured_by}, {record.threads} threads"
         found.setdefault((record.kind, name), []).append(record)
     return [_Rig(kind, name, members) for (kind, name), members in found.items()]
 
 
-def _why(rig: _Rig, rigs: Sequence[_Rig], winner: Record) -> str:
+def _why(rig: _Rig, rigs: Sequence[_Rig], winner: Record, threads: int) -> str:
     count = len(rig.records)
     text = f"fastest of {count} measured" if count > 1 else "the only one measured"
     text += f" by {'real boards, in cycles' if rig.kind == 'board' and winner.cycles else winner.measured_by}"
@@ -101,6 +104,8 @@ def _why(rig: _Rig, rigs: Sequence[_Rig], winner: Record) -> str:
         text += f"; {count - len(rig.fit)} throttled or of an unsteady clock do not count"
     elif not winner.fit:
         text += "; throttled or of an unsteady clock, and there is no better"
+    if winner.threads != threads:
+        text += f"; on {winner.threads} thread{'s' * (winner.threads > 1)}, for want of records of {threads}"
     if winner.superseded:
         text += "; of an older timing model, for want of newer ones"
     return text

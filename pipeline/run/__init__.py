@@ -94,7 +94,7 @@ def _check_board(board: str, bundle: Bundle) -> None:
 
 def timed(target: Target, threads: int) -> bool:
     """Can the simulated board tell how long that many threads take on ``target``?"""
-    return unlike(target) is None and threads <= int(target.cpu["cores"])
+    return unlike(target) is None and threads <= target.cores
 
 
 def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:

@@ -24,7 +24,7 @@ from bitkiln.pipeline.boards.farm import simulated_farm
 from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file
+from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file, on_cores
 from bitkiln.pipeline.support import interrupts
 from bitkiln.pipeline.tune.belief import compare_identity
 from bitkiln.pipeline.tune.builder import Builder
@@ -84,6 +84,16 @@ class TaskState:
         return self.task.key
 
     @property
+    def name(self) -> str:
+        """What reports call the task."""
+        return self.task.name
+
+    @property
+    def threads(self) -> int:
+        """For how many it is tuned."""
+        return self.task.threads
+
+    @property
     def occurrences(self) -> int:
         """How many layers have it."""
         return self.task.occurrences
@@ -118,13 +128,15 @@ def tune(
     key: str | None = None,
     boards: int | None = None,
     console: Console | None = None,
+    threads: Sequence[int] | None = None,
 ) -> list[TaskState]:
     """Tune ``models`` for ``target``, appending records to the folder ``logs``; gives what became of each task.
 
+    Kernels are tuned for each number of ``threads``, which is the board's cores unless given.
     Boards are those with ``key`` at ``tracker`` ("HOST:PORT"); without a tracker, ``boards`` simulated ones. Raises BoardError
     when no board is left, SetupError, RecordError; all finished trials are on disk by then.
     """
-    tasks = extract_tasks(models, target)
+    tasks = extract_tasks(models, target, threads or (target.cores,))
     if not tasks and console:
         console.print(f"nothing to tune: no layer of {', '.join(model.name for model in models)} leaves a choice")
     return tune_tasks(tasks, target, logs, budget, tracker, key, boards, console) if tasks else []
@@ -198,11 +210,8 @@ class Tuning:
         for state in self.states:
             usable = [record for name in state.task.target.records for record in known.of(state.key, name)]
             usable = [record for record in usable if state.task.space.positions(record.knobs) is not None]
-            mine = [
-                record
-                for record in usable
-                if record.measured_by == measured_by and record.target == state.task.target.name
-            ]
+            rig = (on_cores(measured_by, state.task.threads), state.task.threads, state.task.target.name)
+            mine = [record for record in usable if (record.measured_by, record.threads, record.target) == rig]
             for record in _distinct(mine):
                 state.take(record)
             state.search.learn(mine)

@@ -22,7 +22,7 @@ CLOCK_MARGIN = 1.25
 STEM_SAVES = 256 / 49
 
 
-def doubt(task: Task, knobs: Mapping[str, int | str], found: Measurement, threads: int) -> str:
+def doubt(task: Task, knobs: Mapping[str, int | str], found: Measurement) -> str:
     """Why ``found`` cannot count as the time of ``knobs`` on the task's target; empty where it can."""
     if not found.complete:
         return "incomplete: the timing model met instructions that it has no rule for"
@@ -31,7 +31,7 @@ def doubt(task: Task, knobs: Mapping[str, int | str], found: Measurement, thread
     if found.clock_mhz and found.kind == "board" and found.clock_mhz > CLOCK_MARGIN * task.target.mhz:
         return f"measured at {found.clock_mhz:g} MHz, {task.target.name} has {task.target.mhz}"
     cycles = found.cycles or found.seconds * task.target.mhz * 1e6
-    floor = floor_cycles(task, knobs) / threads
+    floor = floor_cycles(task, knobs) / task.threads
     if cycles < TOLERANCE * floor:
         return f"{cycles:,.0f} cycles are less than the {floor:,.0f} that its multiplications alone take"
     return ""

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bitkiln.pipeline.records import Record
+from bitkiln.pipeline.records import Record, on_cores
 from bitkiln.schedules.workload import Workload
 
 
@@ -29,8 +29,12 @@ class Row(Protocol):
         """What its kernel has to compute."""
 
     @property
-    def key(self) -> str:
-        """The workload's identity."""
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def threads(self) -> int:
+        """For how many it is tuned."""
 
     @property
     def occurrences(self) -> int:
@@ -100,7 +104,7 @@ class Display:
         what = "default" if record.default else record.status if not record.ok else "new best" if improved else "slower"
         share_text = f", {share:.0%} of the time" if share else ""
         self.current = (
-            f"trial {self.done}/{self.budget}, task {position}/{len(self.rows)} {row.key}: {what}; {best}{share_text}; "
+            f"trial {self.done}/{self.budget}, task {position}/{len(self.rows)} {row.name}: {what}; {best}{share_text}; "
             f"{self._left()}"
         )
         if self._live:
@@ -141,9 +145,10 @@ class Display:
 
     def _share(self, row: Row) -> float:
         """Its part of the network's time; 0 until all of that is known."""
-        if any(other.best is None for other in self.rows):
+        alike = [other for other in self.rows if other.threads == row.threads]
+        if any(other.best is None for other in alike):
             return 0.0
-        total = total_seconds(self.rows, tuned=True)
+        total = total_seconds(alike, tuned=True)
         return row.occurrences * row.best.seconds / total if row.best and total else 0.0
 
     def _table(self) -> Group:
@@ -160,18 +165,20 @@ def summary_table(rows: Sequence[Row]) -> Table:
     for name in ("layers", "default ms", "best ms", "gain", "MAC/cycle", "share", "trials"):
         table.add_column(name, justify="right", no_wrap=True, min_width=max(5, len(name)))
     table.add_column("task", overflow="ellipsis", no_wrap=True)
-    total = total_seconds(rows, tuned=True)
+    totals = {row.threads: 0.0 for row in rows}
+    for threads in totals:
+        totals[threads] = total_seconds([row for row in rows if row.threads == threads], tuned=True)
     cost = {id(row): row.occurrences * row.best.seconds if row.best else 0.0 for row in rows}
     for row in sorted(rows, key=lambda row: -cost[id(row)]):
         trials = f"{row.trials}" + (f" ({row.failures} failed)" if row.failures else "")
         if row.default is None or row.best is None:
-            table.add_row(str(row.occurrences), "", "", "", "", "", trials, row.key)
+            table.add_row(str(row.occurrences), "", "", "", "", "", trials, row.name)
             continue
         gain = f"{row.default.seconds / row.best.seconds:.2f}x"
         rate = speed(row.best, row.workload).rpartition(", ")[2].partition(" MAC")[0] if row.workload.macs else ""
-        share = f"{cost[id(row)] / total:.0%}" if total else ""
+        share = f"{cost[id(row)] / totals[row.threads]:.0%}" if totals[row.threads] else ""
         figures = (f"{1e3 * row.default.seconds:.3f}", f"{1e3 * row.best.seconds:.3f}", gain, rate, share, trials)
-        table.add_row(str(row.occurrences), *figures, row.key)
+        table.add_row(str(row.occurrences), *figures, row.name)
     return table
 
 
@@ -179,10 +186,14 @@ def print_summary(rows: Sequence[Row], console: Console, measured_by: str) -> No
     """The final table, which a terminal shows already, and its last line."""
     if not console.is_terminal:
         console.print(summary_table(rows))
-    before, after = total_seconds(rows, tuned=False), total_seconds(rows, tuned=True)
-    if after:
+    for threads in dict.fromkeys(row.threads for row in rows):
+        alike = [row for row in rows if row.threads == threads]
+        before, after = total_seconds(alike, tuned=False), total_seconds(alike, tuned=True)
+        if not after:
+            continue
         gain = f"{before / after:.2f} times faster" if before > 1.005 * after else "no faster kernels were found"
+        by = on_cores(measured_by, threads)
         console.print(
-            f"tuned layers: {1e3 * before:.2f} ms by default, {1e3 * after:.2f} ms tuned, {gain} ({measured_by})",
+            f"tuned layers: {1e3 * before:.2f} ms by default, {1e3 * after:.2f} ms tuned, {gain} ({by})",
             highlight=False,
         )

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 def as_json(states: Sequence[TaskState], models: Sequence[str], target: Target, logs: Path) -> schema.Tune:
     """The tasks of ``models`` with their defaults and the best found."""
-    before, after = (1e3 * total_seconds(states, tuned) for tuned in (False, True))
-    known = [state.best for state in states if state.best]
+    threads = sorted({state.threads for state in states})
+    most = [state for state in states if state.threads == threads[-1]]
+    before, after = (1e3 * total_seconds(most, tuned) for tuned in (False, True))
+    known = [state.best for state in most if state.best]
     return {
         "schema": "bitkiln.tune/1",
         "models": list(models),
         "target": target.name,
         "logs": str(logs),
+        "threads": threads,
         "default_ms": before,
         "best_ms": after,
         "gain": before / after if after else None,
@@ -36,6 +39,7 @@ def _task(state: TaskState) -> schema.Task:
     default, best = _ms(state.default), _ms(state.best)
     return {
         "workload": state.key,
+        "threads": state.threads,
         "occurrences": state.occurrences,
         "default_ms": default,
         "best_ms": best,

@@ -25,7 +25,7 @@ def cost_models(tasks: Sequence[Task]) -> dict[str, ms.cost_model.XGBModel]:
     models = {}
     for family in {task.family for task in tasks}:
         members = [task for task in tasks if task.family == family]
-        features = KnobFeatures(Layout.of(members), {task.key: task for task in members})
+        features = KnobFeatures(Layout.of(members), {task.name: task for task in members})
         # Few samples of few columns: shallow trees and an early stop train in a fraction of a second.
         config = ms.cost_model.xgb_model.XGBConfig(max_depth=6, eta=0.3, nthread=1)
         models[family] = ms.cost_model.XGBModel(
@@ -167,7 +167,7 @@ class Search:
                 search_strategy=ms.search_strategy.EvolutionarySearch(
                     population_size=96, init_min_unmeasured=min(24, self.task.space.size // 4), genetic_num_iters=3
                 ),
-                task_name=self.task.key,
+                task_name=self.task.name,
                 rand_state=self.seed,
                 num_threads=1,
                 logger=_quiet(),

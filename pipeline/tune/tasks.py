@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -17,12 +17,13 @@ from bitkiln.targets import Target
 
 @dataclass
 class Task:
-    """A workload to tune; ``occurrences`` counts the layers that have it, over all networks."""
+    """A workload to tune for a number of threads; ``occurrences`` counts the layers that have it, over all networks."""
 
     workload: Workload
     target: Target
     occurrences: int = 0
     models: list[str] = field(default_factory=list)
+    threads: int = 1
 
     def __post_init__(self) -> None:
         self.operator = operator_for(self.workload)
@@ -31,17 +32,22 @@ class Task:
         self.key = self.workload.key()
 
     @property
+    def name(self) -> str:
+        """What reports call it."""
+        return f"{self.key} on {self.threads} threads" if self.threads > 1 else self.key
+
+    @property
     def family(self) -> str:
         """Tasks of one family have alike spaces and share a cost model."""
-        return self.key.split()[0]
+        return f"{self.key.split()[0]} {self.threads}"
 
     @property
     def roof_seconds(self) -> float:
         """The time that the target's peak arithmetic and memory allow a direct computation; transforms may beat it."""
         binary = isinstance(self.workload, Conv2d) and self.workload.binary
         peak = float(self.target.cpu["peak_binary_mac_per_cycle" if binary else "peak_f32_mac_per_cycle"])
-        arithmetic = self.workload.macs / (peak * self.target.mhz * 1e6)
-        return max(arithmetic, self._streamed / (float(self.target.dram["bandwidth_mb_s"]) * 1e6))
+        arithmetic = self.workload.macs / (self.threads * peak * self.target.mhz * 1e6)
+        return max(arithmetic, self._streamed / (self.target.dram_mb_s(self.threads) * 1e6))
 
     @property
     def _streamed(self) -> int:
@@ -50,9 +56,12 @@ class Task:
         return constants if constants > 1024 * int(self.target.cpu["l2_kib"]) else 0
 
 
-def extract_tasks(models: Iterable[Model], target: Target) -> list[Task]:
-    """The distinct workloads of ``models`` whose schedules leave a choice, in the order in which the networks run them."""
-    tasks: dict[str, Task] = {}
+def extract_tasks(models: Iterable[Model], target: Target, threads: Sequence[int] = (1,)) -> list[Task]:
+    """The distinct workloads of ``models`` whose schedules leave a choice, in the order in which the networks run them.
+
+    Each is a task for every number of ``threads``.
+    """
+    tasks: dict[tuple[str, int], Task] = {}
     for model in models:
         module = lower(model, target).module
         for call in read_network(module).calls:
@@ -60,8 +69,9 @@ def extract_tasks(models: Iterable[Model], target: Target) -> list[Task]:
             if not (function.attrs and WORKLOAD_ATTR in function.attrs):
                 continue
             workload = from_json(str(function.attrs[WORKLOAD_ATTR]))
-            task = tasks.setdefault(workload.key(), Task(workload, target))
-            task.occurrences += 1
-            if model.name not in task.models:
-                task.models.append(model.name)
+            for count in threads:
+                task = tasks.setdefault((workload.key(), count), Task(workload, target, threads=count))
+                task.occurrences += 1
+                if model.name not in task.models:
+                    task.models.append(model.name)
     return [task for task in tasks.values() if task.space.size > 1]

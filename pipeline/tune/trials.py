@@ -64,7 +64,7 @@ class Trials:
         except BuildFailed as problem:
             raise BoardError(f"{task.key}: the untuned default does not compile ({problem})")
         try:
-            found = self._measure(artifact, Request(outputs=True, limit_seconds=FIRST_LIMIT), frozenset())
+            found = self._measure(artifact, Request(task.threads, outputs=True, limit_seconds=FIRST_LIMIT), frozenset())
         except KernelFailed as problem:
             raise BoardError(f"{task.key}: the untuned default fails ({problem})")
         finally:
@@ -86,7 +86,7 @@ class Trials:
         except BuildFailed as problem:
             return _failure(task, knobs, "build", str(problem), best)
         try:
-            found = self._measure(artifact, _request(best), frozenset([expected.sha256]))
+            found = self._measure(artifact, _request(task, best), frozenset([expected.sha256]))
         except KernelFailed as problem:
             return _failure(task, knobs, problem.status, str(problem), best)
         finally:
@@ -125,12 +125,14 @@ class Trials:
                     deadline = time.monotonic() + PATIENCE
 
 
-def _request(best: Record) -> Request:
+def _request(task: Task, best: Record) -> Request:
     """How long a candidate may take, given the best so far."""
     if best.unit == "cycles":
-        seconds = 20 + GIVE_UP_AT * best.seconds * SIMULATION_SLOWDOWN
-        return Request(outputs=True, limit_cycles=int(GIVE_UP_AT * (best.value or 0)), limit_seconds=seconds)
-    return Request(outputs=True, limit_seconds=10 + 20 * GIVE_UP_AT * best.seconds)
+        # One core is simulated at a time.
+        seconds = 20 + GIVE_UP_AT * best.seconds * SIMULATION_SLOWDOWN * task.threads
+        most = int(GIVE_UP_AT * (best.value or 0))
+        return Request(task.threads, outputs=True, limit_cycles=most, limit_seconds=seconds)
+    return Request(task.threads, outputs=True, limit_seconds=10 + 20 * GIVE_UP_AT * best.seconds)
 
 
 def _the_output(task: Task, found: Measurement) -> Output:
@@ -141,7 +143,7 @@ def _the_output(task: Task, found: Measurement) -> Output:
 
 
 def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, default: bool = False) -> Record:
-    problem = doubt(task, knobs, found, threads=1)
+    problem = doubt(task, knobs, found)
     return Record(
         task.key,
         task.target.name,
@@ -153,6 +155,7 @@ def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, defa
         kind=found.kind,
         measured_by=found.measured_by,
         cpu=found.cpu,
+        threads=task.threads,
         default=default,
         unsteady=not found.steady,
         health=dict(found.health),
@@ -170,4 +173,5 @@ def _failure(task: Task, knobs: Mapping[str, int | str], status: Status, message
         kind=best.kind,
         measured_by=best.measured_by,
         clock_mhz=best.clock_mhz,
+        threads=task.threads,
     )

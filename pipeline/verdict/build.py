@@ -133,7 +133,8 @@ class _Build:
         key = digest(self.identity, records, self._sealed())
 
         def work() -> Any:
-            compile_model(self.model, self.target, Records.open(self.logs), self.made)
+            threads = sorted({1, self.target.cores})
+            compile_model(self.model, self.target, Records.open(self.logs), self.made, threads=threads)
             return as_json(bundles.open_bundle(self.made))
 
         result: schema.Compile = self.stages.run("compile", key, work, _say_compiled)

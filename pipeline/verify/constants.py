@@ -14,7 +14,7 @@ import numpy as np
 
 from bitkiln.pipeline.bundle import Bundle
 from bitkiln.pipeline.compile.arguments import plan_network
-from bitkiln.pipeline.compile.kernels import choose_kernels
+from bitkiln.pipeline.compile.kernels import choose_kernels, where_they_differ
 from bitkiln.pipeline.compile.plan import ExecutionPlan, Tensor, read_network
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.model import Model
@@ -55,12 +55,14 @@ class _Recorded:
     """The bundle's own choice of knobs, in the place of tuning records."""
 
     def __init__(self, bundle: Bundle) -> None:
-        rows = bundle.manifest["steps"]
-        self._known = {row["workload"]: row["knobs"] for row in rows if row.get("workload")}
+        rows = [row for row in bundle.manifest["steps"] if row.get("workload")]
+        self._known = {row["workload"]: row["knobs"] for row in rows}
+        self._several = self._known | {row["workload"]: row["several"]["knobs"] for row in rows if "several" in row}
 
-    def best(self, workload: str, target: Target) -> _Knobs | None:
+    def best(self, workload: str, target: Target, threads: int) -> _Knobs | None:
         """As the bundle was compiled."""
-        return _Knobs(self._known[workload]) if workload in self._known else None
+        known = self._known if threads == 1 else self._several
+        return _Knobs(known[workload]) if workload in known else None
 
 
 def find_damage(bundle: Bundle, model: Model, lowered: Lowered) -> list[Damage]:
@@ -70,7 +72,10 @@ def find_damage(bundle: Bundle, model: Model, lowered: Lowered) -> list[Damage]:
         return []
     try:
         network = read_network(lowered.module)
-        plan = plan_network(model, network, choose_kernels(lowered.module, network, bundle.target, _Recorded(bundle)))
+        one, several = (
+            choose_kernels(lowered.module, network, bundle.target, _Recorded(bundle), threads) for threads in (1, 2)
+        )
+        plan = plan_network(model, network, one, where_they_differ(several, one))
     except BitkilnError:
         return []
     data = library.read_bytes()
@@ -94,7 +99,7 @@ def _start(plan: ExecutionPlan, data: bytes) -> int | None:
 
 
 def _damaged(plan: ExecutionPlan, block: bytes) -> Iterator[Damage]:
-    for step in plan.steps:
+    for step in dict.fromkeys((*plan.steps, *plan.several)):
         tensors = [plan.tensors[i] for i in step.arguments if plan.tensors[i].place == "constant"]
         counts = [_differing(tensor, plan.constants, block) for tensor in tensors]
         if None in counts:

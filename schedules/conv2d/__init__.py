@@ -82,7 +82,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
         return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
     tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
     if algorithm == "winograd":
-        return conv2d_winograd.emit(workload, _pair(outputs), tile, block)
+        return conv2d_winograd.emit(workload, _pair(outputs), tile, block, target)
     return conv2d_direct.emit(workload, tile, block, target)
 
 

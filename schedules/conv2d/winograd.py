@@ -6,7 +6,8 @@ divides the tile, and the store. Two loop orders:
 
 - ``block`` n: blocks of n groups of ``tile_m`` tiles; for each panel of ``tile_n`` output channels the micro-kernel itself
   goes through the positions, and M [tile][position][tile_n] stays in the L1 cache. U [panel][position][channel][tile_n] is
-  read once for each block: for weights that stay in the L2 cache, or nearly.
+  read once for each block: for weights that stay in the L2 cache, or nearly. Threads share the blocks. Where there are few, or
+  each would bring the weights from memory again, they share the panels of one block after the other instead.
 - ``block`` 0: all tiles at once, position by position: U [position][panel][channel][tile_n] is read once, from memory.
 
 Multiplications per output: F(2x2) 4, F(2x4) 3, F(4x4) 2.25 instead of 9; weights grow 1.8, 2.7 and 4 times. Rounding errors of
@@ -40,8 +41,10 @@ from bitkiln.targets import Target
 #: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
 _GAP = 16
 _LANES = 4
-#: Parts that the packing of signs is cut in.
+#: Threads that are to have work, and parts that the packing of signs is cut in.
 _THREADS = 4
+#: The share of the L2 cache that weights may take and yet stay there while blocks are computed.
+_RESIDENT = 3 / 4
 
 
 def applies(workload: Conv2d) -> bool:
@@ -70,9 +73,9 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[
     return {"tile": "8x8" if stays and tiles > 4 else wide, "block": 1 if stays else 0}
 
 
-def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> Kernel:
+def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int, target: Target) -> Kernel:
     """The implementation with ``outputs`` (my, mx) and register ``tile`` (pixels, channels)."""
-    return Winograd(workload, outputs, tile, block).kernel()
+    return Winograd(workload, outputs, tile, block, 1024 * int(target.cpu["l2_kib"])).kernel()
 
 
 class Winograd:
@@ -82,7 +85,9 @@ class Winograd:
     transforms: ClassVar[Mapping[int, Transform]] = TRANSFORMS
     taps: ClassVar[int] = 3
 
-    def __init__(self, workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int) -> None:
+    def __init__(
+        self, workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int, cache_bytes: int = 0
+    ) -> None:
         self.workload = workload
         self.along = tuple(self.transforms[m] for m in outputs)
         self.outputs = outputs
@@ -104,6 +109,12 @@ class Winograd:
         # A chunk: output channels that are multiplied before they are transformed back.
         self.chunk_runs = split(workload.out_channels, tile[1] if self.inside else workload.out_channels, 4)
         self.tile_n = tile[1]
+        weights = 4 * self.positions * workload.channels * workload.out_channels
+        many = self.count // self.block >= _THREADS
+        #: Whether threads share the panels of a block, rather than the blocks.
+        self.by_panels = (
+            self.inside and self.chunk_runs[0].count >= _THREADS and (not many or weights > cache_bytes * _RESIDENT > 0)
+        )
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"
         # Exponentials need more registers than a transform leaves. Whole rows of results have them.
@@ -165,7 +176,7 @@ class Winograd:
         self.image = loops.flat(self.data, work.height * work.width * work.channels)
         self.result = out if self.straight else T.alloc_buffer((size,), "float32")
         blocks = split(self.count, self.block)
-        many = blocks[0].count >= 4
+        many = blocks[0].count >= _THREADS and not self.by_panels
         for run in blocks:
             with (T.parallel if many else T.serial)(run.count) as block:
                 self._block(run.first + block * run.size, run.used, T.serial if many else T.parallel)
@@ -178,17 +189,27 @@ class Winograd:
         groups = [Run(run.first, run.count, max(run.size, 3), run.used) for run in split(tiles, self.tile_m)]
         room = groups[-1].first + groups[-1].count * groups[-1].size
         data = T.alloc_buffer((room * self.data_pitch + _GAP,), "float32")
-        products = T.alloc_buffer((room * self.result_pitch,), "float32")
         with loop(tiles) as tile:
             self._transform_data(data, tile * self.data_pitch, first + tile)
         if self.straight and self.window == (1, 1):
             self._claim(first, tiles)
-        for run in self.chunk_runs:
-            with T.serial(run.count) as index:
-                chunk = run.first + index * run.size
-                self._multiply(products, data, chunk, run.used, groups, loop)
-                with loop(tiles) as tile:
-                    self._transform_result(products, tile * self.result_pitch, first + tile, chunk, run.used)
+
+        def chunks(run: Run, index: Any, products: Any, loop: Callable[..., Any]) -> None:
+            chunk = run.first + index * run.size
+            self._multiply(products, data, chunk, run.used, groups, loop)
+            with loop(tiles) as tile:
+                self._transform_result(products, tile * self.result_pitch, first + tile, chunk, run.used)
+
+        floats = (room * self.result_pitch,)
+        if self.by_panels:
+            for run in self.chunk_runs:
+                with T.parallel(run.count) as index:
+                    chunks(run, index, T.alloc_buffer(floats, "float32"), T.serial)
+        else:
+            products = T.alloc_buffer(floats, "float32")
+            for run in self.chunk_runs:
+                with T.serial(run.count) as index:
+                    chunks(run, index, products, loop)
         if self.late:
             with loop(tiles) as tile, T.serial(self.outputs[0]) as dy:
                 self._late(first + tile, dy)
@@ -240,12 +261,13 @@ class Winograd:
     ) -> None:
         """M of the ``width`` output channels from ``chunk`` on, for all groups of tiles of the block."""
         panels = split(width, self.tile_n, 4)
-        if self.inside:
+        if self.inside and not self.by_panels:
             for group in groups:
                 with loop(group.count) as index:
                     tile = group.first + index * group.size
                     self._call(products, data, chunk, width, panels[0], tile, group.size, 0)
             return
+        # A panel's weights at a position serve all tiles before the next ones are fetched.
         with loop(self.positions) as position:
             for group in groups:
                 with T.serial(group.count) as index:
@@ -312,7 +334,7 @@ class Winograd:
         tile_m: int,
         position: Any,
     ) -> None:
-        """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position or, inside, at all."""
+        """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position, or at all of a whole chunk."""
         channels = self.workload.channels
         out = tile * self.result_pitch + panels.first * self.positions + position * panels.size
         weights = chunk * self.positions * channels + (position * width + panels.first) * channels
@@ -320,16 +342,18 @@ class Winograd:
         ends = [T.address_of(products[out]), T.int64(self.result_pitch * 4)]
         ends += [T.address_of(data[tile * self.data_pitch + position * channels]), T.address_of(self.pixels[0])]
         ends.append(T.address_of(self.weights[weights]))
+        whole = self.inside and not self.by_panels
         if self.inside and channels <= MOST_DEPTH:
             stack = SgemmStack(tile_m, panels.size, channels)
             self.kernels[stack.symbol] = stack
-            T.evaluate(T.call_extern("int32", stack.symbol, *ends, T.int64(self.positions), T.int64(step)))
+            count = self.positions if whole else 1
+            T.evaluate(T.call_extern("int32", stack.symbol, *ends, T.int64(count), T.int64(step)))
             return
         kernel = Sgemm(tile_m, panels.size, reach=True)
         self.kernels[kernel.symbol] = kernel
         sums = [T.address_of(self.rows[0]), T.int64(1), T.int64(channels // STEP)]
         count, pitch, image_pitch = panels.count, self.positions * step, 0
-        if self.inside:
+        if whole:
             count, pitch, image_pitch = self.positions, step, channels * 4
         ways = [T.int64(count), T.int64(pitch), T.address_of(self.weights[0]), T.int64(image_pitch)]
         T.evaluate(T.call_extern("int32", kernel.symbol, *ends, *sums, *ways))

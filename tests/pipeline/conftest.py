@@ -23,7 +23,7 @@ SHAPE = (1, 4, 4, 3)
 class NoRecords:
     """Nothing was ever tuned."""
 
-    def best(self, workload: str, target: Target) -> None:
+    def best(self, workload: str, target: Target, threads: int) -> None:
         """Nothing is known."""
 
 

@@ -38,7 +38,7 @@ class OneRecord:
     knobs: dict[str, int | str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
-    def best(self, workload: str, target: Target) -> OneRecord:
+    def best(self, workload: str, target: Target, threads: int) -> OneRecord:
         self.asked.append(workload)
         return self
 
@@ -188,6 +188,40 @@ def test_records_choose_the_knobs_and_the_manifest_says_so(tmp_path: Path) -> No
     assert step["chosen"] == "tuned" and step["knobs"] == knobs and step["record"] == {"measured_by": "a test"}
     assert step["workload"] == CONV.key() and step["macs"] == CONV.macs and not step["binary"]
     assert step["weight_bytes"] == 4 * (16 * 9 * 8 + 16)
+
+
+@dataclass
+class ByThreads:
+    """Other knobs for several threads than for one."""
+
+    one: dict[str, int | str]
+    several: dict[str, int | str]
+
+    def best(self, workload: str, target: Target, threads: int) -> OneRecord:
+        return OneRecord(self.one if threads == 1 else self.several)
+
+
+def test_a_bundle_may_hold_a_plan_for_one_thread_and_one_for_several(tmp_path: Path) -> None:
+    """A step has the same name and outputs in both plans."""
+    target = targets.load("rasp3b")
+    default = dict(operator_for(CONV).default(CONV, target))
+    other = default | {"algorithm": "direct", "tile": "4x16", "block": 0}
+    assert default != other
+    module, weights = conv_module(2)
+    out = tmp_path / "conv"
+    compile_lowered(conv_model(module), module, target, ByThreads(default, other), out, threads=(1, 4))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["threads"] == [1, 4]
+    kernels = [step for step in manifest["steps"] if "workload" in step]
+    assert [(step["knobs"], step["several"]["knobs"]) for step in kernels] == [(default, other)] * 2
+    x = np.random.default_rng(1).normal(size=(1, 6, 6, 8)).astype("float32")
+    expected = convolve(x, *weights[:2]) + convolve(x, *weights[2:])
+    steps = []
+    for threads in (1, 2, 4):
+        answer = on_emulator(out, target, {"x": x}, threads=threads, with_trace=True)
+        np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-4, atol=1e-5)
+        steps.append(list(answer.trace))
+    assert steps[0] == steps[1] == steps[2]
 
 
 def test_records_outside_of_the_space_are_not_used() -> None:

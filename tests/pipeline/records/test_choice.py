@@ -10,7 +10,7 @@ from bitkiln.pipeline.records.choice import choose, cpu_of
 from bitkiln.targets.sim import MODEL_VERSION
 
 RASP3B = targets.load("rasp3b")
-DEFAULT, TUNED = {"tile": "4x16"}, {"tile": "8x8"}
+DEFAULT, TUNED, OTHER = {"tile": "4x16"}, {"tile": "8x8"}, {"tile": "6x8"}
 
 
 def simulated(cycles: float, knobs: dict, version: str = MODEL_VERSION, **changes) -> Record:
@@ -86,3 +86,23 @@ def test_models_and_clocks_are_not_mixed_and_times_decide_nothing():
 
 def test_the_cpu_is_called_as_boards_call_it():
     assert cpu_of(RASP3B) == "Cortex-A53"
+
+
+def on_four(cycles: float, knobs: dict, version: str = MODEL_VERSION) -> Record:
+    by = f"simulated Cortex-A53, 4 cores, model {version}, 1200 MHz"
+    return simulated(cycles, knobs, version, measured_by=by, threads=4)
+
+
+def test_the_number_of_threads_decides_before_the_time():
+    records = [simulated(100, TUNED), on_four(90, DEFAULT), on_four(80, OTHER)]
+    assert choose(records, RASP3B, threads=1).record.knobs == TUNED
+    assert choose(records, RASP3B, threads=4).record.knobs == OTHER
+
+
+def test_records_of_another_number_of_threads_serve_where_there_are_no_others():
+    found = choose([simulated(100, TUNED)], RASP3B, threads=4)
+    assert found.record.knobs == TUNED
+    assert "1 thread," in found.why
+    old = on_four(50, OTHER, version="v1")
+    assert old.superseded
+    assert choose([old, simulated(100, TUNED)], RASP3B, threads=4).record.knobs == TUNED

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -56,14 +57,22 @@ class FakeTrials:
         if self.fail:
             raise self.fail
         if knobs["a"] == 1:
-            return Record(task.key, "rasp3b", dict(knobs), "crashed", kind="simulated", measured_by=SIMULATED)
+            return Record(
+                task.key,
+                "rasp3b",
+                dict(knobs),
+                "crashed",
+                kind="simulated",
+                measured_by=SIMULATED,
+                threads=task.threads,
+            )
         return self._record(task, knobs)
 
     def _record(self, task, knobs, default=False) -> Record:
         self.measured.append((task.key, *knobs.values()))
         cycles = task.workload.macs * (2 + knobs["a"] + (5 - knobs["b"]) + (1 - knobs["c"]))
         fields = {"value": cycles, "clock_mhz": 1200, "kind": "simulated", "measured_by": SIMULATED}
-        return Record(task.key, "rasp3b", dict(knobs), default=default, **fields)
+        return Record(task.key, "rasp3b", dict(knobs), default=default, threads=task.threads, **fields)
 
 
 def run(tasks, folder: Path, trials: int, fake: FakeTrials | None = None, **budget) -> list[TaskState]:
@@ -305,3 +314,16 @@ def test_interrupted_at_any_stage_it_leaves_nothing(tmp_path, monkeypatch, stage
     assert "internal error" not in output
     assert not psutil.wait_procs(children, 5)[1]
     assert list(scratch.iterdir()) == []
+
+
+def test_each_number_of_threads_is_a_task_of_its_own(tmp_path):
+    """They share no records, and each has the best of its own."""
+    tasks = [replace(a_task(8), threads=count) for count in (1, 4)]
+    for task in tasks:
+        task.space, task.default = Space(KNOBS), {"a": 3, "b": 3, "c": 0}
+    states = run(tasks, tmp_path, 20)
+    assert [state.threads for state in states] == [1, 4]
+    assert {record.threads for record in lines(tmp_path)} == {1, 4}
+    again = Tuning(tasks, FakeTrials(), tmp_path, 2)
+    again.run(Budget(1), SIMULATED, 2, Console(quiet=True))
+    assert sum(state.trials for state in again.states) == 21

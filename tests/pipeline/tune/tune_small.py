@@ -25,7 +25,7 @@ def main(logs: Path, trials: int, tracker: str | None, key: str | None) -> None:
 
     epilogue = (Step("add", "channel"), Step("relu"))
     workload = Conv2d(8, 8, 16, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=epilogue)
-    tune.extract_tasks = lambda models, target: [Task(workload, target, occurrences=1)]
+    tune.extract_tasks = lambda models, target, threads: [Task(workload, target, 1, threads=count) for count in threads]
     boards = None if tracker else 1
     budget = tune.Budget(trials=trials)
     tune.tune([], targets.load("rasp3b"), logs, budget, tracker, key, boards, Console(width=200))
