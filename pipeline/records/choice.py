@@ -2,8 +2,8 @@
 
 Figures of one *rig* (a simulated board of one model and clock, or real boards of the target's CPU, on one number of threads)
 compare with each other. Real boards compare in cycles at the clock that was measured under them: a kernel is not better for a
-cooler board. A rig that has only measured the untuned default says nothing of other kernels, and hides no rig that has searched.
-Nothing depends on when a record says it was made, or in which order logs are read.
+cooler board. A rig that has only measured the untuned default says nothing of other kernels, and hides no rig that has
+searched. Nothing depends on when a record says it was made, or in which order logs are read.
 """
 
 from __future__ import annotations
