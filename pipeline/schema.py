@@ -450,6 +450,14 @@ class Speed(TypedDict):
     measured_by: str
 
 
+class Gain(TypedDict):
+    """Of some steps together: their time by default and by the best kernels known, and the quotient."""
+
+    default_ms: float
+    best_ms: float
+    gain: float
+
+
 class Build(TypedDict):
     """``bitkiln build --json``. ``ms`` and what follows from it are null where nothing could measure the time."""
 
@@ -470,6 +478,7 @@ class Build(TypedDict):
     speeds: list[Speed]
     kernels: dict[str, int]
     tuning: Tune | None
+    by_records: Gain | None
     dearest: list[Dear]
     preprocessing: dict[str, Any] | None
     labels: int
@@ -488,6 +497,23 @@ class Rate(TypedDict):
     high: float
 
 
+class Span(TypedDict):
+    """A share, and the bounds of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ClassPrecision(TypedDict):
+    """Average precision of one class: at an overlap of 0.5, and the mean of 0.5 to 0.95; ``objects`` are to be found."""
+
+    label: str
+    objects: int
+    ap50: float
+    ap: float
+
+
 class Failure(TypedDict):
     """A photo that could not be looked at."""
 
@@ -496,18 +522,26 @@ class Failure(TypedDict):
 
 
 class Evaluate(TypedDict):
-    """``bitkiln evaluate --json``: ``count`` photos were looked at; ``results`` is the file of all answers."""
+    """``bitkiln evaluate --json``: ``count`` photos were looked at; ``results`` is the file of all answers.
+
+    ``top1`` and ``top5`` are null of detectors (``task`` "detect"), ``objects``, ``map50`` and ``map`` of classifiers.
+    """
 
     schema: Literal["bitkiln.evaluate/1"]
     bundle: str
     model: str
     network_sha256: str
     images: str
+    task: str
     count: int
     classes: int
     confidence: float
-    top1: Rate
-    top5: Rate
+    top1: Rate | None
+    top5: Rate | None
+    objects: int | None
+    map50: Span | None
+    map: Span | None
+    by_class: list[ClassPrecision]
     failed: list[Failure]
     measured_by: str
     results: str

@@ -1,4 +1,4 @@
-"""Counts right answers."""
+"""Counts right answers, or how precisely boxes are found."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from bitkiln.pipeline.cli.options import JSON_OPTION, console, print_json
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="A folder with a folder for each class.")
-@click.option("--list", "listing", type=click.Path(path_type=Path), help="Lines of a path below --images and a class.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The photos: a folder for each class, or see --list.",
+)
+@click.option(
+    "--list",
+    "listing",
+    type=click.Path(path_type=Path),
+    help="Lines of a path and a class, or of boxes; or a COCO file.",
+)
 @click.option("--board", default="sim", show_default=True, help="sim, an ssh HOST, or TRACKER_HOST:PORT/KEY.")
 @click.option(
     "--jobs", type=click.IntRange(1, 64), help="Boards to ask at once; as many as this machine has processors."
@@ -31,12 +41,14 @@ def evaluate(
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Count how often BUNDLE names the right class of photos, first and among the first five.
+    """Count how often BUNDLE names the right class of photos, first and among the first five, or how precisely it finds boxes.
 
+    For a detector --list is a COCO file, or has lines of a path, a class, left, top, right and bottom in pixels.
     Interrupted, it goes on where it stopped when run again.
 
     \b
     Example: bitkiln evaluate bundle --images imagenet/val --limit 1000
+    Example: bitkiln evaluate detector --images val2017 --list instances_val2017.json
     """
     from bitkiln.pipeline.verdict.evaluate import lines
 

@@ -10,6 +10,8 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.profile import page as profile_page
 from bitkiln.pipeline.records import Records, log_files
 from bitkiln.pipeline.run import timed, trace_on
+from bitkiln.pipeline.support import interrupts
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.pipeline.tune import Budget, tune
 from bitkiln.pipeline.tune.result import as_json as tuned_as_json
@@ -81,8 +84,9 @@ class _Build:
         tuning = self._tune()
         compiled = self._compile()
         sealed = digest(hashlib.sha256((self.made / bundles.MANIFEST).read_bytes()).hexdigest())
+        measured = self._measure_ahead(sealed)
         verified = self.stages.run("verify", sealed, self._verify, lambda report: report["verdict"])
-        profiled = self.stages.run("profile", sealed, self._profile, _say_profile)
+        profiled = self.stages.run("profile", sealed, lambda: self._profile(measured), _say_profile)
         result = self._result(found, tuning, compiled, verified, profiled)
         with atomic_write(self.folder / "build.json") as temporary:
             temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -157,21 +161,43 @@ class _Build:
 
         return verify_bundle(self.made, self.model, source=self.source, tracer=traced).as_json()
 
-    def _profile(self) -> dict[str, Any]:
-        """One thread step by step, and the whole frame on more threads where the board can time them."""
-        speeds: list[schema.Speed] = []
-        profiled = None
-        if unlike(self.target) is None:
-            result = profile.profile_bundle(self.made)
-            _write(self.folder / "profile.html", profile_page.render(result, self.target))
-            profiled = result.as_json()
-            _write(self.folder / "profile.json", json.dumps(profiled, indent=1))
-            speeds.append(_speed(self.target, 1, result.ms, result.measured_by))
-        if timed(self.target, THREADS):
-            several = profile.profile_bundle(self.made, threads=THREADS)
-            _write(self.folder / f"profile-{THREADS}.html", profile_page.render(several, self.target))
-            speeds.append(_speed(self.target, THREADS, several.ms, several.measured_by))
-        return {"profile": profiled, "speeds": speeds}
+    def _measure_ahead(self, key: str) -> dict[int, Future[profile.Profile]]:
+        """Profiles by their threads, which are measured from now on, beside what else is done; none that are kept."""
+        threads = [count for count in (1, THREADS) if timed(self.target, count)]
+        if not threads or self.stages.knows("profile", key):
+            return {}
+        pool = ThreadPoolExecutor(len(threads))
+        begun = {count: pool.submit(profile.profile_bundle, self.made, threads=count) for count in threads}
+        pool.shutdown(wait=False)
+        return begun
+
+    def _profile(self, measured: Mapping[int, Future[profile.Profile]]) -> dict[str, Any]:
+        """One thread step by step, and the whole frame on more threads, where the board can time them."""
+        with interrupts.waiting():
+            found = {threads: future.result() for threads, future in measured.items()}
+        for threads, each in found.items():
+            suffix = "" if threads == 1 else f"-{threads}"
+            _write(self.folder / f"profile{suffix}.html", profile_page.render(each, self.target))
+            _write(self.folder / f"profile{suffix}.json", json.dumps(each.as_json(), indent=1))
+        return {
+            "profile": found[1].as_json() if 1 in found else None,
+            "speeds": [_speed(self.target, threads, each.ms, each.measured_by) for threads, each in found.items()],
+        }
+
+    def _by_records(self, compiled: schema.Compile) -> schema.Gain | None:
+        """What tuning records gain over the defaults that the same clock has measured; None where they tell nothing."""
+        known = Records.open(self.logs)
+        steps = {step["name"]: step for step in bundles.open_bundle(self.made).manifest["steps"]}
+        default_ms = best_ms = 0.0
+        for name in (step["name"] for step in compiled["steps"] if step["chosen"] == "tuned"):
+            record = steps[name]["record"]
+            of_it = [each for target in self.target.records for each in known.of(record["workload"], target) if each.ok]
+            rivals = [each for each in of_it if each.measured_by == record["measured_by"]]
+            default = min((each.seconds for each in rivals if each.default), default=None)
+            best = min((each.seconds for each in rivals if dict(each.knobs) == record["knobs"]), default=None)
+            if default is not None and best is not None:
+                default_ms, best_ms = default_ms + 1e3 * default, best_ms + 1e3 * best
+        return schema.Gain(default_ms=default_ms, best_ms=best_ms, gain=default_ms / best_ms) if best_ms else None
 
     def _result(
         self,
@@ -203,6 +229,7 @@ class _Build:
             "speeds": profiled["speeds"],
             "kernels": dict(Counter(step["chosen"] for step in compiled["steps"])),
             "tuning": tuning,
+            "by_records": self._by_records(compiled),
             "dearest": _dearest(measured, compiled) if measured else [],
             "preprocessing": compiled["preprocessing"],
             "labels": compiled["labels"],
@@ -237,13 +264,32 @@ def _dearest(measured: schema.Profile, compiled: schema.Compile) -> list[schema.
     ]
 
 
+#: What a share of a step's cycles is spent on, by the cause that profiles name.
+SPENT = {
+    "issue": "issue instructions",
+    "dependency": "wait for results",
+    "l1": "wait for L1",
+    "l2": "wait for L2",
+    "dram": "wait for DRAM",
+    "branch": "go into branches",
+    "fetch": "wait for code",
+    "system": "go into the system",
+}
+
+
 def why(step: schema.ProfiledStep, chosen: str) -> str:
     """What a step's time is made of, and what may make it less."""
     parts = ["on bits" if step["binary"] else "in floats"] if step["macs"] else []
     if step["roof_share"] is not None:
-        parts.append(f"{step['roof_share']:.0%} of its roof")
+        beyond = ", by Winograd's method" if step["roof_share"] > 1 and not step["binary"] else ""
+        parts.append(f"{step['roof_share']:.0%} of its roof{beyond}")
     causes = sorted(((cycles, cause) for cause, cycles in step["causes"].items()), reverse=True)[:2]
-    parts += [f"{cause} {cycles / step['cycles']:.0%}" for cycles, cause in causes if cycles > 0.1 * step["cycles"]]
+    spent = [
+        f"{cycles / step['cycles']:.0%} {SPENT.get(cause, cause)}"
+        for cycles, cause in causes
+        if cycles > 0.1 * step["cycles"]
+    ]
+    parts += [f"of its cycles {' and '.join(spent)}"] if spent else []
     if chosen == "default":
         parts.append("its kernel is untuned")
     elif chosen == "generic":

@@ -16,6 +16,7 @@ from bitkiln.pipeline.inspect.wording import image, logical, operation
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.pipeline.support.templating import render
 from bitkiln.pipeline.support.text import count, printable, size
+from bitkiln.pipeline.verdict.evaluate import measures
 from bitkiln.pipeline.verdict.printing import preparation
 from bitkiln.pipeline.verdict.references import PUBLISHED, SYNTHETIC
 
@@ -126,8 +127,7 @@ def headline(card: schema.Card) -> str:
     """One line, as galleries head their cards."""
     facts = []
     if card["accuracy"]:
-        top1, top5 = card["accuracy"]["top1"], card["accuracy"]["top5"]
-        facts += [f"{top1['value']:.2%} top 1", f"{top5['value']:.2%} top 5"]
+        facts += [f"{rate['value']:.2%} {name}" for name, rate in measures(card["accuracy"])]
     facts += [f"{speed['ms']:.1f} ms on {_board(speed)}" for speed in card["speeds"][:1]]
     return f"{card['model']} ({', '.join(facts)})" if facts else card["model"]
 
@@ -144,9 +144,11 @@ def facts(card: schema.Card) -> list[tuple[str, list[str]]]:
     accuracy = card["accuracy"]
     evaluated = (
         [
-            f"top 1: {accuracy['top1']['value']:.2%} ({accuracy['top1']['low']:.2%} to {accuracy['top1']['high']:.2%}), "
-            f"top 5: {accuracy['top5']['value']:.2%} ({accuracy['top5']['low']:.2%} to {accuracy['top5']['high']:.2%}), "
-            f"on {accuracy['count']} photos of {accuracy['classes']} classes; {accuracy['measured_by']}"
+            "".join(
+                f"{name}: {rate['value']:.2%} ({rate['low']:.2%} to {rate['high']:.2%}), "
+                for name, rate in measures(accuracy)
+            )
+            + f"on {accuracy['count']} photos of {accuracy['classes']} classes; {accuracy['measured_by']}"
         ]
         if accuracy
         else ["not evaluated"]

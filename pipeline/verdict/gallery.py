@@ -31,9 +31,20 @@ class Entry:
     measured_by: str
     top1: float | None
     top5: float | None
+    map: float | None
     file_bytes: int
     bits: float
     best: bool = False
+
+    @property
+    def rate(self) -> float | None:
+        """How right it is: top 1 of classifiers, mAP of detectors."""
+        return self.top1 if self.map is None else self.map
+
+    @property
+    def rivals(self) -> tuple[str, int | None, bool]:
+        """Equal for entries that can be held against each other: same board, cores and measure."""
+        return self.target, self.threads, self.map is None
 
 
 def entries(folder: Path, out: Path) -> list[Entry]:
@@ -50,7 +61,7 @@ def _entries(path: Path, out: Path) -> list[Entry]:
         card: Any = json.loads(path.read_text(encoding="utf-8"))
         if card["schema"] != "bitkiln.card/1":
             return []
-        accuracy: Any = card["accuracy"] or {"top1": {"value": None}, "top5": {"value": None}}
+        accuracy: Any = card["accuracy"] or {}
         nothing: list[Any] = [{"target": "", "threads": None, "ms": None, "measured_by": ""}]
         speeds: list[schema.Speed] = card["speeds"] or nothing
         return [
@@ -61,8 +72,9 @@ def _entries(path: Path, out: Path) -> list[Entry]:
                 threads=speed["threads"],
                 ms=speed["ms"],
                 measured_by=speed["measured_by"],
-                top1=accuracy["top1"]["value"],
-                top5=accuracy["top5"]["value"],
+                top1=_share(accuracy, "top1"),
+                top5=_share(accuracy, "top5"),
+                map=_share(accuracy, "map"),
                 file_bytes=int(card["file_bytes"]),
                 bits=card["binary_macs"] / card["macs"] if card["macs"] else 0.0,
             )
@@ -72,32 +84,38 @@ def _entries(path: Path, out: Path) -> list[Entry]:
         raise InputError(f"{path}: no card; bitkiln card BUNDLE -o DIR makes one") from None
 
 
+def _share(accuracy: Any, name: str) -> float | None:
+    """What an evaluation counted, if it counted that."""
+    return accuracy[name]["value"] if accuracy.get(name) else None
+
+
 def _best(entry: Entry, others: Sequence[Entry]) -> bool:
     """Is no other, on the same board and cores, both as fast and as often right, and better in one of the two?"""
-    if entry.ms is None or entry.top1 is None:
+    if entry.ms is None or entry.rate is None:
         return False
-    rivals = [other for other in others if (other.target, other.threads) == (entry.target, entry.threads)]
     return not any(
         other.ms is not None
-        and other.top1 is not None
+        and other.rate is not None
         and other.ms <= entry.ms
-        and other.top1 >= entry.top1
-        and (other.ms, other.top1) != (entry.ms, entry.top1)
-        for other in rivals
+        and other.rate >= entry.rate
+        and (other.ms, other.rate) != (entry.ms, entry.rate)
+        for other in others
+        if other.rivals == entry.rivals
     )
 
 
 def page(title: str, found: Sequence[Entry]) -> str:
     """The gallery as text."""
-    plotted = [entry for entry in found if entry.ms and entry.top1 is not None]
-    return render(
-        "verdict/templates/gallery.html", title=title, entries=found, plot=_plot(plotted) if plotted else None
-    )
+    measured = [entry for entry in found if entry.ms and entry.rate is not None]
+    parts = (("top 1", [entry for entry in measured if entry.map is None]),
+             ("mAP 0.5:0.95", [entry for entry in measured if entry.map is not None]))  # fmt: skip
+    plots = [_plot(measure, plotted) for measure, plotted in parts if plotted]
+    return render("verdict/templates/gallery.html", title=title, entries=found, plots=plots)
 
 
-def _plot(plotted: Sequence[Entry]) -> dict[str, Any]:
-    """Where dots, axes and the line of the best lie: time to the right, logarithmic; accuracy upwards."""
-    times, rates = [entry.ms or 1.0 for entry in plotted], [entry.top1 or 0.0 for entry in plotted]
+def _plot(measure: str, plotted: Sequence[Entry]) -> dict[str, Any]:
+    """Where dots, axes and the line of the best lie: time to the right, logarithmic; ``measure`` upwards."""
+    times, rates = [entry.ms or 1.0 for entry in plotted], [entry.rate or 0.0 for entry in plotted]
     low, high = math.log10(min(times)) - 0.1, math.log10(max(times)) + 0.1
     floor, top = max(min(rates) - 0.05, 0.0), min(max(rates) + 0.05, 1.0)
 
@@ -107,16 +125,17 @@ def _plot(plotted: Sequence[Entry]) -> dict[str, Any]:
     def y(rate: float) -> float:
         return HEIGHT - BOTTOM - (rate - floor) / ((top - floor) or 1.0) * (HEIGHT - BOTTOM - TOP)
 
-    dots = [{"entry": entry, "x": x(entry.ms or 1.0), "y": y(entry.top1 or 0.0)} for entry in plotted]
-    groups = dict.fromkeys((entry.target, entry.threads) for entry in plotted)
+    dots = [{"entry": entry, "x": x(entry.ms or 1.0), "y": y(entry.rate or 0.0)} for entry in plotted]
+    groups = dict.fromkeys(entry.rivals for entry in plotted)
     fronts = [
-        [(x(entry.ms or 1.0), y(entry.top1 or 0.0)) for entry in sorted(plotted, key=lambda each: each.ms or 0.0)
-         if entry.best and (entry.target, entry.threads) == group]
+        [(x(entry.ms or 1.0), y(entry.rate or 0.0)) for entry in sorted(plotted, key=lambda each: each.ms or 0.0)
+         if entry.best and entry.rivals == group]
         for group in groups
     ]  # fmt: skip
     marks = [step * 10**power for power in range(-3, 6) for step in (1, 2, 5)]
     steps = [floor + (top - floor) * part / 5 for part in range(6)]
     return {
+        "measure": measure,
         "width": WIDTH,
         "height": HEIGHT,
         "left": LEFT,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bitkiln.pipeline import schema
@@ -22,7 +24,8 @@ def lines(made: schema.Build) -> Iterator[str]:
         label = "dearest:" if at == 0 else ""
         yield f"{label:<9} {name}: {dear['ms']:.2f} ms, {dear['share']:.0%}: {dear['why']}"
     yield f"photos:   {_photos(made)}"
-    yield f"bundle:   {made['bundle']}, {made['file_bytes'] / 1e6:.1f} MB; pages: {', '.join(made['pages'])}"
+    pages = ", ".join(Path(page).name for page in made["pages"])
+    yield f"bundle:   {made['bundle']}, {made['file_bytes'] / 1e6:.1f} MB; pages in {made['folder']}: {pages}"
     yield f"next:     {'  or  '.join(made['next'])}"
 
 
@@ -35,8 +38,10 @@ def _bits(totals: schema.Totals) -> str:
 def _time(made: schema.Build) -> str:
     if made["ms"] is None or made["roof_share"] is None:
         return f"not measured: no simulated board times {made['target']}; the bound is {made['bound_ms']:.4g} ms"
-    speeds = [f"{each['ms']:.2f} ms on {_cores(each['threads'])} ({each['measured_by']})" for each in made["speeds"]]
-    return f"{', '.join(speeds)}; {made['roof_share']:.0%} of the roof on one (bound {made['bound_ms']:.4g} ms)"
+    speeds = [f"{each['ms']:.2f} ms on {_cores(each['threads'])}" for each in made["speeds"]]
+    clocks = dict.fromkeys(re.sub(r", \d+ cores?\b", "", each["measured_by"]) for each in made["speeds"])
+    bound = f"bound {made['bound_ms']:.4g} ms" + (" of direct convolutions" if made["roof_share"] > 1 else "")
+    return f"{', '.join(speeds)} ({'; '.join(clocks)}); {made['roof_share']:.0%} of the roof on one ({bound})"
 
 
 def _cores(threads: int) -> str:
@@ -48,7 +53,9 @@ def _gained(made: schema.Build) -> str:
     untuned = kernels.get("default", 0)
     known = f"{kernels.get('tuned', 0)} kernels by tuning records, {untuned} by default"
     if tuning is None:
-        return f"not tuned now; {known}" + ("; tuning may make it faster" if untuned else "")
+        return f"{_recorded(made['by_records'])}not tuned now; {known}" + (
+            "; tuning may make it faster" if untuned else ""
+        )
     if not tuning["tasks"]:
         return "nothing: no layer leaves a choice of kernels"
     gain, trials = tuning["gain"] or 1.0, sum(task["trials"] for task in tuning["tasks"])
@@ -58,6 +65,14 @@ def _gained(made: schema.Build) -> str:
     if trials <= len(tuning["tasks"]):
         return f"nothing yet: the time ended with the {trials} defaults, before the search (--minutes); {known}"
     return f"nothing: in {trials} trials no kernel beat what defaults and records gave; {known}"
+
+
+def _recorded(gain: schema.Gain | None) -> str:
+    """What records of earlier tuning gain, in words."""
+    if gain is None:
+        return ""
+    how = f"{gain['gain']:.2f} times" if gain["gain"] >= 1.005 else "nothing"
+    return f"{how} by records: their layers {gain['default_ms']:.2f} ms by default, {gain['best_ms']:.2f} ms tuned; "
 
 
 def _photos(made: schema.Build) -> str:
@@ -77,4 +92,6 @@ def preparation(how: dict[str, Any]) -> str:
         "letterbox": f"fitted into {size} between bars of {how.get('fill', 0):g}",
     }[how["resize"]]
     mean, scale = (", ".join(f"{value:.6g}" for value in how[name]) for name in ("mean", "scale"))
-    return f"{resized}, {how['channel_order']}, ({mean}) subtracted, times ({scale})"
+    steps = [f"({mean}) subtracted"] if any(how["mean"]) else []
+    steps += [f"times ({scale})"] if set(how["scale"]) != {1.0} else []
+    return f"{resized}, {how['channel_order']}, {', '.join(steps) or 'pixels of 0 to 255 as they are'}"

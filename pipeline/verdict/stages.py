@@ -57,6 +57,11 @@ class Stages:
         )
         return result
 
+    def knows(self, name: str, key: str) -> bool:
+        """Whether ``run`` would take over what a stage gave the last time."""
+        kept = self._kept(name)
+        return kept is not None and kept.get("key") == key
+
     def keep(self, name: str, key: str, result: Any) -> None:
         """Write down what a stage gave, to be taken over by the next build with the same ``key``."""
         with atomic_write(self._file(name)) as temporary:

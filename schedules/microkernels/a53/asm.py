@@ -249,10 +249,11 @@ def _drafts(loop: Loop) -> Iterable[_Draft]:
         period = max(count + len(busy), max(slots) + 8)
         for start in range(period):
             taken = {(start + cycle) % period for cycle in busy}
+            if not taken.isdisjoint(range(period - 3, period)):
+                continue
             cycles = tuple(cycle for cycle in range(period) if cycle not in taken)
             cycles = cycles[len(cycles) - count :]
-            if cycles[-3:] == (period - 3, period - 2, period - 1):
-                yield from _assignments(loads, [start + cycle for cycle in slots], cycles, period)
+            yield from _assignments(loads, [start + cycle for cycle in slots], cycles, period)
 
 
 def _trains(loads: int, trains: int, group: int, period: int) -> tuple[list[int], set[int]]:
@@ -272,16 +273,22 @@ def _assignments(loads: Sequence[Load], slots: Sequence[int], cycles: tuple[int,
     def when(index: int) -> int:
         return cycles[index % count] + period * (index // count)
 
+    # This is most of the time of compiling: what a load asks for is worked out once, not for each way to begin.
+    asked = []
+    for load in loads:
+        use = when(load.before)
+        asked.append((load, when(load.after), min(use, period) - 4, use, -period if load.ahead else 0))
     for turn in range(2 * len(loads)):
         lows, late = [], 0
-        for i, load in enumerate(loads):
+        for i, (load, after, deadline, use, least) in enumerate(asked):
             lap, number = divmod(i - turn, len(loads))
             low = slots[number] + lap * period
-            low -= period if low >= period else 0
-            use = when(load.before)
-            if low <= when(load.after) or low + 4 >= min(use, period) or low < (-period if load.ahead else 0):
+            if low >= period:
+                low -= period
+            if low <= after or low >= deadline or low < least:
                 break
-            late += max(0, low + LOAD_TO_USE - use)
+            if low + LOAD_TO_USE > use:
+                late += low + LOAD_TO_USE - use
             lows.append((load, low))
         else:
             yield _Draft(period, cycles, tuple(lows), late)

@@ -13,7 +13,7 @@ from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.errors import InputError
 from bitkiln.pipeline.verdict import card as stage
 from bitkiln.pipeline.verdict import gallery
-from bitkiln.pipeline.verdict.evaluate import interval
+from bitkiln.pipeline.verdict.evaluate.counting import interval
 from bitkiln.pipeline.verdict.references import PUBLISHED
 from tests.pipeline.test_schema import wrong
 
@@ -28,7 +28,8 @@ def with_accuracy(card: schema.Card, name: str, ms: float, right: int) -> schema
     rate = interval(right, 100)
     accuracy: schema.Evaluate = {
         "schema": "bitkiln.evaluate/1", "bundle": "b", "model": name, "network_sha256": "", "images": "i", "count": 100,
-        "classes": 10, "confidence": 0.95, "top1": rate, "top5": rate, "failed": [], "measured_by": "m", "results": "r",
+        "task": "classify", "classes": 10, "confidence": 0.95, "top1": rate, "top5": rate,
+        "objects": None, "map50": None, "map": None, "by_class": [], "failed": [], "measured_by": "m", "results": "r",
     }  # fmt: skip
     speed: schema.Speed = {"target": "rasp3b", "threads": 1, "ms": ms, "measured_by": "simulated"}
     return {**card, "model": name, "accuracy": accuracy, "speeds": [speed]}

@@ -28,24 +28,25 @@ def find_pictures(folder: Path, listing: Path | None, labels: Sequence[str], cla
     and there are as many folders as classes, they are the classes in the order of their names, as of ImageFolder in PyTorch.
     Raises InputError.
     """
-    names = _names(labels, classes)
+    names = class_names(labels, classes)
     found = list(_listed(folder, listing, names) if listing else _in_folders(folder, names, classes))
     if not found:
         raise InputError(f"{listing or folder}: no photos in there (a folder for each class, or --list FILE)")
     return found
 
 
-def _names(labels: Sequence[str], classes: int) -> dict[str, int]:
+def class_names(labels: Sequence[str], classes: int) -> dict[str, int]:
     """What a class may be called; what two classes are called stands for neither."""
     known: dict[str, int] = {}
     for number, label in enumerate(labels):
-        for name in {_plain(part) for part in (label, *label.split(","))}:
+        for name in {plain(part) for part in (label, *label.split(","))}:
             known[name] = -1 if name in known else number
     named = {name: number for name, number in known.items() if number >= 0 and name}
     return {str(number): number for number in range(classes)} | named
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A class's name without what people spell differently."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
@@ -53,7 +54,7 @@ def _in_folders(folder: Path, names: Mapping[str, int], classes: int) -> Iterato
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     parts = sorted(path for path in folder.iterdir() if path.is_dir())
-    numbers = {path: names.get(_plain(path.name)) for path in parts}
+    numbers = {path: names.get(plain(path.name)) for path in parts}
     if parts and len(parts) == classes and not any(number is not None for number in numbers.values()):
         numbers = {path: number for number, path in enumerate(parts)}
     unknown = [path.name for path, number in numbers.items() if number is None]
@@ -78,7 +79,7 @@ def _listed(folder: Path, listing: Path, names: Mapping[str, int]) -> Iterator[P
         if not line.strip() or line.startswith("#"):
             continue
         name, _, label = line.partition("\t") if "\t" in line else line.partition(",") if "," in line else _last(line)
-        number = names.get(_plain(label))
+        number = names.get(plain(label))
         if number is None:
             raise InputError(
                 f"{listing}:{at}: {label.strip()!r} is no class of the bundle; lines are a path and a class"
