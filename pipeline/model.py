@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import tvm
 
 
@@ -50,11 +51,13 @@ class Preprocessing:
 class Candidates:
     """Candidates for boxes in one output, or in two where ``scores`` names another output than ``boxes``.
 
-    Each candidate has entries: four of the box, one objectness where the head has it, and one score a class, in this order.
-    Where they are apart, the output ``boxes`` has the first four and ``scores`` the rest.
+    Each candidate has entries: four of the box (four times ``bins`` of "cell-sides"), one objectness where the head has it,
+    and one score a class, in this order. Where they are apart, the output ``boxes`` has the first four and ``scores`` the rest.
 
     ``layout`` says where entries lie: "rows" [1, N, entries] and "columns" [1, entries, N]; of a grid with anchors "planes"
-    [1, anchors * entries, H, W], "cells" [1, H, W, anchors * entries] and "anchor-cells" [1, anchors, H, W, entries].
+    [1, anchors * entries, H, W], "cells" [1, H, W, anchors * entries] and "anchor-cells" [1, anchors, H, W, entries];
+    "kinds" [1, cells * (classes + anchors * 5)] has the scores of all cells' classes, which a cell's anchors share, then the
+    objectness of all anchors of all cells, then their boxes.
 
     ``coding`` says what the four numbers are:
 
@@ -62,6 +65,9 @@ class Candidates:
     - "corners": left, top, right, bottom; "corners-yx": top, left, bottom, right;
     - "cell-exp": ``(x + column) * cell width``, likewise y, ``exp(w) * anchor width``, likewise h (YOLOv2 to v4, YOLOX);
     - "cell-square": x and y likewise, ``(2 w) ** 2 * anchor width``, likewise h (YOLOv5 before its decoding);
+    - "cell-linear": x and y likewise, ``w * anchor width``, likewise h (YOLOv1);
+    - "cell-sides": ``bins`` numbers for each of the distances left, top, right and bottom from the middle of the cell, whose
+      softmax says how likely it is 0, 1, ... cells (YOLOv8 before its decoding; Li et al., Generalized Focal Loss, 2020);
     - "prior": shifts of the boxes in ``priors`` (centre x, centre y, width, height): ``x * variances[0] * width + centre``,
       ``exp(w * variances[1]) * width``; "prior-yx": the same with the order y, x, h, w in the tensor (``priors`` as before).
 
@@ -86,6 +92,7 @@ class Candidates:
     count: int = 0
     priors: tuple[tuple[float, float, float, float], ...] = ()
     variances: tuple[float, float] = (0.1, 0.2)
+    bins: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Model:
     or a tuple of tensors. ``source_digest`` is the SHA-256 of the file the network came from. ``head`` is what the outputs mean
     (None: scores of classes, or nobody knows). ``warnings`` are what the user should know about that file, a line each.
     ``origins`` says where the preprocessing ("resize", "channel_order", "range" for mean and scale) and the "labels" come
-    from: an option, a place in the file, or an assumption.
+    from: an option, a place in the file, or an assumption. ``fixed`` are inputs of the file that the user made constants.
     """
 
     name: str
@@ -135,6 +142,7 @@ class Model:
     head: Head | None = None
     warnings: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -70,6 +70,23 @@ class InputShape(click.ParamType):
         return name, shape
 
 
+class InputValue(click.ParamType):
+    """``name=16000``."""
+
+    name = "value"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, float]:
+        """Split the name from its number."""
+        name, _, text = str(value).rpartition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            name, number = "", 0.0
+        if not name:
+            self.fail(f"{value!r} is not of the form name=16000", param, context)
+        return name, number
+
+
 class Numbers(click.ParamType):
     """One number, or several separated by commas."""
 
@@ -120,6 +137,7 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 MODEL_OPTIONS = options(
     click.option("--shape", "shapes", type=InputShape(), multiple=True, help="Fix a dynamic input: name=1,3,224,224."),
+    click.option("--value", "values", type=InputValue(), multiple=True, help="An input that is always so: name=16000."),
     click.option("--labels", type=click.Path(path_type=Path), help="Class names, one a line."),
     click.option(
         "--channel-order",
@@ -150,6 +168,7 @@ MODEL_OPTIONS = options(
 )
 MODEL_OPTION_NAMES = (
     "shapes",
+    "values",
     "labels",
     "channel_order",
     "normalize",
@@ -180,7 +199,7 @@ BOARD_OPTIONS = options(
 def load_model(model: str, settings: dict[str, Any]) -> Model:
     """Import ``model`` with the MODEL_OPTIONS found in ``settings``."""
     values = {name: settings[name] for name in MODEL_OPTION_NAMES}
-    return api.load(model, **{**values, "shapes": dict(values["shapes"])})
+    return api.load(model, **{**values, **{name: dict(values[name]) for name in ("shapes", "values")}})
 
 
 def print_json(value: Any) -> None:

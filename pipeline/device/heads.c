@@ -8,6 +8,9 @@
 enum {
     MOST = 1024,  /* candidates that are compared with one another */
     BATCH = 2048, /* candidates looked through at a time: what is kept of them stays in the L1 cache */
+    ROWS = 16,    /* the same of rows, which are long */
+    CHAINS = 256, /* lists of boxes that were kept, by class */
+    UNKNOWN = -2, /* a class that nobody has looked for yet */
 };
 
 /* Four floats, compared and selected at once. */
@@ -41,9 +44,8 @@ static vector larger(vector a, vector b)
     return (vector)((better & (mask)b) | (~better & (mask)a));
 }
 
-/* The largest of `count` scores that lie side by side, NaN and number `skip` left out. Its number, of equal ones the first, is
- * looked for where it is at least `least`. */
-static float best_of_row(const float *scores, int count, int skip, float least, int32_t *label)
+/* The largest of `count` scores that lie side by side, NaN and number `skip` left out. */
+static float best_of_row(const float *scores, int count, int skip)
 {
     vector four = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
     float best = -INFINITY;
@@ -51,10 +53,15 @@ static float best_of_row(const float *scores, int count, int skip, float least, 
     for (; skip < 0 && i + 4 <= count; i += 4) four = larger(four, load(scores + i));
     for (int lane = 0; lane < 4; lane++) best = four[lane] > best ? four[lane] : best;
     for (; i < count; i++) best = i != skip && scores[i] > best ? scores[i] : best;
-    *label = -1;
-    for (i = 0; best >= least && *label < 0 && i < count; i++)
-        if (i != skip && scores[i] == best) *label = i;
     return best;
+}
+
+/* The number of the score `best` in such a row, of equal ones the first; -1 where there is none. */
+static int32_t place_in_row(const float *scores, int count, int skip, float best)
+{
+    for (int i = 0; i < count; i++)
+        if (i != skip && scores[i] == best) return i;
+    return -1;
 }
 
 /* The same for `n` neighbouring candidates whose scores of one class lie side by side, `entry` from class to class. */
@@ -84,9 +91,9 @@ typedef struct {
     const float *scores;
     int64_t step, entry;
     int classes, skip;
-    float least; /* below it nobody asks which class it is */
 } score_table;
 
+/* Of rows, the labels are UNKNOWN: who needs one looks for it. */
 static void best_classes(const score_table *in, int64_t from, int n, float *best, int32_t *labels)
 {
     const float *scores = in->scores + from * in->step;
@@ -94,7 +101,7 @@ static void best_classes(const score_table *in, int64_t from, int n, float *best
         best_of_columns(scores, in->entry, in->classes, in->skip, n, best, labels);
         return;
     }
-    for (int i = 0; i < n; i++) best[i] = best_of_row(scores + in->step * i, in->classes, in->skip, in->least, &labels[i]);
+    for (int i = 0; i < n; i++) best[i] = best_of_row(scores + in->step * i, in->classes, in->skip), labels[i] = UNKNOWN;
 }
 
 /* --- Scores ------------------------------------------------------------------------------------------------------- */
@@ -115,17 +122,38 @@ static void centred(found *box, float x, float y, float width, float height)
     box->top = y - height / 2, box->bottom = y + height / 2;
 }
 
+/* The mean bin of each side's distribution: softmax over `bins` numbers for left, top, right and bottom. */
+static void mean_bins(const bk_candidates *of, const float *numbers, float sides[4])
+{
+    for (int side = 0; side < 4; side++, numbers += of->bins * of->box_entry) {
+        float most = numbers[0], sum = 0, weighted = 0;
+        for (int bin = 1; bin < of->bins; bin++) most = fmaxf(most, numbers[bin * of->box_entry]);
+        for (int bin = 0; bin < of->bins; bin++) {
+            float share = expf(numbers[bin * of->box_entry] - most);
+            sum += share, weighted += share * (float)bin;
+        }
+        sides[side] = weighted / sum;
+    }
+}
+
 static void decode(const bk_candidates *of, const float *boxes, int64_t i, found *box)
 {
     float n[4];
+    if (of->coding == BK_CELL_SIDES) {
+        float column = (float)(i % of->columns) + 0.5f, row = (float)(i / of->columns) + 0.5f;
+        mean_bins(of, boxes + of->box_at + i * of->box_step, n);
+        box->left = (column - n[0]) * of->cell_x, box->right = (column + n[2]) * of->cell_x;
+        box->top = (row - n[1]) * of->cell_y, box->bottom = (row + n[3]) * of->cell_y;
+        return;
+    }
     for (int e = 0; e < 4; e++) n[e] = boxes[of->box_at + i * of->box_step + e * of->box_entry];
-    if (of->coding >= BK_CELL_EXP && of->coding <= BK_CELL_SQUARE) {
+    if (of->coding >= BK_CELL_EXP && of->coding <= BK_CELL_LINEAR) {
         if (of->activation == BK_SIGMOID)
             for (int e = 0; e < 4; e++)
                 if (e < 2 || of->coding == BK_CELL_SQUARE) n[e] = sigmoid(n[e]);
         float column = (float)(i % of->columns), row = (float)(i / of->columns), shift = (of->stretch - 1) / 2;
-        float width = of->coding == BK_CELL_EXP ? expf(n[2]) : 4 * n[2] * n[2];
-        float height = of->coding == BK_CELL_EXP ? expf(n[3]) : 4 * n[3] * n[3];
+        float width = of->coding == BK_CELL_EXP ? expf(n[2]) : of->coding == BK_CELL_SQUARE ? 4 * n[2] * n[2] : n[2];
+        float height = of->coding == BK_CELL_EXP ? expf(n[3]) : of->coding == BK_CELL_SQUARE ? 4 * n[3] * n[3] : n[3];
         centred(box, (n[0] * of->stretch - shift + column) * of->cell_x, (n[1] * of->stretch - shift + row) * of->cell_y,
                 width * of->anchor_x, height * of->anchor_y);
         return;
@@ -155,30 +183,29 @@ static int worse(const found *a, const found *b)
 
 static int by_rank(const void *a, const void *b) { return worse(a, b) ? 1 : worse(b, a) ? -1 : 0; }
 
-static void sink(best_ones *best, int at)
+/* Puts `box` in at position `at` of the heap, or below, where those that are worse move up. */
+static void sink(best_ones *best, int at, found box)
 {
-    for (;;) {
-        int worst = at;
-        for (int child = 2 * at + 1; child <= 2 * at + 2 && child < best->count; child++)
-            if (worse(&best->items[child], &best->items[worst])) worst = child;
-        if (worst == at) return;
-        found moved = best->items[at];
-        best->items[at] = best->items[worst], best->items[worst] = moved;
-        at = worst;
+    for (int child; (child = 2 * at + 1) < best->count; at = child) {
+        if (child + 1 < best->count && worse(&best->items[child + 1], &best->items[child])) child++;
+        if (!worse(&best->items[child], &box)) break;
+        best->items[at] = best->items[child];
     }
+    best->items[at] = box;
 }
+
+/* Is there no room for a box, because enough are better? */
+static int too_bad(const best_ones *best, const found *box) { return best->count == MOST && !worse(&best->items[0], box); }
 
 static void keep(best_ones *best, const found *box)
 {
     if (best->count < MOST) {
         best->items[best->count++] = *box;
         if (best->count == MOST)
-            for (int at = MOST / 2 - 1; at >= 0; at--) sink(best, at);
+            for (int at = MOST / 2 - 1; at >= 0; at--) sink(best, at, best->items[at]);
         return;
     }
-    if (!worse(&best->items[0], box)) return;
-    best->items[0] = *box;
-    sink(best, 0);
+    sink(best, 0, *box);
 }
 
 /* A part of the candidates, where its numbers lie, and where the good ones go. `first` is its first one's place among all. */
@@ -204,18 +231,25 @@ static float softmax(const search *in, const float *scores, float best)
     return 1.0f / sum;
 }
 
-/* Keeps candidate i, whose best class and its number are known, if it is good enough. */
-static void consider(const search *in, int64_t i, float best, int32_t label)
+/* Keeps candidate i, whose best class and its number are known, if it is good enough; 0 where enough others are better. */
+static int consider(const search *in, int64_t i, float best, int32_t label)
 {
     const bk_candidates *of = in->of;
     found box = {.label = label, .place = in->first + (int)i};
     box.score = activated(of, best);
     if (of->activation == BK_SOFTMAX) box.score = softmax(in, in->scores + of->score_at + i * of->score_step, best);
-    if (of->object_at >= 0) box.score *= activated(of, in->scores[of->object_at + i * of->score_step]);
-    if (label < 0 || !(box.score >= in->threshold)) return;
+    if (of->object_at >= 0) box.score *= activated(of, in->scores[of->object_at + i * of->object_step]);
+    if (!(box.score >= in->threshold)) return 1;
+    if (too_bad(in->kept, &box)) return 0;
+    if (label == UNKNOWN) {
+        const float *own = in->scores + of->score_at + i * of->score_step;
+        box.label = place_in_row(own, in->head->classes, in->head->background, best);
+    }
+    if (box.label < 0) return 1;
     decode(of, in->boxes, i, &box);
-    if (!isfinite(box.left) || !isfinite(box.top) || !isfinite(box.right) || !isfinite(box.bottom)) return;
+    if (!isfinite(box.left) || !isfinite(box.top) || !isfinite(box.right) || !isfinite(box.bottom)) return 1;
     keep(in->kept, &box);
+    return 1;
 }
 
 /* Scores are at most 1: only candidates with an objectness of the threshold need a look at their classes. */
@@ -224,7 +258,7 @@ static void search_by_objectness(const search *in)
     const bk_candidates *of = in->of;
     float least = of->activation == BK_SIGMOID ? before_sigmoid(in->threshold) : in->threshold;
     for (int64_t i = 0; i < of->count; i++) {
-        if (!(in->scores[of->object_at + i * of->score_step] >= least)) continue;
+        if (!(in->scores[of->object_at + i * of->object_step] >= least)) continue;
         const float *own = in->scores + of->score_at + i * of->score_step;
         float best = -INFINITY;
         int32_t label = -1;
@@ -239,15 +273,17 @@ static void search_by_class(const search *in)
     const bk_candidates *of = in->of;
     float least = of->activation == BK_SIGMOID ? before_sigmoid(in->threshold) : in->threshold;
     if (of->activation == BK_SOFTMAX) least = -INFINITY;
-    score_table table = {in->scores + of->score_at, of->score_step, of->score_entry, in->head->classes, in->head->background,
-                         least};
+    score_table table = {in->scores + of->score_at, of->score_step, of->score_entry, in->head->classes, in->head->background};
     float best[BATCH];
     int32_t labels[BATCH];
-    for (int64_t from = 0; from < of->count; from += BATCH) {
-        int n = of->count - from < BATCH ? (int)(of->count - from) : BATCH;
+    float cut = -INFINITY; /* whoever is no better will not be kept either */
+    int batch = table.entry == 1 ? ROWS : BATCH;
+    for (int64_t from = 0; from < of->count; from += batch) {
+        int n = of->count - from < batch ? (int)(of->count - from) : batch;
         best_classes(&table, from, n, best, labels);
         for (int i = 0; i < n; i++)
-            if (best[i] >= least) consider(in, from + i, best[i], labels[i]);
+            if (best[i] >= least && (best[i] > cut || of->activation == BK_SOFTMAX))
+                if (!consider(in, from + i, best[i], labels[i])) cut = best[i];
     }
 }
 
@@ -280,15 +316,20 @@ static int overlaps(const found *a, const found *b, float overlap)
     return width * height > overlap * (area(a) + area(b) - width * height);
 }
 
-/* Leaves, of the sorted boxes, at most `capacity` that overlap with no better one of their class; gives how many. */
+/* Leaves, of the sorted boxes, at most `capacity` that overlap with no better one of their class; gives how many.
+ * Those of a class are in one list, which others may share. */
 static int suppress(found *boxes, int count, float overlap, int capacity)
 {
+    int16_t last[CHAINS], before[MOST];
+    memset(last, -1, sizeof last);
     int left = 0;
     for (int i = 0; i < count && left < capacity; i++) {
-        int free_of = 1;
-        for (int k = 0; k < left && free_of; k++)
-            free_of = boxes[k].label != boxes[i].label || !overlaps(&boxes[k], &boxes[i], overlap);
-        if (free_of) boxes[left++] = boxes[i];
+        int16_t *chain = &last[boxes[i].label % CHAINS];
+        int k = *chain;
+        while (k >= 0 && (boxes[k].label != boxes[i].label || !overlaps(&boxes[k], &boxes[i], overlap))) k = before[k];
+        if (k >= 0) continue;
+        boxes[left] = boxes[i];
+        before[left] = *chain, *chain = (int16_t)left++;
     }
     return left;
 }
@@ -355,10 +396,15 @@ static int32_t class_number(const void *data, const char *dtype, int64_t at)
 static void label_pixels(const bk_head *head, const void *data, const char *dtype, int32_t *labels)
 {
     int64_t count = (int64_t)head->rows * head->columns;
-    score_table table = {data, head->step, head->entry, head->classes, -1, -INFINITY};
+    score_table table = {data, head->step, head->entry, head->classes, -1};
     float best[BATCH];
-    for (int64_t from = 0; from < count && head->entry && head->classes > 1; from += BATCH)
-        best_classes(&table, from, count - from < BATCH ? (int)(count - from) : BATCH, best, labels + from);
+    for (int64_t from = 0; from < count && head->entry && head->classes > 1; from += BATCH) {
+        int n = count - from < BATCH ? (int)(count - from) : BATCH;
+        best_classes(&table, from, n, best, labels + from);
+        for (int i = 0; i < n; i++)
+            if (labels[from + i] == UNKNOWN)
+                labels[from + i] = place_in_row(table.scores + (from + i) * table.step, table.classes, -1, best[i]);
+    }
     for (int64_t i = 0; i < count && head->entry && head->classes == 1; i++)
         labels[i] = table.scores[i * head->step] > head->threshold;
     for (int64_t i = 0; i < count && !head->entry; i++) labels[i] = class_number(data, dtype, i);

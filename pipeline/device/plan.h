@@ -68,7 +68,17 @@ typedef struct {
     float mean[3], scale[3];
 } bk_preprocessing;
 
-enum bk_coding { BK_CENTRE, BK_CORNERS, BK_CORNERS_YX, BK_CELL_EXP, BK_CELL_SQUARE, BK_PRIOR, BK_PRIOR_YX };
+enum bk_coding {
+    BK_CENTRE,
+    BK_CORNERS,
+    BK_CORNERS_YX,
+    BK_CELL_SIDES,
+    BK_CELL_EXP,
+    BK_CELL_SQUARE,
+    BK_CELL_LINEAR,
+    BK_PRIOR,
+    BK_PRIOR_YX
+};
 enum bk_activation { BK_NONE, BK_SIGMOID, BK_SOFTMAX };
 
 /* `count` candidates. Number e of candidate i's box is element box_at + i * box_step + e * box_entry of output `boxes`, the
@@ -78,10 +88,11 @@ typedef struct {
     int32_t count;
     uint8_t coding, activation;
     int64_t box_at, box_step, box_entry;
-    int64_t object_at; /* -1: no objectness; of output `scores`, with its steps */
+    int64_t object_at, object_step; /* at -1: no objectness; of output `scores` */
     int64_t score_at, score_step, score_entry;
     float unit_x, unit_y; /* what the box's numbers are multiplied by: 1, or the input's width and height */
     int32_t columns;      /* cells of a row */
+    int32_t bins;         /* numbers for each side of a box */
     float cell_x, cell_y, stretch;
     float anchor_x, anchor_y;
     const float *priors; /* centre x, centre y, width, height of each */

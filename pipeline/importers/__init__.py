@@ -49,6 +49,8 @@ def load_model(source: str | Path, options: ImportOptions | None = None) -> Mode
     importer = _importer(path)
     if options.weights is not None and not importer.__name__.endswith(".darknet"):
         raise ModelError(f"{path}: --weights is for darknet's .cfg files; leave it out")
+    if options.values and not importer.__name__.endswith(".onnx"):
+        raise ModelError(f"{path}: --value is for inputs of ONNX files; leave it out")
     model = with_head(_imported(importer, path, options), path, options.head)
     if builtin_name:
         model = replace(model, name=builtin_name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.meaning.candidates import MOST_BINS
+from bitkiln.pipeline.meaning.sides import ends_with_sigmoid, side_outputs
 from bitkiln.pipeline.meaning.tables import check_head
 from bitkiln.pipeline.model import Candidates, Head, Model, TensorSpec
 
@@ -19,7 +22,7 @@ _STRIDES = (8, 16, 32)
 
 _KEYS = (
     *("boxes", "scores", "output", "classes", "units", "activation", "background", "threshold", "overlap"),
-    *("layout", "anchors", "priors", "variances"),
+    *("layout", "anchors", "priors", "variances", "bins"),
 )
 
 
@@ -152,6 +155,41 @@ def _grids(kind: str, given: _Declared) -> Head:
     return given.head(kind, entries - 5, tuple(parts), objectness=True)
 
 
+def _sides(kind: str, given: _Declared) -> Head:
+    """YOLOv8 and its kin before any decoding: distributions of the four sides for each cell of three grids, and scores.
+
+    Both are in one output for each grid, or in two; or in one for all grids together.
+    """
+    bins = int(given.number("bins", 16, 2, MOST_BINS))
+    layout, activation = given.settings.get("layout"), given.settings.get("activation")
+    size = given.model.image_size or (0, 0)
+    parts: list[Candidates] = []
+    classes: set[int] = set()
+    for boxes, scores in side_outputs(given.model.outputs, bins, layout):
+        channels = boxes.channels - 4 * bins if boxes is scores else scores.channels
+        classes.add(channels)
+        left_out = activation or ("none" if ends_with_sigmoid(given.model, scores.spec.name) else "sigmoid")
+        whole = Candidates(boxes.spec.name, scores.spec.name, boxes.layout, "cell-sides", bins=bins)
+        whole = replace(whole, activation=left_out)
+        parts += [whole] if len(boxes.spec.shape) == 4 else _by_stride(whole, size)
+    if not parts or len(classes) != 1:
+        shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in given.model.outputs)
+        raise ModelError(
+            f"no outputs with {4 * bins} numbers a box, and with scores of as many cells; there are {shapes}"
+        )
+    return given.head(kind, classes.pop(), tuple(parts))
+
+
+def _by_stride(whole: Candidates, size: tuple[int, int]) -> list[Candidates]:
+    """Candidates of three grids, one behind the other."""
+    parts, first = [], 0
+    for stride in _STRIDES:
+        grid = (size[0] // stride, size[1] // stride)
+        parts.append(replace(whole, grid=grid, first=first, count=grid[0] * grid[1]))
+        first += grid[0] * grid[1]
+    return parts
+
+
 def _pair(kind: str, given: _Declared) -> Head:
     """Boxes and scores in outputs of their own: decoded, or as shifts of priors."""
     boxes = given.output("boxes", lambda spec: spec.shape[-1] == 4 and len(spec.shape) > 1, "boxes")
@@ -202,6 +240,7 @@ _KINDS: Mapping[str, Callable[[str, _Declared], Head]] = {
     "yolov8": _one_output,
     "yolov5": _one_output,
     "yolox": _yolox,
+    "yolov8-raw": _sides,
     "yolov5-raw": _grids,
     "yolov3-raw": _grids,
     "ssd": _pair,

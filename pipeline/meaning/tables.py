@@ -86,7 +86,7 @@ def _candidates(head: Head, block: Block, names: Sequence[str], size: tuple[int,
     rows, columns = block.grid
     cell = (width / columns, height / rows) if columns and rows else (0, 0)
     anchor = part.anchors[block.anchor] if part.anchors else (0, 0)
-    scores = block.scores
+    scores, objects = block.scores, block.objectness
     values = [
         names.index(part.boxes),
         names.index(part.scores),
@@ -94,10 +94,11 @@ def _candidates(head: Head, block: Block, names: Sequence[str], size: tuple[int,
         f"BK_{part.coding.upper().replace('-', '_')}",
         f"BK_{part.activation.upper()}",
         *(block.boxes.at, block.boxes.step, block.boxes.entry),
-        scores.at if head.objectness else -1,
-        *(scores.at + head.objectness * scores.entry, scores.step, scores.entry),
+        *((objects.at, objects.step) if objects else (-1, 0)),
+        *(scores.at, scores.step, scores.entry),
         *map(_float, unit),
         max(columns, 1),
+        part.bins,
         *map(_float, (*cell, part.stretch, anchor[0] * unit[0], anchor[1] * unit[1])),
         priors,
         _floats(part.variances),

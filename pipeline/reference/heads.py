@@ -76,10 +76,13 @@ def _part(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corners [n, 4] and scores [n, classes] of one part of the candidates."""
     scored = head["classes"] + bool(head["objectness"])
-    together = part["boxes"] == part["scores"]
-    boxes = _rows(part, outputs[part["boxes"]], 4 + scored if together else 4)
-    scores = boxes[..., 4:] if together else _rows(part, outputs[part["scores"]], scored)
-    corners = _corners(part, boxes[..., :4], size)
+    together, entries = part["boxes"] == part["scores"], 4 * part["bins"]
+    if part["layout"] == "kinds":
+        boxes, scores = _kinds(part, outputs[part["boxes"]], head["classes"])
+    else:
+        boxes = _rows(part, outputs[part["boxes"]], entries + scored if together else entries)
+        scores = boxes[..., entries:] if together else _rows(part, outputs[part["scores"]], scored)
+    corners = _corners(part, boxes[..., :entries], size)
     if part["activation"] == "sigmoid":
         scores = _sigmoid(scores)
     if part["activation"] == "softmax":
@@ -109,6 +112,17 @@ def _rows(part: Mapping[str, Any], values: np.ndarray, entries: int) -> np.ndarr
     return values.reshape(anchors, *values.shape[-3:-1], entries)
 
 
+def _kinds(part: Mapping[str, Any], values: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores, the objectness first, as [anchors, rows, columns, entries]."""
+    grid, anchors = tuple(part["grid"]), len(part["anchors"])
+    places = grid[0] * grid[1]
+    flat = np.asarray(values, np.float64).reshape(-1)
+    shared = flat[: places * classes].reshape(1, *grid, classes)
+    objects = flat[places * classes : places * (classes + anchors)].reshape(*grid, anchors).transpose(2, 0, 1)
+    boxes = flat[places * (classes + anchors) :].reshape(*grid, anchors, 4).transpose(2, 0, 1, 3)
+    return boxes, np.concatenate([objects[..., None], np.repeat(shared, anchors, 0)], -1)
+
+
 def _corners(part: Mapping[str, Any], numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Left, top, right and bottom in pixels of the input."""
     coding = part["coding"]
@@ -119,6 +133,14 @@ def _corners(part: Mapping[str, Any], numbers: np.ndarray, size: tuple[int, int]
     place, extent = numbers[..., :2], numbers[..., 2:]
     if coding.startswith("corners"):
         return np.concatenate([place * unit, extent * unit], -1)
+    if coding == "cell-sides":
+        powers = numbers.reshape(*numbers.shape[:-1], 4, -1)
+        powers = np.exp(powers - powers.max(-1, keepdims=True))
+        sides = (powers / powers.sum(-1, keepdims=True)) @ np.arange(part["bins"])
+        rows, columns = numbers.shape[1:3]
+        middles = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1) + 0.5
+        cell = wide_high / [columns, rows]
+        return np.concatenate([(middles - sides[..., :2]) * cell, (middles + sides[..., 2:]) * cell], -1)
     if coding.startswith("cell"):
         if part["activation"] == "sigmoid":
             place = _sigmoid(place)
@@ -127,7 +149,8 @@ def _corners(part: Mapping[str, Any], numbers: np.ndarray, size: tuple[int, int]
         cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1)
         place = (place * part["stretch"] - (part["stretch"] - 1) / 2 + cells) * wide_high / [columns, rows]
         anchors = np.array(part["anchors"], float).reshape(-1, 1, 1, 2) * unit
-        extent = (np.exp(extent) if coding == "cell-exp" else (2 * extent) ** 2) * anchors
+        factors = {"cell-exp": np.exp, "cell-square": lambda w: (2 * w) ** 2, "cell-linear": lambda w: w}
+        extent = factors[coding](extent) * anchors
     elif coding.startswith("prior"):
         priors = np.array(part["priors"], float).reshape(numbers.shape)
         first, second = part["variances"]

@@ -60,6 +60,11 @@ def _shape(shape: relax.ShapeExpr) -> tuple[int, ...]:
     return tuple(int(size) for size in shape.values)
 
 
+def _take(call: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    mode = {"clip": "clip", "wrap": "wrap"}.get(str(call.attrs["mode"]), "raise")
+    return np.take(x, indices, axis=int(call.attrs["axis"]), mode=mode)
+
+
 OPERATORS: dict[str, Operator] = {
     "reshape": lambda _, x, shape: x.reshape(_shape(shape)),
     "flatten": lambda _, x: x.reshape(-1),
@@ -71,7 +76,7 @@ OPERATORS: dict[str, Operator] = {
     "concat": lambda call, parts: np.concatenate(parts, axis=int(call.attrs["axis"])),
     "split": _split,
     "strided_slice": _strided_slice,
-    "take": lambda call, x, indices: np.take(x, indices, axis=int(call.attrs["axis"])),
+    "take": _take,
     "tile": lambda call, x: np.tile(x, ints(call.attrs["repeats"])),
     "nn.pad": _pad_tensor,
     "full": lambda call, shape, value: np.full(_shape(shape), value, dtype=str(call.attrs["dtype"])),

@@ -82,7 +82,7 @@ class Examination:
             self.unchecked, imported = str(reason), None
         rivals += [Rival(IMPORTED, imported)] if imported is not None else []
         try:
-            theirs = by_onnxruntime(source, self.sample.inputs)
+            theirs = by_onnxruntime(source, self.sample.inputs, self.model.fixed)
         except Unchecked as reason:
             self.unchecked, theirs = str(reason), None
         rivals += [Rival(ONNXRUNTIME, theirs)] if theirs is not None else []

@@ -49,11 +49,11 @@ class Unchecked(Exception):
     """Another engine could not be asked; the message says why."""
 
 
-def by_onnxruntime(source: Path | None, inputs: Tensors) -> list[np.ndarray] | None:
+def by_onnxruntime(source: Path | None, inputs: Tensors, fixed: Tensors | None = None) -> list[np.ndarray] | None:
     """The model's outputs by onnxruntime, operator by operator; None for files that are not its.
 
     Without its optimiser: that joins quantisers and the layers between them to kernels of 8 bits, one unit off what the file
-    says. Raises Unchecked.
+    says. ``inputs`` stand in the file's order, without those that are ``fixed``. Raises Unchecked.
     """
     if source is None or not source.name.lower().endswith((".onnx", ".onnx.xz")):
         return None
@@ -67,10 +67,13 @@ def by_onnxruntime(source: Path | None, inputs: Tensors) -> list[np.ndarray] | N
     try:
         model = lzma.decompress(source.read_bytes()) if source.name.endswith(".xz") else str(source)
         session = onnxruntime.InferenceSession(model, options)
+        always = fixed or {}
+        free = [entry for entry in session.get_inputs() if entry.name not in always]
         feeds = {
             entry.name: values.astype(_DTYPES.get(entry.type, values.dtype))
-            for entry, values in zip(session.get_inputs(), inputs.values(), strict=True)
+            for entry, values in zip(free, inputs.values(), strict=True)
         }
+        feeds |= {entry.name: always[entry.name] for entry in session.get_inputs() if entry.name in always}
         return session.run(None, feeds)
     except Exception as error:
         # It refuses what it has no operator for, such as QONNX's; then there is nothing to compare with.

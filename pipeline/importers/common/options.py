@@ -11,7 +11,8 @@ from pathlib import Path
 class ImportOptions:
     """Options of ``load_model``; None means "as the file says, or the format's custom".
 
-    ``shapes``: input name -> shape, for dynamic dimensions. ``labels``: a text file, one class a line.
+    ``shapes``: input name -> shape, for dynamic dimensions. ``values``: input name -> the number that all its elements always
+    are, which makes it a constant of an ONNX network. ``labels``: a text file, one class a line.
     ``normalize``: a name of ``ranges.PRESETS``. ``channel_order``: "RGB" or "BGR". ``mean``, ``std``: one value, or one per
     channel in the network's channel order, of pixels of 0..1 or of 0..255: ``ranges`` finds out which. ``scale``: instead of
     ``std``, what pixels of 0..255 are multiplied by. ``resize``: "stretch", "short-side" or "letterbox"; ``resize_to``: length
@@ -20,6 +21,7 @@ class ImportOptions:
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
     labels: Path | None = None
     channel_order: str | None = None
     normalize: str | None = None

@@ -75,7 +75,9 @@ def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
         given["channel_order"] = str(given["channel_order"]).upper().replace("GRAY", "GREY")
         chosen = replace(chosen, channel_order=given["channel_order"])
         origins["channel_order"] = "--channel-order"
-    chosen = _with_range(chosen, str(path), given, origins)
+    pixels = model.inputs[0]
+    whole = pixels.dtype if pixels.dtype != "float32" and pixels.quantization is None else ""
+    chosen = _with_range(chosen, str(path), given, origins, whole)
     for name in ("resize", "resize_to"):
         if name in given:
             chosen = replace(chosen, **{name: given[name]})
@@ -88,9 +90,17 @@ def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
     return replace(model, preprocessing=chosen, origins=origins)
 
 
-def _with_range(chosen: Preprocessing, where: str, given: Mapping[str, Any], origins: dict[str, str]) -> Preprocessing:
+def _with_range(
+    chosen: Preprocessing, where: str, given: Mapping[str, Any], origins: dict[str, str], whole: str
+) -> Preprocessing:
+    """``chosen`` with the means and scales that are ``given``; ``whole`` is the type of an input of plain integers."""
     numbers = {name: given.get(name) for name in ("mean", "std", "scale")}
     flags = _flags({name: value for name, value in numbers.items() if value is not None})
+    if whole and ("normalize" in given or flags):
+        raise ModelError(
+            f"{where}: its input holds the pixels of 0..255 themselves, as {whole}; leave --normalize, --mean, --std and "
+            "--scale out"
+        )
     channels = len(chosen.mean)
     if "normalize" in given:
         if flags:

@@ -30,6 +30,7 @@ from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
 from bitkiln.pipeline.importers.common.preprocessing import plain_image
 from bitkiln.pipeline.importers.darknet.cfg import Section, read_cfg
+from bitkiln.pipeline.importers.darknet.detectors import Detection
 from bitkiln.pipeline.importers.darknet.files import find_cfg, find_names, find_weights
 from bitkiln.pipeline.importers.darknet.heads import detection_head
 from bitkiln.pipeline.importers.darknet.keys import check_keys, has_keys_of_fork, ignored_keys, unknown_net_keys
@@ -170,6 +171,9 @@ def _preprocessing(
     if not any(layer.is_output for layer in layers):
         origins["resize"] = "as darknet validates classifiers"
         return replace(image, resize="short-side", resize_to=max(source[1:])), origins
+    if all(isinstance(layer, Detection) for layer in layers if layer.is_output):
+        origins["resize"] = "as darknet's examples/yolo.c does"
+        return replace(image, resize="stretch"), origins
     if net.text("letter_box"):
         boxed = bool(net.whole("letter_box", 0, 0, 1))
         origins["resize"] = f"letter_box={int(boxed)} in the cfg"

@@ -117,9 +117,10 @@ class Detection(Detector):
         """A row."""
         section = self.section
         self.classes = section.whole("classes", 1, 1)
-        self.places = section.whole("side", 7, 1, MAX_WINDOW) ** 2
-        boxes, coords = section.whole("num", 1, 1), section.whole("coords", 1, 1)
-        needed = self.places * ((1 + coords) * boxes + self.classes)
+        self.side = section.whole("side", 7, 1, MAX_WINDOW)
+        self.places = self.side**2
+        self.boxes, self.coords = section.whole("num", 1, 1), section.whole("coords", 1, 1)
+        needed = self.places * ((1 + self.coords) * self.boxes + self.classes)
         if self.source.elements != needed:
             raise section.error(f"its places and boxes need {needed} inputs, it has {self.source.elements}")
         self.softmax = section.flag("softmax")

@@ -1,4 +1,4 @@
-"""ONNX files (``.onnx``, ``.onnx.xz``) as Relax, opsets 9 and later.
+"""ONNX files (``.onnx``, ``.onnx.xz``) as Relax, opsets 7 and later.
 
 The steps: read the file and its external data; clean the graph (``graph``); fold what is constant and convert the rest
 node by node (``convert``). The module keeps the file's own layout, NCHW as a rule. Its normal form, on which the
@@ -43,7 +43,7 @@ from bitkiln.pipeline.importers.onnx.quantizers import expand
 from bitkiln.pipeline.importers.onnx.widening import widen
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
-_OLDEST_OPSET = 9
+_OLDEST_OPSET = 7
 
 #: Nodes whose operands may be infinite.
 _TAKES_INFINITY = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
@@ -53,11 +53,11 @@ def load(path: Path, options: ImportOptions) -> Model:
     """Import the model at ``path``; ``options.shapes`` fixes dynamic dimensions, by input name."""
     proto = _read(path)
     warnings = widen(proto)
+    fixed = _fix_inputs(path, proto.graph, options)
     opset = _opset(path, proto)
     graph = join_masks(clean(expand(_graph(path, proto, opset))))
-    shapes = _input_shapes(path, proto.graph, options.shapes)
-    module, outputs = convert(graph, shapes)
-    inputs = tuple(TensorSpec(name, shape, "float32", _layout(shape)) for name, shape in shapes.items())
+    inputs = _inputs(path, proto.graph, {name: shape for name, shape in options.shapes.items() if name not in fixed})
+    module, outputs = convert(graph, inputs)
     preprocessing, origins = _preprocessing(proto, graph, inputs[0])
     return Model(
         name=path.name.removesuffix(".xz").removesuffix(".onnx"),
@@ -67,6 +67,7 @@ def load(path: Path, options: ImportOptions) -> Model:
         source_digest=digest(path),
         preprocessing=preprocessing,
         origins=origins,
+        fixed=fixed,
         warnings=(*warnings, *_batch_warnings(proto.graph, inputs, outputs)),
     )
 
@@ -249,10 +250,19 @@ def _check_names(path: Path, graph: onnx.GraphProto, constants: Mapping[str, np.
         raise ModelError(f"{path}: output {lost[0] if lost else ''!r} is made by no node")
 
 
-def _input_shapes(
-    path: Path, proto: onnx.GraphProto, given: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """A static shape for each input; old files list weights among the inputs.
+#: Element types of inputs, as numpy calls them.
+_INPUT_TYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.BOOL: "bool",
+}
+
+
+def _inputs(path: Path, proto: onnx.GraphProto, given: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    """Type and static shape of each input; old files list weights among the inputs.
 
     A dynamic first dimension alone is the batch and becomes 1; any other needs ``given``.
     """
@@ -264,15 +274,44 @@ def _input_shapes(
             raise ModelError(f"{path}: --shape {name}: the model's inputs are {', '.join(names)}")
     if not values:
         raise ModelError(f"{path}: has no inputs")
-    return {value.name: _input_shape(path, value, given.get(value.name)) for value in values}
+    specs = []
+    for value in values:
+        dtype = _input_dtype(path, value)
+        shape = _input_shape(path, value, given.get(value.name))
+        specs.append(TensorSpec(value.name, shape, dtype, _layout(shape)))
+    return tuple(specs)
+
+
+def _fix_inputs(path: Path, proto: onnx.GraphProto, options: ImportOptions) -> dict[str, np.ndarray]:
+    """Turn inputs into constants of the values that the user gives; the constants by name."""
+    fixed: dict[str, np.ndarray] = {}
+    for name, number in options.values.items():
+        value = next((each for each in proto.input if each.name == name), None)
+        if value is None:
+            raise ModelError(f"{path}: --value {name}: the model's inputs are {', '.join(v.name for v in proto.input)}")
+        dtype = np.dtype(_input_dtype(path, value))
+        constant = np.full(_input_shape(path, value, options.shapes.get(name)), number).astype(dtype)
+        if not np.all(constant == number):
+            raise ModelError(f"{path}: --value {name}={number:g} is no {dtype}")
+        proto.input.remove(value)
+        proto.initializer.append(numpy_helper.from_array(constant, name))
+        fixed[name] = constant
+    return fixed
+
+
+def _input_dtype(path: Path, value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type.elem_type
+    if kind in _INPUT_TYPES:
+        return _INPUT_TYPES[kind]
+    known = kind in onnx.TensorProto.DataType.values()
+    name = onnx.TensorProto.DataType.Name(kind).lower() if known else "of an unknown type"
+    raise UnsupportedLayer(
+        f"{path}: input {value.name!r} is {name}; {', '.join(_INPUT_TYPES.values())} and float16 are supported"
+    )
 
 
 def _input_shape(path: Path, value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[int, ...]:
     tensor = value.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
-        known = tensor.elem_type in onnx.TensorProto.DataType.values()
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if known else "of an unknown type"
-        raise UnsupportedLayer(f"{path}: input {value.name!r} is {kind}; only float32 inputs are supported")
     declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     known = tensor.HasField("shape")
     shape: tuple[int, ...]
@@ -309,7 +348,7 @@ def _preprocessing(
 ) -> tuple[Preprocessing | None, dict[str, str]]:
     """For images: what the file's image metadata or its first quantiser say, else plain pixels; and what says so."""
     image = plain_image(spec)
-    if image is None:
+    if image is None or spec.dtype not in ("float32", "uint8"):
         return None, {}
     origins, channels = {}, len(image.mean)
     notes = {entry.key: entry.value for entry in proto.metadata_props}

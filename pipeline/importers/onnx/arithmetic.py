@@ -150,5 +150,5 @@ def clip(node: Operands) -> relax.Expr:
     low, high = min(bounds), bounds[1]
     if kind == "float32":
         return relax.op.clip(node.value(0), float(low), float(high))
-    raised = node.step(relax.op.maximum(node.value(0), relax.const(np.array(low, kind))), "raised")
-    return relax.op.minimum(raised, relax.const(np.array(high, kind)))
+    raised = node.step(relax.op.maximum(node.value(0), relax.const(np.array(low, kind), kind)), "raised")
+    return relax.op.minimum(raised, relax.const(np.array(high, kind), kind))

@@ -7,7 +7,7 @@ them (``expansion``), or go through TVM's frontend where ``attributes`` says wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -30,12 +30,12 @@ from bitkiln.pipeline.model import TensorSpec
 from bitkiln.pipeline.support.tvm_messages import reason_of
 
 
-def convert(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
-    """The graph as a module with one function ``main``, and the specs of its outputs."""
+def convert(graph: Graph, inputs: Sequence[TensorSpec]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
+    """The graph as a module with one function ``main`` of ``inputs``, and the specs of its outputs."""
     tensors = Tensors(graph)
     folder = Folder(str(graph.path), graph.constants.values())
     params = {
-        name: relax.Var(tensors.variable(name), relax.TensorType(shape, "float32")) for name, shape in shapes.items()
+        spec.name: relax.Var(tensors.variable(spec.name), relax.TensorType(spec.shape, spec.dtype)) for spec in inputs
     }
     tensors.values.update(params)
     outputs: list[relax.Var] = []
@@ -107,7 +107,9 @@ def _take_branch(tensors: Tensors, folder: Folder, node: onnx.NodeProto, opset: 
     """The nodes of the branch that a constant condition chooses."""
     where = f"{tensors.path}: {node_label(node)}"
     if node.input[0] not in tensors.constants:
-        raise UnsupportedLayer(f"{where}: its condition depends on the input's values")
+        raise UnsupportedLayer(
+            f"{where}: its condition depends on the input's values; --value NAME=NUMBER fixes an input"
+        )
     branches = {attribute.name: attribute.g for attribute in node.attribute}
     chosen = branches["then_branch" if bool(np.all(tensors.constants[node.input[0]])) else "else_branch"]
     if len(chosen.output) != len(node.output):

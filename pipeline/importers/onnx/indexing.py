@@ -15,7 +15,7 @@ def gather_elements(node: Operands) -> relax.Expr:
     """For each index the element that has it along the axis, and the index' own place along the others."""
     shape, axis = node.shape(), _axis(node)
     if not node.is_constant(1):
-        return relax.op.gather_elements(node.value(0), _not_negative(node, 1, shape[axis]), axis)
+        return relax.op.gather_elements(node.value(0), not_negative(node, 1, shape[axis]), axis)
     return _picked(node, _places(node, shape, axis))
 
 
@@ -54,8 +54,8 @@ def one_hot(node: Operands) -> relax.Expr:
     axis = node.attributes.get("axis", -1) % (rank + 1)
     kind = node.dtype(0)
     indices = node.step(relax.op.expand_dims(node.value(0), axis), "spread")
-    wrapped = node.step(relax.op.add(indices, relax.const(np.array(depth, kind))), "wrapped")
-    below = node.step(relax.op.less(indices, relax.const(np.array(0, kind))), "below")
+    wrapped = node.step(relax.op.add(indices, relax.const(np.array(depth, kind), kind)), "wrapped")
+    below = node.step(relax.op.less(indices, relax.const(np.array(0, kind), kind)), "below")
     indices = node.step(relax.op.where(below, wrapped, indices), "indices")
     places = np.arange(depth).reshape([-1 if at == axis else 1 for at in range(rank + 1)]).astype(kind)
     found = node.step(relax.op.equal(indices, relax.const(places, kind)), "found")
@@ -139,11 +139,11 @@ def _axis(node: Operands) -> int:
     return axis % rank
 
 
-def _not_negative(node: Operands, index: int, size: int) -> relax.Expr:
+def not_negative(node: Operands, index: int, size: int) -> relax.Expr:
     """Indices computed by the network, counted from the start."""
     indices, kind = node.value(index), node.dtype(index)
-    below = node.step(relax.op.less(indices, relax.const(np.array(0, kind))), "below")
-    wrapped = node.step(relax.op.add(indices, relax.const(np.array(size, kind))), "wrapped")
+    below = node.step(relax.op.less(indices, relax.const(np.array(0, kind), kind)), "below")
+    wrapped = node.step(relax.op.add(indices, relax.const(np.array(size, kind), kind)), "wrapped")
     return node.step(relax.op.where(below, wrapped, indices), "indices")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx.indexing import check_indices
+from bitkiln.pipeline.importers.onnx.indexing import check_indices, not_negative
 from bitkiln.pipeline.importers.onnx.operands import Operands
 
 #: Modes whose padding is made of the tensor's own elements, as numpy calls them.
@@ -91,11 +91,16 @@ def cut(node: Operands) -> relax.Expr:
 
 
 def gather(node: Operands) -> relax.Expr:
-    """Constant indices along one axis; other gathers are left to TVM's frontend."""
+    """Elements of one axis. Indices that the network computes or is given, and that lie outside, take the nearest."""
     shape, axis = node.shape(), node.attributes.get("axis", 0)
-    if not node.is_constant(1) or not -len(shape) <= axis < len(shape) or not node.array(1, "indices").size:
-        return node.by_frontend()
-    return _taken(node, axis % len(shape), node.array(1, "indices").astype(np.int64))
+    if not -len(shape) <= axis < len(shape):
+        raise node.unsupported(f"its attribute axis={axis} is none of {len(shape)}")
+    axis %= len(shape)
+    if node.is_constant(1):
+        if not node.array(1, "indices").size:
+            raise node.unsupported("gathers nothing")
+        return _taken(node, axis, node.array(1, "indices").astype(np.int64))
+    return relax.op.take(node.value(0), not_negative(node, 1, shape[axis]), axis, "clip")
 
 
 def _taken(node: Operands, axis: int, indices: np.ndarray) -> relax.Expr:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,29 @@ def read(path: Path) -> File:
     return _Reader(path, content).read()
 
 
+def _without_densify(file: File) -> File:
+    """``file`` with the results of DENSIFY as constants: sparse constants are made dense as they are read."""
+    kept = []
+    for operator in file.operators:
+        data = [file.tensors[index].data for index in operator.inputs if index >= 0]
+        if operator.custom or operator.kind != "DENSIFY" or len(data) != 1 or len(operator.outputs) != 1:
+            kept.append(operator)
+            continue
+        result = file.tensors[operator.outputs[0]]
+        (values,) = data
+        if (
+            values is None
+            or values.shape != result.shape
+            or str(values.dtype) != result.dtype
+            or result.data is not None
+        ):
+            raise UnsupportedLayer(
+                f"{file.path}: {file.label(operator)}: its operand is no constant of its result's shape"
+            )
+        file.tensors[result.index] = replace(result, data=values)
+    return replace(file, operators=kept)
+
+
 @contextmanager
 def readable(where: str) -> Iterator[None]:
     """Turn what accessors raise on damaged bytes into one ModelError."""
@@ -177,7 +200,7 @@ class _Reader:
                     file.metadata = bytes(self.buffer(f"{self.path}: metadata", buffers[entry.Buffer()]))
         if not file.operators or not file.outputs:
             raise ModelError(f"{self.path}: has no {'outputs' if file.operators else 'operators'}")
-        return file
+        return _without_densify(file)
 
     def count(self, length: int) -> None:
         """Walk ``length`` elements of a vector, if the file can hold as many."""

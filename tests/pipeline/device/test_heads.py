@@ -72,7 +72,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("layout", GRIDS)
-@pytest.mark.parametrize("coding", ["cell-exp", "cell-square"])
+@pytest.mark.parametrize("coding", ["cell-exp", "cell-square", "cell-linear"])
 @pytest.mark.parametrize("objectness", [True, False])
 def test_cells_with_anchors(host: Target, tmp_path: Path, layout: str, coding: str, objectness: bool) -> None:
     rng = np.random.default_rng(len(layout))
@@ -83,6 +83,66 @@ def test_cells_with_anchors(host: Target, tmp_path: Path, layout: str, coding: s
         assert model.task == "detect"
         assert_same(model.boxes(most=1000), heads.detect(asdict(head), outputs, SIZE))
         assert_same(model.boxes(0.6, most=1000), heads.detect(asdict(head), outputs, SIZE, 0.6))
+
+
+#: Layout -> the shape of a tensor of n entries for each cell of a grid of 6 x 8.
+SIDES = {
+    "planes": lambda n: (1, n, *GRID),
+    "cells": lambda n: (1, *GRID, n),
+    "rows": lambda n: (1, 48, n),
+    "columns": lambda n: (1, n, 48),
+}
+
+
+@pytest.mark.parametrize("layout", SIDES)
+@pytest.mark.parametrize("together", [True, False])
+def test_sides_of_boxes_by_distributions(host: Target, tmp_path: Path, layout: str, together: bool) -> None:
+    rng = np.random.default_rng(len(layout))
+    bins, classes, shape = 8, 5, SIDES[layout]
+    names = ("y", "y") if together else ("b", "s")
+    part = Candidates(*names, layout, "cell-sides", activation="sigmoid", grid=GRID, bins=bins)
+    head = Head("detect", "test", classes, (part,), threshold=0.3)
+    sizes = {"y": 4 * bins + classes} if together else {"b": 4 * bins, "s": classes}
+    outputs = {name: logits(rng, *shape(entries)) for name, entries in sizes.items()}
+    with outputs_of(host, tmp_path, head, outputs) as model:
+        assert_same(model.boxes(most=1000), heads.detect(asdict(head), outputs, SIZE))
+
+
+def test_a_side_is_the_mean_of_its_distribution(host: Target, tmp_path: Path) -> None:
+    """Cell (1, 2) of 16 pixels, its middle at 40, 24: sides of 1, 0.5, 2 and 3 cells."""
+    values = np.full((1, 4 * 4 + 1, *GRID), -20, "float32")
+    for entry in (1, 4, 5, 10, 15):  # left 1; top 0 or 1; right 2; bottom 3
+        values[0, entry, 1, 2] = 20
+    values[0, 16, 1, 2] = 3
+    part = Candidates("y", "y", "planes", "cell-sides", activation="sigmoid", bins=4)
+    with outputs_of(host, tmp_path, Head("detect", "test", 1, (part,)), {"y": values}) as model:
+        (box,) = model.boxes()
+        np.testing.assert_allclose(box[2:6], (24, 16, 72, 72), atol=1e-3)
+
+
+@pytest.mark.parametrize("coding", ["cell-square", "cell-linear"])
+def test_scores_objectness_and_boxes_one_kind_after_the_other(host: Target, tmp_path: Path, coding: str) -> None:
+    """YOLOv1's row, against the loops of darknet's get_detection_detections."""
+    rng = np.random.default_rng(5)
+    side, boxes, classes, (height, width) = 3, 2, 4, SIZE
+    places = side * side
+    values = rng.random((1, places * (classes + boxes * 5))).astype("float32")
+    anchor = 0.25 if coding == "cell-square" else 1.0
+    part = Candidates("y", "y", "kinds", coding, "unit", anchors=((anchor, anchor),) * boxes, grid=(side, side))
+    head = Head("detect", "test", classes, (part,), objectness=True, threshold=0.2, overlap=0.9)
+    expected = []
+    for cell in range(places):
+        for each in range(boxes):
+            x, y, w, h = values[0, places * (classes + boxes) + (cell * boxes + each) * 4 :][:4]
+            scores = values[0, cell * classes :][:classes] * values[0, places * classes + cell * boxes + each]
+            x, y = (x + cell % side) / side * width, (y + cell // side) / side * height
+            w, h = (w * w * width, h * h * height) if coding == "cell-square" else (w * width, h * height)
+            expected.append((scores.argmax(), scores.max(), x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+    with outputs_of(host, tmp_path, head, {"y": values}) as model:
+        found = model.boxes(most=1000)
+        assert_same(found, heads.detect(asdict(head), {"y": values}, SIZE))
+        best = max(expected, key=lambda box: box[1])
+        np.testing.assert_allclose((found[0].number, *found[0][1:6]), best, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])
@@ -228,10 +288,8 @@ int main(int argc, char **argv)
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])
-@pytest.mark.parametrize(("threshold", "most_ms"), [(0.25, 5), (0.0, 12)])
-def test_boxes_of_80_classes_are_found_in_milliseconds(
-    tmp_path: Path, layout: str, threshold: float, most_ms: float
-) -> None:
+@pytest.mark.parametrize("threshold", [0.25, 0.0])
+def test_boxes_of_80_classes_are_found_in_milliseconds(tmp_path: Path, layout: str, threshold: float) -> None:
     """8,400 candidates on the simulated Cortex-A53, 1200 MHz, one core: 300 good ones around 30 things, or all of them."""
     target = targets.load("rasp3b")
     rng = np.random.default_rng(10)
@@ -262,7 +320,7 @@ def test_boxes_of_80_classes_are_found_in_milliseconds(
     assert int(done.stdout) == min(len(found), 300)
     milliseconds = Reports(tmp_path / "reports").new()[-1]["cycles"] / 1.2e6
     print(f"{milliseconds:.2f} ms")
-    assert milliseconds <= most_ms
+    assert milliseconds <= 5
 
 
 Y = Candidates("y", "y", "rows", "centre")
@@ -280,6 +338,12 @@ Y = Candidates("y", "y", "rows", "centre")
         (replace(Y, first=9, count=5), "is not of the layout"),
         (replace(Y, coding="prior"), "10 boxes are shifts of 0 priors"),
         (replace(Y, coding="cell-exp"), "needs anchors"),
+        (replace(Y, coding="cell-sides"), "1 bins do not fit"),
+        (replace(Y, bins=16), "16 bins do not fit"),
+        (
+            replace(Y, layout="kinds", coding="cell-linear", anchors=((1, 1),), grid=(2, 3)),
+            "is not of the layout 'kinds'",
+        ),
         (replace(Y, coding="cell-exp", anchors=((1, 1),), grid=(3, 3)), "is not of the layout"),
     ],
 )

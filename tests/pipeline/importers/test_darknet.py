@@ -14,6 +14,7 @@ from bitkiln.pipeline import reference, run
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.importers import ImportOptions, load_model
 from bitkiln.pipeline.ir.graph import bindings, op_name
+from bitkiln.pipeline.meaning.tables import check_head
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.pipeline import lower
 from bitkiln.pipeline.reference import heads
@@ -340,6 +341,24 @@ def test_detection_layers_score_place_by_place(darknet):
     expected[:12] = softmax(expected[:12].reshape(4, 3)).ravel()
     model = load_model(darknet.write(layers, [biases, weights], x.shape))
     np.testing.assert_allclose(evaluate(model, x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("root", "coding", "anchor"), [(0, "cell-linear", 1.0), (1, "cell-square", 0.25)])
+def test_detection_layers_are_heads(darknet, root, coding, anchor):
+    """YOLOv1: photos are stretched, boxes of a place share its classes, sqrt=1 gives the roots of their sizes."""
+    biases = image(4 * (2 * 5 + 3))
+    layers = (
+        f"[connected]\noutput={len(biases)}\nactivation=linear\n"
+        f"[detection]\nclasses=3\ncoords=4\nnum=2\nside=2\nsoftmax=0\nsqrt={root}"
+    )
+    model = load_model(darknet.write(layers, [biases, image(len(biases), 3 * 8 * 8)], (3, 8, 8)))
+    assert model.preprocessing.resize == "stretch"
+    head = model.head
+    assert (head.kind, head.classes, head.objectness) == ("darknet-detection", 3, True)
+    (part,) = head.candidates
+    assert (part.layout, part.coding, part.units, part.grid) == ("kinds", coding, "unit", (2, 2))
+    assert part.anchors == ((anchor, anchor),) * 2
+    check_head(head, {spec.name: (spec.shape, spec.dtype) for spec in model.outputs})
 
 
 def test_softmax_in_groups(darknet):

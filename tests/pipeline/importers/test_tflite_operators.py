@@ -221,6 +221,19 @@ def test_sparse_constants_are_made_dense():
     np.testing.assert_array_equal(densified(np.float32([1, 2, 3, 4]), (4, 4), (0, 1, 2, 3), (0, 1), levels), blocked)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_come_through_densify(tmp_path, dtype):
+    """Converters put DENSIFY behind sparse weights, and DEQUANTIZE behind it where they are of half precision."""
+    weight, x = np.arange(6).reshape(2, 3).astype(dtype), np.float32([[1, -2, 3]])
+    file = TfliteFile()
+    source = file.tensor(x.shape)
+    made = file.operator("DENSIFY", [file.constant(weight)], weight.shape, dtype=dtype)
+    if dtype == "float16":
+        made = file.operator("DEQUANTIZE", [made], weight.shape)
+    result = file.operator("FULLY_CONNECTED", [source, made], (1, 2), "FullyConnectedOptions")
+    np.testing.assert_array_equal(ours(tmp_path, file.write(source, result), x), x @ weight.astype(np.float32).T)
+
+
 @pytest.mark.parametrize(
     "levels",
     [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.meaning.recognise import with_head
@@ -155,3 +157,47 @@ def test_what_does_not_fit_is_refused(words: str, message: str) -> None:
 def test_integers_are_no_boxes() -> None:
     with pytest.raises(ModelError, match="output y is int8; float32 is wanted"):
         with_head(network(TensorSpec("y", (1, 84, CELLS), "int8")), Path("net.onnx"), "yolov8")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_sides_before_decoding_are_declared(apart: bool, layout: str) -> None:
+    """YOLOv8's grids with boxes and scores together or apart, with a further output of the scores' sum."""
+
+    def grid(name: str, channels: int, stride: int) -> TensorSpec:
+        side = 320 // stride
+        return TensorSpec(
+            name, (1, channels, side, side) if layout == "NCHW" else (1, side, side, channels), layout=layout
+        )
+
+    parts = {"b": 64, "s": 80, "sum": 1} if apart else {"y": 144}
+    outputs = [grid(f"{name}{stride}", channels, stride) for stride in (8, 16, 32) for name, channels in parts.items()]
+    head = head_of(network(*outputs), "yolov8-raw,activation=sigmoid")
+    assert head.classes == 80 and not head.objectness and len(head.candidates) == 3
+    for part, stride in zip(head.candidates, (8, 16, 32), strict=True):
+        names = (f"b{stride}", f"s{stride}") if apart else (f"y{stride}", f"y{stride}")
+        assert (part.boxes, part.scores) == names
+        assert (part.layout, part.coding, part.bins) == ("planes" if layout == "NCHW" else "cells", "cell-sides", 16)
+
+
+def test_sides_of_all_grids_in_one_output_are_declared() -> None:
+    head = head_of(network(TensorSpec("y", (1, 144, CELLS))), "yolov8-raw,activation=sigmoid")
+    assert [(part.grid, part.first) for part in head.candidates] == [((40, 40), 0), ((20, 20), 1600), ((10, 10), 2000)]
+    with pytest.raises(ModelError, match="no outputs with 64 numbers"):
+        head_of(network(TensorSpec("y", (1, 20, CELLS))), "yolov8-raw,activation=sigmoid")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_a_network_ends_with_is_seen(ends: bool) -> None:
+    x = relax.Var("x", relax.TensorType((1, 144, 40, 40), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            boxes = builder.emit(relax.op.strided_slice(x, [1], [0], [64]))
+            scores = builder.emit(relax.op.strided_slice(x, [1], [64], [144]))
+            result = builder.emit(relax.op.sigmoid(scores)) if ends else scores
+            pair = builder.emit_output(relax.Tuple([boxes, result]))
+        builder.emit_func_output(pair)
+    specs = [TensorSpec(name, (1, channels, 40, 40), layout="NCHW") for name, channels in (("b", 64), ("s", 80))]
+    model = replace(network(*specs), module=builder.get())
+    assert head_of(model, "yolov8-raw").candidates[0].activation == ("none" if ends else "sigmoid")
