@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model, TensorSpec
-from bitkiln.pipeline.reference import outputs
 
 
 @dataclass(frozen=True)
@@ -43,22 +41,29 @@ def side_outputs(
 
 def _cells(spec: TensorSpec, layout: str | None) -> CellOutput | None:
     shape = spec.shape
+    cells: tuple[int, ...]
     if spec.dtype != "float32" or len(shape) not in (3, 4) or shape[0] != 1:
         return None
     if len(shape) == 4:
         layout = layout or ("cells" if spec.layout == "NHWC" else "planes")
-        channels, cells = (shape[1], shape[2:]) if layout == "planes" else (shape[3], shape[1:3])
+        channels, cells = (shape[1], shape[2:]) if layout == "planes" else (shape[3], shape[1:-1])
     else:
         layout = layout or ("columns" if shape[1] < shape[2] else "rows")
-        channels, cells = (shape[1], shape[2:]) if layout == "columns" else (shape[2], shape[1:2])
+        channels, cells = (shape[1], shape[2:]) if layout == "columns" else (shape[2], shape[1:-1])
     return CellOutput(spec, layout, channels, cells)
 
 
 def ends_with_sigmoid(model: Model, output: str) -> bool:
     """Is the output what a sigmoid gives?"""
+    body = model.module["main"].body
+    made = {binding.var: binding.value for block in body.blocks for binding in block.bindings}
+
+    def value_of(expr: relax.Expr) -> relax.Expr:
+        while expr in made:
+            expr = made[expr]
+        return expr
+
+    result = value_of(body.body)
     position = [spec.name for spec in model.outputs].index(output)
-    made = dict(bindings(model.module["main"]))
-    expr: relax.Expr | None = outputs(model.module)[position]
-    while isinstance(expr, relax.Var):
-        expr = made.get(expr.name)
-    return isinstance(expr, Call) and op_name(expr) == "sigmoid"
+    made_by = value_of(result.fields[position] if isinstance(result, relax.Tuple) else result)
+    return isinstance(made_by, Call) and getattr(made_by.op, "name", "") == "relax.sigmoid"

@@ -149,8 +149,9 @@ def _corners(part: Mapping[str, Any], numbers: np.ndarray, size: tuple[int, int]
         cells = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1)
         place = (place * part["stretch"] - (part["stretch"] - 1) / 2 + cells) * wide_high / [columns, rows]
         anchors = np.array(part["anchors"], float).reshape(-1, 1, 1, 2) * unit
-        factors = {"cell-exp": np.exp, "cell-square": lambda w: (2 * w) ** 2, "cell-linear": lambda w: w}
-        extent = factors[coding](extent) * anchors
+        if coding != "cell-linear":
+            extent = np.exp(extent) if coding == "cell-exp" else (2 * extent) ** 2
+        extent = extent * anchors
     elif coding.startswith("prior"):
         priors = np.array(part["priors"], float).reshape(numbers.shape)
         first, second = part["variances"]

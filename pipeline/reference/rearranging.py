@@ -61,8 +61,10 @@ def _shape(shape: relax.ShapeExpr) -> tuple[int, ...]:
 
 
 def _take(call: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    mode = {"clip": "clip", "wrap": "wrap"}.get(str(call.attrs["mode"]), "raise")
-    return np.take(x, indices, axis=int(call.attrs["axis"]), mode=mode)
+    axis, mode = int(call.attrs["axis"]), str(call.attrs["mode"])
+    if mode == "clip":
+        return np.take(x, indices, axis=axis, mode="clip")
+    return np.take(x, indices, axis=axis)
 
 
 OPERATORS: dict[str, Operator] = {
