@@ -39,6 +39,8 @@ _STRIPS, _MANY_STRIPS, _MANY_BLOCKS = 4, 16, 64
 _SPREAD_FLOATS = 64
 #: Bytes of an image's tile that may wait in the L1 cache while another one is computed.
 _MOST_AHEAD = 8192
+#: So few panels share the fetching of a tile.
+_FEW_PANELS = 6
 _PAGE = 4096
 
 
@@ -101,7 +103,7 @@ class _Direct:
         self.tiles = Tiles(self.early, self.finish, assembly)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
-        self.ahead = self._ahead()
+        self.ahead, self.lines = self._fetched()
 
     def kernel(self) -> Kernel:
         (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
@@ -131,15 +133,21 @@ class _Direct:
         parts = [pack_panels(group.reshape(self.out_per_group, -1), self.panel_runs) for group in weights]
         return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
 
-    def _ahead(self) -> int:
-        """How far ahead lines of the image are fetched: the next tile's, where tiles are small and follow each other."""
+    def _fetched(self) -> tuple[int, int]:
+        """``ahead`` and ``lines`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other.
+
+        All pixels of a tile reach their next lines together. So where few panels leave no time to wait for that, lines are
+        fetched in the order of memory, as many as spread over all panels.
+        """
         work = self.workload
         bytes_of_tile = self.tile_m * work.channels * 4
         follow = work.kernel == work.strides == (1, 1) and work.groups == 1 and not any(work.padding)
         if not follow or bytes_of_tile > _MOST_AHEAD:
-            return IMAGE_AHEAD
+            return IMAGE_AHEAD, 0
+        panels = sum(run.count for run in self.panel_runs)
+        lines = -(-self.tile_m // (4 * panels)) if self.block == 1 and panels <= _FEW_PANELS else 0
         # What an addition takes as an immediate.
-        return bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE
+        return (bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE), lines
 
     def _pixel_table(self) -> np.ndarray:
         """Byte offsets of the pixels; the last is repeated where a tile is filled up."""
@@ -283,6 +291,7 @@ class _Direct:
             count=count,
             reach=reach,
             ahead=self.ahead,
+            lines=self.lines,
             claimed=claimed,
         )
         self.tiles.emit(tile, self.result, Taps(0, len(self.geometry.rows), self.row_length))

@@ -33,8 +33,6 @@ _MOST_CHANNELS = 4
 _MOST_CHANNELS_OF_GROUP = 8
 #: Parts into which pooled rows are divided: one for each core that any of our boards has.
 _PARTS = 4
-#: Panels that fill a cache line of the result: the second follows while the first one's half is still on its way.
-_PANELS_OF_A_LINE = 2
 #: Floats behind an array that vector loads may touch.
 _AHEAD = 4
 
@@ -80,7 +78,7 @@ class _Strips:
     def __init__(self, workload: Conv2d) -> None:
         self.workload = workload
         self.stem = _stem(workload)
-        self.micro: list[MicroKernel] = [self.stem]
+        self.micro: list[MicroKernel] = []
         self.rows_in = ImageRows(workload)
         self.channels, self.pitch = self.rows_in.channels, self.rows_in.pitch
         self.panels = workload.out_channels // CHANNELS
@@ -88,7 +86,7 @@ class _Strips:
         #: Rows of tiles, and how many of them a strip has.
         self.tile_rows = workload.out_size[0] if self.stem.pool else workload.conv_size[0]
         self.whole = self.stem.pool or (not workload.pool and workload.out == "float32")
-        self.claims = self.whole and self.panels > _PANELS_OF_A_LINE
+        self.claims = self.whole and self.panels > 1
         # A row of the result that was just claimed is still in the caches when its panels are stored.
         most = 1 if self.claims and workload.groups == 1 else max(1, _STRIP_ROWS // self.stem.rows)
         self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
@@ -141,42 +139,61 @@ class _Strips:
         conv = work.conv_size[0] * work.conv_size[1] * work.out_channels
         size = work.out_size[0] * work.out_size[1] * work.out_channels
         self.result = loops.flat(self.out, size) if self.whole else T.alloc_buffer((conv,), "float32")
-        with T.parallel(self.tile_rows // self.strip) as strip:
+        strips = self.tile_rows // self.strip
+        parts = min(_PARTS, strips) if self.claims else strips
+        with T.parallel(parts) as part:
             image = T.alloc_buffer((self.image_rows * self.pitch + _AHEAD,), "float32")
-            first = strip * (self.strip * self.stem.rows * work.strides[0])
-            if self.claims:
+            if not self.claims:
+                self._strip(image, data, part)
+            else:
+                # The tiles of a strip claim the lines of the next one, but for the last of each part.
+                begin, end = (bound * strips // parts for bound in (part, part + 1))
                 floats = self.strip * self._out_width * work.out_channels
-                loops.claim(self.result, strip * floats, floats)
-            with T.serial(work.groups) as group:
-                with T.serial(self.image_rows) as row:
-                    self.rows_in.fill(image, row * self.pitch, data, first + row - work.padding[0], group, self.shift)
-                with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
-                    self._row(image, strip, row, group * (self.panels // work.groups) + panel)
-            if work.epilogue and not self.stem.steps:
-                self._epilogue(strip)
+                loops.claim(self.result, begin * floats, floats)
+                with T.serial(begin, end - 1) as strip:
+                    self._strip(image, data, strip, (strip + 1) * floats)
+                self._strip(image, data, end - 1)
         if not self.whole:
             loops.finish(work, self.result, self.out)
+
+    def _strip(self, image: Any, data: Any, strip: Any, claimed: Any = None) -> None:
+        """The rows of a strip; its tiles claim the result's lines from ``claimed`` on."""
+        work = self.workload
+        first = strip * (self.strip * self.stem.rows * work.strides[0])
+        with T.serial(work.groups) as group:
+            with T.serial(self.image_rows) as row:
+                self.rows_in.fill(image, row * self.pitch, data, first + row - work.padding[0], group, self.shift)
+            with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
+                self._row(image, strip, row, group * (self.panels // work.groups) + panel, claimed)
+        if work.epilogue and not self.stem.steps:
+            self._epilogue(strip)
 
     @cached_property
     def _out_width(self) -> int:
         return self.workload.out_size[1] if self.stem.pool else self.workload.conv_size[1]
 
-    def _row(self, image: Any, strip: Any, row: Any, panel: Any) -> None:
+    def _row(self, image: Any, strip: Any, row: Any, panel: Any, claimed: Any = None) -> None:
         """One row of tiles; the last tile overlaps the one before where the width is no multiple."""
         width, pixels = _used_width(self.workload, self.stem), self.stem.pixels
-        self._call(image, strip, row, panel, 0, width // pixels)
+        tiles = width // pixels
+        if claimed is not None:
+            claimed += (panel * self.strip + row) * (tiles * pixels // self.stem.rows * CHANNELS)
+        self._call(image, strip, row, panel, 0, tiles, claimed)
         if width % pixels:
             self._call(image, strip, row, panel, width - pixels, 1)
 
-    def _call(self, image: Any, strip: Any, row: Any, panel: Any, column: int, tiles: int) -> None:
+    def _call(self, image: Any, strip: Any, row: Any, panel: Any, column: int, tiles: int, claimed: Any = None) -> None:
         """``tiles`` tiles from ``column`` of the convolution on; the arguments are those of ``Stem``."""
         work = self.workload
         to = (strip * self.strip + row) * self._out_width + column // self.stem.rows
         start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * self.channels
+        stem = replace(self.stem, claims=claimed is not None)
+        if stem not in self.micro:
+            self.micro.append(stem)
         T.evaluate(
             T.call_extern(
                 "int32",
-                self.stem.symbol,
+                stem.symbol,
                 T.address_of(self.result[to * work.out_channels + panel * CHANNELS]),
                 T.int64(work.out_channels * 4),
                 T.address_of(image[start]),
@@ -184,6 +201,7 @@ class _Strips:
                 T.address_of(self.weights[panel * self.panel_floats]),
                 T.address_of(self.operands[panel * (self.operand_rows * CHANNELS)]),
                 T.int64(tiles),
+                *([] if claimed is None else [T.address_of(self.result[claimed])]),
             )
         )
 

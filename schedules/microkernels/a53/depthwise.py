@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 
 from bitkiln.schedules.microkernels.a53 import asm, stream
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
@@ -114,7 +114,7 @@ class Depthwise:
             "1:",
             f"mov {_LEFT}, {_COUNT}",
             "2:",
-            *_with_guests(self._sums[0], self._fetches()),
+            *stream.with_guests(self._sums[0], self._fetches()),
             *self._finish(),
             f"subs {_LEFT}, {_LEFT}, #1",
             "b.gt 2b",
@@ -225,17 +225,6 @@ class Depthwise:
         for pointer, each in ((_WEIGHTS, self.kernel[0] * self.kernel[1]), (_OPERANDS, rows)):
             lines += [f"mov {_LEFT}, #{each}", f"msub {pointer}, {_LEFT}, {_WIDE}, {pointer}"]
         return lines
-
-
-def _with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
-    """``guests`` evenly spread beside arithmetic that has nothing beside it yet."""
-    alone = [
-        at
-        for at, (line, following) in enumerate(pairwise(lines))
-        if line.startswith("fm") and following.startswith("fm")
-    ]
-    beside = {alone[len(alone) * i // len(guests)]: guest for i, guest in enumerate(guests)} if alone else {}
-    return [text for at, line in enumerate(lines) for text in (line, *([beside[at]] if at in beside else []))]
 
 
 def _woven(lines: Sequence[str], moves: Sequence[str]) -> list[str]:

@@ -71,7 +71,8 @@ class Sgemm:
     """The micro-kernel of one tile size.
 
     ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
-    ``ahead`` bytes further on. That may lie behind the image: a fetch never faults.
+    ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``lines``, as many lines an iteration
+    are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on.
     """
 
     tile_m: int
@@ -79,11 +80,13 @@ class Sgemm:
     finish: Finish = Finish()
     reach: bool = False
     ahead: int = IMAGE_AHEAD
+    lines: int = 0
 
     @property
     def symbol(self) -> str:
         """Its name."""
-        reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}" if self.reach else ""
+        lines = f"x{self.lines}" if self.lines else ""
+        reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}{lines}" if self.reach else ""
         return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}_a53"
 
     def assembly(self) -> str:
@@ -98,7 +101,7 @@ class Sgemm:
     @property
     def loop(self) -> asm.Loop:
         """The loop over ``STEP`` values of k."""
-        return inner_loop(self.tile_m, self.tile_n, self.reach, self.ahead)
+        return inner_loop(self.tile_m, self.tile_n, self.reach, self.ahead, self.lines)
 
     @cached_property
     def vectors(self) -> int:
@@ -131,6 +134,7 @@ def _assembly(tile: Sgemm) -> str:
         f"ldp x29, x30, [sp, #{frame}]",
         *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
         *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
+        *(asm.add(FAR, f"x{pointers[0]}", tile.ahead) if tile.fetches_image and tile.lines else []),
         "4:",
         *asm.named("begin", _begin(tile, frame)),
         f"subs {LEFT}, x7, #2",
@@ -175,7 +179,7 @@ def _begin(tile: Sgemm, frame: int) -> list[str]:
         guests += [f"stp xzr, xzr, [x3, #{at}]" for at in range(0, size, 16)]
         guests += [f"add x3, x3, #{size}", f"str x3, [sp, #{frame + 32}]"]
     guests += ["add x2, x5, #4", "mov x3, x6", f"add {CURRENT_HALF}, {CURRENT}, #8", f"add {NEXT}, {CURRENT}, #16"]
-    if tile.fetches_image:
+    if tile.fetches_image and not tile.lines:
         guests += asm.add(FAR, CURRENT, tile.ahead)
     return [*lines, *asm.beside(starts, guests), *tile.loop.head()]
 
@@ -183,7 +187,7 @@ def _begin(tile: Sgemm, frame: int) -> list[str]:
 def registers(tile: Sgemm) -> dict[str, str]:
     """What the loop keeps where."""
     sums = range(tile.tile_m * tile.vectors)
-    far = {FAR: f"{tile.ahead} bytes further on, for fetching"} if tile.fetches_image else {}
+    far = {FAR: "what is fetched: a place, or an offset from the pixels"} if tile.fetches_image else {}
     return {
         "x0": "result",
         "x1": "bytes from pixel to pixel of the result",
@@ -243,11 +247,11 @@ def _store(tile: Sgemm, m: int) -> list[str]:
 
 
 @cache
-def inner_loop(tile_m: int, tile_n: int, reach: bool, ahead: int = IMAGE_AHEAD) -> asm.Loop:
+def inner_loop(tile_m: int, tile_n: int, reach: bool, ahead: int = IMAGE_AHEAD, lines: int = 0) -> asm.Loop:
     """The loop over ``STEP`` values of k: the best of those that differ in the order of the sums within one k and in the use
     of spare registers.
     """
-    tile = Sgemm(tile_m, tile_n, reach=reach, ahead=ahead)
+    tile = Sgemm(tile_m, tile_n, reach=reach, ahead=ahead, lines=lines)
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
         order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
@@ -323,7 +327,10 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         f"add {NEXT}, {NEXT}, #16",
     ]
     hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
-    if tile.fetches_image:
+    if tile.fetches_image and tile.lines:
+        control.insert(2, f"add {FAR}, {FAR}, #{64 * tile.lines}")
+        hints += [f"prfm pldl1keep, [{FAR}, #{64 * line}]" for line in range(tile.lines)]
+    elif tile.fetches_image:
         control[2:2] = asm.add(FAR, NEXT, tile.ahead)
         hints += [f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
     loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)

@@ -6,8 +6,11 @@ value of the image is loaded once for a tile and kernel row (three times where p
 a tile. Where the code of all taps would not fit the instruction cache, a loop runs over the kernel's rows.
 
 C call: ``(float *out, int64 pixel_pitch, const float *image, int64 image_pitch, const float *weights, const float
-*operands, int64 tiles)``, pitches in bytes. ``weights`` is [ky][kx][c][8]; ``operands`` has 8 floats for each step that
+*operands, int64 tiles, float *claimed)``, pitches in bytes.
+``weights`` is [ky][kx][c][8]; ``operands`` has 8 floats for each step that
 takes one. Tiles go along a row; with ``pool`` the two rows of a tile become one by the maximum of 2x2 pixels.
+With ``claims`` as many bytes as a tile's results have are written to ``claimed``, tile after tile: whole lines of the result
+that later tiles store in pieces.
 Up to 16 bytes behind the last image value and the weights are read.
 """
 
@@ -27,6 +30,7 @@ _VECTORS = CHANNELS // 4
 _OUT, _PIXEL_PITCH, _IMAGE, _IMAGE_PITCH, _WEIGHTS, _OPERANDS, _TILES = (f"x{i}" for i in range(7))
 _ROWS = ("x7", *(f"x{i}" for i in range(8, 16)), "x16", "x17")
 _WORDS = ("x19", "x20", "x21", "x22")
+_CLAIMED = "x23"
 _OPERAND_REGISTERS = tuple(range(16, 32))
 #: Taps that are written out: 16 instructions each, and their loads, in an instruction cache of 32 KiB.
 _UNROLLED = 160
@@ -41,6 +45,7 @@ class Stem:
     strides: tuple[int, int]
     steps: tuple[str, ...]
     pool: bool
+    claims: bool = False
 
     @property
     def rows(self) -> int:
@@ -61,7 +66,13 @@ class Stem:
     def symbol(self) -> str:
         """Its name."""
         shape = f"{self.channels}c{self.kernel[0]}x{self.kernel[1]}s{self.strides[0]}x{self.strides[1]}"
-        words = ["bk_stem", shape, *self.steps, *(["max2x2"] if self.pool else [])]
+        words = [
+            "bk_stem",
+            shape,
+            *self.steps,
+            *(["max2x2"] if self.pool else []),
+            *(["claims"] if self.claims else []),
+        ]
         return "_".join([*words, "a53"])
 
     @property
@@ -138,14 +149,17 @@ def _tap(stem: Stem, image_row: int, ky: int, pixel: int, k: int, shared: bool) 
 @cache
 def _assembly(stem: Stem) -> str:
     enter, leave = asm.saved(19, 24, vectors=True)
+    # They spread over the sums, but for those that a loop repeats.
+    claims = _claims(stem)
     tile_bytes = stem.pixels * stem.strides[1] * stem.channels * 4
     lines = [
         *enter,
+        *([f"mov {_CLAIMED}, x7"] if stem.claims else []),
         f"mov {_ROWS[0]}, {_IMAGE}",
         *(f"add {b}, {a}, {_IMAGE_PITCH}" for a, b in pairwise(_ROWS[: stem.image_rows])),
         "1:",
-        *(_rows(stem) if stem.looped else _sums(stem)[0]),
-        *_epilogue(stem),
+        *stream.with_guests(_rows(stem) if stem.looped else _sums(stem)[0], [] if stem.looped else claims),
+        *asm.beside(_epilogue(stem), claims if stem.looped else []),
         *asm.named("store", _store(stem)),
         *(f"add {row}, {row}, #{tile_bytes}" for row in _ROWS[: stem.image_rows]),
         f"subs {_TILES}, {_TILES}, #1",
@@ -165,10 +179,22 @@ def _assembly(stem: Stem) -> str:
         _OPERANDS: "numbers of the steps",
         _TILES: "tiles left",
         ", ".join(_ROWS[: stem.image_rows]): "image rows of the tile",
+        **({_CLAIMED: "lines that later tiles store"} if stem.claims else {}),
         asm.span(sorted(sums)): f"sums, {stem.rows} x {stem.pixels} pixels x 8 channels",
         asm.span(_OPERAND_REGISTERS): "image and weights, then the steps' numbers",
     }
     return asm.routine(stem.symbol, lines, registers)
+
+
+def _claims(stem: Stem) -> list[str]:
+    """Writes as many bytes as the tile's results have."""
+    if not stem.claims:
+        return []
+    size = stem.pixels // stem.rows * CHANNELS * 4
+    return [
+        *(f"stp xzr, xzr, [{_CLAIMED}, #{at}]" for at in range(0, size, 16)),
+        f"add {_CLAIMED}, {_CLAIMED}, #{size}",
+    ]
 
 
 def _rows(stem: Stem) -> list[str]:

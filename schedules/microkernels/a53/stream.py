@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: Cycles from ``ldr x`` to ``ins``, between the loads of a train, and from ``ins`` to arithmetic.
 WORD_TO_JOIN, TRAIN, JOIN_TO_USE = 3, 4, 2
@@ -52,6 +53,17 @@ def schedule(
     while stream.position < len(operations):
         stream.issue_cycle()
     return stream.lines, stream.cycle
+
+
+def with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
+    """``guests`` evenly spread beside arithmetic that has nothing beside it yet."""
+    alone = [
+        at
+        for at, (line, following) in enumerate(pairwise(lines))
+        if line.startswith("fm") and following.startswith("fm")
+    ]
+    beside = {alone[len(alone) * i // len(guests)]: guest for i, guest in enumerate(guests)} if alone else {}
+    return [text for at, line in enumerate(lines) for text in (line, *([beside[at]] if at in beside else []))]
 
 
 class _Stream:
