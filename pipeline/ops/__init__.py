@@ -4,10 +4,9 @@ from bitkiln.pipeline.ops.activations import hardswish, prelu
 from bitkiln.pipeline.ops.binarize import binarize
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.concat import concat
-from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d
-from bitkiln.pipeline.ops.conv2d_transpose import conv2d_transpose
+from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d, conv2d_transpose
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
-from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, has_workload, workload_of
+from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, call_of, has_workload, workload_of
 from bitkiln.pipeline.ops.resize2d import resize2d
 
 __all__ = [
@@ -16,6 +15,7 @@ __all__ = [
     "bdense",
     "binarize",
     "bmaxpool2d",
+    "call_of",
     "concat",
     "conv2d",
     "conv2d_transpose",

@@ -17,22 +17,28 @@ poolings that give bits.
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import attributes, epilogue_of, register, shape_of
+from bitkiln.pipeline.ops.register import image_size, register
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Binarize
 
 
-def binarize(x: relax.Expr, *operands: relax.Expr, sign_zero: int = 1, epilogue: tuple[Step, ...] = ()) -> Call:
-    """x float32 [1, H, W, C] -> uint8 [1, H, W, ceil(C/8)]; ``sign_zero`` (+1 or -1) is the sign of an exact zero."""
-    return Call(_OP, [x, *operands], attributes(sign_zero=sign_zero, epilogue=epilogue))
+class BinarizeAttributes(TypedDict, total=False):
+    """``sign_zero`` (+1 or -1) is the sign of an exact zero."""
+
+    epilogue: tuple[Step, ...]
+    sign_zero: int
 
 
-def _describe(call: Call) -> Binarize:
-    _, height, width, channels = shape_of(call.args[0])
-    return Binarize(height, width, channels, epilogue_of(call), int(call.attrs["sign_zero"]))
+def binarize(x: relax.Expr, *operands: relax.Expr, **attributes: Unpack[BinarizeAttributes]) -> Call:
+    """x float32 [1, H, W, C] -> uint8 [1, H, W, ceil(C/8)]."""
+    return _BINARIZE.call([x, *operands], attributes)
 
 
-_OP = register("binarize", "Signs of an activation as packed bits.", ("data",), _describe)
+_BINARIZE = register(
+    "binarize", "Signs of an activation as packed bits.", ("data",), Binarize, BinarizeAttributes, image_size
+)

@@ -1,13 +1,15 @@
-"""How an operator of ours joins Relax: its arguments, type inference, purity and legalization.
+"""How an operator of ours joins Relax: its arguments, attributes, type inference, purity and legalization.
 
-An operator stands for exactly one workload: ``describe(call)`` makes the ``Workload`` from the call's attributes and
-argument types. The result's type and the function it is legalized to follow from the workload.
+A call of an operator stands for exactly one workload: ``workload_of(call)`` makes the ``Workload`` from the call's attributes
+and argument types, ``call_of(workload, args)`` is the inverse. The result's type and the function a call is legalized to
+follow from the workload.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar, overload
 
 import tvm
@@ -25,22 +27,73 @@ OPAQUE = 8
 #: A kind of workload, e.g. ``Conv2d``.
 Kind = TypeVar("Kind", bound=Workload)
 
-_describers: dict[str, Callable[[Call], Workload]] = {}
+
+@dataclass(frozen=True)
+class RelaxOperator:
+    """An operator and the workloads of class ``kind`` that its calls stand for: those whose fields are as in ``fixed``.
+
+    ``attributes`` are the fields that a call carries; ``sizes`` tells the others from the types of its arguments.
+    """
+
+    op: Op
+    kind: type[Workload]
+    attributes: Mapping[str, Any]
+    sizes: Callable[[Call], dict[str, Any]]
+    fixed: Mapping[str, Any]
+
+    def call(self, args: Sequence[relax.Expr], values: Mapping[str, Any]) -> Call:
+        """A call with the attributes ``values`` and defaults for others. TypeError for one that is missing or unknown."""
+        if unknown := values.keys() - self.attributes.keys():
+            raise TypeError(f"{self.op.name} has no attribute {', '.join(sorted(unknown))}")
+        defaults = {each.name: each.default for each in fields(self.kind)}
+        given = {name: values.get(name, defaults[name]) for name in self.attributes}
+        if missing := [name for name, value in given.items() if value is MISSING]:
+            raise TypeError(f"{self.op.name} needs {', '.join(missing)}")
+        plain = {name: _as_attribute(name, value) for name, value in given.items()}
+        return Call(self.op, list(args), tvm.ir.make_node("ir.DictAttrs", **plain))
+
+    def workload(self, call: Call) -> Workload:
+        """What a call has to compute."""
+        declared = {each.name: each.type for each in fields(self.kind)}
+        stated = {name: _from_attribute(call.attrs[name], declared[name]) for name in self.attributes}
+        return self.kind(**self.fixed, **self.sizes(call), **stated)
 
 
-def register(name: str, doc: str, arguments: tuple[str, ...], describe: Callable[[Call], Workload]) -> Op:
-    """Register ``relax.bitkiln.<name>``; further operands may follow ``arguments`` in a call."""
+_operators: dict[str, RelaxOperator] = {}
+
+
+def register(
+    name: str,
+    doc: str,
+    arguments: tuple[str, ...],
+    kind: type[Workload],
+    attributes: type,
+    sizes: Callable[[Call], dict[str, Any]],
+    **fixed: bool | str,
+) -> RelaxOperator:
+    """Register ``relax.bitkiln.<name>``; further operands may follow ``arguments`` in a call.
+
+    ``attributes`` is a TypedDict of those that the constructor takes; the rest is as in ``RelaxOperator``.
+    """
     full_name = f"relax.bitkiln.{name}"
     ir_ffi.RegisterOp(full_name, doc)
     op = Op.get(full_name)
+    made = _operators[full_name] = RelaxOperator(op, kind, attributes.__annotations__, sizes, fixed)
     op.set_num_inputs(-1)
     for argument in arguments:
         op.add_argument(argument, "Tensor", "")
     op.set_attr("FPurity", True)
-    op.set_attr("FInferType", lambda call, _builder: _infer_type(describe(call), call))
-    op.set_attr("FLegalize", lambda builder, call: _legalize(builder, call, describe(call)))
-    _describers[full_name] = describe
-    return op
+    op.set_attr("FInferType", lambda call, _builder: _infer_type(made.workload(call), call))
+    op.set_attr("FLegalize", lambda builder, call: _legalize(builder, call, made.workload(call)))
+    return made
+
+
+def call_of(workload: Workload, args: Sequence[relax.Expr]) -> Call:
+    """The call of the operator that computes ``workload``; ``args`` have the types that ``workload.shapes`` lists."""
+    for each in _operators.values():
+        if each.kind is type(workload) and all(getattr(workload, name) == value for name, value in each.fixed.items()):
+            return each.call(args, {name: getattr(workload, name) for name in each.attributes})
+    raise ValueError(f"no operator computes {workload.key()}")
 
 
 @overload
@@ -53,10 +106,10 @@ def workload_of(call: Call, kind: type[Kind]) -> Kind: ...
 
 def workload_of(call: Call, kind: type[Kind] | None = None) -> Workload | Kind:
     """What a call of one of our operators has to compute; ValueError for another operator, or a workload not of ``kind``."""
-    describe = _describers.get(getattr(call.op, "name", ""))
-    if describe is None:
+    operator = _operators.get(getattr(call.op, "name", ""))
+    if operator is None:
         raise ValueError(f"{call.op} is no operator with a workload")
-    workload = describe(call)
+    workload = operator.workload(call)
     if kind is not None and not isinstance(workload, kind):
         raise ValueError(f"{call.op.name} computes a {workload.tag}, no {kind.__name__}")
     return workload
@@ -64,7 +117,7 @@ def workload_of(call: Call, kind: type[Kind] | None = None) -> Workload | Kind:
 
 def has_workload(expr: relax.Expr) -> bool:
     """Is ``expr`` a call of one of our operators?"""
-    return isinstance(expr, Call) and getattr(expr.op, "name", "") in _describers
+    return isinstance(expr, Call) and getattr(expr.op, "name", "") in _operators
 
 
 def shape_of(expr: relax.Expr) -> tuple[int, ...]:
@@ -72,30 +125,33 @@ def shape_of(expr: relax.Expr) -> tuple[int, ...]:
     return tuple(int(size) for size in expr.ty.shape.values)
 
 
-def attributes(
-    *, epilogue: Sequence[Step] = (), pool: Pool | None = None, **values: int | str | tuple[int, ...]
-) -> tvm.ir.DictAttrs:
-    """Attributes of a call; epilogues and pools are kept as JSON text, which every IR format can hold."""
-    plain = {key: list(map(int, value)) if isinstance(value, tuple) else value for key, value in values.items()}
-    texts = {"epilogue": _steps_as_text(epilogue), "pool": _pool_as_text(pool)}
-    return tvm.ir.make_node("ir.DictAttrs", **plain, **texts)
+def _as_attribute(name: str, value: Any) -> Any:
+    """A field of a workload as the attribute of a call; epilogues and pools as JSON text, which every IR format can hold."""
+    if name == "epilogue":
+        return json.dumps([[step.op, step.operand, list(step.values)] for step in value])
+    if name == "pool":
+        return "" if value is None else json.dumps([getattr(value, each.name) for each in fields(Pool)])
+    return list(map(int, value)) if isinstance(value, tuple) else value
 
 
-def with_attributes(call: Call, **changed: Any) -> tvm.ir.DictAttrs:
-    """The attributes of ``call``, some of them ``changed``, by the names and types of ``attributes``."""
-    kept = {name: call.attrs[name] for name in call.attrs.keys()}  # noqa: SIM118  It is no mapping.
-    made = attributes(**changed)
-    return tvm.ir.make_node("ir.DictAttrs", **kept | {name: made[name] for name in changed})
-
-
-def _steps_as_text(steps: Iterable[Step]) -> str:
-    return json.dumps([[step.op, step.operand, list(step.values)] for step in steps])
-
-
-def _pool_as_text(pool: Pool | None) -> str:
-    if pool is None:
-        return ""
-    return json.dumps([pool.kernel, pool.strides, pool.padding, pool.kind, pool.count_include_pad])
+def _from_attribute(value: Any, declared: Any) -> Any:
+    """The inverse of ``_as_attribute`` for a field ``declared`` so."""
+    match declared:
+        case "tuple[Step, ...]":
+            return tuple(Step(op, operand, tuple(values)) for op, operand, values in json.loads(value))
+        case "Pool" | "Pool | None":
+            if not value:
+                return None
+            kernel, strides, padding, *rest = json.loads(value)
+            return Pool(pair(kernel), pair(strides), sides(padding), *rest)
+        case "int":
+            return int(value)
+        case "bool":
+            return bool(value)
+        case "str":
+            return str(value)
+        case _:
+            return ints(value)
 
 
 def ints(value: Iterable[Any]) -> tuple[int, ...]:
@@ -115,11 +171,6 @@ def sides(value: Iterable[Any]) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def epilogue_of(call: Call) -> tuple[Step, ...]:
-    """The epilogue of a call."""
-    return tuple(Step(op, operand, tuple(values)) for op, operand, values in json.loads(call.attrs["epilogue"]))
-
-
 def operands_of(call: Call) -> list[relax.Expr]:
     """The operands of a call's epilogue."""
     begin, end = _operand_range(call)
@@ -130,23 +181,33 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
     """``call`` with another epilogue."""
     begin, end = _operand_range(call)
     args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
-    return Call(call.op, args, with_attributes(call, epilogue=tuple(steps)))
+    return call_of(replace(workload_of(call), epilogue=tuple(steps)), args)
 
 
 def _operand_range(call: Call) -> tuple[int, int]:
     """Where the operands of the epilogue stand among the arguments: behind the tensors, before thresholds and shift."""
-    count = sum(step.operand != "" for step in epilogue_of(call))
     workload = workload_of(call)
+    count = sum(step.operand != "" for step in workload.epilogue)
     behind = sum(bool(getattr(workload, name, False)) for name in ("threshold", "shift"))
     return len(call.args) - behind - count, len(call.args) - behind
 
 
-def pool_of(call: Call) -> Pool | None:
-    """The fused pooling of a call, if it has one."""
-    if not call.attrs["pool"]:
-        return None
-    kernel, strides, padding, kind, count_include_pad = json.loads(call.attrs["pool"])
-    return Pool(tuple(kernel), tuple(strides), tuple(padding), kind, count_include_pad)
+def image_size(call: Call) -> dict[str, int]:
+    """Height, width and channels of a call's first argument, NHWC."""
+    _, height, width, channels = shape_of(call.args[0])
+    return {"height": height, "width": width, "channels": channels}
+
+
+def packed_size(call: Call) -> dict[str, int]:
+    """Height and width of a call's first argument, which is bits."""
+    _, height, width, _ = shape_of(call.args[0])
+    return {"height": height, "width": width}
+
+
+def kernel_size(call: Call) -> dict[str, Any]:
+    """Output channels and kernel of a call's second argument, OHWI."""
+    out_channels, *kernel, _ = shape_of(call.args[1])
+    return {"out_channels": out_channels, "kernel": pair(kernel)}
 
 
 def _infer_type(workload: Workload, call: Call) -> relax.TensorType:

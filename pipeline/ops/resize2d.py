@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Required, TypedDict, Unpack
+
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import attributes, epilogue_of, pair, register, shape_of
+from bitkiln.pipeline.ops.register import image_size, register
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Resize
 
 
-def resize2d(
-    x: relax.Expr,
-    *operands: relax.Expr,
-    size: tuple[int, int],
-    method: str,
-    coordinates: str,
-    rounding: str = "",
-    epilogue: tuple[Step, ...] = (),
-) -> Call:
-    """x float32 [1, H, W, C] -> float32 [1, *size, C]; words as in ``bitkiln.schedules.workload.Resize``."""
-    attrs = attributes(size=size, method=method, coordinates=coordinates, rounding=rounding, epilogue=epilogue)
-    return Call(_OP, [x, *operands], attrs)
+class ResizeAttributes(TypedDict, total=False):
+    """As in ``bitkiln.schedules.workload.Resize``."""
+
+    size: Required[tuple[int, int]]
+    method: Required[str]
+    coordinates: Required[str]
+    rounding: str
+    epilogue: tuple[Step, ...]
 
 
-def _describe(call: Call) -> Resize:
-    attrs = call.attrs
-    _, height, width, channels = shape_of(call.args[0])
-    method, coordinates, rounding = (str(attrs[name]) for name in ("method", "coordinates", "rounding"))
-    return Resize(height, width, channels, pair(attrs["size"]), method, coordinates, rounding, epilogue_of(call))
+def resize2d(x: relax.Expr, *operands: relax.Expr, **attributes: Unpack[ResizeAttributes]) -> Call:
+    """x float32 [1, H, W, C] -> float32 [1, *size, C]."""
+    return _RESIZE2D.call([x, *operands], attributes)
 
 
-_OP = register("resize2d", "Images brought to another size.", ("data",), _describe)
+_RESIZE2D = register("resize2d", "Images brought to another size.", ("data",), Resize, ResizeAttributes, image_size)

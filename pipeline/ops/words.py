@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
-from bitkiln.pipeline.ops.register import attributes, shape_of
+from bitkiln.pipeline.ops.register import shape_of
 from bitkiln.schedules.workload import packed
 
 BITS_PER_WORD = 32
@@ -31,17 +32,17 @@ def words_for(channels: int) -> int:
 
 def to_words(bits: relax.Expr, *, channels: int, set_bit: int = 1) -> Call:
     """bits uint8 [..., ceil(channels/8)] -> int32 [..., ceil(channels/32)]."""
-    return Call(_TO_WORDS, [bits], attributes(channels=channels, set_bit=set_bit))
+    return Call(_TO_WORDS, [bits], tvm.ir.make_node("ir.DictAttrs", channels=channels, set_bit=set_bit))
 
 
 def from_words(words: relax.Expr, *, channels: int, set_bit: int = 1) -> Call:
     """words int32 [..., ceil(channels/32)] -> uint8 [..., ceil(channels/8)]."""
-    return Call(_FROM_WORDS, [words], attributes(channels=channels, set_bit=set_bit))
+    return Call(_FROM_WORDS, [words], tvm.ir.make_node("ir.DictAttrs", channels=channels, set_bit=set_bit))
 
 
 def unpack(bits: relax.Expr, *, channels: int) -> Call:
     """bits uint8 [..., ceil(channels/8)] -> float32 [..., channels] of +1 and -1."""
-    return Call(_UNPACK, [bits], attributes(channels=channels))
+    return Call(_UNPACK, [bits], tvm.ir.make_node("ir.DictAttrs", channels=channels))
 
 
 def bytes_of_words(words: np.ndarray, channels: int, set_bit: int) -> np.ndarray:

@@ -12,11 +12,10 @@ from functools import partial
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call
 
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of, value_of
 from bitkiln.pipeline.ir.operands import channel_operand, fits_float32
-from bitkiln.pipeline.ops.register import ints, with_attributes, workload_of
+from bitkiln.pipeline.ops.register import call_of, ints, workload_of
 from bitkiln.schedules.conv2d import is_stem
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -41,11 +40,12 @@ def _visit(graph: Graph, _name: str, value: relax.Expr, target: Target) -> relax
         return None
     shifted = bool(np.any(shift))
     layout = "NHWC" if planes is None else "NCHW"
-    if not is_stem(replace(workload, shift=shifted, layout=layout), target):
+    absorbed = replace(workload, shift=shifted, layout=layout)
+    if not is_stem(absorbed, target):
         return None
     operands = [*value.args[2:], *([constant(shift)] if shifted else [])]
     arguments = [x if planes is None else planes, constant(value_of(value.args[1]) * scale), *operands]
-    return Call(value.op, arguments, with_attributes(value, shift=shifted, layout=layout))
+    return call_of(absorbed, arguments)
 
 
 def _affine(graph: Graph, x: relax.Expr, channels: int) -> tuple[relax.Expr, np.ndarray, np.ndarray]:

@@ -85,7 +85,7 @@ class _Views:
             return parts[0]
         key = (*(part.name for part in parts), begins, channels)
         if key not in self._joined:
-            joined = ops.concat(parts, channels=channels, begins=begins)
+            joined = ops.concat(parts, parts=channels, begins=begins)
             self._joined[key] = graph.emit(joined, f"{name}.channels")
         return self._joined[key]
 

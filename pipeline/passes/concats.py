@@ -16,7 +16,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of, value_of
-from bitkiln.pipeline.ops.concat import parts_of
+from bitkiln.pipeline.ops.concat import images_of
 from bitkiln.pipeline.ops.register import workload_of
 from bitkiln.schedules.workload import Binarize, Concat, Conv2d
 
@@ -62,7 +62,7 @@ def signs(graph: Graph, name: str, call: Call, fuse: Callable[[Call], Call | Non
     host = graph.call_of(x, "bitkiln.concat") if op_name(call) == "bitkiln.binarize" else None
     if host is None:
         return None
-    whole, sign, parts = workload_of(host, Concat), workload_of(call, Binarize), parts_of(host)
+    whole, sign, parts = workload_of(host, Concat), workload_of(call, Binarize), images_of(host)
     steps = (*whole.epilogue, *sign.epilogue)
     arrays = [array_of(expr) for expr in (*host.args[len(parts) :], *call.args[1:])]
     operands = [values for values in arrays if values is not None]
@@ -76,7 +76,7 @@ def signs(graph: Graph, name: str, call: Call, fuse: Callable[[Call], Call | Non
         fused = fuse(taken) if graph.used_once(x) and graph.used_once(part) else None
         bits.append(graph.emit(taken if fused is None else fused, f"{name}.part{i}"))
         at = until
-    return ops.concat(bits, channels=whole.parts)
+    return ops.concat(bits, parts=whole.parts)
 
 
 def siblings(graph: Graph, call: Call) -> Call | None:
@@ -84,10 +84,10 @@ def siblings(graph: Graph, call: Call) -> Call | None:
 
     Residual networks double their channels so: two convolutions, and the same activation added to each.
     """
-    found = [graph.call_of(part, "bitkiln.bconv2d") for part in parts_of(call)]
+    found = [graph.call_of(part, "bitkiln.bconv2d") for part in images_of(call)]
     hosts = [host for host in found if host is not None]
     whole_parts = not workload_of(call, Concat).begins
-    if len(hosts) < max(2, len(found)) or not whole_parts or not all(map(graph.used_once, parts_of(call))):
+    if len(hosts) < max(2, len(found)) or not whole_parts or not all(map(graph.used_once, images_of(call))):
         return None
     works = [workload_of(host, Conv2d) for host in hosts]
     whole = replace(works[0], out_channels=sum(work.out_channels for work in works))
@@ -103,32 +103,22 @@ def siblings(graph: Graph, call: Call) -> Call | None:
             operands.append(values[0])
         else:
             operands.append(constant(np.concatenate([value_of(value) for value in values], axis=-1)))
-    epilogue = [replace(step, operand="half") if step.operand == "tensor" else step for step in whole.epilogue]
-    return ops.bconv2d(
-        hosts[0].args[0],
-        constant(np.concatenate([value_of(host.args[1]) for host in hosts]), "uint8"),
-        *operands,
-        channels=whole.channels,
-        strides=whole.strides,
-        padding=whole.padding,
-        dilation=whole.dilation,
-        groups=whole.groups,
-        pad_value=whole.pad_value,
-        epilogue=tuple(epilogue),
-    )
+    epilogue = (replace(step, operand="half") if step.operand == "tensor" else step for step in whole.epilogue)
+    weight = constant(np.concatenate([value_of(host.args[1]) for host in hosts]), "uint8")
+    return ops.call_of(replace(whole, epilogue=tuple(epilogue)), [hosts[0].args[0], weight, *operands])
 
 
 def _parts(graph: Graph, x: relax.Expr) -> list[relax.Expr]:
     host = graph.call_of(x, "bitkiln.concat")
     if host is None or workload_of(host).epilogue or workload_of(host, Concat).begins:
         return [x]
-    return parts_of(host)
+    return images_of(host)
 
 
 def _concat(parts: list[relax.Expr]) -> relax.Expr:
     if len(parts) == 1:
         return parts[0]
-    return ops.concat(parts, channels=tuple(shape_of(part)[3] for part in parts))
+    return ops.concat(parts, parts=tuple(shape_of(part)[3] for part in parts))
 
 
 def _is_image(x: relax.Expr) -> bool:

@@ -11,7 +11,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.ir.graph import rewrite, value_of
 from bitkiln.pipeline.ir.operands import as_float32, float64_of, product, reciprocal
-from bitkiln.pipeline.ops.register import epilogue_of, has_workload, operands_of, with_epilogue
+from bitkiln.pipeline.ops.register import has_workload, operands_of, with_epilogue, workload_of
 from bitkiln.schedules.steps import Step
 
 
@@ -23,7 +23,7 @@ def fold_steps(module: tvm.IRModule) -> tvm.IRModule:
 def _with_fewer_steps(call: Call) -> Call | None:
     """``call`` with runs of multiplications, divisions and additions of constants in its epilogue merged."""
     operands = iter(operands_of(call))
-    before = [(step, next(operands) if step.operand else None) for step in epilogue_of(call)]
+    before = [(step, next(operands) if step.operand else None) for step in workload_of(call).epilogue]
     after: list[tuple[Step, relax.Expr | None]] = []
     run: list[tuple[Step, relax.Expr]] = []
     for taken in before:

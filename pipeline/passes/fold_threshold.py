@@ -16,7 +16,7 @@ A layer that has an element for which none of this holds keeps its floats, and a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -108,20 +108,11 @@ def _fold(graph: Graph, name: str, chain: _Chain) -> relax.Expr:
 def _rewritten(graph: Graph, name: str, chain: _Chain, found: Thresholds, invert: np.ndarray) -> relax.Expr:
     workload = chain.workload
     weight = _negated(value_of(chain.conv.args[1]), found.flip, workload.channels // workload.groups)
-    conv = ops.bconv2d(
-        chain.conv.args[0],
-        relax.const(weight, "uint8"),
-        relax.const(found.value, "int32"),
-        channels=workload.channels,
-        strides=workload.strides,
-        padding=workload.padding,
-        dilation=workload.dilation,
-        groups=workload.groups,
-        pad_value=workload.pad_value,
-        out="bits",
-        threshold=found.kind,
-        thresholds=found.count,
+    folded = replace(
+        workload, epilogue=(), pool=None, out="bits", threshold=found.kind, thresholds=found.count, sign_zero=1
     )
+    args = [chain.conv.args[0], relax.const(weight, "uint8"), relax.const(found.value, "int32")]
+    conv = ops.call_of(folded, args)
     if workload.pool is None:
         return conv
     unpooled = graph.emit(conv, f"{name}.unpooled")

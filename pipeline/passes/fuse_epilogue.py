@@ -7,6 +7,7 @@ order of numbers move in front of it: a maximum commutes with them exactly, roun
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import clip_bounds, is_image, operand
-from bitkiln.pipeline.ops.register import with_attributes, workload_of
+from bitkiln.pipeline.ops.register import call_of, workload_of
 from bitkiln.pipeline.passes import concats
 from bitkiln.schedules.steps import EXPONENTIALS, STEPS, Step, commutes_with_maximum
 from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Workload
@@ -123,7 +124,7 @@ def _host(graph: Graph, x: relax.Expr) -> Call | None:
 
 def _again(host: Call, operands: list[relax.Expr] | None = None, **changed: Any) -> Call:
     """``host`` with further operands and other attributes."""
-    return Call(host.op, [*host.args, *(operands or [])], with_attributes(host, **changed))
+    return call_of(replace(workload_of(host), **changed), [*host.args, *(operands or [])])
 
 
 Taken = tuple[relax.Expr, Step, list[relax.Expr]]

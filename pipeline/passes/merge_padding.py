@@ -11,6 +11,8 @@ Zero padding before a float convolution is merged with its weights (``fold_affin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -19,7 +21,7 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, op_name, rewrite, shape_of
 from bitkiln.pipeline.ir.operands import clip_bounds
-from bitkiln.pipeline.ops.register import ints, with_attributes, workload_of
+from bitkiln.pipeline.ops.register import call_of, ints, sides, workload_of
 from bitkiln.schedules.workload import Conv2d
 
 #: What padding a maximum never takes: infinity, or the lowest number for those who cannot write it.
@@ -58,7 +60,7 @@ def _convolution(graph: Graph, conv: Call, signs: dict[tuple[str, int], relax.Ex
     pad_value = int(np.sign(value)) or sign_zero
     own = workload.padding
     reach = [(size - 1) * step + 1 for size, step in zip(workload.kernel, workload.dilation, strict=True)]
-    merged = tuple(a + b for a, b in zip(own, padding, strict=True))
+    merged = sides(a + b for a, b in zip(own, padding, strict=True))
     if (any(own) and workload.pad_value != pad_value) or any(
         pad >= size for pad, size in zip(merged, (*reach, *reach), strict=True)
     ):
@@ -66,7 +68,7 @@ def _convolution(graph: Graph, conv: Call, signs: dict[tuple[str, int], relax.Ex
     key = (x.name, sign_zero)
     if key not in signs:
         signs[key] = graph.emit(ops.binarize(x, sign_zero=sign_zero), f"{x.name}.bits")
-    return Call(conv.op, [signs[key], *conv.args[1:]], with_attributes(conv, padding=merged, pad_value=pad_value))
+    return call_of(replace(workload, padding=merged, pad_value=pad_value), [signs[key], *conv.args[1:]])
 
 
 def _pooling(graph: Graph, pool: Call) -> relax.Expr | None:

@@ -6,10 +6,11 @@ groups end inside a byte, or another activation is added, the convolution stays 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite
@@ -41,14 +42,12 @@ def _visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
     if not splits(work) or len(constants) < len(arrays):
         return None
     weight, *operands = constants
-    parts = []
+    alone, parts = replace(work, channels=inputs, out_channels=outputs, groups=1), []
     for group in range(work.groups):
         own = slice(group * outputs, (group + 1) * outputs)
         ends = [group * inputs // 8], [(group + 1) * inputs // 8]
         bits = graph.emit(relax.op.strided_slice(value.args[0], [3], *ends), f"{name}.bits{group}")
         own_arrays = [weight[own], *(operand[..., own] for operand in operands)]
         arguments = [relax.const(np.ascontiguousarray(array), str(array.dtype)) for array in own_arrays]
-        attrs = dict(value.attrs.items()) | {"channels": inputs, "groups": 1}
-        part = Call(value.op, [bits, *arguments], tvm.ir.make_node("ir.DictAttrs", **attrs))
-        parts.append(graph.emit(part, f"{name}.group{group}"))
-    return ops.concat(parts, channels=(outputs,) * work.groups)
+        parts.append(graph.emit(ops.call_of(alone, [bits, *arguments]), f"{name}.group{group}"))
+    return ops.concat(parts, parts=(outputs,) * work.groups)
