@@ -6,7 +6,7 @@ share the bytes of one arena. Inputs and outputs of the network have bytes of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -81,9 +81,9 @@ class ExecutionPlan:
     several: tuple[Step, ...] = ()
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Storage:
-    """Bytes that one kernel writes, or that come from outside; tensors of several shapes may view them."""
+    """Bytes that one kernel writes, or that come from outside (``boundary``); tensors of several shapes may view them."""
 
     nbytes: int
     constant: np.ndarray | None = None
@@ -152,16 +152,17 @@ def make_plan(
     write the same views; none where they are no others.
     """
     own = len(calls)
-    calls, outputs = _settle_outputs(list(calls), outputs)
+    calls, outputs, written_out = _settle_outputs(calls, outputs)
     several = [*several, *calls[own:]] if several else []
     both = (*calls, *several)
     views = _distinct([*inputs, *(view for call in both for view in (*call.inputs, *call.outputs)), *outputs])
-    arena, arena_bytes = place_by_lifetime(_lifetimes(calls))
-    boundary, boundary_bytes = _place_in_row(view.storage for view in views if view.storage.boundary)
+    arena, arena_bytes = place_by_lifetime(_lifetimes(calls, written_out))
+    outside = (view.storage for view in views if view.storage.boundary or view.storage in written_out)
+    boundary, boundary_bytes = _place_in_row(outside)
     constant_offsets, constants = _gather_constants(view.storage for view in views if view.storage.constant is not None)
 
     def placed(view: View) -> Tensor:
-        if view.storage.boundary:
+        if id(view.storage) in boundary:
             return Tensor(view.name, view.shape, view.dtype, "boundary", boundary[id(view.storage)])
         if view.storage.constant is not None:
             return Tensor(view.name, view.shape, view.dtype, "constant", constant_offsets[id(view.storage)])
@@ -187,8 +188,8 @@ def make_plan(
 
 def activation_bytes(network: Network) -> int:
     """Bytes of the arena that the activations of ``network`` share, each as its PrimFunc writes it."""
-    calls, _ = _settle_outputs(list(network.calls), network.outputs)
-    return place_by_lifetime(_lifetimes(calls))[1]
+    calls, _, written_out = _settle_outputs(network.calls, network.outputs)
+    return place_by_lifetime(_lifetimes(calls, written_out))[1]
 
 
 def place_by_lifetime(lifetimes: Sequence[tuple[Storage, int, int]]) -> tuple[dict[int, int], int]:
@@ -276,28 +277,31 @@ def _as_tuple(value: View | tuple[View, ...]) -> tuple[View, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _settle_outputs(calls: list[PlannedCall], outputs: Sequence[View]) -> tuple[list[PlannedCall], list[View]]:
-    """Turn the storages behind the outputs into boundary memory, with copies where they cannot be."""
-    written = {id(view.storage) for call in calls for view in call.outputs}
-    settled: list[View] = []
+def _settle_outputs(
+    calls: Sequence[PlannedCall], outputs: Sequence[View]
+) -> tuple[list[PlannedCall], list[View], set[Storage]]:
+    """All calls, copies to outputs among them; the views that are the outputs; those storages of them that kernels write."""
+    written = {view.storage for call in calls for view in call.outputs}
+    calls, settled = list(calls), []
+    written_out: set[Storage] = set()
     for view in outputs:
-        if id(view.storage) in written and not view.storage.boundary:
-            view.storage.boundary = True
+        if view.storage in written - written_out and not view.storage.boundary:
+            written_out.add(view.storage)
             settled.append(view)
             continue
         copy = new_view(view.name, view.shape, view.dtype, boundary=True)
         calls.append(PlannedCall(view.name, "copy", COPY, (view,), (copy,)))
         settled.append(copy)
-    return calls, settled
+    return calls, settled, written_out
 
 
-def _lifetimes(calls: Sequence[PlannedCall]) -> list[tuple[Storage, int, int]]:
+def _lifetimes(calls: Sequence[PlannedCall], written_out: Collection[Storage]) -> list[tuple[Storage, int, int]]:
     """First and last step of every storage in the arena, in order of first use."""
     spans: dict[int, tuple[Storage, int, int]] = {}
     for step, call in enumerate(calls):
         for view in (*call.inputs, *call.outputs):
             storage = view.storage
-            if not storage.boundary and storage.constant is None:
+            if not storage.boundary and storage.constant is None and storage not in written_out:
                 _, first, _ = spans.get(id(storage), (storage, step, step))
                 spans[id(storage)] = (storage, first, step)
     return list(spans.values())

@@ -17,6 +17,7 @@ from bitkiln.pipeline.compile.plan import (
     PlannedCall,
     Storage,
     View,
+    activation_bytes,
     constant_view,
     make_plan,
     new_view,
@@ -121,8 +122,11 @@ def test_memory_is_shared_between_steps() -> None:
     assert make_plan(calls, [chain[0]], [chain[-1]]).arena_bytes == 2 * 4032
 
 
-def test_a_plan_is_the_same_every_time(toy: Model) -> None:
-    assert plan_of(toy.module) == plan_of(toy.module)
+def test_a_plan_is_the_same_every_time_and_changes_nothing(toy: Model) -> None:
+    network = read_network(toy.module)
+    first = make_plan(network.calls, network.inputs, network.outputs)
+    assert activation_bytes(network) == first.arena_bytes
+    assert make_plan(network.calls, network.inputs, network.outputs) == first == plan_of(toy.module)
 
 
 def test_a_view_of_an_unwritten_result_is_never_in_the_arena_of_its_reader() -> None:
