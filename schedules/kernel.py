@@ -15,6 +15,17 @@ from bitkiln.targets import Target
 Knobs = Mapping[str, int | str]
 
 
+def size_text(size: tuple[int, int]) -> str:
+    """A size as the value of a knob: "4x8"."""
+    return f"{size[0]}x{size[1]}"
+
+
+def size_of(text: int | str) -> tuple[int, int]:
+    """The inverse of ``size_text``."""
+    first, second = map(int, str(text).split("x"))
+    return first, second
+
+
 class MicroKernel(Protocol):
     """An assembly routine that a kernel calls by ``T.call_extern``; equal symbols mean equal code."""
 

@@ -10,6 +10,7 @@ from bitkiln.pipeline.boards.answers import Measurement
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.records.choice import cpu_of
 from bitkiln.pipeline.tune.tasks import Task
+from bitkiln.schedules.kernel import size_of
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
@@ -51,7 +52,7 @@ def _saving(task: Task, algorithm: str) -> float:
     name, _, outputs = algorithm.partition(" ")
     if name != "winograd" or not isinstance(task.workload, Conv2d):
         return 1.0
-    sizes = zip(map(int, outputs.split("x")), task.workload.kernel, strict=True)
+    sizes = zip(size_of(outputs), task.workload.kernel, strict=True)
     return prod(m * r / (m + r - 1) for m, r in sizes)
 
 

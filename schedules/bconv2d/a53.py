@@ -25,7 +25,7 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.bconv2d import image, result
 from bitkiln.schedules.bconv2d.epilogue_a53 import Epilogue
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
-from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel, size_of
 from bitkiln.schedules.microkernels.a53 import SET
 from bitkiln.schedules.microkernels.a53 import bgemm as bgemm_a53
 from bitkiln.schedules.microkernels.a53 import bpack as bpack_a53
@@ -66,7 +66,7 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
-    pixels, vectors = (int(size) for size in str(knobs["tile"]).split("x"))
+    pixels, vectors = size_of(knobs["tile"])
     return _Emitter(workload, pixels, vectors // LANES, int(knobs["chunk"]), int(target.cpu["cores"])).kernel()
 
 

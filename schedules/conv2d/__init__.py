@@ -13,8 +13,7 @@ from bitkiln.schedules.conv2d import direct as conv2d_direct
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
-from bitkiln.schedules.conv2d.tiles import size_text
-from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.kernel import Kernel, Knobs, size_of, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -44,7 +43,8 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
         return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload))}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
-    return {"algorithm": _algorithms(workload, target), **conv2d_direct.space(workload, target)}
+    winograd = [f"winograd {size_text(outputs)}" for outputs in _winograd_outputs(workload, target)]
+    return {"algorithm": ["direct", *winograd], **conv2d_direct.space(workload, target)}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
@@ -55,34 +55,32 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
         return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload)[0]}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": "depthwise", "pixels": 4}
-    algorithms = _algorithms(workload, target)
-    if len(algorithms) == 1:
-        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
     cycles_per_byte = target.mhz / target.dram["bandwidth_mb_s"]
-    estimates = {"direct": conv2d_direct.estimate(workload, cycles_per_byte)}
-    for algorithm in algorithms[1:]:
-        outputs = _pair(str(algorithm).removeprefix("winograd "))
-        estimates[str(algorithm)] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
-    best = min(estimates, key=lambda algorithm: estimates[algorithm])
-    if best == "direct":
-        return {"algorithm": best, **conv2d_direct.default(workload, target)}
-    return {"algorithm": best, **conv2d_winograd.default(workload, _pair(best.removeprefix("winograd ")), target)}
+    estimates: dict[tuple[int, int] | None, float] = {None: conv2d_direct.estimate(workload, cycles_per_byte)}
+    for outputs in _winograd_outputs(workload, target):
+        estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
+    best = min(estimates, key=lambda outputs: estimates[outputs])
+    if best is None:
+        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
+    return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target)}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
-    algorithm, _, outputs = str(knobs["algorithm"]).partition(" ")
-    if algorithm == "stem":
-        return conv2d_stem_winograd.emit(workload, (7, 8), 1) if outputs else conv2d_stem.emit(workload)
+    algorithm = str(knobs["algorithm"]).split()
+    if algorithm == ["stem"]:
+        return conv2d_stem.emit(workload)
+    if algorithm == ["stem", "winograd"]:
+        return conv2d_stem_winograd.emit(workload, (7, 8), 1)
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
-    if algorithm == "depthwise" and "tile" in knobs:
-        return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]))
-    if algorithm == "depthwise":
+    if algorithm == ["depthwise"]:
+        if "tile" in knobs:
+            return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]))
         return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
-    tile, block = _pair(str(knobs["tile"])), int(knobs["block"])
-    if algorithm == "winograd":
-        return conv2d_winograd.emit(workload, _pair(outputs), tile, block, target)
+    tile, block = size_of(knobs["tile"]), int(knobs["block"])
+    if algorithm[0] == "winograd":
+        return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target)
     return conv2d_direct.emit(workload, tile, block, target)
 
 
@@ -95,14 +93,9 @@ def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
     return bool(kernel_set(target).depthwise) and conv2d_depthwise_a53.applies(workload)
 
 
-def _algorithms(workload: Conv2d, target: Target) -> list[int | str]:
-    outputs = kernel_set(target).winograd if conv2d_winograd.applies(workload) else ()
-    return ["direct", *(f"winograd {size_text(each)}" for each in outputs)]
-
-
-def _pair(text: str) -> tuple[int, int]:
-    first, second = map(int, text.split("x"))
-    return first, second
+def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, int]]:
+    """The tiles of Winograd's algorithm that the target has kernels for; none where it does not apply."""
+    return kernel_set(target).winograd if conv2d_winograd.applies(workload) else ()
 
 
 def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.Tensor:

@@ -20,8 +20,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns
-from bitkiln.schedules.conv2d.tiles import size_text
-from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels.a53 import SET
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES, Depthwise, Gather

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
+from bitkiln.schedules.kernel import size_of
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, Depthwise
 from bitkiln.schedules.workload import Conv2d
 
@@ -39,7 +40,7 @@ class Cells:
     def __init__(self, workload: Conv2d, tile: str) -> None:
         self.workload = workload
         height, width = workload.conv_size
-        rows, columns = map(int, tile.split("x"))
+        rows, columns = size_of(tile)
         self.tile = min(rows, height), min(columns, width)
         most = _BLOCK_BYTES // (BLOCK * 4)
         across = (most // self.reach(0, self.tile[0]) - self.reach(1, 1)) // (self.tile[1] * workload.strides[1])

@@ -27,7 +27,7 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, split
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
-from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, IMAGE_AHEAD, REACH_BYTES, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -61,7 +61,7 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     cache = target.cpu["l2_kib"] * 1024
     weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
     images = 4 * (geometry(workload).size + pixels * workload.out_channels)
-    return {"tile": tiles.size_text(tile), "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
+    return {"tile": size_text(tile), "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
 
 
 def estimate(workload: Conv2d, cycles_per_byte: float) -> float:

@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
-from bitkiln.schedules.kernel import MicroKernel
+from bitkiln.schedules.kernel import MicroKernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, IMAGE_AHEAD, REACH_BYTES, STEP, Finish, Sgemm
@@ -31,11 +31,6 @@ CLAIM_FLOATS = 256
 def sizes(target: Target) -> list[int | str]:
     """The tiles (pixels x channels) that ``target`` has kernels for, as a knob's values."""
     return [size_text(size) for size in kernel_set(target).sgemm]
-
-
-def size_text(size: tuple[int, int]) -> str:
-    """A size as the value of a knob."""
-    return f"{size[0]}x{size[1]}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from tvm import te, tirx
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d_transpose import depthwise, tiled
-from bitkiln.schedules.kernel import Kernel, Knobs
+from bitkiln.schedules.kernel import Kernel, Knobs, size_of
 from bitkiln.schedules.workload import ConvTranspose2d
 from bitkiln.targets import Target
 
@@ -53,8 +53,7 @@ def emit(workload: ConvTranspose2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
     if depthwise.applies(workload):
         return depthwise.emit(workload)
-    tile_m, tile_n = map(int, str(knobs["tile"]).split("x"))
-    return tiled.emit(workload, (tile_m, tile_n), str(knobs["order"]), target)
+    return tiled.emit(workload, size_of(knobs["tile"]), str(knobs["order"]), target)
 
 
 def _hits(workload: ConvTranspose2d, axis: int, at: tirx.PrimExpr) -> tirx.PrimExpr:

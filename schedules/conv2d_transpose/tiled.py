@@ -25,7 +25,7 @@ from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.conv2d_transpose.phases import Phase, border, phases
-from bitkiln.schedules.kernel import Argument, Constant, Kernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES
 from bitkiln.schedules.workload import ConvTranspose2d
@@ -46,7 +46,7 @@ def default(workload: ConvTranspose2d, target: Target) -> dict[str, int | str]:
     images = 4 * (math.prod(workload.shapes[0][0]) + math.prod(workload.shapes[-1][0]))
     panels = weights > cache * 3 // 4 and images < cache * 3 // 4
     tile = min(kernel_set(target).sgemm, key=lambda size: _row_cycles(workload, *size))
-    return {"tile": tiles.size_text(tile), "order": "panels" if panels else "rows"}
+    return {"tile": size_text(tile), "order": "panels" if panels else "rows"}
 
 
 def emit(workload: ConvTranspose2d, tile: tuple[int, int], order: str, target: Target) -> Kernel:
