@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bitkiln.pipeline.boards import answers
+from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.answers import KernelFailed, Measurement, Output
+from bitkiln.pipeline.boards.place import AtTracker
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.simulated import Machine, identify, measure_once
 from bitkiln.pipeline.boards.tracker import TrackerClient
@@ -71,6 +73,11 @@ class TrackerBoard:
     tracker: TrackerClient
     key: str
     wait: float = 300.0
+
+    @classmethod
+    def at(cls, where: AtTracker) -> TrackerBoard:
+        """The boards of a place. Raises BoardError where its address is none, or there is no secret to show."""
+        return cls(TrackerClient(Address.parse(where.tracker)), where.key)
 
     def identity(self) -> Mapping[str, Any]:
         """What the board that answers is."""

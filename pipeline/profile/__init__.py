@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bitkiln.pipeline import schema
-from bitkiln.pipeline.boards.access import Address
+from bitkiln.pipeline.boards import place
 from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request, TrackerBoard
-from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.errors import InputError
 from bitkiln.targets import Target
@@ -194,12 +193,12 @@ def profile_bundle(
 
 
 def _board(board: str, bundle: Bundle) -> Board:
-    if board == "sim":
-        return LocalBoard(bundle.target)
-    tracker, separator, key = board.partition("/")
-    if not separator:
-        raise InputError(f"board {board!r} is neither sim nor of the form HOST:PORT/KEY")
-    return TrackerBoard(TrackerClient(Address.parse(tracker)), key)
+    where = place.parse(board)
+    if isinstance(where, place.OverSsh):
+        raise InputError(
+            f"board {board!r} is a host of ssh; steps are measured on {place.HERE} or at a tracker, HOST:PORT/KEY"
+        )
+    return TrackerBoard.at(where) if isinstance(where, place.AtTracker) else LocalBoard(bundle.target)
 
 
 def _work(step: Mapping[str, Any]) -> LayerWork:

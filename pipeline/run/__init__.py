@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from bitkiln.pipeline import schema
+from bitkiln.pipeline.boards import place
 from bitkiln.pipeline.boards.emulated import RUN_SECONDS, Answer, StepTime, Tensors, answer_of, on_emulator, read_arrays
 from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import Bundle, open_bundle
@@ -69,11 +69,9 @@ def run(
 
 def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
     """Run ``bundle`` on "sim", on the ssh host ``board``, or on a board of the tracker "HOST:PORT/KEY"."""
-    _check_board(board, bundle)
-    if "/" in board:
-        return on_tracker(board, bundle, inputs, threads)
-    if board != "sim":
-        return over_ssh(Remote(board), bundle, inputs, threads)
+    where = place.parse(board)
+    if not isinstance(where, place.Here):
+        return _elsewhere(where, bundle, inputs, threads)
     if timed(bundle.target, threads):
         try:
             return on_simulator(bundle, inputs, threads)
@@ -81,15 +79,6 @@ def answer_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> 
             # Without the timing model the answer is the same, and its time is labelled as an emulator's.
             pass
     return on_emulator(bundle.folder, bundle.target, inputs, threads)
-
-
-def _check_board(board: str, bundle: Bundle) -> None:
-    """Raise InputError for a tracker's address without a key, which ssh would take for the name of a host."""
-    if re.fullmatch(r"[^@/]*:\d+", board):
-        raise InputError(
-            f"board {board!r}: a board of a tracker is HOST:PORT/KEY, for instance {board}/{bundle.target.name}; a host of "
-            "ssh has no port here: give it one in ~/.ssh/config"
-        )
 
 
 def timed(target: Target, threads: int) -> bool:
@@ -102,11 +91,20 @@ def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> A
 
     Views (reshapes) are no steps and do not appear. "sim" is emulated: only its times would differ from a simulated board.
     """
-    if "/" in board:
-        return on_tracker(board, bundle, inputs, threads, with_trace=True)
-    if board != "sim":
-        return over_ssh(Remote(board), bundle, inputs, threads, with_trace=True)
+    where = place.parse(board)
+    if not isinstance(where, place.Here):
+        return _elsewhere(where, bundle, inputs, threads, with_trace=True)
     return on_emulator(bundle.folder, bundle.target, inputs, threads, with_trace=True)
+
+
+def _elsewhere(
+    where: place.OverSsh | place.AtTracker, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False
+) -> Answer:
+    if isinstance(where, place.OverSsh):
+        return over_ssh(Remote(where.host), bundle, inputs, threads, with_trace)
+    from bitkiln.pipeline.boards.board import TrackerBoard  # Brings TVM's RPC with it, which other boards do without.
+
+    return _measured(TrackerBoard.at(where), bundle, inputs, threads, with_trace)
 
 
 def trace(bundle: Path, inputs: Tensors) -> dict[str, np.ndarray]:
@@ -147,16 +145,6 @@ def on_simulator(bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
     from bitkiln.pipeline.boards.board import LocalBoard  # Brings TVM's RPC with it, which other boards do without.
 
     return _measured(LocalBoard(bundle.target), bundle, inputs, threads)
-
-
-def on_tracker(board: str, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
-    """Run on a board with the key of ``board``, "HOST:PORT/KEY"."""
-    from bitkiln.pipeline.boards.access import Address
-    from bitkiln.pipeline.boards.board import TrackerBoard
-    from bitkiln.pipeline.boards.tracker import TrackerClient
-
-    tracker, _, key = board.partition("/")
-    return _measured(TrackerBoard(TrackerClient(Address.parse(tracker)), key), bundle, inputs, threads, with_trace)
 
 
 def _measured(board: Any, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:

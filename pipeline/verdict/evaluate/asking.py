@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bitkiln.pipeline.boards import place
 from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.bundle import Bundle
 from bitkiln.pipeline.device import runner
@@ -83,7 +84,7 @@ class Log:
 
 def eye(board: str, bundle: Bundle, counting: Counting) -> Eye:
     """One that looks through ``board``: "sim" is an emulated one, others as ``run`` takes them."""
-    return Emulated(bundle, counting) if board == "sim" else _Board(board, bundle, counting)
+    return Emulated(bundle, counting) if place.parse(board) == place.Here() else _Board(board, bundle, counting)
 
 
 @dataclass(frozen=True)
