@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from bitkiln.pipeline.boards.place import AtTracker
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.simulated import Machine, identify, measure_once
 from bitkiln.pipeline.boards.tracker import TrackerClient
+from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 
@@ -66,27 +68,46 @@ class Board(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrackerBoard:
-    """Any board of ``key`` at a tracker; each call waits up to ``wait`` seconds for a free one."""
+    """Any board of ``key`` at a tracker; each call waits up to ``wait`` seconds for a free one. Threads may share it."""
 
     tracker: TrackerClient
     key: str
     wait: float = 300.0
+    _open: set[Session] = field(default_factory=set, init=False)
+    _ended: bool = field(default=False, init=False)
 
     @classmethod
     def at(cls, where: AtTracker) -> TrackerBoard:
         """The boards of a place. Raises BoardError where its address is none, or there is no secret to show."""
         return cls(TrackerClient(Address.parse(where.tracker)), where.key)
 
+    def hang_up(self) -> None:
+        """Cut all calls in flight, of all threads: they and later ones raise BoardError."""
+        self._ended = True
+        for session in list(self._open):
+            session.hang_up()
+
+    @contextmanager
+    def _session(self, seconds: float) -> Iterator[Session]:
+        with Session(self.tracker, self.key, seconds, self.wait) as session:
+            self._open.add(session)
+            try:
+                if self._ended:
+                    raise BoardError(f"board {session.board}: the session was ended")
+                yield session
+            finally:
+                self._open.discard(session)
+
     def identity(self) -> Mapping[str, Any]:
         """What the board that answers is."""
-        with Session(self.tracker, self.key, 30, self.wait) as session:
+        with self._session(30) as session:
             return answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
 
     def health(self) -> Mapping[str, Any]:
         """Temperature, throttling and load of the board that answers."""
-        with Session(self.tracker, self.key, 30, self.wait) as session:
+        with self._session(30) as session:
             return answers.health(session.call("bitkiln.health"), f"board {session.board}")
 
     def measure(
@@ -98,7 +119,7 @@ class TrackerBoard:
     ) -> Measurement:
         """See ``Board``."""
         # The session also carries the uploads, which take their time on a slow network.
-        with Session(self.tracker, self.key, request.limit_seconds + 60, self.wait) as session:
+        with self._session(request.limit_seconds + 60) as session:
             return measure_in(session, library, request, inputs, known)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from bitkiln.pipeline.boards.access import INSECURE
 from bitkiln.pipeline.errors import InputError
 
 #: What stands for a board of this machine.
@@ -41,7 +42,7 @@ def parse(text: str) -> Place:
     tracker, slash, key = text.rpartition("/")
     if tracker and key and slash:
         return AtTracker(tracker, key)
-    if slash or not text or re.fullmatch(r"[^@]*:\d+", text):
+    if slash or not text or re.fullmatch(r"(.*\]|[^@:]*):\d+", text.removeprefix(INSECURE)):
         # ssh would take the address of a tracker for the name of a host.
         raise InputError(
             f"board {text!r} is neither {HERE} nor a host of ssh, which has its port in ~/.ssh/config, nor a board of a "

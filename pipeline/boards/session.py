@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -75,6 +74,10 @@ class Session:
     ) -> None:
         self.close()
 
+    def hang_up(self) -> None:
+        """Cut the connection, from any thread: whoever waits for the board gets a BoardError."""
+        self._relay.close()
+
     def close(self) -> None:
         """Give the board back."""
         # Dropping a remote function tells the board and waits for its answer with Python's lock held, which the relay
@@ -130,15 +133,6 @@ def _reach(address: Address) -> socket.socket:
         raise NoBoard(f"what listens at {address} {what}: {error}") from None
 
 
-_open: weakref.WeakSet[Relay] = weakref.WeakSet()
-
-
-def hang_up_all() -> None:
-    """Cut every session of this process: whoever waits in one gets a BoardError."""
-    for relay in list(_open):
-        relay.close()
-
-
 class Relay:
     """Hands a connection on to a board and cuts it when its time is over: TVM's client itself waits for ever.
 
@@ -157,7 +151,6 @@ class Relay:
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, name="board-relay", daemon=True)
         self._thread.start()
-        _open.add(self)
 
     def close(self) -> None:
         """Hang up."""

@@ -1,26 +1,45 @@
-"""MetaSchedule without its slow start.
-
-Making a ``TuneContext`` imports ``tvm.s_tir.tensor_intrin``, which parses hundreds of intrinsics of other processors: 15
-seconds that we have no use for. An empty package of that name, in place before anything asks for it, avoids it.
-"""
+"""MetaSchedule without its slow start."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from types import ModuleType
+import logging
 
-import tvm.s_tir
+from tvm import tirx
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule import _ffi_api
+from tvm.s_tir.meta_schedule.logging import get_logging_func
+from tvm.s_tir.meta_schedule.tune_context import _normalize_mod
+from tvm.target import Target
 
-_NAME = "tvm.s_tir.tensor_intrin"
+__all__ = ["TuneContext", "ms"]
 
-if _NAME not in sys.modules:
-    _package = ModuleType(_NAME)
-    # Its modules can still be imported one by one.
-    _package.__path__ = [str(Path(tvm.s_tir.__file__).parent / "tensor_intrin")]
-    sys.modules[_NAME] = _package
-    tvm.s_tir.tensor_intrin = _package
 
-from tvm.s_tir import meta_schedule as ms  # noqa: E402
+class TuneContext(ms.TuneContext):
+    """MetaSchedule's state of one search, which runs in one thread.
 
-__all__ = ["ms"]
+    TVM's own constructor imports ``tvm.s_tir.tensor_intrin`` first, which parses hundreds of intrinsics of other processors:
+    15 seconds that we have no use for.
+    """
+
+    def __init__(
+        self,
+        function: tirx.PrimFunc,
+        target: Target,
+        space_generator: ms.SpaceGenerator,
+        search_strategy: ms.SearchStrategy,
+        task_name: str,
+        seed: int,
+        logger: logging.Logger,
+    ) -> None:
+        self.__init_handle_by_constructor__(
+            _ffi_api.TuneContext,
+            _normalize_mod(function),
+            target,
+            space_generator,
+            search_strategy,
+            task_name,
+            1,
+            seed,
+            get_logging_func(logger),
+        )
+        _ffi_api.TuneContextInitialize(self)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bitkiln.pipeline.records import Record
 from bitkiln.pipeline.tune.features import KnobFeatures, Layout
-from bitkiln.pipeline.tune.metaschedule import ms
+from bitkiln.pipeline.tune.metaschedule import TuneContext, ms
 from bitkiln.pipeline.tune.space import MutateKnob, Point
 from bitkiln.pipeline.tune.tasks import Task
 
@@ -48,7 +48,7 @@ class Search:
         self._function = self.task.operator.reference(self.task.workload)
         self._target = self.task.target.tvm_target()
         self._database = ms.database.MemoryDatabase()
-        self._context: ms.TuneContext | None = None
+        self._context: TuneContext | None = None
         self._suggested: list[Point] = []
         self._timed_out: set[tuple[int | str, ...]] = set()
 
@@ -155,12 +155,12 @@ class Search:
         schedule = self.task.space.schedule(self._function, point)
         return ms.MeasureCandidate(schedule, ms.arg_info.ArgInfo.from_entry_func(schedule.mod))
 
-    def _tune_context(self) -> ms.TuneContext:
+    def _tune_context(self) -> TuneContext:
         if self._context is None:
             mutators = {MutateKnob(self.seed): 1.0}
-            self._context = ms.TuneContext(
-                mod=self._function,
-                target=self._target,
+            self._context = TuneContext(
+                self._function,
+                self._target,
                 space_generator=ms.space_generator.ScheduleFn(
                     self.task.space.sample, sch_rules=[], postprocs=[], mutator_probs=mutators
                 ),
@@ -168,8 +168,7 @@ class Search:
                     population_size=96, init_min_unmeasured=min(24, self.task.space.size // 4), genetic_num_iters=3
                 ),
                 task_name=self.task.name,
-                rand_state=self.seed,
-                num_threads=1,
+                seed=self.seed,
                 logger=_quiet(),
             )
             self._context.pre_tuning(1 << 20, 8, database=self._database, cost_model=self.model)

@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bitkiln.pipeline.boards.board import Board, KernelFailed, Measurement, Output, Request
-from bitkiln.pipeline.boards.session import hang_up_all
+from bitkiln.pipeline.boards.board import KernelFailed, Measurement, Output, Request, TrackerBoard
 from bitkiln.pipeline.boards.tracker import NoBoard
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.records import Record, Status
@@ -45,7 +44,7 @@ class BoardLost(BoardError):
 class Trials:
     """Runs trials; threads may do so side by side, as many as there are boards and builders."""
 
-    def __init__(self, builder: Builder, board: Board, slots: int) -> None:
+    def __init__(self, builder: Builder, board: TrackerBoard, slots: int) -> None:
         self._builder = builder
         self._board = board
         self._slots = threading.BoundedSemaphore(slots)
@@ -55,7 +54,7 @@ class Trials:
         """Give up all trials in flight, soon."""
         self._abandoned.set()
         self._builder.close()
-        hang_up_all()
+        self._board.hang_up()
 
     def reference(self, task: Task) -> tuple[Expected, Record]:
         """Build and measure the untuned default of ``task``. Raises BoardError where even that fails."""

@@ -49,6 +49,9 @@ class FakeBoard:
         self.requests.append(request)
         return self.answers.pop(0)()
 
+    def hang_up(self) -> None:
+        pass
+
 
 def gives(values: np.ndarray = RIGHT, cycles: float = 1000.0) -> Callable[[], Measurement]:
     data = values.astype("float32").tobytes()
