@@ -39,10 +39,11 @@ def parse(text: str) -> Place:
     """``sim``, ``HOST`` or ``HOST:PORT/KEY``, the last perhaps behind ``insecure://``. Raises InputError."""
     if text == HERE:
         return Here()
-    tracker, slash, key = text.rpartition("/")
-    if tracker and key and slash:
-        return AtTracker(tracker, key)
-    if slash or not text or re.fullmatch(r"(.*\]|[^@:]*):\d+", text.removeprefix(INSECURE)):
+    bare = text.removeprefix(INSECURE)
+    tracker, slash, key = bare.rpartition("/")
+    if tracker and key:
+        return AtTracker(text.removesuffix(f"/{key}"), key)
+    if slash or not text or re.fullmatch(r"(.*\]|[^@:]*):\d+", bare):
         # ssh would take the address of a tracker for the name of a host.
         raise InputError(
             f"board {text!r} is neither {HERE} nor a host of ssh, which has its port in ~/.ssh/config, nor a board of a "
