@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -16,6 +17,8 @@ from benchmarks.measurements import Bench
 from benchmarks.networks import Work
 from benchmarks.report import Row
 from bitkiln import targets
+from bitkiln.pipeline.boards.remote import SshBoard
+from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.support.files import atomic_write
 
@@ -42,6 +45,9 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
     "--model", type=click.Path(path_type=Path), multiple=True, help="An ONNX network to measure as well (.xz allowed)."
 )
 @click.option("--threads", type=click.IntRange(1, 4), default=1, show_default=True, help="Threads of each engine.")
+@click.option(
+    "--board", metavar="USER@HOST", help="Measure bitkiln on this board, over ssh; the other engines run on none."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
 @click.option(
     "--markdown",
@@ -57,31 +63,37 @@ def main(
     no_peers: bool,
     model: tuple[Path, ...],
     threads: int,
+    board: str | None,
     json_file: Path | None,
     markdown_file: Path | None,
     svg_file: Path | None,
 ) -> None:
     """Measure networks and layers on a simulated Cortex-A53, with bitkiln and with other engines' PyPI wheels.
 
+    With --board bitkiln alone is measured, on a real one; --target says what to compile for.
+
     Every figure is of the second run of a network, warm. An engine that cannot run a network gets a row that says why.
 
     Example: scripts/bench --only card-binary --engines bitkiln,ncnn --json rows.json
     """
+    holding = ExitStack()
     try:
         target = targets.load(target_name)
-        bench = Bench(target, threads)
+        bench = Bench(target, threads, holding.enter_context(SshBoard(Remote(board))) if board else None)
         works = chosen([*networks.known(), *map(networks.from_file, model)], only)
         bounds = [bound_ms(work.onnx(False), target) for work in works]
     except (BitkilnError, targets.UnknownTarget) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2)
     rows: list[Row] = []
-    try:
-        rows.extend(run(zip(works, bounds, strict=True), [report.OURS] if no_peers else engines, bench))
-    except KeyboardInterrupt:
-        print("bench: interrupted: these are the rows until here", file=sys.stderr)
+    with holding:
+        try:
+            rows.extend(run(zip(works, bounds, strict=True), [report.OURS] if no_peers or board else engines, bench))
+        except KeyboardInterrupt:
+            print("bench: interrupted: these are the rows until here", file=sys.stderr)
     cores = "1 thread" if threads == 1 else f"{threads} threads on {threads} cores; the bound is of one core"
-    title = f"Simulated {target.description}: one frame, warm, {cores}"
+    what = f"{board}, kernels for {target.description}" if board else f"Simulated {target.description}"
+    title = f"{what}: one frame, warm, {cores}"
     console = Console()
     # A file or a pipe has no width: what rich assumes of one would cut names.
     report.show(rows, title, console if console.is_terminal else Console(width=120))
@@ -92,7 +104,7 @@ def main(
         _write(markdown_file, report.into_document(document, report.to_markdown(rows, title)))
     if svg_file:
         _write(svg_file, picture.to_svg(rows, title))
-    raise SystemExit(0 if any(row.cycles is not None for row in rows) else 1)
+    raise SystemExit(0 if any(row.ms is not None for row in rows) else 1)
 
 
 def chosen(works: Sequence[Work], only: str | None) -> list[Work]:
@@ -119,8 +131,7 @@ def row(work: Work, engine: str, bound: float, bench: Bench) -> Row:
     cycles, ms = None, None
     try:
         with tempfile.TemporaryDirectory(prefix="bitkiln-bench-") as folder:
-            cycles, how = bench.measure(work, engine, Path(folder))
-        ms = cycles / (bench.target.mhz * 1e3)
+            cycles, ms, how = bench.measure(work, engine, Path(folder))
     except BitkilnError as error:
         how = f"{report.FAILED}{error}"
     except Exception as error:  # Whatever else an engine or a converter trips over must not cost the other rows.

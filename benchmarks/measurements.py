@@ -1,4 +1,4 @@
-"""Measures a work with an engine, ours or another's, on one simulated board."""
+"""Measures a work with an engine, ours or another's, on one simulated board; ours on a real one, too."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from bitkiln.targets.sim import unlike
 
 if TYPE_CHECKING:
     from benchmarks.ours import Ours
+    from bitkiln.pipeline.boards.board import Board
 
 
 class Bench:
-    """The simulated board for ``target``; what an engine needs is fetched and built when it is first asked for."""
+    """A simulated board for ``target``, or ``board``; what an engine needs is fetched and built when it is first asked for."""
 
-    def __init__(self, target: Target, threads: int) -> None:
-        if (why := unlike(target)) is not None:
+    def __init__(self, target: Target, threads: int, board: Board | None = None) -> None:
+        if board is None and (why := unlike(target)) is not None:
             raise SetupError(why)
-        self.target, self.threads = target, threads
+        self.target, self.threads, self.board = target, threads, board
 
     @cached_property
     def _stand(self) -> Stand:
@@ -33,11 +34,12 @@ class Bench:
     def _ours(self) -> Ours:
         from benchmarks.ours import Ours  # Brings TVM with it, which takes a second and which others do without.
 
-        return Ours(self.target, self.threads)
+        return Ours(self.target, self.threads, self.board)
 
-    def measure(self, work: Work, engine: str, folder: Path) -> tuple[int, str]:
-        """Cycles of a warm frame and how they were measured; ``folder`` takes files. Raises BitkilnError."""
+    def measure(self, work: Work, engine: str, folder: Path) -> tuple[int | None, float, str]:
+        """Cycles and ms of a warm frame and how they were measured; ``folder`` takes files. Raises BitkilnError."""
         if engine == report.OURS:
             return self._ours.measure(work, folder)
         measured = peers.measure(engine, work, self._stand, folder, self.threads)
-        return measured.cycles, f"{measured.measured_by}; {engine} {wheels.VERSIONS[engine]}, as float"
+        ms = measured.cycles / (self.target.mhz * 1e3)
+        return measured.cycles, ms, f"{measured.measured_by}; {engine} {wheels.VERSIONS[engine]}, as float"

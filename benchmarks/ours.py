@@ -11,7 +11,7 @@ import tvm
 
 from benchmarks.networks import Layer, Work
 from benchmarks.stand import UNMODELLED
-from bitkiln.pipeline.boards.board import LocalBoard, Measurement, Request
+from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request
 from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.compile.kernels import choose_knobs
@@ -31,19 +31,27 @@ LIMIT = 900.0
 
 
 class Ours:
-    """Compiles with the committed tuning records and measures on a simulated board."""
+    """Compiles with the committed tuning records and measures on ``board``, a simulated one unless given."""
 
-    def __init__(self, target: Target, threads: int) -> None:
+    def __init__(self, target: Target, threads: int, board: Board | None = None) -> None:
         self.target = target
         self.request = Request(threads=threads, limit_seconds=LIMIT)
         self.records = Records.open(None)
-        self.board = LocalBoard(target)
+        self.board = board or LocalBoard(target)
 
-    def measure(self, work: Work, folder: Path) -> tuple[int, str]:
-        """Cycles of a warm frame and how they were measured; ``folder`` takes files. Raises BitkilnError."""
+    def measure(self, work: Work, folder: Path) -> tuple[int | None, float, str]:
+        """Cycles (None where the clock is unknown) and ms of a warm frame, and how they were measured.
+
+        ``folder`` takes files. Raises BitkilnError.
+        """
         measured, kernels = self._layer(work.layer, folder) if work.layer else self._network(work.model, folder)
         by = measured.measured_by if measured.complete else f"{measured.measured_by}, {UNMODELLED}"
-        return round(measured.value), f"{by}; kernels: {kernels}"
+        if measured.kind == "board":
+            by += f" at {measured.clock_mhz:g} MHz" if measured.clock_mhz else " at an unknown clock"
+            by += "" if measured.steady else ", which moved"
+            by += ", throttled" if measured.health.get("throttled") else ""
+        cycles = measured.cycles
+        return cycles and round(cycles), 1e3 * measured.seconds, f"{by}; kernels: {kernels}"
 
     def _network(self, source: str, folder: Path) -> tuple[Measurement, str]:
         model = load_model(source)

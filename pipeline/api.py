@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitkiln.pipeline import schema
     from bitkiln.pipeline.boards.emulated import Answer, Tensors
     from bitkiln.pipeline.bundle import Bundle
+    from bitkiln.pipeline.evidence.file import Evidence
     from bitkiln.pipeline.inspect.result import Inspection
     from bitkiln.pipeline.model import Model
     from bitkiln.pipeline.profile import Profile
@@ -40,13 +41,16 @@ __all__ = [
     "gallery",
     "inspect",
     "load",
+    "measure_board",
     "open_bundle",
     "profile",
     "records",
     "remove_board",
     "run",
     "set_up_board",
+    "sign",
     "target",
+    "trust_signers",
     "tune",
     "verify",
 ]
@@ -324,6 +328,57 @@ def remove_board(board: str, port: int | None = None) -> None:
     from bitkiln.pipeline.boards.ssh import Remote
 
     setup.take_off(Remote(board, port))
+
+
+def sign(bundle: Path, key: Path | None = None) -> Path:
+    """Sign the bundle with an ssh key, the user's own unless given; gives the signature's file.
+
+    Raises BundleError, InputError, SetupError.
+    """
+    from bitkiln.pipeline.bundle import signing
+
+    return signing.sign(bundle, key)
+
+
+def trust_signers(board: str, keys: Sequence[Path], port: int | None = None, console: Console | None = None) -> None:
+    """Have the board USER@HOST take only bundles that one of the public ``keys`` has signed. Raises BoardError, InputError."""
+    from bitkiln.pipeline.boards import setup
+    from bitkiln.pipeline.boards.ssh import Remote
+    from bitkiln.pipeline.bundle.signing import allowed_signers
+
+    setup.install_signers(Remote(board, port), allowed_signers(keys))
+    if console:
+        console.print(f"{board}: takes bundles signed by {', '.join(map(str, keys))}", highlight=False, markup=False)
+
+
+def measure_board(
+    board: str,
+    output: Path,
+    models: Sequence[str | Path | Model] = BUILTIN,
+    target: TargetLike | None = None,
+    port: int | None = None,
+    console: Console | None = None,
+) -> Evidence:
+    """Measure what the board USER@HOST does, or "sim", and write it to the file ``output`` (docs/evidence.md).
+
+    ``models`` are compiled with the committed records, for the ``target`` that fits the board unless given.
+    Raises BoardError, SetupError.
+    """
+    from bitkiln.pipeline import evidence
+    from bitkiln.pipeline.compile import compile_model
+    from bitkiln.pipeline.evidence.file import write_evidence
+
+    def build(model: Model, board: targets.Target, folder: Path) -> Path:
+        return compile_model(model, board, records(), folder) / "model.so"
+
+    def say(text: str) -> None:
+        if console:
+            console.print(text, highlight=False, markup=False)
+
+    wanted = evidence.Wanted([_loaded(model) for model in models], build)
+    found = evidence.measure(board, wanted, None if target is None else _target(target), port, say)
+    write_evidence(output, found)
+    return found
 
 
 _target = target

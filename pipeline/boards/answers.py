@@ -21,7 +21,9 @@ MOST_BYTES = 1 << 26
 DTYPES = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint32": 4, "bool": 1}
 
 Kind = Literal["simulated", "board", "emulated"]
-Clock = Annotated[float, Meta(ge=1, le=20_000)]
+#: Clocks that a core may have.
+LEAST_MHZ, MOST_MHZ = 1.0, 20_000.0
+Clock = Annotated[float, Meta(ge=LEAST_MHZ, le=MOST_MHZ)]
 Health = dict[Name, bool | int | float | Name | None]
 
 
@@ -100,7 +102,7 @@ class _Answer(msgspec.Struct):
     value: Positive
     kind: Kind
     measured_by: Name
-    clock_mhz: Clock | None = None
+    clock_mhz: Real | None = None
     samples: tuple[Positive, ...] = ()
     steps: tuple[dict[str, Any], ...] = ()
     report: dict[str, Any] | None = None
@@ -154,13 +156,19 @@ def measurement(answer: Any, fetch: Callable[[str], bytes], known: Collection[st
         convert(found.steps, tuple[_Step, ...])
         if (found.unit == "cycles") != (found.kind == "simulated"):
             raise Malformed(f"a board that is {found.kind} does not answer in {found.unit}")
-        if found.unit == "cycles" and found.clock_mhz is None:
-            raise Malformed("cycles without a clock")
+        if found.unit == "cycles" and _clock(found) is None:
+            raise Malformed("cycles without a clock that a core may have")
         names = [each for each in Measurement.__dataclass_fields__ if each not in ("outputs", "trace")]
         outputs, trace = (tuple(_output(row, fetch, known) for row in rows) for rows in (found.outputs, found.trace))
-        return Measurement(**{name: getattr(found, name) for name in names}, outputs=outputs, trace=trace)
+        values = {name: getattr(found, name) for name in names} | {"clock_mhz": _clock(found)}
+        return Measurement(**values, outputs=outputs, trace=trace)
     except Malformed as problem:
         raise BoardError(f"{board} answers nonsense: {problem}") from None
+
+
+def _clock(found: _Answer) -> float | None:
+    """The clock, None where it is not known: a figure that no core has comes from a loaded machine, or an emulator."""
+    return found.clock_mhz if found.clock_mhz is not None and LEAST_MHZ <= found.clock_mhz <= MOST_MHZ else None
 
 
 def identity(answer: Any, board: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from bitkiln.pipeline.boards.board import Measurement, Request, measure_in
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.ssh import Remote, cause_of
 from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
+from bitkiln.pipeline.device import verify_bundle
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.scratch import scratch_folder
@@ -152,6 +153,26 @@ def install(remote: Remote, facts: Mapping[str, Any], plan: Plan, secret: bytes 
     stop(remote, facts)
     remote.run(f"mv -f {new}/* {where}/ && rmdir {new}")
     return _keep_with_systemd(remote, facts) or _keep_with_shell(remote, folder)
+
+
+def install_signers(remote: Remote, signers: str) -> None:
+    """Have ``deploy`` take only bundles there that one of ``signers``, ssh's allowed signers, has signed. Raises BoardError."""
+    folder = f"{probe(remote)['home']}/{FOLDER}"
+    where = shlex.quote(folder)
+    with scratch_folder() as name:
+        allowed = Path(name) / verify_bundle.SIGNERS
+        allowed.write_text(signers)
+        aside = remote.run(f"mkdir -p {where} && mktemp -d {where}/.new.XXXXXX").strip()
+        new = shlex.quote(aside)
+        try:
+            remote.run(
+                "command -v ssh-keygen > /dev/null || { echo no ssh-keygen: install openssh-client >&2; exit 1; }"
+            )
+            remote.copy([Path(verify_bundle.__file__), allowed], aside)
+            remote.run(f"mv -f {new}/* {where}/ && rmdir {new}")
+        except BaseException:
+            _clear(remote, aside)
+            raise
 
 
 def _clear(remote: Remote, folder: str) -> None:

@@ -63,6 +63,15 @@ class Remote:
             file.flush()
             self.run(f"tar -C {shlex.quote(folder)} -xf -", timeout, Path(f"/proc/self/fd/{file.fileno()}"))
 
+    def scratch(self) -> str:
+        """A new folder there for a while; what was cut off half a day ago goes.
+
+        It is in the home, since programs may not run in some systems' /tmp; there where the home cannot be written.
+        """
+        old = "find . -maxdepth 1 -type d -name '.bitkiln-run.??????' -mmin +720 -exec rm -rf {} + 2> /dev/null"
+        made = self.run(f'{old}; mktemp -d "$PWD/.bitkiln-run.XXXXXX" 2> /dev/null || mktemp -d')
+        return made.strip()
+
     def read(self, path: str, timeout: float = 120.0) -> bytes:
         """The content of a file there."""
         # As text, so that one way of running commands serves all.

@@ -1,6 +1,6 @@
 """The deployable folder: how it is written, and how the host reads and verifies one.
 
-manifest.json   what the bundle is, and the size and SHA-256 of every other file
+manifest.json   what the bundle is, and the size and SHA-256 of every other file; manifest.json.sig where it was signed
 model.so        the compiled network
 bitkiln.h       its interface for C and C++; bitkiln.c opens bundles by their path
 runner.py       runs it from Python or the command line
@@ -22,6 +22,7 @@ from typing import Any
 
 from bitkiln import targets
 from bitkiln.pipeline.device.replace_folder import recover, replace_folder
+from bitkiln.pipeline.device.verify_bundle import SIGNATURE
 from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.files import ASIDE
@@ -54,8 +55,9 @@ class Bundle:
         return tuple((self.folder / "labels.txt").read_text(encoding="utf-8").splitlines())
 
     def files(self) -> list[Path]:
-        """All files of the bundle, the manifest included."""
-        return [self.folder / MANIFEST, *(self.folder / name for name in self.manifest["files"])]
+        """All files of the bundle, the manifest and its signature, if any, included."""
+        signature = [self.folder / SIGNATURE] if (self.folder / SIGNATURE).is_file() else []
+        return [self.folder / MANIFEST, *signature, *(self.folder / name for name in self.manifest["files"])]
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -21,6 +21,7 @@ from bitkiln.pipeline.cli import (
     logs,
     profile,
     run,
+    sign,
     tune,
     verify,
 )
@@ -49,6 +50,7 @@ for command in (
     run.run,
     profile.profile,
     verify.verify,
+    sign.sign,
     deploy.deploy,
     evaluate.evaluate,
     card.card,

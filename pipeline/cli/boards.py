@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from bitkiln import targets
 from bitkiln.pipeline import api, schema
 from bitkiln.pipeline.cli.doctor import doctor
-from bitkiln.pipeline.cli.options import BOARD_OPTIONS, JSON_OPTION, TARGET_OPTION, console, print_json
+from bitkiln.pipeline.cli.options import (
+    BOARD_OPTIONS,
+    JSON_OPTION,
+    TARGET_OPTION,
+    ModelName,
+    TargetName,
+    console,
+    print_json,
+)
 
 
 @click.group()
@@ -77,9 +87,22 @@ def boards_tracker(host: str, port: int) -> None:
 )
 @click.option("--tunnel", is_flag=True, help="Keep everything on loopback, through ssh.")
 @click.option("--port", type=int, help="The board's ssh port.")
+@click.option(
+    "--signer",
+    "signers",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="A public ssh key: the board takes only bundles that it has signed. May repeat; needs no tracker.",
+)
 @click.option("--remove", is_flag=True, help="Stop the server there and delete it.")
 def boards_setup(
-    board: str, tracker: str | None, key: str | None, tunnel: bool, port: int | None, remove: bool
+    board: str,
+    tracker: str | None,
+    key: str | None,
+    tunnel: bool,
+    port: int | None,
+    signers: tuple[Path, ...],
+    remove: bool,
 ) -> None:
     """Make a board measure for a tracker, over ssh: USER@HOST is what you would type after ssh; keys must be set up.
 
@@ -89,7 +112,40 @@ def boards_setup(
     if remove:
         api.remove_board(board, port)
         click.echo(f"{board}: removed")
-    elif tracker is None:
+        return
+    if tracker is None and not signers:
         raise click.UsageError("give --tracker HOST:PORT; `bitkiln boards tracker` starts one")
-    else:
+    if signers:
+        api.trust_signers(board, signers, port, console())
+    if tracker is not None:
         api.set_up_board(board, tracker, key, tunnel, port, console())
+
+
+@boards.command("measure")
+@click.argument("board", metavar="USER@HOST")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Write what was found here."
+)
+@click.option(
+    "--model",
+    "models",
+    type=ModelName(),
+    multiple=True,
+    default=api.BUILTIN,
+    show_default=True,
+    help="A network to measure, at one thread and at four; may repeat.",
+)
+@click.option("--target", type=TargetName(), help="Compile networks for this kind of board, not for the one that fits.")
+@click.option("--port", type=int, help="The board's ssh port.")
+def boards_measure(
+    board: str, output: Path, models: tuple[str, ...], target: targets.Target | None, port: int | None
+) -> None:
+    """Measure what a board does and write it to a file that you can send in: no names, no addresses.
+
+    USER@HOST is what you would type after ssh, or sim for the timing model. Nothing is left on the board.
+
+    \b
+    Example: bitkiln boards measure pi@raspberrypi -o evidence.json
+    """
+    api.measure_board(board, output, models, target, port, console())
+    click.echo(f"{output}: written; scripts/validate_sim --against {output} holds the timing model against it")

@@ -16,7 +16,7 @@ from bitkiln.pipeline.cli.options import JSON_OPTION, console, print_json
 @click.option("--layer", metavar="NAME", help="Show this layer's hottest blocks, instruction by instruction.")
 @click.option("--cold", is_flag=True, help="Start with empty caches.")
 @click.option("--threads", type=click.IntRange(1, 4), default=1, show_default=True, help="Threads on the board.")
-@click.option("--board", default="sim", show_default=True, help="sim, or TRACKER_HOST:PORT/KEY.")
+@click.option("--board", default="sim", show_default=True, help="sim, USER@HOST over ssh, or TRACKER_HOST:PORT/KEY.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with a bar chart and a roofline plot.")
 @JSON_OPTION
 def profile(

@@ -213,7 +213,7 @@ def _link(target: Target, objects: Sequence[Path], soname: str, folder: Path, ou
         "-Wl,--gc-sections",
         "-Wl,-z,noexecstack",
     ]
-    flags += [f"-Wl,--version-script={folder / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,now"]
+    flags += ["-Xlinker", f"--version-script={folder / 'exports.map'}", "-Wl,--build-id=none", "-Wl,-z,now"]
     if tools_for(target).is_zig:
         # It links to the first versions of all functions, by the glibc in its triple.
         libraries = ["-lm", "-lpthread"]

@@ -76,6 +76,8 @@ class CycleLoop:
     """
 
     ADDS = 500
+    #: MHz that cores have. What lies outside was measured while the system's clock jumped, or by an emulator that skips work.
+    LEAST, MOST = 50.0, 5000.0
 
     def __init__(self) -> None:
         add, count, ret = 0x91000421, 0xF1000400, 0xD65F03C0  # add x1, x1, #1; subs x0, x0, #1; ret
@@ -92,11 +94,12 @@ class CycleLoop:
             raise OSError(ctypes.get_errno(), "cannot map the clock's code")
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(address)
 
-    def mhz(self) -> float:
-        """The clock now, from the fastest of five runs of about 2 ms."""
+    def mhz(self) -> float | None:
+        """The clock now, from the fastest of five runs of about 2 ms; None where that is no clock of a core."""
         rounds = 4000
         best = min(self._seconds(rounds) for _ in range(5))
-        return rounds * self.ADDS / best / 1e6
+        found = rounds * self.ADDS / max(best, 1e-9) / 1e6
+        return found if self.LEAST <= found <= self.MOST else None
 
     def _seconds(self, rounds: int) -> float:
         start = time.perf_counter()
@@ -142,8 +145,8 @@ class Board:
 
     @property
     def model(self) -> str:
-        """The board's name as its firmware gives it."""
-        return _read("/proc/device-tree/model") or platform.node()
+        """The kind of board as its firmware gives it; never the name that its owner gave it."""
+        return _read("/proc/device-tree/model") or "unnamed board"
 
     @property
     def cpu(self) -> str:
@@ -280,15 +283,17 @@ class Trial:
             self.model.run()
         clock = None if self.board.emulated else CycleLoop()
         for _attempt in range(5):
-            before = clock.mhz() if clock else 0
+            before = clock.mhz() if clock else None
             samples, steps = self._batch()
-            after = clock.mhz() if clock else 0
-            # A clock that moved under the batch makes its times worthless.
-            if abs(before - after) <= 0.02 * before:
+            after = clock.mhz() if clock else None
+            # A clock that moved under the batch makes its times worthless; one that cannot be measured says nothing.
+            known = before is not None and after is not None
+            steady = not known or abs(before - after) <= 0.02 * before
+            if steady:
                 break
         answer = {"unit": "seconds", "value": statistics.median(samples), "samples": samples}
-        answer["clock_mhz"] = round((before + after) / 2, 1) or None
-        answer["steady"] = abs(before - after) <= 0.02 * before
+        answer["clock_mhz"] = round((before + after) / 2, 1) if known else None
+        answer["steady"] = steady
         answer["health"] = self.board.health()
         if self.per_step:
             medians = [statistics.median(times) for times in zip(*steps)]  # noqa: B905
@@ -839,11 +844,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", default="", help="the file the simulator appends its reports to")
     parser.add_argument("--stop-with-stdin", action="store_true", help="stop when standard input closes")
     parser.add_argument("--identity", action="store_true", help="say what this board is and stop")
+    parser.add_argument("--health", action="store_true", help="say how this board feels and stop")
     parser.add_argument("--measure", metavar="LIBRARY", help="measure this library, print the answer and stop")
     parser.add_argument("--request", default="{}", help="with --measure: the request, as JSON")
     options = parser.parse_args(arguments)
-    if not (options.tracker or options.measure or options.identity):
-        parser.error("give --tracker HOST:PORT, --measure LIBRARY or --identity")
+    if not (options.tracker or options.measure or options.identity or options.health):
+        parser.error("give --tracker HOST:PORT, --measure LIBRARY, --identity or --health")
     if options.secret and options.open:
         parser.error("give --secret FILE or --open, not both")
     return options
@@ -858,8 +864,8 @@ def main(arguments: list[str] | None = None) -> None:
     # A crashing kernel is expected; its memory image is of no use.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     board = Board(options.emulated, options.report)
-    if options.identity:
-        print(json.dumps(board.identity()))
+    if options.identity or options.health:
+        print(json.dumps(board.identity() if options.identity else board.health()))
         return
     if options.measure:
         request = json.loads(options.request)

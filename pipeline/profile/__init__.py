@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rich.table import Table
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards import place
 from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request, TrackerBoard
+from bitkiln.pipeline.boards.remote import SshBoard
+from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.bundle import Bundle, open_bundle
 from bitkiln.pipeline.errors import InputError
 from bitkiln.targets import Target
@@ -173,9 +176,10 @@ class Profile:
 def profile_bundle(
     folder: Path, board: str = "sim", cold: bool = False, layer: str | None = None, threads: int = 1
 ) -> Profile:
-    """Measure every step of the bundle in ``folder`` on "sim" or on a board of the tracker "HOST:PORT/KEY".
+    """Measure every step of the bundle in ``folder`` on "sim", on a board of the tracker "HOST:PORT/KEY", or over ssh.
 
-    With ``layer`` the profile has that layer alone, with its hottest blocks. Raises InputError for an unknown layer.
+    With ``layer`` the profile has that layer alone, with its hottest blocks. Raises InputError for an unknown layer, and for
+    cold caches on a board that cannot empty them.
     """
     bundle = open_bundle(folder)
     works = [_work(step) for step in bundle.manifest["steps"]]
@@ -184,21 +188,25 @@ def profile_bundle(
         raise InputError(f"{folder}: no layer {layer!r}; it has {', '.join(names)}")
     blocks = BLOCKS if layer else 0
     request = Request(threads=threads, per_step=True, cold=cold, blocks=blocks, limit_seconds=LIMIT_SECONDS)
-    measurement = _board(board, bundle).measure(bundle.folder / "model.so", request)
-    result = build(str(folder), works, _rows(measurement), bundle.target, measurement, threads)
+    with _board(board, bundle) as place:
+        if cold and (there := place.identity())["kind"] != "simulated":
+            raise InputError(f"{there['measured_by']} cannot be told to empty its caches: leave --cold out")
+        measurement = place.measure(bundle.folder / "model.so", request)
+    result = build(str(folder), works, _rows(measurement, bundle.target), bundle.target, measurement, threads)
     if layer is None:
         return result
     chosen = [row for row, work in zip(result.layers, works, strict=True) if work.called(layer)]
     return replace(result, layers=tuple(chosen))
 
 
-def _board(board: str, bundle: Bundle) -> Board:
+@contextmanager
+def _board(board: str, bundle: Bundle) -> Iterator[Board]:
     where = place.parse(board)
     if isinstance(where, place.OverSsh):
-        raise InputError(
-            f"board {board!r} is a host of ssh; steps are measured on {place.HERE} or at a tracker, HOST:PORT/KEY"
-        )
-    return TrackerBoard.at(where) if isinstance(where, place.AtTracker) else LocalBoard(bundle.target)
+        with SshBoard(Remote(where.host)) as reached:
+            yield reached
+    else:
+        yield TrackerBoard.at(where) if isinstance(where, place.AtTracker) else LocalBoard(bundle.target)
 
 
 def _work(step: Mapping[str, Any]) -> LayerWork:
@@ -206,11 +214,13 @@ def _work(step: Mapping[str, Any]) -> LayerWork:
     return LayerWork(name, kind, macs, binary, weights, step.get("layer", ""), tuple(step.get("layers", ())))
 
 
-def _rows(measurement: Measurement) -> list[Mapping[str, Any]]:
-    """The board's rows with cycles in each; a real board's come from its times and measured clock."""
+def _rows(measurement: Measurement, target: Target) -> list[Mapping[str, Any]]:
+    """The board's rows with cycles in each; a real board's come from its times and its clock, the target's where unknown."""
     if measurement.unit == "cycles":
         return list(measurement.steps)
-    return [{**row, "cycles": row["seconds"] * (measurement.clock_mhz or 0) * 1e6} for row in measurement.steps]
+    return [
+        {**row, "cycles": row["seconds"] * (measurement.clock_mhz or target.mhz) * 1e6} for row in measurement.steps
+    ]
 
 
 def build(

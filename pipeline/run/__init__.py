@@ -184,7 +184,7 @@ def _seconds(row: Mapping[str, Any], result: Any) -> float:
 
 def over_ssh(remote: Remote, bundle: Bundle, inputs: Tensors, threads: int, with_trace: bool = False) -> Answer:
     """Copy the bundle to a temporary folder on the board, run it there, and fetch the answer."""
-    folder = remote.run("mktemp -d").strip()
+    folder = remote.scratch()
     where = shlex.quote(folder)
     try:
         with scratch_folder() as name:

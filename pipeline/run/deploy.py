@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from bitkiln.pipeline import schema
+from bitkiln.pipeline.boards.setup import FOLDER
 from bitkiln.pipeline.boards.ssh import Remote, split_destination
 from bitkiln.pipeline.bundle import MANIFEST, open_bundle
 from bitkiln.pipeline.device import replace_folder
+from bitkiln.pipeline.device.verify_bundle import SIGNERS
 from bitkiln.pipeline.errors import BoardError, BundleError
 
 #: Loading and one run on a slow board, after reading all files once.
@@ -52,7 +54,7 @@ def deploy(bundle: Path, destination: str, port: int | None = None, console: Con
     aside = _make_aside(remote, folder)
     try:
         remote.copy(opened.files(), aside)
-        checks = _check(remote, aside).splitlines()
+        checks = [*_signature(remote, aside), *_check(remote, aside).splitlines()]
         for line in checks:
             console.print(f"{host}: {line}", highlight=False, markup=False)
         _put_in_place(remote, aside, folder)
@@ -76,6 +78,18 @@ def _make_aside(remote: Remote, folder: str) -> str:
     old = f"find {where} -maxdepth 1 -type d -name {shlex.quote(stem + '.??????')} -mmin +60 -exec rm -rf {{}} +"
     template = shlex.quote(f"{parent}/{stem}.XXXXXX")
     return remote.run(f"mkdir -p {where} && {{ {old}; mktemp -d {template}; }}").strip()
+
+
+def _signature(remote: Remote, folder: str) -> list[str]:
+    """What the board says of the signature, by its own program and keys; nothing where it was never told whom to trust."""
+    home = f"$HOME/{FOLDER}"
+    try:
+        return remote.run(
+            f'if [ -f "{home}/{SIGNERS}" ]; then python3 "{home}/verify_bundle.py" {shlex.quote(folder)}; fi',
+            CHECK_SECONDS,
+        ).splitlines()
+    except BoardError as error:
+        raise BoardError(f"the board does not take the bundle: {error}") from None
 
 
 def _check(remote: Remote, folder: str) -> str:

@@ -86,7 +86,7 @@ def _compile(compiler: Sequence[str], machine: Emulator, built: Path) -> None:
     with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
         aside, exports = Path(scratch) / built.name, Path(scratch) / "exports.map"
         exports.write_text(EXPORTS)
-        command = [*compiler, *FLAGS, f"-I{machine.folder / 'include'}", f"-Wl,--version-script={exports}"]
+        command = [*compiler, *FLAGS, f"-I{machine.folder / 'include'}", "-Xlinker", f"--version-script={exports}"]
         command += [*map(str, sorted(SOURCES.glob("*.c"))), str(machine.folder / "libcapstone.a"), "-o", str(aside)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=zig.environment())
         if done.returncode:
@@ -124,7 +124,9 @@ def qemu_command(
     ("out=PATH", "limit=N"), `sysroot` the arm64 userland in which the program's loader, libraries and CPU identity
     files are looked up. Returns argv and the environment. Raises Missing.
     """
-    model = ",".join([str(plugin()), *plugin_options(params), *options])
+    # Commas part the options; in a path qemu wants them twice.
+    parts = [str(plugin()), *plugin_options(params), *options]
+    model = ",".join(part.replace(",", ",,") for part in parts)
     argv = [*emulator().command(QEMU), "-cpu", "cortex-a53", "-plugin", model]
     if sysroot is not None:
         argv += ["-L", str(sysroot)]

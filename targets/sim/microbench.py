@@ -42,37 +42,55 @@ def assembly(facts: Sequence[Fact]) -> str:
     """A static AArch64 program that runs every fact in a region of its own, the region's id being its index."""
     text = [".arch armv8-a+crc+crypto", ".text", ".global _start", "_start:"]
     for index, fact in enumerate(facts):
-        text += ["mov x26, #0", f"ldr x27, ={REPETITIONS}", *_prctl(0x41353301, 0), "7777:"]
-        text += [
-            "adrp x20, buffer",
-            "add x20, x20, :lo12:buffer",
-            "add x21, x20, #64",
-            "mov x22, #16384",
-            "add x22, x20, x22",
-        ]
-        text += [
-            "mov x23, #0",
-            "mov x24, #0",
-            f"ldr x0, ={fact.x0 or 0}",
-            f"ldr x1, ={fact.x1 or 0}",
-            f"ldr x25, ={fact.end_offset or 0}",
-        ]
-        if fact.end_is_address:
-            text += ["add x25, x25, x20"]
-        text += ["nop"] * 32
+        text += ["mov x26, #0", f"ldr x27, ={REPETITIONS}", *_prctl(0x41353301, 0), "7777:", *_prepared(fact)]
         text += ["mrs x28, cntvct_el0", *fact.asm, "mrs x29, cntvct_el0"]
-        text += [
-            "sub x27, x27, #1",
-            "cbz x27, 7778f",
-            "b 7777b",
-            "7778:",
-            *_prctl(0x41353302, index),
-            "b 7779f",
-            ".ltorg",
-            "7779:",
-        ]
-    text += ["mov x0, #0", "mov x8, #93", "svc #0", ".bss", ".balign 4096", "buffer: .skip 65536", ""]
+        text += ["sub x27, x27, #1", "cbz x27, 7778f", "b 7777b", "7778:", *_prctl(0x41353302, index), "b 7779f"]
+        text += [".ltorg", "7779:"]
+    text += ["mov x0, #0", "mov x8, #93", "svc #0", *_BUFFER]
     return "\n".join(text)
+
+
+#: What a sequence stands between: nothing, two reads of the cycle counter, two marks for the simulator.
+_AROUND = (("", ""), ("mrs x28, pmccntr_el0", "mrs x29, pmccntr_el0"), ("mrs x28, cntvct_el0", "mrs x29, cntvct_el0"))
+_BUFFER = (".bss", ".balign 4096", "buffer: .skip 65536", "")
+#: Facts rely on what a program starts with: zeros, in the buffer too.
+_CLEARED = [f"mov x{i}, #0" for i in range(2, 18)] + [f"movi v{i}.2d, #0" for i in range(32)]
+#: The registers that a function must give back as they were.
+_KEPT = [(f"x{i}", f"x{i + 1}") for i in range(19, 31, 2)] + [(f"d{i}", f"d{i + 1}") for i in range(8, 16, 2)]
+
+
+def functions(facts: Sequence[Fact]) -> str:
+    """The facts as functions of a C program (guests/evidence.c): a table of three for each, by what stands around it.
+
+    A function runs its fact as many times as its argument says, and gives the difference of the last two reads.
+    """
+    text = [".arch armv8-a+crc+crypto", ".text", ".balign 64"]
+    for index, fact in enumerate(facts):
+        for kind, (before, after) in enumerate(_AROUND):
+            text += [f"sequence_{index}_{kind}:", f"sub sp, sp, #{16 * len(_KEPT)}"]
+            text += [f"stp {a}, {b}, [sp, #{16 * i}]" for i, (a, b) in enumerate(_KEPT)]
+            text += ["mov x27, x0", *_CLEARED, "7777:", *_prepared(fact), before, *fact.asm, after]
+            text += ["sub x27, x27, #1", "cbz x27, 7778f", "b 7777b", "7778:", "sub x0, x29, x28"]
+            text += [f"ldp {a}, {b}, [sp, #{16 * i}]" for i, (a, b) in enumerate(_KEPT)]
+            text += [f"add sp, sp, #{16 * len(_KEPT)}", "ret", ".ltorg"]
+    text += ['.section .data.rel.ro, "aw"', ".balign 8", ".global sequences, n_sequences, buffer", "sequences:"]
+    text += [f".quad sequence_{index}_{kind}" for index in range(len(facts)) for kind in range(len(_AROUND))]
+    text += ["n_sequences:", f".word {len(facts)}", '.section .note.GNU-stack, "", %progbits', *_BUFFER]
+    return "\n".join(text)
+
+
+def _prepared(fact: Fact) -> list[str]:
+    """Registers as a fact wants them, and 32 nops."""
+    text = [
+        "adrp x20, buffer",
+        "add x20, x20, :lo12:buffer",
+        "add x21, x20, #64",
+        "mov x22, #16384",
+        "add x22, x20, x22",
+    ]
+    text += ["mov x23, #0", "mov x24, #0", f"ldr x0, ={fact.x0 or 0}", f"ldr x1, ={fact.x1 or 0}"]
+    text += [f"ldr x25, ={fact.end_offset or 0}", *(["add x25, x25, x20"] if fact.end_is_address else [])]
+    return [*text, *["nop"] * 32]
 
 
 def _prctl(option: int, argument: int) -> list[str]:

@@ -157,12 +157,12 @@ def test_a_model_that_is_none_is_refused(tmp_path):
 class FakeBench:
     target = BOARD
 
-    def measure(self, work: networks.Work, engine: str, folder: Path) -> tuple[int, str]:
+    def measure(self, work: networks.Work, engine: str, folder: Path) -> tuple[int, float, str]:
         if engine == "ncnn":
             raise BoardError("ncnn fell over")
         if engine == "litert":
             raise IndexError("list index out of range")
-        return 1_200_000, "pretended"
+        return 1_200_000, 1.0, "pretended"
 
 
 def test_a_failing_engine_becomes_a_row():
@@ -185,7 +185,7 @@ def test_files_are_written(tmp_path, monkeypatch):
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch):
     class Interrupted(FakeBench):
-        def measure(self, work: networks.Work, engine: str, folder: Path) -> tuple[int, str]:
+        def measure(self, work: networks.Work, engine: str, folder: Path) -> tuple[int, float, str]:
             if engine == "ncnn":
                 raise KeyboardInterrupt
             return super().measure(work, engine, folder)

@@ -81,8 +81,15 @@ def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def test_the_clock_s_code_runs():
-    done = run(code="import board_server; print(board_server.CycleLoop().mhz())")
-    assert float(done.stdout) > 10, done.stderr
+    done = run(code="import board_server; print(board_server.CycleLoop()._seconds(4000))")
+    assert float(done.stdout) > 0, done.stderr
+
+
+@pytest.mark.parametrize(("seconds", "mhz"), [(2e6 / 1.2e9, 1200), (1e-5, None), (0.0, None), (1.0, None)])
+def test_a_clock_that_no_core_has_is_not_known(monkeypatch, seconds, mhz):
+    monkeypatch.setattr(board_server.CycleLoop, "_seconds", lambda self, rounds: seconds)
+    loop = board_server.CycleLoop.__new__(board_server.CycleLoop)
+    assert loop.mhz() == (mhz and pytest.approx(mhz))
 
 
 def test_a_real_board_answers_in_seconds_and_the_clock_it_ran_at(kernels):
@@ -92,7 +99,7 @@ def test_a_real_board_answers_in_seconds_and_the_clock_it_ran_at(kernels):
     assert (answer["status"], answer["kind"], answer["unit"]) == ("ok", "board", "seconds")
     assert len(answer["samples"]) >= 4
     assert min(answer["samples"]) <= answer["value"] <= max(answer["samples"])
-    assert answer["clock_mhz"] > 10
+    assert answer["clock_mhz"] is None or answer["clock_mhz"] > 10, "an emulator on a busy machine may have none"
     assert answer["steps"][0]["name"] == "double"
     assert "load" in answer["health"]
     assert "Cortex-A53" in answer["measured_by"]
