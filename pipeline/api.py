@@ -365,11 +365,10 @@ def measure_board(
     Raises BoardError, SetupError.
     """
     from bitkiln.pipeline import evidence
-    from bitkiln.pipeline.compile import compile_model
     from bitkiln.pipeline.evidence.file import write_evidence
 
     def build(model: Model, board: targets.Target, folder: Path) -> Path:
-        return compile_model(model, board, records(), folder) / "model.so"
+        return compile(model, folder, board).folder / "model.so"
 
     def say(text: str) -> None:
         if console:

@@ -287,12 +287,12 @@ class Trial:
             samples, steps = self._batch()
             after = clock.mhz() if clock else None
             # A clock that moved under the batch makes its times worthless; one that cannot be measured says nothing.
-            known = before is not None and after is not None
-            steady = not known or abs(before - after) <= 0.02 * before
+            mhz = round((before + after) / 2, 1) if before is not None and after is not None else None
+            steady = before is None or after is None or abs(before - after) <= 0.02 * before
             if steady:
                 break
         answer = {"unit": "seconds", "value": statistics.median(samples), "samples": samples}
-        answer["clock_mhz"] = round((before + after) / 2, 1) if known else None
+        answer["clock_mhz"] = mhz
         answer["steady"] = steady
         answer["health"] = self.board.health()
         if self.per_step:

@@ -160,7 +160,8 @@ class _Found:
 
     def __init__(self, target: Target, identity: Mapping[str, Any], notes: Sequence[str]) -> None:
         self.target, self.identity, self.notes = target, identity, list(notes)
-        self.timing, self.mhz = "none", None
+        self.timing = "none"
+        self.mhz: float | None = None
         self.rows: dict[str, list[Any]] = {part: [] for part in program.PARTS}
         self.health: list[dict[str, Any]] = []
         self.networks: list[file.Network] = []
