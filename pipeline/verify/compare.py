@@ -151,7 +151,7 @@ def _compare_bits(graph: tvm.IRModule, step: Step, known: Tensors, actual: np.nd
     signed, limit = values[source], 0.0
     if wrong.any() and not _whole_numbers(step) and source not in known:
         limit = rounding(graph, known, source, signed)
-        undecided[..., : signed.shape[-1]] = wrong[..., : signed.shape[-1]] & _close(signed, limit, wrong)
+        undecided[..., : signed.shape[-1]] = wrong[..., : signed.shape[-1]] & close_to_zero(signed, limit, wrong)
     return Comparison(step, *bits, wrong, undecided, signed=signed, rounding=limit)
 
 
@@ -160,7 +160,7 @@ def _whole_numbers(step: Step) -> bool:
     return isinstance(step.workload, Conv2d) and step.workload.binary
 
 
-def _close(signed: np.ndarray, limit: float, wrong: np.ndarray) -> np.ndarray:
+def close_to_zero(signed: np.ndarray, limit: float, wrong: np.ndarray) -> np.ndarray:
     """Where rounding may have decided the sign. Not at exact zeros that differ one and all: that is another convention."""
     close = np.abs(signed) <= limit
     zeros = signed == 0

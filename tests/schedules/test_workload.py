@@ -1,9 +1,21 @@
 """Workloads: shapes, identity, JSON."""
 
+from dataclasses import fields, replace
+
 import pytest
 
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, from_json, to_json
+from bitkiln.schedules.workload import (
+    Binarize,
+    Concat,
+    Conv2d,
+    ConvTranspose2d,
+    Pool,
+    Pool2d,
+    Resize,
+    from_json,
+    to_json,
+)
 
 EXAMPLES = (
     Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1)),
@@ -40,6 +52,44 @@ def test_json_round_trip(workload):
 
 def test_keys_tell_workloads_apart():
     assert len({workload.key() for workload in EXAMPLES}) == len(EXAMPLES)
+
+
+#: Another value of each field. A binary convolution's pad value, and thresholds, are told by keys of such alone.
+OTHERS = {
+    "int": lambda value: value + 1,
+    "bool": lambda value: not value,
+    "tuple[int, int]": lambda value: (value[0], value[1] + 1),
+    "tuple[int, int, int, int]": lambda value: (*value[:3], value[3] + 1),
+    "tuple[int, ...]": lambda value: (*value[:-1], value[-1] + 1),
+    "tuple[Step, ...]": lambda value: (*value, Step("round")),
+    "Pool": lambda value: replace(value, count_include_pad=not value.count_include_pad),
+    "Pool | None": lambda value: Pool((2, 2), (2, 2)) if value is None else None,
+    "str": lambda value: {"float32": "bits", "bits": "float32", "NHWC": "NCHW", "channel": "element"}.get(
+        value, "other"
+    ),
+}
+#: Workloads for which every field says something; those that it cannot say anything in are left out.
+FULL = [
+    (Conv2d(9, 9, 8, 8, (3, 3), out="bits"), {"pad_value", "thresholds"}),
+    (
+        Conv2d(9, 9, 8, 8, (3, 3), binary=True, out="bits", threshold="channel", thresholds=2),
+        {"out", "sign_zero"},
+    ),
+    (ConvTranspose2d(9, 9, 8, 8, (3, 3)), set()),
+    (Binarize(9, 9, 8), set()),
+    (Pool2d(9, 9, 8, Pool((3, 3), (2, 2)), out="bits"), set()),
+    (Concat(9, 9, (8, 8), begins=(0, 8), widths=(16, 24)), set()),
+    (Resize(9, 9, 8, (18, 18), "linear", "half_pixel"), set()),
+]
+
+
+@pytest.mark.parametrize(("workload", "silent"), FULL, ids=lambda value: getattr(value, "tag", ""))
+def test_keys_tell_every_field(workload, silent):
+    changed = {
+        each.name: replace(workload, **{each.name: OTHERS[each.type](getattr(workload, each.name))})
+        for each in fields(workload)
+    }
+    assert {name for name, other in changed.items() if other.key() == workload.key()} == silent
 
 
 def test_shapes_of_a_binary_convolution_with_element_thresholds():

@@ -148,3 +148,10 @@ def test_a_board_given_to_a_client_that_never_comes_is_offered_again(farm):
     offers.append(client.request(key, 30))
     assert time.monotonic() - start > 4, "patience with slow clients"
     assert len({offer.secret for offer in offers}) == 3
+
+
+@pytest.mark.parametrize(
+    ("samples", "agree"), [([1.0, 1.01, 1.02, 9.0], True), ([9.0, 1.03, 1.0, 1.01], False), ([1.0, 1.0], False)]
+)
+def test_runs_agree_when_the_three_fastest_are_within_two_percent(samples, agree):
+    assert board_server._agree(samples) == agree

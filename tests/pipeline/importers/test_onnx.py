@@ -177,6 +177,7 @@ def test_average_pooling_that_counts_its_padding(write_onnx, attributes):
         ([node("HardSigmoid", ["x"], alpha=0.2, beta=0.5)], {}, 13),
         ([node("HardSwish", ["x"])], {}, 14),
         ([node("LRN", ["x"], size=3, alpha=0.5, beta=0.6, bias=2.0)], {}, 13),
+        ([node("LRN", ["x"], size=1)], {}, 13),
         ([node("Sigmoid", ["x"], ["s"]), node("Mul", ["x", "s"])], {}, 13),
         ([node("Slice", ["x", "a", "b"])], {"a": np.int64([0, 1]), "b": np.int64([1, 2])}, 13),
         ([node("Upsample", ["x", "s"], mode="nearest")], {"s": np.float32([1, 1, 2, 2])}, 9),

@@ -67,6 +67,19 @@ def test_silu_and_hardswish(network, same, operators):
     same(before, after, 1e-6, scale=5.0)
 
 
+@pytest.mark.parametrize(
+    ("slope", "shift", "low", "high"),
+    [(0.2, 0.5, 0, 1), (1 / 6, 0.51, 0, 1), (1 / 6, 0.5, 0.01, 1), (1 / 6, 0.5, 0, 0.99)],
+)
+def test_what_is_near_a_hardswish_is_none(network, same, operators, slope, shift, low, high):
+    net = network((1, 4, 3, 3))
+    line = net.add(relax.op.add(net.add(relax.op.multiply(net.x, C(slope))), C(shift)))
+    before = net.module(net.add(relax.op.multiply(net.x, net.add(relax.op.clip(line, low, high)))))
+    after = canonicalize(before)
+    assert "bitkiln.hardswish" not in operators(after)
+    same(before, after, 1e-6, scale=5.0)
+
+
 def test_prelu_written_as_where(network, same, operators):
     net = network((1, 4, 3, 3))
     slopes = net.normal(1, 4, 3, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitkiln.pipeline import reference
-from bitkiln.pipeline.verify.compare import relative_error
+from bitkiln.pipeline.verify.compare import close_to_zero, relative_error
 from bitkiln.pipeline.verify.explain import Cause
 from bitkiln.pipeline.verify.samples import make_inputs
 
@@ -15,6 +15,14 @@ def flip(packed: np.ndarray, *indices: int) -> np.ndarray:
     bits = np.unpackbits(packed.reshape(-1), bitorder="little")
     bits[list(indices)] ^= 1
     return np.packbits(bits, bitorder="little").reshape(packed.shape)
+
+
+def test_exact_zeros_that_differ_one_and_all_are_no_rounding():
+    """They follow another convention; a few of them, and numbers within the limit, rounding may have decided."""
+    signed = np.array([0.0, 0.0, 1e-7, -0.5], "float32")
+    assert close_to_zero(signed, 1e-6, np.array([True, True, True, True])).tolist() == [False, False, True, False]
+    assert close_to_zero(signed, 1e-6, np.array([True, False, True, True])).tolist() == [True, True, True, False]
+    assert close_to_zero(signed[1:], 1e-6, np.array([True, True, True])).tolist() == [True, True, False]
 
 
 def test_a_faithful_board_passes(rows, trace):
