@@ -39,6 +39,16 @@ def flat(buffer: Buffer, size: int, dtype: str = "float32") -> Buffer:
     return T.decl_buffer((size,), dtype, data=buffer.data)
 
 
+#: Marks a parallel loop each round of which is a task of its own: threads then work on neighbours at any time, and share what
+#: these have in common in the L2 cache. Else a thread gets runs of rounds.
+ONE_BY_ONE = "bitkiln.one_by_one"
+
+
+def one_by_one(extent: Any) -> Any:
+    """A parallel loop whose rounds are handed out one by one, in order."""
+    return T.parallel(extent, annotations={ONE_BY_ONE: 1})
+
+
 def sweep(extent: int, body: Callable[[Any], None], lanes: int = LANES) -> None:
     """Runs ``body(index)`` for 0 <= index < extent, vectorised: whole vectors of ``lanes``, then narrower ones."""
     first = 0

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from tvm import tirx
 
+from bitkiln.schedules.loops import ONE_BY_ONE
+
 #: A kernel that starts more gets no list: nobody waits long for a loop that is one of so many.
 _MOST = 256
 
 
 def launches(func: tirx.PrimFunc) -> tuple[int, ...]:
-    """Extents of the parallel loops that ``func`` starts one after the other; empty where that depends on data."""
+    """Extents of the parallel loops that ``func`` starts one after the other; empty where that depends on data.
+
+    They are negative where each round is to be a task of its own.
+    """
     try:
         return tuple(_of(func.body))
     except _Unknown:
@@ -38,7 +43,7 @@ def _of_loop(loop: tirx.For) -> list[int]:
     extent = int(loop.extent) if isinstance(loop.extent, tirx.IntImm) else None
     # TVM leaves no loop of a single round.
     if loop.kind == tirx.ForKind.PARALLEL and extent != 1:
-        return [extent or 0]
+        return [-extent if extent and ONE_BY_ONE in loop.annotations else extent or 0]
     each = _of(loop.body)
     if not each:
         return []

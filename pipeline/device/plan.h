@@ -53,7 +53,7 @@ typedef struct {
     int32_t arguments; /* how many, outputs included */
     int32_t outputs;   /* how many: the last of the arguments */
     const int32_t *tensors; /* of the arguments; then the extents of its parallel loops in the order of their launches, */
-    int32_t launches;       /* so many of them as are known */
+    int32_t launches;       /* so many of them as are known; negative where each round is a task of its own */
 } bk_step;
 
 /* What the first input and the outputs mean, field by field as the manifest has it (docs/bundle.md). */

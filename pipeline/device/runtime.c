@@ -282,7 +282,8 @@ static int tasks_of_launch(bk_model *model)
     int launch = model->launched++;
     const bk_step *step = model->step;
     int extent = step && launch < step->launches ? step->tensors[step->arguments + launch] : 0;
-    return extent > 0 ? share_out(extent, model->threads) : model->threads;
+    if (extent < 0) return -extent;
+    return extent ? share_out(extent, model->threads) : model->threads;
 }
 
 /* Runs task(0) .. task(tasks - 1); with 0 tasks the kernel leaves the number to us. A launch inside a task runs on the spot. */

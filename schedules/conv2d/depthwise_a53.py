@@ -91,32 +91,38 @@ class _Emitter:
         self.image = loops.flat(data, work.height * work.width * work.channels)
         self.result = loops.flat(out, size) if self.straight else T.alloc_buffer((size,), "float32")
         whole, left = divmod(work.conv_size[0], self.cells.rows)
-        with T.parallel((whole + bool(left)) * self.cells.groups) as task:
-            band, group = task // self.cells.groups, task % self.cells.groups
-            if whole:
-                with T.If(band < whole), T.Then():
-                    self._band(band * self.cells.rows, self.cells.rows, group)
-            if left:
-                with T.If(band >= whole), T.Then():
-                    self._band(whole * self.cells.rows, left, group)
+        across = len(self.cells.columns)
+        # Cells of one band have rows of the image in common with those of the next.
+        with loops.one_by_one((whole + bool(left)) * across * self.cells.groups) as task:
+            cell, group = task // self.cells.groups, task % self.cells.groups
+            band = cell // across
+            for index, columns in enumerate(self.cells.columns):
+                with T.If(cell % across == index), T.Then():
+                    if whole:
+                        with T.If(band < whole), T.Then():
+                            self._band(band * self.cells.rows, self.cells.rows, columns, group)
+                    if left:
+                        with T.If(band >= whole), T.Then():
+                            self._band(whole * self.cells.rows, left, columns, group)
         if not self.straight:
             loops.finish(work, self.result, out)
 
-    def _band(self, y: Any, rows: int, group: Any) -> None:
-        """The cells of ``rows`` output rows from row ``y`` on, in the channels of ``group``."""
+    def _band(self, y: Any, rows: int, columns: Columns, group: Any) -> None:
+        """The cell of ``rows`` output rows from row ``y`` on and of ``columns``, in the channels of ``group``."""
         width, channels = self.workload.conv_size[1], self.workload.channels
         if self.cells.groups == 1:
-            loops.claim(self.result, y * width * channels, rows * width * channels)
+            with T.serial(rows) as row:
+                start = ((y + row) * width + columns.start) * channels
+                loops.claim(self.result, start, (columns.end - columns.start) * channels)
         block = T.alloc_buffer((self.cells.reach(0, rows) * self.cells.block_width * BLOCK,), "float32")
         blocks, left = divmod(channels, BLOCK)
         each = blocks // self.cells.groups
-        for columns in self.cells.columns:
-            self._border(block, y, rows, columns)
-            if each:
-                with T.serial(each) as index:
-                    self._cell(block, y, rows, columns, (group * each + index) * BLOCK, BLOCK)
-            if left:
-                self._cell(block, y, rows, columns, blocks * BLOCK, left)
+        self._border(block, y, rows, columns)
+        if each:
+            with T.serial(each) as index:
+                self._cell(block, y, rows, columns, (group * each + index) * BLOCK, BLOCK)
+        if left:
+            self._cell(block, y, rows, columns, blocks * BLOCK, left)
 
     def _row_inside(self, y: Any, row: Any) -> tuple[Any, Any]:
         """The image row that a block's ``row`` is, for a cell from output row ``y`` on, and whether the image has it."""

@@ -14,6 +14,8 @@ from bitkiln.schedules.workload import Conv2d
 _BLOCK_BYTES = 16 * 1024
 #: A band's share of the L2 cache: what it reads and writes, and what is fetched for the next one.
 _BAND_BYTES = 320 * 1024
+#: A cell's share of it, where several threads each have one.
+_CELL_BYTES = 96 * 1024
 #: An image as small as this is in the L2 cache when it is needed.
 _IN_CACHE = 128 * 1024
 #: Tasks that keep four threads busy.
@@ -30,10 +32,10 @@ class Columns(NamedTuple):
 
 
 class Cells:
-    """The bands, cells and tiles of ``workload``. A cell is as wide as its block of the image allows, then as high.
+    """The bands, cells and tiles of ``workload``. A cell is as wide as caches allow, then as high.
 
     ``tile`` is rows x columns of output pixels, ``rows`` the output rows of a band, ``columns`` the cells across, whose blocks
-    are ``block_width`` pixels wide. ``groups`` of blocks of channels are shared among threads; ``fetches``: the image is too
+    are ``block_width`` pixels wide. Threads share cells, and ``groups`` of blocks of channels; ``fetches``: the image is too
     large to be in the L2 cache already.
     """
 
@@ -43,14 +45,16 @@ class Cells:
         rows, columns = size_of(tile)
         self.tile = min(rows, height), min(columns, width)
         most = _BLOCK_BYTES // (BLOCK * 4)
+        self.fetches = workload.height * workload.width * workload.channels * 4 > _IN_CACHE
         across = (most // self.reach(0, self.tile[0]) - self.reach(1, 1)) // (self.tile[1] * workload.strides[1])
+        while self.fetches and across > 1 and self._cell_bytes(across * self.tile[1]) > _CELL_BYTES:
+            across -= 1
         self.columns = self._split(max(across, 1))
         self.block_width = max(self.reach(1, columns.end - columns.start) for columns in self.columns)
         self.rows = self.tile[0]
         while self.rows < height and self._fits(self.rows + self.tile[0], most):
             self.rows += self.tile[0]
         self.rows = min(self.rows, height)
-        self.fetches = workload.height * workload.width * workload.channels * 4 > _IN_CACHE
         self.groups = self._groups()
 
     def reach(self, axis: int, outputs: int) -> int:
@@ -104,6 +108,11 @@ class Cells:
         pixels = work.conv_size[1] * rows + work.width * (self.reach(0, rows) + rows * work.strides[0])
         return pixels * work.channels * 4
 
+    def _cell_bytes(self, columns: int) -> int:
+        """Bytes that a cell of one row of tiles and so many output columns reads and writes."""
+        pixels = self.reach(0, self.tile[0]) * self.reach(1, columns) + self.tile[0] * columns
+        return pixels * self.workload.channels * 4
+
     def _split(self, most: int) -> list[Columns]:
         """The columns in cells of ``most`` tiles at most, of about the same width."""
         width, tile = self.workload.conv_size[1], self.tile[1]
@@ -117,6 +126,6 @@ class Cells:
 
     def _groups(self) -> int:
         """Groups of blocks that threads share where there are few bands."""
-        bands, blocks = -(-self.workload.conv_size[0] // self.rows), self.workload.channels // BLOCK
+        bands, blocks = -(-self.workload.conv_size[0] // self.rows) * len(self.columns), self.workload.channels // BLOCK
         enough = [count for count in range(1, _TASKS + 1) if blocks % count == 0 and bands * count >= _TASKS]
         return enough[0] if enough and self.workload.channels % BLOCK == 0 else 1
