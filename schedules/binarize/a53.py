@@ -84,17 +84,21 @@ class FlatSigns:
     def emit(self, source: Any, target: Any, size: int, constants: Sequence[Any], threads: int) -> None:
         """``target`` uint8 [size/8] = the signs of ``source`` float32 [size], shared by ``threads``."""
         threads = min(threads, size // BATCH)
+        with T.parallel(threads) as thread:
+            begin, end = (bound * (size // 8) // threads * 8 for bound in (thread, thread + 1))
+            self.emit_run(source, begin, target, begin // 8, end - begin, constants)
 
-        def call(first: Any, count: Any) -> None:
-            ends = T.address_of(source[first]), T.address_of(target[first // 8])
+    def emit_run(self, source: Any, first: Any, target: Any, to: Any, size: Any, constants: Sequence[Any]) -> None:
+        """Bytes of ``target`` from ``to`` on = the signs of ``size`` floats from ``first`` on, ``BATCH`` or more whole bytes."""
+
+        def call(skipped: Any, count: Any) -> None:
+            ends = T.address_of(source[first + skipped]), T.address_of(target[to + skipped // 8])
             tables = (T.address_of(constant[0]) for constant in constants)
             T.evaluate(T.call_extern("int32", self.micro.symbol, *ends, count, BATCH * 4, BATCH // 8, *tables))
 
-        with T.parallel(threads) as thread:
-            begin, end = (bound * (size // 8) // threads * 8 for bound in (thread, thread + 1))
-            call(begin, (end - begin) // BATCH)
-            # What is left of a batch is done with what stands before it once more.
-            call(end - BATCH, 1)
+        call(0, size // BATCH)
+        # What is left of a batch is done with what stands before it once more.
+        call(size - BATCH, 1)
 
 
 def _flat(workload: Binarize, threads: int) -> Kernel:

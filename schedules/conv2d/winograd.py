@@ -124,6 +124,12 @@ class Winograd:
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs else None
+        strip_floats = self.results[0] * self.size[1] * workload.out_channels
+        whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= _THREADS and strip_floats >= BATCH
+        #: Whether results are computed in strips, a row of tiles each, and never are in memory as floats.
+        self.strips = bool(self.signs) and whole and strip_floats % 8 == 0 and not self.by_panels
+        #: The first row that ``result`` holds.
+        self.strip_row: Any = 0
         self.kernels: dict[str, Sgemm | SgemmStack] = {}
         #: Micro-kernels beside those of products.
         self.micro: list[MicroKernel] = [self.signs.micro] if self.signs else []
@@ -175,6 +181,9 @@ class Winograd:
         out = loops.flat(self.out, size) if self.straight else None
         self.image = loops.flat(self.data, work.height * work.width * work.channels)
         self.result = out if self.straight else T.alloc_buffer((size,), "float32")
+        if self.strips:
+            self._strips()
+            return
         blocks = split(self.count, self.block)
         many = blocks[0].count >= _THREADS and not self.by_panels
         for run in blocks:
@@ -184,6 +193,18 @@ class Winograd:
             self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.table_buffers, _THREADS)
         elif not self.straight:
             loops.finish(work, self.result, self.out)
+
+    def _strips(self) -> None:
+        """Threads share the rows of tiles. A row's results become bits as long as they are in the cache."""
+        strip_floats = self.results[0] * self.size[1] * self.workload.out_channels
+        bits = loops.flat(self.out, self.tiles[0] * strip_floats // 8, "uint8")
+        with T.parallel(self.tiles[0]) as strip:
+            self.result = T.alloc_buffer((strip_floats,), "float32")
+            self.strip_row = strip * self.results[0]
+            for run in split(self.tiles[1], self.block):
+                with T.serial(run.count) as block:
+                    self._block(strip * self.tiles[1] + run.first + block * run.size, run.used, T.serial)
+            self.signs.emit_run(self.result, 0, bits, strip * (strip_floats // 8), strip_floats, self.table_buffers)
 
     def _block(self, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
         groups = [Run(run.first, run.count, max(run.size, 3), run.used) for run in split(tiles, self.tile_m)]
@@ -407,7 +428,7 @@ class Winograd:
 
     def _place(self, y: Any, x: Any) -> Any:
         """Where in ``result`` a pixel's channels begin."""
-        return (y * self.size[1] + x) * self.workload.out_channels
+        return ((y - self.strip_row) * self.size[1] + x) * self.workload.out_channels
 
     def _places(self, pixel: tuple[Any, Any]) -> list[tuple[tuple[int, int], tuple[Any, Any]]]:
         """The results of a tile: where in the tile, and where in the result."""

@@ -36,6 +36,14 @@ def repeated(x: T.Buffer((64,), "float32")):
 
 
 @T.prim_func(s_tir=True)
+def one_by_one(x: T.Buffer((64,), "float32")):
+    """A loop whose rounds are handed out one by one."""
+    T.func_attr({"tirx.noalias": True})
+    for i in T.parallel(64, annotations={"bitkiln.one_by_one": 1}):
+        x[i] = T.float32(1)
+
+
+@T.prim_func(s_tir=True)
 def depends(x: T.Buffer((64,), "float32")):
     """A loop that runs or does not."""
     T.func_attr({"tirx.noalias": True})
@@ -55,8 +63,8 @@ def too_many(x: T.Buffer((64,), "float32")):
 
 @pytest.mark.parametrize(
     ("func", "expected"),
-    [(in_a_row, (64, 7)), (repeated, (8, 5, 8, 5, 8, 5)), (depends, ()), (too_many, ())],
-    ids=["in a row", "repeated", "depends", "too many"],
+    [(in_a_row, (64, 7)), (repeated, (8, 5, 8, 5, 8, 5)), (one_by_one, (-64,)), (depends, ()), (too_many, ())],
+    ids=["in a row", "repeated", "one by one", "depends", "too many"],
 )
 def test_extents_in_the_order_of_launches(func: tirx.PrimFunc, expected: tuple[int, ...]) -> None:
     assert launches(func) == expected
