@@ -89,7 +89,7 @@ class FlatSigns:
             self.emit_run(source, begin, target, begin // 8, end - begin, constants)
 
     def emit_run(self, source: Any, first: Any, target: Any, to: Any, size: Any, constants: Sequence[Any]) -> None:
-        """Bytes of ``target`` from ``to`` on = the signs of ``size`` floats from ``first`` on, ``BATCH`` or more whole bytes."""
+        """Bytes of ``target`` from ``to`` on = signs of ``size`` floats from ``first`` on, whole bytes, ``BATCH`` or more."""
 
         def call(skipped: Any, count: Any) -> None:
             ends = T.address_of(source[first + skipped]), T.address_of(target[to + skipped // 8])
