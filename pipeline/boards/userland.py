@@ -87,7 +87,7 @@ def userland(target: Target) -> Userland:
 
 def userland_folder(target: Target) -> Path:
     """Where the userland for ``target`` is, once it is built."""
-    digest = hashlib.sha256(f"{debian.SUITE} {PACKAGES} 3".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{debian.SUITE} {PACKAGES} 4".encode()).hexdigest()[:12]
     return cache_directory() / "userland" / f"{target.userland['debian_arch']}-{digest}"
 
 
@@ -114,6 +114,6 @@ def _build(target: Target, scratch: Path) -> Path:
             f"the {architecture} userland has no {PYTHON}", "is Debian 12 what this machine's archive serves?"
         )
     if unlike(target) is None:
-        write_cpu_identity(tree, {"cpu": target.cpu})
+        write_cpu_identity(tree, {"cpu": target.cpu}, 64 if target.architecture == "aarch64" else 32)
     tree.chmod(0o755)
     return tree

@@ -1,4 +1,4 @@
-"""The simulated Cortex-A53: a timing model in C that runs in qemu-aarch64, and how to build and use it.
+"""The simulated Cortex-A53: a timing model in C that runs in qemu-aarch64 or qemu-arm, and how to build and use it.
 
 What it models, how well, and the protocol of its guest programs: docs/simulator.md.
 """
@@ -13,10 +13,10 @@ from bitkiln.targets.sim.reports import Reports
 
 def unlike(target: Target) -> str | None:
     """Why the timing model cannot stand for ``target``; None where it can."""
-    if (target.architecture, target.cpu_name) == ("aarch64", "cortex-a53"):
+    if target.architecture in ("aarch64", "armv7l") and target.cpu_name == "cortex-a53":
         return None
     return (
-        f"the simulator is a 64-bit Cortex-A53, {target.name} a {target.cpu_name} that runs {target.architecture} code: "
+        f"the simulator is a Cortex-A53, {target.name} a {target.cpu_name} that runs {target.architecture} code: "
         "measure on a board of that kind"
     )
 

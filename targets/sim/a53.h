@@ -80,16 +80,19 @@ uint32_t random_state(int wanted);  /* from the seed; 0 unless wanted */
 
 enum { MAX_CORES = 256 };
 
-/* ---- decoded instructions (decode.c) ---- */
+/* The guest runs in AArch32 state (aarch32.h). Set once, before anything is decoded. */
+extern bool aarch32;
+
+/* ---- decoded instructions (decode.c; of AArch32 decode32.c) ---- */
 enum { REG_SP = 31, REG_V0 = 32, REG_FLAGS = 64, REG_NONE = 65, N_REGS = 66 };
-enum { MAX_SOURCES = 8, MAX_RESULTS = 6 };
+enum { MAX_SOURCES = 18, MAX_RESULTS = 17 }; /* 16 registers, a base, flags */
 
 typedef struct {
     uint64_t touches_int, writes_int; /* sets of registers: x0..x30, sp, flags at bit 32 */
     uint32_t touches_vec, writes_vec; /* v0..v31; "touches": what must not be written in the same cycle */
     uint16_t rule, flags;             /* row of rules[], RULE_* */
     uint8_t mix, halves, first, unit, occ, busy;
-    uint8_t is_mark;                  /* reads cntvct_el0: brackets a micro-benchmark, issues alone */
+    uint8_t is_mark;                  /* reads cntvct_el0 (AArch32: dbg #15): brackets a micro-benchmark, issues alone */
     uint8_t n_sources, n_results, n_loaded; /* the first n_loaded results come from memory */
     struct {
         uint8_t reg, needed; /* needed this many cycles after issue */
@@ -127,6 +130,7 @@ typedef struct Block {
     bool spins;     /* has a `yield`: waits for another core */
     bool publishes; /* has a store-exclusive or store-release: what other cores wait for */
     uint32_t *words;
+    uint16_t *offsets; /* T32: of the n instructions and of the end, in bytes from the begin; NULL: all take 4 bytes */
     Op *ops; /* NULL until first executed in a region */
     uint32_t n_hints;
     Hint *hints; /* of its prefetch instructions, in order */
@@ -135,6 +139,18 @@ typedef struct Block {
     uint64_t *op_cycles;                 /* NULL until listed blocks are asked for */
     struct Block *next_same_hash, *next_in_region;
 } Block;
+
+/* Where instruction `i` is, in bytes from the block's begin; of `n`: where the block ends. */
+static inline uint64_t block_offset(const Block *block, uint32_t i)
+{
+    return block->offsets ? block->offsets[i] : 4 * (uint64_t)i;
+}
+
+/* The program counter of instruction `i`, as `decode` takes it. */
+static inline uint64_t block_pc(const Block *block, uint32_t i)
+{
+    return block->pc + block_offset(block, i) + (block->offsets != NULL);
+}
 
 void hints_find(Block *block);
 /* Puts the addresses of the block's prefetches together: at its begin (`at_end` false), then at its end. */
@@ -288,7 +304,9 @@ uint64_t memory_fetch_code(Memory *memory, uint64_t physical, uint64_t cycle);
 /* ---- what QEMU does not offer to plugins (qemu.c) ---- */
 bool qemu_init(void);            /* false where this QEMU has not got it */
 void qemu_forget(unsigned cpu);  /* another vCPU may have this number now */
-uint64_t qemu_register(unsigned cpu, int number); /* x0..x30, 31 is sp; right at the beginning of a block */
+uint64_t qemu_register(unsigned cpu, int number); /* x0..x30, 31 is sp; AArch32: r0..r15; right at the beginning of a block */
+bool qemu_is_t32(void);          /* whether what this thread translates is T32 code */
+uint64_t qemu_guest_base(void);  /* where in the host's memory the guest's begins */
 /* The calling vCPU, at the beginning of a block, no longer counts as running, so that QEMU may do what it does when none runs. */
 void qemu_step_aside(unsigned cpu);
 /* After that: enters the block that `pc` points to, which in a new thread is the one it was in; does not return. */

@@ -28,6 +28,10 @@ bool predictor_missed(Predictor *predictor, const Op *op, uint64_t address, uint
         *taken = target && target != next;
         missed = missed_direction(predictor, address, *taken);
     }
+    if (!*taken) {
+        predictor->mispredicts += missed;
+        return missed;
+    }
     if (op->flags & RULE_CALL) predictor->returns[predictor->top++ % RETURN_ENTRIES] = next;
     if (op->flags & RULE_RETURN) missed = target && predictor->returns[--predictor->top % RETURN_ENTRIES] != target;
     if (op->flags & RULE_INDIRECT) {

@@ -16,7 +16,8 @@ from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim.emulator import Emulator, emulator
 
 SOURCES = Path(__file__).resolve().parent
-QEMU = "qemu-aarch64"
+#: By the table `userland`, where it is given; else for A64 programs.
+QEMU = {"qemu": "qemu-aarch64", "qemu_cpu": "cortex-a53"}
 FLAGS = ["-std=gnu11", "-O2", "-flto", "-shared", "-fPIC", "-fvisibility=hidden"]
 
 #: The plugin's Capstone stays its own: qemu is linked to one too, and the two need not be of one version.
@@ -118,16 +119,17 @@ def _table(params: Mapping[str, object], name: str) -> Mapping[str, object]:
 def qemu_command(
     params: Mapping[str, object], program: Sequence[str], *, sysroot: Path | None = None, options: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """How to run an aarch64 `program` (its argv) under the model.
+    """How to run a `program` (its argv) under the model: of A64 code, or of what the table `userland` says.
 
     `params` are the target's tables (`{"cpu": target.cpu, "dram": target.dram}`), `options` further plugin options
-    ("out=PATH", "limit=N"), `sysroot` the arm64 userland in which the program's loader, libraries and CPU identity
+    ("out=PATH", "limit=N"), `sysroot` the userland in which the program's loader, libraries and CPU identity
     files are looked up. Returns argv and the environment. Raises Missing.
     """
-    # Commas part the options; in a path qemu wants them twice.
+# Commas part the options; in a path qemu wants them twice.
     parts = [str(plugin()), *plugin_options(params), *options]
     model = ",".join(part.replace(",", ",,") for part in parts)
-    argv = [*emulator().command(QEMU), "-cpu", "cortex-a53", "-plugin", model]
+    machine = {**QEMU, **_table(params, "userland")}
+    argv = [*emulator().command(str(machine["qemu"])), "-cpu", str(machine["qemu_cpu"]), "-plugin", model]
     if sysroot is not None:
         argv += ["-L", str(sysroot)]
     return [*argv, *program], dict(os.environ)

@@ -5,7 +5,7 @@
 
 #include <capstone/capstone.h>
 
-#include "a53.h"
+#include "aarch32.h"
 
 #if CS_API_MAJOR >= 5
 #define WRITES_BACK(insn) ((insn)->detail->writeback)
@@ -48,6 +48,10 @@ static char kind_of[ARM64_REG_ENDING];        /* first letter of the register's 
 
 void decode_init(void)
 {
+    if (aarch32) {
+        decode32_init();
+        return;
+    }
     if (cs_open(CS_ARCH_ARM64, CS_MODE_ARM, &capstone) != CS_ERR_OK) {
         fprintf(stderr, "a53: this Capstone library cannot decode AArch64\n");
         exit(1);
@@ -253,6 +257,10 @@ static void apply_rule(const cs_insn *insn, const Parts *parts, const Rule *rule
 
 void decode(uint32_t word, uint64_t pc, Op *op)
 {
+    if (aarch32) {
+        decode32(word, pc, op);
+        return;
+    }
     memset(op, 0, sizeof *op);
     cs_insn *insn;
     Parts parts = {.mnemonic = "", .memory = -1};
@@ -268,6 +276,7 @@ void decode(uint32_t word, uint64_t pc, Op *op)
 
 bool decode_sum(uint32_t word, uint64_t pc, int to, int *from, int64_t *add)
 {
+    if (aarch32) return decode32_sum(word, pc, to, from, add);
     cs_insn *insn;
     if (cs_disasm(capstone, (const uint8_t *)&word, sizeof word, pc, 1, &insn) != 1) return false;
     Parts parts;
@@ -297,6 +306,10 @@ bool decode_sum(uint32_t word, uint64_t pc, int to, int *from, int64_t *add)
 
 void disassemble(uint32_t word, uint64_t pc, bool operands, char *text, size_t size)
 {
+    if (aarch32) {
+        disassemble32(word, pc, operands, text, size);
+        return;
+    }
     cs_insn *insn;
     if (cs_disasm(capstone, (const uint8_t *)&word, sizeof word, pc, 1, &insn) != 1) {
         snprintf(text, size, ".inst 0x%08x", word);

@@ -3,13 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "a53.h"
+#include "aarch32.h"
 
 /* The fields of a prefetch instruction's word. */
 enum { NO_REGISTER = -1 };
 typedef struct {
     int base, index, shift;
-    bool extends; /* the index is 32 bits wide */
+    bool extends; /* the index is narrower than an address */
+    int level;
     int64_t offset;
 } Pointer;
 
@@ -18,9 +19,20 @@ static int64_t signed_field(uint32_t word, int low, int width)
     return (int64_t)((uint64_t)(word >> low) << (64 - width)) >> (64 - width);
 }
 
+static bool take_apart32(uint32_t word, uint64_t pc, Pointer *pointer)
+{
+    *pointer = (Pointer){.level = LEVEL_L1};
+    const bool known = decode32_pointer(word, pc, &pointer->base, &pointer->index, &pointer->shift, &pointer->offset);
+    if (pointer->index == REG_NONE) pointer->index = NO_REGISTER;
+    return known;
+}
+
 static bool take_apart(uint32_t word, uint64_t pc, Pointer *pointer)
 {
+    static const uint8_t levels[] = {LEVEL_L1, LEVEL_L2, LEVEL_NONE, LEVEL_NONE}; /* pldl1, pldl2, pldl3: there is no L3 */
+    if (aarch32) return take_apart32(word, pc, pointer);
     *pointer = (Pointer){.base = (word >> 5) & 31, .index = NO_REGISTER};
+    pointer->level = (word >> 3 & 3) == 1 ? LEVEL_NONE : levels[word >> 1 & 3]; /* pli: of instructions */
     if ((word & 0xffc00000) == 0xf9800000) pointer->offset = (word >> 10 & 0xfff) * 8; /* prfm [xn, #imm] */
     else if ((word & 0xffe00c00) == 0xf8800000) pointer->offset = signed_field(word, 12, 9); /* prfum [xn, #imm] */
     else if ((word & 0xff000000) == 0xd8000000) { /* prfm label */
@@ -63,13 +75,15 @@ static bool add_sum_to(const Block *block, uint32_t at, int reg, int shift, Hint
 static bool add_result_of(const Block *block, uint32_t i, int reg, int shift, Hint *hint)
 {
     const uint32_t word = block->words[i];
-    const int n = word >> 5 & 31, m = word >> 16 & 31, a = word >> 10 & 31;
-    int from;
+    int from, n = word >> 5 & 31, m = word >> 16 & 31, a = word >> 10 & 31;
     int64_t add;
-    if (decode_sum(word, block->pc + 4 * (uint64_t)i, reg, &from, &add)) {
+    if (decode_sum(word, block_pc(block, i), reg, &from, &add)) {
         hint->offset += (int64_t)((uint64_t)add << shift);
         return add_sum_to(block, i, from, shift, hint);
     }
+    if (aarch32)
+        return decode32_sum_of_two(word, block_pc(block, i), reg, &n, &m, &a) && add_sum_to(block, i, n, shift, hint) &&
+               add_sum_to(block, i, m, shift + a, hint);
     if ((word & 0xffe00000) == 0x8b000000 && n != 31 && m != 31) /* add xd, xn, xm, lsl #a */
         return add_sum_to(block, i, n, shift, hint) && add_sum_to(block, i, m, shift + a, hint);
     if ((word & 0xffe08000) == 0x9b000000 && !last_write(block, i, n) && !last_write(block, i, m)) /* madd xd, xn, xm, xa */
@@ -89,7 +103,7 @@ static bool add_sum_to(const Block *block, uint32_t at, int reg, int shift, Hint
         int from;
         int64_t add;
         if (!writes(block, i, reg)) continue;
-        if (!decode_sum(block->words[i], block->pc + 4 * (uint64_t)i, reg, &from, &add) || from != reg) return false;
+        if (!decode_sum(block->words[i], block_pc(block, i), reg, &from, &add) || from != reg) return false;
         hint->offset -= (int64_t)((uint64_t)add << shift);
     }
     return add_term(hint, reg, REG_NONE, shift, true);
@@ -97,15 +111,13 @@ static bool add_sum_to(const Block *block, uint32_t at, int reg, int shift, Hint
 
 static Hint hint_of(const Block *block, uint32_t at)
 {
-    static const uint8_t levels[] = {LEVEL_L1, LEVEL_L2, LEVEL_NONE, LEVEL_NONE}; /* pldl1, pldl2, pldl3: there is no L3 */
-    const uint32_t word = block->words[at];
     Hint hint = {0};
     Pointer pointer;
-    if (!take_apart(word, block->pc + 4 * (uint64_t)at, &pointer) || pointer.extends) return hint;
-    hint.level = (word >> 3 & 3) == 1 ? LEVEL_NONE : levels[word >> 1 & 3]; /* pli: of instructions */
+    if (!take_apart(block->words[at], block_pc(block, at), &pointer) || pointer.extends) return hint;
+    hint.level = (uint8_t)pointer.level;
     hint.offset = pointer.offset;
     hint.known = (pointer.base == NO_REGISTER || add_sum_to(block, at, pointer.base, 0, &hint)) &&
-                 (pointer.index == NO_REGISTER || pointer.index == 31 || add_sum_to(block, at, pointer.index, pointer.shift, &hint));
+                 (pointer.index == NO_REGISTER || pointer.index == REG_SP || add_sum_to(block, at, pointer.index, pointer.shift, &hint));
     return hint;
 }
 
@@ -130,5 +142,6 @@ void hints_read(const Block *block, unsigned cpu, bool at_end, uint64_t *address
             const uint64_t factor = hint->terms[k].factor == REG_NONE ? 1 : qemu_register(cpu, hint->terms[k].factor);
             addresses[i] += (value * factor) << hint->terms[k].shift;
         }
+        if (aarch32) addresses[i] = (uint32_t)addresses[i];
     }
 }

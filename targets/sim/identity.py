@@ -1,4 +1,4 @@
-"""The files by which programs recognise a Cortex-A53: in an arm64 userland, QEMU shows them instead of the host's.
+"""The files by which programs recognise a Cortex-A53: in an ARM userland, QEMU shows them instead of the host's.
 
 Without them libraries pick kernels and block sizes for the host's CPU.
 """
@@ -7,15 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MIDR_CORTEX_A53_R0P4 = 0x410FD034
-_FEATURES = "fp asimd evtstrm crc32 cpuid"  # BCM2837: no cryptography extension
+#: What the kernel says of a BCM2837, which has no cryptography extension, by the width of its system.
+_FEATURES = {
+    64: {"Features": "fp asimd evtstrm crc32 cpuid", "CPU architecture": 8},
+    32: {
+        "model name": "ARMv7 Processor rev 4 (v7l)",
+        "Features": "half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm crc32",
+        "CPU architecture": 7,
+    },
+}
 
 
-def write_cpu_identity(root: Path, params: Mapping[str, object]) -> None:
-    """Writes /proc/cpuinfo and /sys/devices/system/cpu below `root`, the top of a userland, by the table `cpu`."""
+def write_cpu_identity(root: Path, params: Mapping[str, object], bits: int = 64) -> None:
+    """Writes /proc/cpuinfo and /sys/devices/system/cpu below `root`, by the table `cpu`.
+
+    `root` is the top of a userland of so many `bits`.
+    """
     cpu = params["cpu"]
     assert isinstance(cpu, Mapping)
     cores = int(cpu.get("cores", 4))
-    _write(root / "proc/cpuinfo", "".join(_cpuinfo(core) for core in range(cores)))
+    _write(root / "proc/cpuinfo", "".join(_cpuinfo(core, bits) for core in range(cores)))
     system = root / "sys/devices/system/cpu"
     for name in ("online", "possible", "present"):
         _write(system / name, f"0-{cores - 1}\n")
@@ -28,13 +39,12 @@ def write_cpu_identity(root: Path, params: Mapping[str, object]) -> None:
         _cache(folder / "cache/index2", "Unified", 2, cpu.get("l2_kib", 512), cpu.get("l2_ways", 16), all_cores)
 
 
-def _cpuinfo(core: int) -> str:
+def _cpuinfo(core: int, bits: int) -> str:
     fields = {
         "processor": core,
         "BogoMIPS": "38.40",
-        "Features": _FEATURES,
+        **_FEATURES[bits],
         "CPU implementer": "0x41",
-        "CPU architecture": 8,
         "CPU variant": "0x0",
         "CPU part": "0xd03",
         "CPU revision": 4,

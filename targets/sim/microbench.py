@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,12 +97,23 @@ def _prctl(option: int, argument: int) -> list[str]:
     return [f"ldr x0, ={option}", f"ldr x1, ={argument}", "mov x8, #167", "svc #0"]
 
 
-def build(facts: Sequence[Fact], program: Path) -> None:
+@dataclass(frozen=True)
+class Dialect:
+    """The instruction set that facts are written in: `assembly` makes a program of them for `target`'s toolchain."""
+
+    target: str
+    assembly: Callable[[Sequence[Fact]], str]
+
+
+A64 = Dialect("rasp3b", assembly)
+
+
+def build(facts: Sequence[Fact], program: Path, dialect: Dialect = A64) -> None:
     """Assembles and links the facts' program. Raises Missing or, for bad text, ValueError."""
-    cross = toolchain(load_target("rasp3b"))
+    cross = toolchain(load_target(dialect.target))
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "facts.s"
-        source.write_text(assembly(facts))
+        source.write_text(dialect.assembly(facts))
         command = [*cross.command, "-nostdlib", "-static", str(source), "-o", str(program)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=cross.environment)
     if done.returncode:
@@ -114,6 +125,7 @@ def run(
     params: Mapping[str, object] | None = None,
     options: Sequence[str] = (),
     program: Path | None = None,
+    dialect: Dialect = A64,
 ) -> list[int]:
     """Simulated cycles of each fact, in order. `program`: built before by `build`, else built here and thrown away.
 
@@ -122,9 +134,12 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         if program is None:
             program = Path(scratch) / "facts"
-            build(facts, program)
+            build(facts, program, dialect)
         out = Path(scratch) / "reports"
-        command, env = qemu_command(params or {}, [str(program)], options=["marks=1", f"out={out}", *options])
+        machine = {"userland": load_target(dialect.target).userland}
+        command, env = qemu_command(
+            {**machine, **(params or {})}, [str(program)], options=["marks=1", f"out={out}", *options]
+        )
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]

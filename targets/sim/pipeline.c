@@ -45,7 +45,7 @@ void core_sleep(Core *core, uint64_t cycle)
 
 static inline void fetch(Core *core, const Block *block)
 {
-    const uint64_t last = block->physical + 4 * (block->n - 1);
+    const uint64_t last = block->physical + block_offset(block, block->n) - 1;
     for (uint64_t at = block->physical; at >> LINE_SHIFT <= last >> LINE_SHIFT; at += 1 << LINE_SHIFT) {
         const uint64_t ready = memory_fetch_code(&core->memory, at, core->cycle);
         if (ready > core->redirect && ready > core->cycle) {
@@ -190,8 +190,8 @@ static void mark(Core *core)
 static void follow_branch(Core *core, const Op *op, const Block *block, uint32_t index, uint64_t target)
 {
     bool taken;
-    const uint64_t next = block->pc + 4 * (uint64_t)(index + 1);
-    if (predictor_missed(&core->predictor, op, block->physical + 4 * (uint64_t)index, next, target, &taken))
+    const uint64_t next = block->pc + block_offset(block, index + 1);
+    if (predictor_missed(&core->predictor, op, block->physical + block_offset(block, index), next, target, &taken))
         core->redirect = core->cycle + 1 + params.mispredict;
     else if (taken) {
         const uint64_t earliest = core->last_arrival + params.taken_gap;
@@ -288,6 +288,7 @@ static inline void issue(Core *core, const Block *block, uint32_t index, const A
         core->cycle += held;
         begin_cycle(core, op); /* in its last cycle another instruction may pair */
     }
+    if (op->flags & RULE_ALONE) core->slots = 2;
     if (op->is_mark) mark(core);
 }
 

@@ -9,10 +9,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "aarch32.h"
 #include "qemu_plugin_abi.h"
 #include "threads.h"
 
 PLUGIN_EXPORT int qemu_plugin_version = 1;
+bool aarch32;
 
 /* Numbers of A64 Linux system calls. */
 enum { SYS_UNLINKAT = 35, SYS_FACCESSAT = 48, SYS_OPENAT = 56, SYS_READLINKAT = 78, SYS_NEWFSTATAT = 79, SYS_EXIT_GROUP = 94, SYS_PRCTL = 167, SYS_STATX = 291 };
@@ -40,25 +42,30 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of everything above 
 #define YIELD 0xd503203fu /* the word of a `yield` */
 
 /* stxr, stlxr, stxp, stlxp, stlr and their kin. */
-static bool is_publishing(uint32_t word)
+static bool is_publishing(uint32_t word, uint64_t pc)
 {
+    if (aarch32) return is_publishing32(word, pc);
     return (word & 0x3f400000) == 0x08000000;
 }
 
 enum { N_BUCKETS = 1 << 16 };
 static Block *buckets[N_BUCKETS];
 
-/* The block of these words at this address: QEMU may translate the same code again. */
-static Block *block_for(uint64_t pc, const uint32_t *words, uint32_t n, const char *symbol)
+/* The block of these words at this address: QEMU may translate the same code again. `offsets`: of T32 code, else NULL. */
+static Block *block_for(uint64_t pc, const uint32_t *words, const uint16_t *offsets, uint32_t n, const char *symbol)
 {
     Block **bucket = &buckets[(pc >> 2) % N_BUCKETS];
     for (Block *block = *bucket; block; block = block->next_same_hash)
-        if (block->pc == pc && block->n == n && !memcmp(block->words, words, n * sizeof *words)) return block;
+        if (block->pc == pc && block->n == n && !block->offsets == !offsets && !memcmp(block->words, words, n * sizeof *words)) return block;
     Block *block = calloc(1, sizeof *block);
     block->pc = pc;
     block->n = n;
     block->words = malloc(n * sizeof *words);
     memcpy(block->words, words, n * sizeof *words);
+    if (offsets) {
+        block->offsets = malloc((n + 1) * sizeof *offsets);
+        memcpy(block->offsets, offsets, (n + 1) * sizeof *offsets);
+    }
     block->symbol = symbol ? strdup(symbol) : NULL;
     block->next_same_hash = *bucket;
     *bucket = block;
@@ -72,10 +79,12 @@ static void enter_region(Block *block)
     if (!block->ops) {
         Op *ops = malloc(block->n * sizeof *ops);
         for (uint32_t i = 0; i < block->n; i++) {
-            decode(block->words[i], block->pc + 4 * (uint64_t)i, &ops[i]);
+            const uint32_t word = block->words[i];
+            const uint64_t pc = block_pc(block, i);
+            decode(word, pc, &ops[i]);
             block->n_unknown += (ops[i].flags & RULE_UNKNOWN) != 0;
-            block->spins |= block->words[i] == YIELD;
-            block->publishes |= is_publishing(block->words[i]);
+            block->spins |= aarch32 ? is_yield32(word, pc) : word == YIELD;
+            block->publishes |= is_publishing(word, pc);
         }
         block->physical = memory_translate(block->pc);
         block->ops = ops;
@@ -207,7 +216,15 @@ static void on_access(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t address
 /* Bits 27..25 of an A64 word are x1x0 in loads and stores alone. */
 static bool is_load_or_store(uint32_t word)
 {
-    return (word & 0x0a000000) == 0x08000000;
+    return aarch32 || (word & 0x0a000000) == 0x08000000; /* AArch32: QEMU finds them itself */
+}
+
+/* QEMU does not tell: at the end of a page it looks at the next instruction too, and counts it to this one. */
+static unsigned size_of_t32(const uint8_t *code)
+{
+    uint16_t half;
+    memcpy(&half, code, sizeof half);
+    return half >= 0xe800 ? 4 : 2;
 }
 
 static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
@@ -215,9 +232,19 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
     (void)id;
     const size_t n = qemu_plugin_tb_n_insns(tb);
     uint32_t words[n];
-    for (size_t i = 0; i < n; i++) memcpy(&words[i], qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i)), sizeof *words);
+    uint16_t offsets[n + 1];
+    const bool is_t32 = qemu_is_t32();
+    offsets[0] = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint8_t *code = qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i));
+        const unsigned size = is_t32 ? size_of_t32(code) : sizeof *words;
+        words[i] = 0;
+        memcpy(&words[i], code, size);
+        offsets[i + 1] = (uint16_t)(offsets[i] + size);
+    }
+    const uint16_t *of_t32 = is_t32 ? offsets : NULL;
     pthread_mutex_lock(&lock);
-    Block *block = block_for(qemu_plugin_tb_vaddr(tb), words, n, qemu_plugin_insn_symbol(qemu_plugin_tb_get_insn(tb, 0)));
+    Block *block = block_for(qemu_plugin_tb_vaddr(tb), words, of_t32, n, qemu_plugin_insn_symbol(qemu_plugin_tb_get_insn(tb, 0)));
     pthread_mutex_unlock(&lock);
     qemu_plugin_register_vcpu_tb_exec_cb(tb, on_block, QEMU_PLUGIN_CB_NO_REGS, block);
     for (size_t i = 0; i < n; i++)
@@ -253,7 +280,7 @@ static uint64_t path_mark(uint64_t path, uint64_t *argument)
 {
     char text[32] = "";
     /* A path may end right before an unmapped page: read what is there. */
-    struct iovec local = {text, sizeof text - 1}, remote = {(void *)path, sizeof text - 1};
+    struct iovec local = {text, sizeof text - 1}, remote = {(void *)(path + qemu_guest_base()), sizeof text - 1};
     if (!path || process_vm_readv(getpid(), &local, 1, &remote, 1, 0) < 13) return 0;
     if (!strcmp(text, "/a53roi/start")) return MARK_START;
     if (strncmp(text, "/a53roi/stop", 12)) return 0;
@@ -314,26 +341,30 @@ static void on_syscall(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64
 {
     (void)a7, (void)a8;
     static __thread uint64_t arguments[6];
+    bool narrow = false;
     memcpy(arguments, (const uint64_t[]){a1, a2, a3, a4, a5, a6}, sizeof arguments);
+    if (aarch32) number = syscall32(number, arguments, &narrow);
     calling = arguments;
     if (turns_taken && turn != cpu) threads_enter(cpu);
-    const uint64_t mark = mark_of(number, a1, &a2);
+    uint64_t argument = arguments[1];
+    const uint64_t mark = mark_of(number, arguments[0], &argument);
     if (mark < MARK_START || mark > MARK_BLOCKS) {
         if (turns_taken && measuring) run_pending(core_of(cpu), cpu, 0);
         if (number == SYS_EXIT_GROUP && !params.roi) end_region(0);
-        syscall_before(cpu, number, arguments);
+        syscall_before(cpu, number, arguments, narrow);
         return;
     }
     if (mark == MARK_START && !turns_taken) threads_begin(cpu);
     pthread_mutex_lock(&lock);
-    obey(id, cpu, mark, a2, a3);
+    obey(id, cpu, mark, argument, a3);
     pthread_mutex_unlock(&lock);
 }
 
 static void on_syscall_done(qemu_plugin_id_t id, unsigned cpu, int64_t number, int64_t result)
 {
     (void)id;
-    syscall_after(cpu, number, result);
+    bool narrow;
+    syscall_after(cpu, aarch32 ? syscall32(number, NULL, &narrow) : number, result);
 }
 
 /* Called by the host thread of the parent. */
@@ -364,8 +395,9 @@ static void install(qemu_plugin_id_t id)
 
 PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
-    if (info->system_emulation || strcmp(info->target_name, "aarch64")) {
-        fprintf(stderr, "a53: this plugin is for qemu-aarch64\n");
+    aarch32 = !strcmp(info->target_name, "arm");
+    if (info->system_emulation || (!aarch32 && strcmp(info->target_name, "aarch64"))) {
+        fprintf(stderr, "a53: this plugin is for qemu-aarch64 and qemu-arm\n");
         return -1;
     }
     for (int i = 0; i < argc; i++)

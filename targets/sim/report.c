@@ -44,7 +44,7 @@ static void put_unknown(FILE *out, const Region *region)
         for (uint32_t i = 0; block->n_unknown && i < block->n; i++) {
             if (!(block->ops[i].flags & RULE_UNKNOWN)) continue;
             char name[32];
-            disassemble(block->words[i], block->pc + 4 * (uint64_t)i, false, name, sizeof name);
+            disassemble(block->words[i], block_pc(block, i), false, name, sizeof name);
             int at = 0;
             while (at < n && strcmp(names[at], name)) at++;
             if (at == MAX_NAMES) {
@@ -94,11 +94,11 @@ static void put_block(FILE *out, const Block *block)
 {
     fprintf(out, "{\"pc\": \"0x%" PRIx64 "\", \"symbol\": ", block->pc);
     put_string(out, block->symbol ? block->symbol : "");
-    put_object(out, block->pc);
+    put_object(out, block->pc + qemu_guest_base());
     fprintf(out, ", \"executions\": %" PRIu64 ", \"cycles\": %" PRIu64 ", \"code\": [", block->executions, block->cycles);
     for (uint32_t i = 0; i < block->n; i++) {
         char text[128];
-        disassemble(block->words[i], block->pc + 4 * (uint64_t)i, true, text, sizeof text);
+        disassemble(block->words[i], block_pc(block, i), true, text, sizeof text);
         fprintf(out, "%s[", i ? ", " : "");
         put_string(out, text);
         fprintf(out, ", %.2f]", (double)block->op_cycles[i] / block->executions);

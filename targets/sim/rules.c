@@ -232,8 +232,7 @@ Rule rules[] = {
 /* clang-format on */
 const int n_rules = sizeof rules / sizeof *rules;
 
-/* Whether the space-separated `list` has the word `word` of `length` characters. */
-static int has_word(const char *list, const char *word, size_t length)
+int has_word(const char *list, const char *word, size_t length)
 {
     for (const char *at = list; (at = strstr(at, word)) != NULL; at += length) {
         const int starts = at == list || at[-1] == ' ';
@@ -251,6 +250,13 @@ const Rule *rule_for(const char *mnemonic, unsigned form)
     for (const Rule *rule = rules; rule < last; rule++)
         if ((form & rule->need) == rule->need && has_word(rule->mnemonics, mnemonic, length)) return rule;
     return last;
+}
+
+const Rule *rule_named(const char *name)
+{
+    int row = 0;
+    while (row < n_rules - 1 && strcmp(rules[row].name, name)) row++;
+    return &rules[row];
 }
 
 int rule_override(const char *text)

@@ -56,7 +56,8 @@ enum {
     RULE_RETURN = 1 << 7,      /* predicted by the return stack */
     RULE_INDIRECT = 1 << 8,    /* predicted by the last target */
     RULE_LATE = 1 << 9,        /* may execute a stage later, so that it can issue with the one it depends on (pipeline.c) */
-    RULE_UNKNOWN = 1 << 10     /* instructions that no other row names */
+    RULE_UNKNOWN = 1 << 10,    /* instructions that no other row names */
+    RULE_ALONE = 1 << 11       /* nothing issues in the same cycle */
 };
 
 typedef struct {
@@ -82,6 +83,11 @@ extern const int n_rules;
 
 /* The first row that names `mnemonic` and whose needs `form` meets; the UNKNOWN row if there is none. */
 const Rule *rule_for(const char *mnemonic, unsigned form);
+
+/* The row called `name`, which there must be. */
+const Rule *rule_named(const char *name);
+/* Whether the space-separated `list` has the word `word` of `length` characters. */
+int has_word(const char *list, const char *word, size_t length);
 
 /* Overrides one number of a row: "FMLA.lat:9". Returns 0, or -1 when there is no such row or column. */
 int rule_override(const char *text);

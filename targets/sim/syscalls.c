@@ -68,12 +68,30 @@ static struct timespec time_at(int clock, uint64_t cycle)
     return (struct timespec){clocks[clock].tv_sec + (time_t)(ns / 1000000000), (long)(ns % 1000000000)};
 }
 
+/* The guest's struct timespec, or timeval, of the call that `me` is in. */
+static bool read_time(const Thread *me, uint64_t address, struct timespec *time)
+{
+    int32_t narrow[2];
+    if (!me->narrow) return guest_read(address, time, sizeof *time);
+    if (!guest_read(address, narrow, sizeof narrow)) return false;
+    *time = (struct timespec){narrow[0], narrow[1]};
+    return true;
+}
+
+static void write_time(const Thread *me, uint64_t address, int64_t seconds, int64_t parts)
+{
+    const int64_t wide[2] = {seconds, parts};
+    const int32_t narrow[2] = {(int32_t)seconds, (int32_t)parts};
+    if (me->narrow) guest_write(address, narrow, sizeof narrow);
+    else guest_write(address, wide, sizeof wide);
+}
+
 /* ---- futexes ---- */
 
 static uint64_t deadline_of(unsigned cpu, const uint64_t *arguments)
 {
     struct timespec time;
-    if (!arguments[3] || !guest_read(arguments[3], &time, sizeof time)) return UINT64_MAX;
+    if (!arguments[3] || !read_time(thread_of(cpu), arguments[3], &time)) return UINT64_MAX;
     const bool absolute = (arguments[1] & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET;
     if (absolute) return cycle_at(arguments[1] & FUTEX_CLOCK_REALTIME ? CLOCK_REALTIME : CLOCK_MONOTONIC, &time);
     return core_of(cpu)->cycle + cycles_of(&time);
@@ -114,7 +132,7 @@ static void futex(unsigned cpu, Thread *me, const uint64_t *arguments)
 static void sleep_for(unsigned cpu, int clock, bool absolute, uint64_t request)
 {
     struct timespec time;
-    if (!guest_read(request, &time, sizeof time)) return;
+    if (!read_time(thread_of(cpu), request, &time)) return;
     threads_sleep(cpu, 0, absolute && clock < N_CLOCKS ? cycle_at(clock, &time) : core_of(cpu)->cycle + cycles_of(&time));
 }
 
@@ -169,11 +187,12 @@ static void in_turn(unsigned cpu, Thread *me, int64_t number, const uint64_t *ar
     }
 }
 
-void syscall_before(unsigned cpu, int64_t number, const uint64_t *arguments)
+void syscall_before(unsigned cpu, int64_t number, const uint64_t *arguments, bool narrow)
 {
     Thread *me = thread_of(cpu);
     if (me->state == ABSENT) threads_born(cpu, 0); /* the first thread */
     memcpy(me->arguments, arguments, sizeof me->arguments);
+    me->narrow = narrow;
     me->poked = 0;
     me->call = number;
     if (number == SYS_EXIT) threads_end(cpu);
@@ -185,11 +204,10 @@ static void tell_time(unsigned cpu, int64_t number, const uint64_t *arguments)
     const uint64_t now = core_of(cpu)->cycle;
     if (number == SYS_CLOCK_GETTIME && arguments[0] < N_CLOCKS) {
         const struct timespec time = time_at((int)arguments[0], now);
-        guest_write(arguments[1], &time, sizeof time);
+        write_time(thread_of(cpu), arguments[1], time.tv_sec, time.tv_nsec);
     } else if (number == SYS_GETTIMEOFDAY && arguments[0]) {
         const struct timespec time = time_at(CLOCK_REALTIME, now);
-        const int64_t answer[2] = {time.tv_sec, time.tv_nsec / 1000};
-        guest_write(arguments[0], answer, sizeof answer);
+        write_time(thread_of(cpu), arguments[0], time.tv_sec, time.tv_nsec / 1000);
     }
 }
 
@@ -197,7 +215,7 @@ static void tell_time(unsigned cpu, int64_t number, const uint64_t *arguments)
 static void tell_cpus(const uint64_t *arguments, int64_t size)
 {
     uint64_t mask = params.cpus < 64 ? (1ull << params.cpus) - 1 : ~0ull;
-    for (int64_t at = 0; at + 8 <= size; at += 8, mask = 0) guest_write(arguments[2] + (uint64_t)at, &mask, sizeof mask);
+    for (int64_t at = 0; at + 4 <= size; at += 4, mask >>= 32) guest_write(arguments[2] + (uint64_t)at, &mask, 4);
 }
 
 void syscall_after(unsigned cpu, int64_t number, int64_t result)

@@ -251,7 +251,7 @@ static void fetch_from_kernel(unsigned cpu)
     }
     for (unsigned i = 0; i < n_threads; i++) {
         if (!threads[i].expected) continue;
-        void *address = (void *)threads[i].arguments[0];
+        void *address = (void *)(threads[i].arguments[0] + qemu_guest_base());
         syscall(SYS_futex, address, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
         syscall(SYS_futex, address, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
     }

@@ -18,6 +18,7 @@ typedef struct {
     bool timed_out;
     int64_t call;             /* number of the system call it is in, or NO_CALL */
     uint64_t arguments[6];
+    bool narrow;              /* the call's times are pairs of 32 bits */
     uint64_t clear_at_exit;   /* address that the kernel clears when the thread ends, or 0 */
     bool newborn;             /* made since the turns began, and has not run yet */
     bool expected;            /* woken in the host's kernel, not back yet */
@@ -49,7 +50,8 @@ bool threads_alone(unsigned cpu);
 
 /* ---- system calls (syscalls.c) ---- */
 void syscalls_begin_time(unsigned cpu); /* the guest's clocks go on from here in simulated time */
-void syscall_before(unsigned cpu, int64_t number, const uint64_t *arguments);
+/* `narrow`: the call's times are pairs of 32 bits. */
+void syscall_before(unsigned cpu, int64_t number, const uint64_t *arguments, bool narrow);
 void syscall_after(unsigned cpu, int64_t number, int64_t result);
 /* Where the kernel clears a word when the thread ends that a clone with these arguments makes, or 0. */
 uint64_t clone_clears(const uint64_t *arguments);

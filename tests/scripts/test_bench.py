@@ -133,7 +133,6 @@ def test_a_document_keeps_what_is_around_its_marks():
     ("arguments", "words"),
     [
         (["--target", "rasp3"], "did you mean rasp3b"),
-        (["--target", "rasp3b32"], "64-bit Cortex-A53, rasp3b32"),
         (["--only", "card-ternary"], "no work starts with 'card-ternary'"),
         (["--engines", "ncn"], "ncn is not among: bitkiln, onnxruntime, ncnn, litert"),
         (["--engines", ","], "nothing is not among"),

@@ -24,10 +24,11 @@ def test_its_python_runs(target, machine):
     assert done.stdout.split()[1].startswith("3.11")
 
 
-def test_it_shows_a_cortex_a53():
+@pytest.mark.parametrize("target", ["rasp3b", "rasp3b32"])
+def test_it_shows_a_cortex_a53(target):
     if shutil.which("mmdebstrap") is None:
         pytest.skip("needs mmdebstrap")
-    assert "0xd03" in (userland(targets.load("rasp3b")).root / "proc/cpuinfo").read_text()
+    assert "0xd03" in (userland(targets.load(target)).root / "proc/cpuinfo").read_text()
 
 
 def test_missing_tools_are_one_clear_line(monkeypatch, tmp_path):

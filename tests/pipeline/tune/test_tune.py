@@ -209,11 +209,6 @@ def test_a_terminal_gets_a_live_table(tmp_path, capsys):
     assert "trial 3/3" in text
 
 
-def test_32_bit_targets_are_told_whose_records_serve(tmp_path):
-    with pytest.raises(SetupError, match="rasp3b"):
-        tune.tune_tasks([a_task(8)], targets.load("rasp3b32"), tmp_path, Budget(1))
-
-
 def test_tasks_of_a_network_are_distinct_workloads(toy):
     assert extract_tasks([toy, toy], RASP3B) == []
 
