@@ -17,8 +17,7 @@ import pytest
 from rich.console import Console
 
 from bitkiln import targets
-from bitkiln.pipeline import tune
-from bitkiln.pipeline.errors import RecordError, SetupError
+from bitkiln.pipeline.errors import RecordError
 from bitkiln.pipeline.records import Log, Record, Records, append, log_file, log_files
 from bitkiln.pipeline.tune import Budget, TaskState, Tuning
 from bitkiln.pipeline.tune.space import Space
