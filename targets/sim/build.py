@@ -125,7 +125,7 @@ def qemu_command(
     ("out=PATH", "limit=N"), `sysroot` the userland in which the program's loader, libraries and CPU identity
     files are looked up. Returns argv and the environment. Raises Missing.
     """
-# Commas part the options; in a path qemu wants them twice.
+    # Commas part the options; in a path qemu wants them twice.
     parts = [str(plugin()), *plugin_options(params), *options]
     model = ",".join(part.replace(",", ",,") for part in parts)
     machine = {**QEMU, **_table(params, "userland")}

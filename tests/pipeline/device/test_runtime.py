@@ -136,7 +136,17 @@ def test_threads_really_run_side_by_side(host, tmp_path: Path, threads: int) -> 
 
 @pytest.mark.parametrize(
     ("extent", "threads", "tasks"),
-    [(28, 4, 28), (56, 4, 28), (112, 4, 28), (33, 4, 11), (7, 4, 7), (2, 4, 2), (1000, 4, 32), (9, 16, 9), (-70, 4, 70)],
+    [
+        (28, 4, 28),
+        (56, 4, 28),
+        (112, 4, 28),
+        (33, 4, 11),
+        (7, 4, 7),
+        (2, 4, 2),
+        (1000, 4, 32),
+        (9, 16, 9),
+        (-70, 4, 70),
+    ],
 )
 def test_a_loop_is_divided_finely_and_evenly(host, tmp_path: Path, extent: int, threads: int, tasks: int) -> None:
     """Four to eight tasks a thread where there are so many rounds, and none that makes the last one wait."""
