@@ -251,6 +251,7 @@ class Profile(TypedDict):
 
     schema: Literal["bitkiln.profile/1"]
     bundle: str
+    model: str
     target: str
     measured_by: str
     clock_mhz: float
@@ -451,8 +452,9 @@ class Speed(TypedDict):
 
 
 class Gain(TypedDict):
-    """Of some steps together: their time by default and by the best kernels known, and the quotient."""
+    """Of so many kernels together: their time by default and by the best that are known, and the quotient."""
 
+    kernels: int
     default_ms: float
     best_ms: float
     gain: float
@@ -583,11 +585,12 @@ class Compare(TypedDict):
 
 
 class Reference(TypedDict):
-    """A figure that others published, and where."""
+    """A figure that others published, and where; ``here`` is what stands for it here, empty where nothing does."""
 
     what: str
     value: str
     source: str
+    here: str
 
 
 class ArchitectureRow(TypedDict):

@@ -140,6 +140,7 @@ class Profile:
     layers: tuple[LayerProfile, ...]
     complete: bool = True
     threads: int = 1
+    model: str = ""
 
     @property
     def cycles(self) -> float:
@@ -161,6 +162,7 @@ class Profile:
         return {
             "schema": "bitkiln.profile/1",
             "bundle": self.bundle,
+            "model": self.model,
             "target": self.target,
             "measured_by": self.measured_by,
             "clock_mhz": self.mhz,
@@ -193,6 +195,7 @@ def profile_bundle(
             raise InputError(f"{there['measured_by']} cannot be told to empty its caches: leave --cold out")
         measurement = place.measure(bundle.folder / "model.so", request)
     result = build(str(folder), works, _rows(measurement, bundle.target), bundle.target, measurement, threads)
+    result = replace(result, model=str(bundle.manifest["model"]["name"]))
     if layer is None:
         return result
     chosen = [row for row, work in zip(result.layers, works, strict=True) if work.called(layer)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bitkiln.pipeline.profile import CAUSES, LayerProfile, Profile, describe_causes
@@ -23,13 +23,14 @@ ACROSS, UP = (-1.0, 4.5), (-1.5, 2.0)
 Axis = Callable[[float], float]
 
 
-def render(profile: Profile, target: Target) -> str:
-    """The page as text."""
+def render(profile: Profile, target: Target, others: Mapping[str, str] | None = None) -> str:
+    """The page as text; ``others`` are links to pages of the same network, by what they are called."""
     longest = max((layer.cycles for layer in profile.layers), default=1.0) or 1.0
     return render_template(
         "profile/templates/profile.html",
-        title=f"{profile.bundle}: {profile.ms:.2f} ms a frame",
+        title=f"{profile.model or profile.bundle}: {profile.ms:.2f} ms a frame",
         profile=profile,
+        others=others or {},
         target=target,
         cores="one core" if profile.threads == 1 else f"{profile.threads} cores",
         roof=profile.bound_ms / profile.ms if profile.ms else None,

@@ -176,28 +176,33 @@ class _Build:
         with interrupts.waiting():
             found = {threads: future.result() for threads, future in measured.items()}
         for threads, each in found.items():
-            suffix = "" if threads == 1 else f"-{threads}"
-            _write(self.folder / f"profile{suffix}.html", profile_page.render(each, self.target))
-            _write(self.folder / f"profile{suffix}.json", json.dumps(each.as_json(), indent=1))
+            others = {f"On {count} cores" if count > 1 else "On one core": f"{_profile_name(count)}.html"
+                      for count in found if count != threads}  # fmt: skip
+            _write(self.folder / f"{_profile_name(threads)}.html", profile_page.render(each, self.target, others))
+            _write(self.folder / f"{_profile_name(threads)}.json", json.dumps(each.as_json(), indent=1))
         return {
             "profile": found[1].as_json() if 1 in found else None,
             "speeds": [_speed(self.target, threads, each.ms, each.measured_by) for threads, each in found.items()],
         }
 
-    def _by_records(self, compiled: schema.Compile) -> schema.Gain | None:
+    def _by_records(self) -> schema.Gain | None:
         """What tuning records gain over the defaults that the same clock has measured; None where they tell nothing."""
         known = Records.open(self.logs)
-        steps = {step["name"]: step for step in bundles.open_bundle(self.made).manifest["steps"]}
-        default_ms = best_ms = 0.0
-        for name in (step["name"] for step in compiled["steps"] if step["chosen"] == "tuned"):
-            record = steps[name]["record"]
+        pairs = []
+        for step in bundles.open_bundle(self.made).manifest["steps"]:
+            if step["chosen"] != "tuned":
+                continue
+            record = step["record"]
             of_it = [each for target in self.target.records for each in known.of(record["workload"], target) if each.ok]
             rivals = [each for each in of_it if each.measured_by == record["measured_by"]]
             default = min((each.seconds for each in rivals if each.default), default=None)
             best = min((each.seconds for each in rivals if dict(each.knobs) == record["knobs"]), default=None)
-            if default is not None and best is not None:
-                default_ms, best_ms = default_ms + 1e3 * default, best_ms + 1e3 * best
-        return schema.Gain(default_ms=default_ms, best_ms=best_ms, gain=default_ms / best_ms) if best_ms else None
+            if default and best:
+                pairs.append((1e3 * default, 1e3 * best))
+        if not pairs:
+            return None
+        default_ms, best_ms = (sum(times) for times in zip(*pairs, strict=True))
+        return schema.Gain(kernels=len(pairs), default_ms=default_ms, best_ms=best_ms, gain=default_ms / best_ms)
 
     def _result(
         self,
@@ -210,7 +215,7 @@ class _Build:
         measured: schema.Profile | None = profiled["profile"]
         image = "photo.jpg" if compiled["preprocessing"] else None
         given = f"--image {image}" if image else "--input x.npy"
-        pages = [self.folder / name for name in ("inspect.html", "profile.html", f"profile-{THREADS}.html")]
+        pages = [self.folder / f"{name}.html" for name in ("inspect", _profile_name(1), _profile_name(THREADS))]
         return {
             "schema": "bitkiln.build/1",
             "model": self.model.name,
@@ -229,7 +234,7 @@ class _Build:
             "speeds": profiled["speeds"],
             "kernels": dict(Counter(step["chosen"] for step in compiled["steps"])),
             "tuning": tuning,
-            "by_records": self._by_records(compiled),
+            "by_records": self._by_records(),
             "dearest": _dearest(measured, compiled) if measured else [],
             "preprocessing": compiled["preprocessing"],
             "labels": compiled["labels"],
@@ -241,6 +246,11 @@ class _Build:
                 f"bitkiln deploy {self.made} pi@raspberrypi",
             ],
         }
+
+
+def _profile_name(threads: int) -> str:
+    """What the profile on so many threads is called in the build's folder."""
+    return "profile" if threads == 1 else f"profile-{threads}"
 
 
 def _speed(target: Target, threads: int, ms: float, measured_by: str) -> schema.Speed:

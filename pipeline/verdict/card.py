@@ -17,8 +17,8 @@ from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.pipeline.support.templating import render
 from bitkiln.pipeline.support.text import count, printable, size
 from bitkiln.pipeline.verdict.evaluate import measures
-from bitkiln.pipeline.verdict.printing import preparation
-from bitkiln.pipeline.verdict.references import PUBLISHED, SYNTHETIC
+from bitkiln.pipeline.verdict.printing import preparation, timed
+from bitkiln.pipeline.verdict.references import ORIGINALS, SYNTHETIC
 
 #: Names of a card's files.
 MARKDOWN, PAGE, DATA = "card.md", "card.html", "card.json"
@@ -38,17 +38,20 @@ def make_card(folders: Sequence[Path], download: str = "", notes: Sequence[str] 
     steps = first["steps"]
     macs = sum(step["macs"] for step in steps)
     name = str(first["model"]["name"])
-    said = [*([SYNTHETIC] if name in PUBLISHED else []), *first.get("warnings", []), *notes]
+    said = [*([SYNTHETIC] if name in ORIGINALS else []), *first.get("warnings", []), *notes]
+    accuracy = _accuracy(opened[0])
+    speeds = [speed for folder, made in zip(folders, opened, strict=True) for speed in _speeds(folder, made)]
+    file_bytes = sum(file["size"] for file in first["files"].values())
     return {
         "schema": "bitkiln.card/1",
         "model": name,
         "sha256": first["model"]["sha256"],
         "task": first["head"]["task"] if first.get("head") else "classify",
         "download": download,
-        "accuracy": _accuracy(opened[0]),
-        "speeds": [speed for folder, made in zip(folders, opened, strict=True) for speed in _speeds(folder, made)],
-        "published": PUBLISHED.get(name, []),
-        "file_bytes": sum(file["size"] for file in first["files"].values()),
+        "accuracy": accuracy,
+        "speeds": speeds,
+        "published": _published(name, accuracy, speeds, file_bytes),
+        "file_bytes": file_bytes,
         "weight_bytes": int(sum(step["weight_bytes"] for step in steps)),
         "activation_bytes": first["memory"]["activations"] + first["memory"]["boundary"],
         "macs": macs,
@@ -123,20 +126,39 @@ def _layer_row(layer: dict[str, Any]) -> schema.ArchitectureRow:
     }
 
 
+def _published(
+    name: str, accuracy: schema.Evaluate | None, speeds: Sequence[schema.Speed], file_bytes: int
+) -> list[schema.Reference]:
+    """What the originals' authors published, beside what was found here."""
+    original = ORIGINALS.get(name)
+    if original is None:
+        return []
+    here = {"size": size(file_bytes), "top1": "not evaluated", "top5": "not evaluated"}
+    if accuracy:
+        here |= {part: f"{rate['value']:.2%}" for part in ("top1", "top5") if (rate := accuracy[part])}
+    for target in dict.fromkeys(speed["target"] for speed in speeds):
+        here[target] = timed([speed for speed in speeds if speed["target"] == target])
+    return [
+        {"what": each.what, "value": each.value, "source": original.source, "here": here.get(each.of, "")}
+        for each in original.figures
+    ]
+
+
 def headline(card: schema.Card) -> str:
     """One line, as galleries head their cards."""
     facts = []
     if card["accuracy"]:
         facts += [f"{rate['value']:.2%} {name}" for name, rate in measures(card["accuracy"])]
-    facts += [f"{speed['ms']:.1f} ms on {_board(speed)}" for speed in card["speeds"][:1]]
+    fastest = min(card["speeds"], key=lambda speed: speed["ms"], default=None)
+    if fastest:
+        cores = "1 core" if fastest["threads"] == 1 else f"{fastest['threads']} cores"
+        facts.append(f"{fastest['ms']:.1f} ms on {cores} of {fastest['target']}")
     return f"{card['model']} ({', '.join(facts)})" if facts else card["model"]
 
 
-def _board(speed: schema.Speed) -> str:
-    """A board and its cores, in words."""
-    cores = "1 core" if speed["threads"] == 1 else f"{speed['threads']} cores"
-    known = speed["target"] in targets.known()
-    return f"{targets.load(speed['target']).description if known else speed['target']}, {cores}"
+def _board(name: str) -> str:
+    """A board in words."""
+    return targets.load(name).description if name in targets.known() else name
 
 
 def facts(card: schema.Card) -> list[tuple[str, list[str]]]:
@@ -161,8 +183,7 @@ def facts(card: schema.Card) -> list[tuple[str, list[str]]]:
     rows = [
         ("Download", [card["download"]] if card["download"] else []),
         ("Accuracy", evaluated),
-        ("Performance", [f"{_board(each)}: {each['ms']:.1f} ms ({each['measured_by']})" for each in card["speeds"]]),
-        ("Published", _published(card["published"])),
+        ("Performance", _performance(card["speeds"])),
         (
             "Size",
             [
@@ -179,18 +200,23 @@ def facts(card: schema.Card) -> list[tuple[str, list[str]]]:
     return [(name, lines or ["not measured"]) for name, lines in rows if lines or name == "Performance"]
 
 
-def _published(found: Sequence[schema.Reference]) -> list[str]:
-    """A line for each source."""
-    sources: dict[str, list[str]] = {}
-    for each in found:
-        sources.setdefault(each["source"], []).append(f"{each['what']}: {each['value']}")
-    return [f"{'; '.join(lines)} ({source})" for source, lines in sources.items()]
+def _performance(speeds: Sequence[schema.Speed]) -> list[str]:
+    """A line for each board."""
+    boards = dict.fromkeys(speed["target"] for speed in speeds)
+    return [f"{_board(name)}: {timed([each for each in speeds if each['target'] == name])}" for name in boards]
 
 
 def markdown(card: schema.Card) -> str:
     """The card as Markdown."""
     lines = [f"## {_escaped(headline(card))}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {'<br>'.join(map(_escaped, texts))} |" for name, texts in facts(card)]
+    if card["published"]:
+        lines += ["", f"Beside the original ({_escaped(card['published'][0]['source'])}):", ""]
+        lines += ["| | published | here |", "|---|---|---|"]
+        lines += [
+            f"| {' | '.join(_escaped(text) for text in (row['what'], row['value'], row['here']))} |"
+            for row in card["published"]
+        ]
     lines += ["", "| layer | operation | reads | gives | padding | runs on | MACs |", "|---|---|---|---|---|---|---:|"]
     for row in card["architecture"]:
         padding = ", ".join(map(str, row["padding"])) if any(row["padding"]) else ""

@@ -54,10 +54,12 @@ def of_model(model: Model, target: Target, name: str) -> Item:
     if found.problems:
         raise BitkilnError(f"{name} cannot be compiled: {found.problems[0]}")
     cells = [
-        _cell(row.name, row.kind, bool(row.binary), row.macs, row.packed_bytes, found.bound_ms(row), None)
+        _cell(
+            row.name, row.kind, bool(row.binary), row.macs, row.packed_bytes + row.constant_bytes, found.bound_ms(row), None
+        )
         for row in found.rows
         if row.macs
-    ]
+    ]  # fmt: skip
     totals = _totals(name, "model", target, cells, found.bounds[0].ms)
     return Item(totals, (*cells, _others([], None)))
 
@@ -208,6 +210,8 @@ def print_comparison(found: schema.Compare, console: Console) -> None:
     for letter, item in zip(letters, items, strict=True):
         if item["measured_by"]:
             console.print(f"{letter} measured by: {item['measured_by']}", highlight=False, markup=False)
+    if len(items) > 1 and any(item["ms"] is None for item in items):
+        console.print("x A: of measured times where both have one, else of bounds", highlight=False, markup=False)
     console.print(_layers(found, letters))
 
 
@@ -215,21 +219,24 @@ def _layers(found: schema.Compare, letters: Sequence[str]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("layer", overflow="ellipsis", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
-    for letter in letters:
+    measured = [item["ms"] is not None for item in found["items"]]
+    for letter, has_times in zip(letters, measured, strict=True):
         table.add_column(letter, no_wrap=True)
-        table.add_column(f"{letter} ms", justify="right", no_wrap=True)
+        if has_times:
+            table.add_column(f"{letter} ms", justify="right", no_wrap=True)
         table.add_column("bound", justify="right", no_wrap=True, style="dim")
     for row in found["layers"]:
+        if not any(measured) and not any(cell["macs"] for cell in row if cell is not None):
+            continue
         first = next(cell for cell in row if cell is not None)
         cells: list[Text] = []
-        for cell in row:
+        for cell, has_times in zip(row, measured, strict=True):
             what = "" if cell is None or not cell["macs"] else "bits" if cell["binary"] else "float"
             style = "green" if what == "bits" else ""
-            cells += [
-                Text(what, style),
-                Text(_ms(cell["ms"] if cell else None)),
-                Text(_ms(cell["bound_ms"] if cell else None)),
-            ]
+            cells.append(Text(what, style))
+            if has_times:
+                cells.append(Text(_ms(cell["ms"] if cell else None)))
+            cells.append(Text(_ms(cell["bound_ms"] if cell else None)))
         table.add_row(_text(first["name"]), count(first["macs"]) if first["macs"] else "", *cells)
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,15 @@ def _bits(totals: schema.Totals) -> str:
 def _time(made: schema.Build) -> str:
     if made["ms"] is None or made["roof_share"] is None:
         return f"not measured: no simulated board times {made['target']}; the bound is {made['bound_ms']:.4g} ms"
-    speeds = [f"{each['ms']:.2f} ms on {_cores(each['threads'])}" for each in made["speeds"]]
-    clocks = dict.fromkeys(re.sub(r", \d+ cores?\b", "", each["measured_by"]) for each in made["speeds"])
     bound = f"bound {made['bound_ms']:.4g} ms" + (" of direct convolutions" if made["roof_share"] > 1 else "")
-    return f"{', '.join(speeds)} ({'; '.join(clocks)}); {made['roof_share']:.0%} of the roof on one ({bound})"
+    return f"{timed(made['speeds'])}; {made['roof_share']:.0%} of the roof on one ({bound})"
+
+
+def timed(speeds: Sequence[schema.Speed]) -> str:
+    """Times of one board and what measured them, which is the same for any number of cores."""
+    times = [f"{each['ms']:.2f} ms on {_cores(each['threads'])}" for each in speeds]
+    clocks = dict.fromkeys(re.sub(r", \d+ cores?\b", "", each["measured_by"]) for each in speeds)
+    return f"{', '.join(times)} ({'; '.join(clocks)})"
 
 
 def _cores(threads: int) -> str:
@@ -51,11 +56,11 @@ def _cores(threads: int) -> str:
 def _gained(made: schema.Build) -> str:
     kernels, tuning = made["kernels"], made["tuning"]
     untuned = kernels.get("default", 0)
-    known = f"{kernels.get('tuned', 0)} kernels by tuning records, {untuned} by default"
     if tuning is None:
-        return f"{_recorded(made['by_records'])}not tuned now; {known}" + (
-            "; tuning may make it faster" if untuned else ""
+        return _recorded(made["by_records"], kernels.get("tuned", 0)) + (
+            f"; {untuned} kernels by default, which tuning may make faster" if untuned else ""
         )
+    known = f"{kernels.get('tuned', 0)} kernels by tuning records, {untuned} by default"
     if not tuning["tasks"]:
         return "nothing: no layer leaves a choice of kernels"
     gain, trials = tuning["gain"] or 1.0, sum(task["trials"] for task in tuning["tasks"])
@@ -67,12 +72,14 @@ def _gained(made: schema.Build) -> str:
     return f"nothing: in {trials} trials no kernel beat what defaults and records gave; {known}"
 
 
-def _recorded(gain: schema.Gain | None) -> str:
-    """What records of earlier tuning gain, in words."""
+def _recorded(gain: schema.Gain | None, kernels: int) -> str:
+    """What records of earlier tuning gain for so many kernels, in words."""
     if gain is None:
-        return ""
-    how = f"{gain['gain']:.2f} times" if gain["gain"] >= 1.005 else "nothing"
-    return f"{how} by records: their layers {gain['default_ms']:.2f} ms by default, {gain['best_ms']:.2f} ms tuned; "
+        return f"not tuned now; {kernels} kernels by tuning records"
+    times = (
+        f"{gain['kernels']} kernels {gain['default_ms']:.2f} ms by default, {gain['best_ms']:.2f} ms by tuning records"
+    )
+    return f"{gain['gain']:.2f} times: {times}" if gain["gain"] >= 1.005 else f"nothing: {times}"
 
 
 def _photos(made: schema.Build) -> str:

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from bitkiln.pipeline import schema
-
-_BINARY = "ELL gallery, ILSVRC2012/d_I224x224x3NCMNCMNBMNBMNBMNBMNC1A, trained by Chuck Jacobs with CNTK 2.1"
-_FLOAT = "ELL gallery, ILSVRC2012/dr_I256x256x3CMCMCMCMCMCMCMC1AS, trained by Juan Lema with CNTK 2.2"
+from dataclasses import dataclass
 
 
-def _rows(source: str, *facts: tuple[str, str]) -> list[schema.Reference]:
-    return [{"what": what, "value": value, "source": source} for what, value in facts]
+@dataclass(frozen=True)
+class Published:
+    """A figure of a model's authors; ``of``: what of ours compares with it, a target's time, "top1", "top5" or "size"."""
+
+    what: str
+    value: str
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What was published of a network that ours has the layers of, and where."""
+
+    source: str
+    figures: tuple[Published, ...]
 
 
 #: By the name of the model. The original networks were trained; ours of the same layers have synthetic weights.
-PUBLISHED: dict[str, list[schema.Reference]] = {
-    "card-binary": _rows(
-        _BINARY,
-        ("top 1 on ILSVRC2012", "38.37 %"),
-        ("top 5 on ILSVRC2012", "63.46 %"),
-        ("Raspberry Pi 3 (Raspbian) at 700 MHz", "1050 ms"),
-        ("Raspberry Pi 3 (OpenSUSE) at 600 MHz", "840 ms"),
-        ("DragonBoard 410c at 1.2 GHz", "500 ms"),
-        ("uncompressed size", "20 MB"),
+ORIGINALS = {
+    "card-binary": Original(
+        "ELL gallery, ILSVRC2012/d_I224x224x3NCMNCMNBMNBMNBMNBMNC1A, trained by Chuck Jacobs with CNTK 2.1",
+        (
+            Published("top 1 on ILSVRC2012", "38.37 %", "top1"),
+            Published("top 5 on ILSVRC2012", "63.46 %", "top5"),
+            Published("Raspberry Pi 3 (Raspbian) at 700 MHz", "1050 ms", "rasp3b-700"),
+            Published("Raspberry Pi 3 (OpenSUSE) at 600 MHz", "840 ms"),
+            Published("DragonBoard 410c at 1.2 GHz", "500 ms", "dragonboard410c"),
+            Published("uncompressed size", "20 MB", "size"),
+        ),
     ),
-    "card-float": _rows(
-        _FLOAT,
-        ("top 1 on ILSVRC2012", "60.11 %"),
-        ("top 5 on ILSVRC2012", "82.27 %"),
-        ("Raspberry Pi 3 (Raspbian) at 700 MHz", "590 ms"),
-        ("uncompressed size", "98 MB"),
+    "card-float": Original(
+        "ELL gallery, ILSVRC2012/dr_I256x256x3CMCMCMCMCMCMCMC1AS, trained by Juan Lema with CNTK 2.2",
+        (
+            Published("top 1 on ILSVRC2012", "60.11 %", "top1"),
+            Published("top 5 on ILSVRC2012", "82.27 %", "top5"),
+            Published("Raspberry Pi 3 (Raspbian) at 700 MHz", "590 ms", "rasp3b-700"),
+            Published("uncompressed size", "98 MB", "size"),
+        ),
     ),
 }
 #: What a card says of networks without trained weights.

@@ -14,7 +14,6 @@ from bitkiln.pipeline.errors import InputError
 from bitkiln.pipeline.verdict import card as stage
 from bitkiln.pipeline.verdict import gallery
 from bitkiln.pipeline.verdict.evaluate.counting import interval
-from bitkiln.pipeline.verdict.references import PUBLISHED
 from tests.pipeline.test_schema import wrong
 
 
@@ -76,10 +75,20 @@ def test_one_card_is_of_one_model(bundle: Path, compiled_toy: Path) -> None:
         stage.make_card([bundle, compiled_toy])
 
 
-def test_the_originals_figures_have_sources() -> None:
-    rows = [row for found in PUBLISHED.values() for row in found]
-    assert all("ELL gallery" in row["source"] for row in rows)
-    assert {row["value"] for row in PUBLISHED["card-binary"]} >= {"38.37 %", "63.46 %", "1050 ms", "840 ms", "500 ms"}
+def test_figures_stand_beside_the_originals(card: schema.Card, built: schema.Build, tmp_path: Path) -> None:
+    folder = tmp_path / "card-float"
+    shutil.copytree(built["folder"], folder)
+    manifest = folder / "bundle" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "small"', '"name": "card-float"', 1))
+    speed: schema.Speed = {"target": "rasp3b-700", "threads": 4, "ms": 12.5, "measured_by": "simulated, 4 cores, v2"}
+    made = folder / "build.json"
+    made.write_text(json.dumps({**built, "speeds": [speed]}))
+    found = stage.make_card([folder])
+    rows = {row["what"]: (row["value"], row["here"]) for row in found["published"]}
+    assert rows["Raspberry Pi 3 (Raspbian) at 700 MHz"] == ("590 ms", "12.50 ms on 4 cores (simulated, v2)")
+    assert rows["top 1 on ILSVRC2012"] == ("60.11 %", "not evaluated") and rows["uncompressed size"][0] == "98 MB"
+    assert all("ELL gallery" in row["source"] for row in found["published"])
+    assert "590 ms" in stage.page(found) and "| 590 ms | 12.50 ms" in stage.markdown(found)
 
 
 def test_a_gallery_marks_the_best(card: schema.Card, tmp_path: Path) -> None:
