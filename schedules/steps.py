@@ -228,6 +228,12 @@ _MULTIPLY_BY_SLOPE = Instruction("fmul", "t0", ("x", "v0"))
 #: Steps made of exponentials: ``exponentials`` says how they are computed.
 EXPONENTIALS = frozenset({"sigmoid", "tanh", "silu", "erf", "gelu", "gelu_tanh"})
 
+
+def before_exponentials(steps: Sequence[Step]) -> int:
+    """How many of ``steps`` come before the first exponential."""
+    return next((index for index, step in enumerate(steps) if step.op in EXPONENTIALS), len(steps))
+
+
 #: The steps by their names.
 STEPS: dict[str, Row] = {
     "mul": Row(

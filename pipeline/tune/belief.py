@@ -21,6 +21,8 @@ CLOCK_MARGIN = 1.25
 #: The most that a transform of the first layer saves: 7x7 taps of stride 2 are four phases of 4x4, each of which the
 #: transform F(4x4, 4x4) does with 49 products for 256.
 STEM_SAVES = 256 / 49
+#: Seven products of halves for eight.
+STRASSEN_SAVES = 8 / 7
 
 
 def doubt(task: Task, knobs: Mapping[str, int | str], found: Measurement) -> str:
@@ -49,6 +51,8 @@ def _saving(task: Task, algorithm: str) -> float:
     """How many times fewer products than the direct one an algorithm needs: Winograd's F(m, r) takes m + r - 1 for m * r."""
     if algorithm == "stem winograd":
         return STEM_SAVES
+    if algorithm == "strassen":
+        return STRASSEN_SAVES
     name, _, outputs = algorithm.partition(" ")
     if name != "winograd" or not isinstance(task.workload, Conv2d):
         return 1.0

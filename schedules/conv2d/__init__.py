@@ -12,6 +12,7 @@ from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
 from bitkiln.schedules.conv2d import direct as conv2d_direct
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
+from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.kernel import Kernel, Knobs, size_of, size_text
 from bitkiln.schedules.microkernels import kernel_set
@@ -44,7 +45,8 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     if conv2d_depthwise.applies(workload):
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     winograd = [f"winograd {size_text(outputs)}" for outputs in _winograd_outputs(workload, target)]
-    return {"algorithm": ["direct", *winograd], **conv2d_direct.space(workload, target)}
+    strassen = ["strassen"] if _strassen(workload, target) else []
+    return {"algorithm": ["direct", *winograd, *strassen], **conv2d_direct.space(workload, target)}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
@@ -60,6 +62,8 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     for outputs in _winograd_outputs(workload, target):
         estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
     best = min(estimates, key=lambda outputs: estimates[outputs])
+    if _strassen(workload, target) and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
+        return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
     if best is None:
         return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target)}
@@ -79,6 +83,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
             return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]))
         return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
     tile, block = size_of(knobs["tile"]), int(knobs["block"])
+    if algorithm == ["strassen"]:
+        return conv2d_strassen.emit(workload, tile, block)
     if algorithm[0] == "winograd":
         return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target)
     return conv2d_direct.emit(workload, tile, block, target)
@@ -96,6 +102,10 @@ def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
 def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, int]]:
     """The tiles of Winograd's algorithm that the target has kernels for; none where it does not apply."""
     return kernel_set(target).winograd if conv2d_winograd.applies(workload) else ()
+
+
+def _strassen(workload: Conv2d, target: Target) -> bool:
+    return kernel_set(target).assembly and conv2d_strassen.applies(workload)
 
 
 def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.Tensor:

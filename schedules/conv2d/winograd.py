@@ -34,7 +34,7 @@ from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
-from bitkiln.schedules.steps import EXPONENTIALS, Step, commutes_with_maximum, expression
+from bitkiln.schedules.steps import before_exponentials, commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
@@ -119,7 +119,7 @@ class Winograd:
         self.straight = self.complete and workload.out == "float32"
         # Exponentials need more registers than a transform leaves. Whole rows of results have them.
         steps = workload.epilogue
-        early = _before_exponentials(steps) if self.straight and self.window == (1, 1) else len(steps)
+        early = before_exponentials(steps) if self.straight and self.window == (1, 1) else len(steps)
         self.early, self.late = steps[:early], steps[early:]
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
@@ -473,10 +473,6 @@ def _sum(row: dict[int, float], values: Sequence[Any]) -> Any:
         else:
             total = T.fma(values[index], T.broadcast(tirx.const(coefficient, "float32"), _LANES), total)
     return T.bind(total) if others else total
-
-
-def _before_exponentials(steps: Sequence[Step]) -> int:
-    return next((index for index, step in enumerate(steps) if step.op in EXPONENTIALS), len(steps))
 
 
 def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:

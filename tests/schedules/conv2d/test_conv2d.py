@@ -10,6 +10,7 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
+from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
 from bitkiln.schedules.steps import Step
@@ -38,6 +39,15 @@ DIRECT = [
     Conv2d(5, 13, 16, 64, (3, 3), padding=SAME, out="bits", sign_zero=-1),
     Conv2d(5, 13, 16, 64, (1, 3), padding=(0, 1, 0, 1)),
     Conv2d(4, 4, 16, 64, (4, 4)),
+    # Many blocks: each claims the next one's lines, and fetches the next one's image.
+    Conv2d(24, 25, 4, 24, (1, 1), epilogue=(ADD, CLIP)),
+    Conv2d(13, 17, 144, 16, (1, 1), epilogue=(ADD, Step("add", "tensor"))),
+    Conv2d(12, 16, 8, 16, (1, 1), epilogue=(ADD, LEAKY), pool=HALF),
+]
+STRASSEN = [
+    Conv2d(5, 7, 16, 24, (1, 1), epilogue=(ADD, RELU)),
+    Conv2d(6, 9, 136, 40, (1, 1), epilogue=(ADD, Step("add", "tensor"), Step("silu"), Step("add", "tensor"))),
+    Conv2d(1, 2, 8, 8, (1, 1)),
 ]
 WINOGRAD = [
     Conv2d(7, 9, 8, 12, (3, 3), padding=SAME, epilogue=(ADD, RELU)),
@@ -93,6 +103,25 @@ def test_winograd_computes_the_definition(workload, run_kernel):
         assert close(run_kernel(workload, kernel, args, target, 3), expected, 2e-5), kernel.notes
 
 
+@pytest.mark.parametrize("workload", STRASSEN, ids=Conv2d.key)
+def test_strassen_computes_the_definition(workload, run_kernel):
+    assert conv2d_strassen.applies(workload)
+    target = targets.load("rasp3b")
+    args = example(workload)
+    expected = defined(workload, args)
+    for tile, block in (("7x12", 2), ("8x8", 0), ("6x16", 1)):
+        kernel = conv2d.emit(workload, {"algorithm": "strassen", "tile": tile, "block": block}, target)
+        assert close(run_kernel(workload, kernel, args, target, 3), expected, 6e-6), kernel.notes
+
+
+def test_strassen_is_the_default_where_sums_are_long():
+    target = targets.load("rasp3b")
+    assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target)["algorithm"] == "strassen"
+    assert conv2d.default(Conv2d(56, 56, 24, 144, (1, 1)), target)["algorithm"] == "direct"
+    # Sums of whole numbers that have to be exact are made directly.
+    assert not conv2d_strassen.applies(Conv2d(14, 14, 512, 512, (1, 1), whole=True))
+
+
 @pytest.mark.parametrize("workload", DEPTHWISE, ids=Conv2d.key)
 def test_depthwise_kernels_compute_the_definition(workload, run_kernel):
     assert conv2d_depthwise.applies(workload)
@@ -107,7 +136,7 @@ def test_depthwise_kernels_compute_the_definition(workload, run_kernel):
 @pytest.mark.parametrize("name", ["rasp3b", "rasp3b32"])
 def test_defaults_lie_in_the_space(name):
     target = targets.load(name)
-    for workload in DIRECT + WINOGRAD + DEPTHWISE:
+    for workload in DIRECT + STRASSEN + WINOGRAD + DEPTHWISE:
         space, default = conv2d.space(workload, target), conv2d.default(workload, target)
         assert space.keys() == default.keys()
         assert all(default[knob] in values for knob, values in space.items()), workload.key()
