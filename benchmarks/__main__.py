@@ -19,6 +19,7 @@ from benchmarks.report import Row
 from bitkiln import targets
 from bitkiln.pipeline.boards.remote import SshBoard
 from bitkiln.pipeline.boards.ssh import Remote
+from bitkiln.pipeline.cli.options import ThreadCounts
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.support.files import atomic_write
 
@@ -44,7 +45,9 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option(
     "--model", type=click.Path(path_type=Path), multiple=True, help="An ONNX network to measure as well (.xz allowed)."
 )
-@click.option("--threads", type=click.IntRange(1, 4), default=1, show_default=True, help="Threads of each engine.")
+@click.option(
+    "--threads", type=ThreadCounts(), metavar="N[,N]", default="1", show_default=True, help="Threads of each engine; a table each."
+)
 @click.option(
     "--board", metavar="USER@HOST", help="Measure bitkiln on this board, over ssh; the other engines run on none."
 )
@@ -62,7 +65,7 @@ def main(
     engines: list[str],
     no_peers: bool,
     model: tuple[Path, ...],
-    threads: int,
+    threads: tuple[int, ...],
     board: str | None,
     json_file: Path | None,
     markdown_file: Path | None,
@@ -79,32 +82,40 @@ def main(
     holding = ExitStack()
     try:
         target = targets.load(target_name)
-        bench = Bench(target, threads, holding.enter_context(SshBoard(Remote(board))) if board else None)
         works = chosen([*networks.known(), *map(networks.from_file, model)], only)
-        bounds = [bound_ms(work.onnx(False), target) for work in works]
+        real = holding.enter_context(SshBoard(Remote(board))) if board else None
+        benches = [Bench(target, count, real) for count in threads]
+        bounds = [[bound_ms(work.onnx(False), target, count) for work in works] for count in threads]
     except (BitkilnError, targets.UnknownTarget) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2)
-    rows: list[Row] = []
+    what = f"{board}, kernels for {target.description}" if board else f"Simulated {target.description}"
+    tables: list[tuple[str, list[Row]]] = []
     with holding:
         try:
-            rows.extend(run(zip(works, bounds, strict=True), [report.OURS] if no_peers or board else engines, bench))
+            for bench, least in zip(benches, bounds, strict=True):
+                cores = "1 thread" if bench.threads == 1 else f"{bench.threads} threads on {bench.threads} cores"
+                rows: list[Row] = []
+                tables.append((f"{what}: one frame, warm, {cores}", rows))
+                rows.extend(run(zip(works, least, strict=True), [report.OURS] if no_peers or board else engines, bench))
         except KeyboardInterrupt:
             print("bench: interrupted: these are the rows until here", file=sys.stderr)
-    cores = "1 thread" if threads == 1 else f"{threads} threads on {threads} cores; the bound is of one core"
-    what = f"{board}, kernels for {target.description}" if board else f"Simulated {target.description}"
-    title = f"{what}: one frame, warm, {cores}"
     console = Console()
-    # A file or a pipe has no width: what rich assumes of one would cut names.
-    report.show(rows, title, console if console.is_terminal else Console(width=120))
+    for title, rows in tables:
+        # A file or a pipe has no width: what rich assumes of one would cut names.
+        report.show(rows, title, console if console.is_terminal else Console(width=120))
+    every = [row for _, rows in tables for row in rows]
     if json_file:
-        _write(json_file, report.to_json(rows))
+        _write(json_file, report.to_json(every))
     if markdown_file:
         document = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
-        _write(markdown_file, report.into_document(document, report.to_markdown(rows, title)))
+        section = "
+".join(report.to_markdown(rows, title) for title, rows in tables if rows)
+        _write(markdown_file, report.into_document(document, section))
     if svg_file:
+        title, rows = tables[0]
         _write(svg_file, picture.to_svg(rows, title))
-    raise SystemExit(0 if any(row.ms is not None for row in rows) else 1)
+    raise SystemExit(0 if any(row.ms is not None for row in every) else 1)
 
 
 def chosen(works: Sequence[Work], only: str | None) -> list[Work]:
@@ -136,7 +147,7 @@ def row(work: Work, engine: str, bound: float, bench: Bench) -> Row:
         how = f"{report.FAILED}{error}"
     except Exception as error:  # Whatever else an engine or a converter trips over must not cost the other rows.
         how = f"{report.FAILED}{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return Row(work.name, engine, cycles, ms, bound, bench.target.name, how)
+    return Row(work.name, engine, cycles, ms, bound, bench.target.name, how, bench.threads)
 
 
 def _write(path: Path, text: str) -> None:

@@ -99,7 +99,7 @@ def main(target_name: str, model: Sequence[str], threads: str, document: Path | 
         with tempfile.TemporaryDirectory(prefix="bitkiln-assumptions-") as folder:
             loaded = [load_model(source) for source in model]
             bundles = [
-                compile_model(each, target, Records.open(None), Path(folder) / str(index))
+                compile_model(each, target, Records.open(None), Path(folder) / str(index), threads=counts)
                 for index, each in enumerate(loaded)
             ]
             lines = list(rows([bundle / "model.so" for bundle in bundles], target, counts))

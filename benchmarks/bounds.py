@@ -1,4 +1,4 @@
-"""The least time a network can take on one core: its MACs at the peak rate, its weights from DRAM once."""
+"""The least time a network can take: its MACs at the peak rate of the cores, its weights from DRAM once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bitkiln.pipeline.profile import LayerWork
 from bitkiln.targets import Target
 
 
-def bound_ms(model: onnx.ModelProto, target: Target) -> float:
+def bound_ms(model: onnx.ModelProto, target: Target, cores: int = 1) -> float:
     """The bound of a float ONNX form, its binary layers counted as binary (direct convolution, everything else free)."""
-    return sum(layer.roof_cycles(target) for layer in layers(model)) / (target.mhz * 1e3)
+    return sum(layer.roof_cycles(target, cores) for layer in layers(model)) / (target.mhz * 1e3)
 
 
 def layers(model: onnx.ModelProto) -> list[LayerWork]:

@@ -55,7 +55,8 @@ class Ours:
 
     def _network(self, source: str, folder: Path) -> tuple[Measurement, str]:
         model = load_model(source)
-        bundle = compile_model(model, self.target, self.records, folder / "bundle")
+        threads = [self.request.threads]
+        bundle = compile_model(model, self.target, self.records, folder / "bundle", threads=threads)
         if not verify_bundle(bundle, model).passed:
             raise VerifyError(f"it computes something else than the model; see bitkiln verify {source}")
         counts = Counter(step["chosen"] for step in open_bundle(bundle).manifest["steps"] if "chosen" in step)
@@ -64,7 +65,7 @@ class Ours:
 
     def _layer(self, layer: Layer, folder: Path) -> tuple[Measurement, str]:
         work = workload(layer)
-        knobs, record = choose_knobs(work, self.target, self.records)
+        knobs, record = choose_knobs(work, self.target, self.records, self.request.threads)
         problem = build(to_json(work), dict(knobs), self.target.name, str(folder))
         if problem:
             raise BitkilnError(f"its kernel does not compile ({problem})")

@@ -20,7 +20,7 @@ BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 class Row:
     """One engine on one work. ``cycles`` and ``ms`` are None where it could not run; ``how`` then says why.
 
-    ``bound_ms`` is the least time that one core of ``target`` could take. ``how`` names what measured it.
+    ``bound_ms`` is the least time that ``threads`` cores of ``target`` could take. ``how`` names what measured it.
     """
 
     work: str
@@ -30,6 +30,7 @@ class Row:
     bound_ms: float
     target: str
     how: str
+    threads: int = 1
 
 
 def to_json(rows: Sequence[Row]) -> str:

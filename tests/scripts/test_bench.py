@@ -46,6 +46,8 @@ def test_bound_of_a_layer_is_arithmetic_or_memory():
     assert bound_ms(networks.single(conv), BOARD) == pytest.approx(work.macs / 42.67 / 1.2e6)
     streamed = networks.Layer(512, 1024, 1, binary=False)
     assert bound_ms(networks.single(streamed), BOARD) == pytest.approx(512 * 1024 * 9 * 4 / 2200e3)
+    assert bound_ms(networks.single(conv), BOARD, 4) == pytest.approx(bound_ms(networks.single(conv), BOARD) / 4)
+    assert bound_ms(networks.single(streamed), BOARD, 4) == bound_ms(networks.single(streamed), BOARD)
 
 
 def test_the_binary_card_has_the_card_s_macs():
@@ -93,7 +95,9 @@ def test_our_layers_are_checked_against_the_plain_definition():
 
 def test_json_rows_have_the_agreed_fields():
     plain = json.loads(report.to_json(rows()))
-    assert [set(row) for row in plain] == [{"work", "engine", "cycles", "ms", "bound_ms", "target", "how"}] * 3
+    assert [set(row) for row in plain] == [
+        {"work", "engine", "cycles", "ms", "bound_ms", "target", "how", "threads"}
+    ] * 3
     assert plain[2]["cycles"] is None and "no sign" in plain[2]["how"]
 
 
