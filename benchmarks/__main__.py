@@ -46,7 +46,12 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
     "--model", type=click.Path(path_type=Path), multiple=True, help="An ONNX network to measure as well (.xz allowed)."
 )
 @click.option(
-    "--threads", type=ThreadCounts(), metavar="N[,N]", default="1", show_default=True, help="Threads of each engine; a table each."
+    "--threads",
+    type=ThreadCounts(),
+    metavar="N[,N]",
+    default="1",
+    show_default=True,
+    help="Threads of each engine; a table each.",
 )
 @click.option(
     "--board", metavar="USER@HOST", help="Measure bitkiln on this board, over ssh; the other engines run on none."
@@ -109,8 +114,7 @@ def main(
         _write(json_file, report.to_json(every))
     if markdown_file:
         document = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
-        section = "
-".join(report.to_markdown(rows, title) for title, rows in tables if rows)
+        section = "\n".join(report.to_markdown(rows, title) for title, rows in tables if rows)
         _write(markdown_file, report.into_document(document, section))
     if svg_file:
         title, rows = tables[0]
