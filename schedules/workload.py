@@ -139,16 +139,7 @@ class Conv2d:
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
-        words = [
-            "bconv2d" if self.binary else "conv2d",
-            f"{self.height}x{self.width}x{self.channels}",
-            f"o{self.out_channels}",
-            f"k{self.kernel[0]}x{self.kernel[1]}",
-            f"s{self.strides[0]}x{self.strides[1]}",
-            f"p{_commas(self.padding)}",
-        ]
-        words += [f"d{self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
-        words += [f"g{self.groups}"] if self.groups != 1 else []
+        words = ["bconv2d" if self.binary else "conv2d", *_window_words(self)]
         words += [f"pad{self.pad_value:+d}"] if self.binary else []
         words += ["nchw"] if self.layout == "NCHW" else []
         words += ["shift"] if self.shift else []
@@ -216,16 +207,7 @@ class ConvTranspose2d:
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
-        words = [
-            "conv2d_transpose",
-            f"{self.height}x{self.width}x{self.channels}",
-            f"o{self.out_channels}",
-            f"k{self.kernel[0]}x{self.kernel[1]}",
-            f"s{self.strides[0]}x{self.strides[1]}",
-            f"p{_commas(self.padding)}",
-        ]
-        words += [f"d{self.dilation[0]}x{self.dilation[1]}"] if self.dilation != (1, 1) else []
-        words += [f"g{self.groups}"] if self.groups != 1 else []
+        words = ["conv2d_transpose", *_window_words(self)]
         words += [f"op{_commas(self.output_padding)}"] if any(self.output_padding) else []
         return " ".join([*words, *map(str, self.epilogue)])
 
@@ -445,6 +427,18 @@ def _revive(name: str, value: Any) -> Any:
     if name == "pool" and isinstance(value, Mapping):
         return Pool(**{key: _revive(key, item) for key, item in value.items()})
     return tuple(value) if isinstance(value, list) else value
+
+
+def _window_words(work: Conv2d | ConvTranspose2d) -> list[str]:
+    """Sizes and windows of a convolution, as its key has them."""
+    words = [f"{work.height}x{work.width}x{work.channels}", f"o{work.out_channels}"]
+    words += [
+        f"k{work.kernel[0]}x{work.kernel[1]}",
+        f"s{work.strides[0]}x{work.strides[1]}",
+        f"p{_commas(work.padding)}",
+    ]
+    words += [f"d{work.dilation[0]}x{work.dilation[1]}"] if work.dilation != (1, 1) else []
+    return words + ([f"g{work.groups}"] if work.groups != 1 else [])
 
 
 def _commas(values: tuple[int, ...]) -> str:

@@ -74,22 +74,12 @@ def _odd(
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
     """The dot products of +-1 values, int32 [1, OH, OW, O]; a padded tap is ``pad_value``."""
-    (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation
-    per_group = workload.channels // workload.groups
-    out_per_group = workload.out_channels // workload.groups
-    ry = te.reduce_axis((0, workload.kernel[0]), "ry")
-    rx = te.reduce_axis((0, workload.kernel[1]), "rx")
-    rc = te.reduce_axis((0, per_group), "rc")
     size = (1, workload.height, workload.width, workload.channels)
     values = te.compute(size, lambda n, y, x, c: _plus_minus_one(data[n, y, x, c // 8], c), name="values")
     padded = stages.pad(values, workload.padding, tirx.const(workload.pad_value, "int32"))
-
-    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
-        channel = (o // out_per_group) * per_group + rc
-        tap = padded[n, y * stride_y + ry * step_y, x * stride_x + rx * step_x, channel]
-        return te.sum(tap * _plus_minus_one(weight[o, ry, rx, rc // 8], rc), axis=[ry, rx, rc])
-
-    return te.compute((1, *workload.conv_size, workload.out_channels), element, name="dots")
+    return stages.convolve(
+        workload, padded, lambda o, ry, rx, rc: _plus_minus_one(weight[o, ry, rx, rc // 8], rc), "dots"
+    )
 
 
 def _plus_minus_one(byte: tirx.PrimExpr, channel: tirx.PrimExpr) -> tirx.PrimExpr:

@@ -122,16 +122,4 @@ def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
     padded = stages.pad(data, workload.padding, tirx.const(0, "float32"))
-    (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation
-    per_group = workload.channels // workload.groups
-    out_per_group = workload.out_channels // workload.groups
-    ry = te.reduce_axis((0, workload.kernel[0]), "ry")
-    rx = te.reduce_axis((0, workload.kernel[1]), "rx")
-    rc = te.reduce_axis((0, per_group), "rc")
-
-    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
-        channel = (o // out_per_group) * per_group + rc
-        tap = padded[n, y * stride_y + ry * step_y, x * stride_x + rx * step_x, channel]
-        return te.sum(tap * weight[o, ry, rx, rc], axis=[ry, rx, rc])
-
-    return te.compute((1, *workload.conv_size, workload.out_channels), element, name="conv")
+    return stages.convolve(workload, padded, lambda o, ry, rx, rc: weight[o, ry, rx, rc], "conv")

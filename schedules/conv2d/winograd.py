@@ -198,6 +198,7 @@ class Winograd:
         """Threads share the rows of tiles. A row's results become bits as long as they are in the cache."""
         strip_floats = self.results[0] * self.size[1] * self.workload.out_channels
         bits = loops.flat(self.out, self.tiles[0] * strip_floats // 8, "uint8")
+        assert self.signs is not None
         with T.parallel(self.tiles[0]) as strip:
             self.result = T.alloc_buffer((strip_floats,), "float32")
             self.strip_row = strip * self.results[0]

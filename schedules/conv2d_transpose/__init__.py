@@ -20,9 +20,7 @@ def reference(workload: ConvTranspose2d) -> tirx.PrimFunc:
     operands = stages.operand_tensors(workload.epilogue, (*workload.out_size, workload.out_channels))
     per_group = workload.channels // workload.groups
     out_per_group = workload.out_channels // workload.groups
-    ry = te.reduce_axis((0, workload.kernel[0]), "ry")
-    rx = te.reduce_axis((0, workload.kernel[1]), "rx")
-    rc = te.reduce_axis((0, per_group), "rc")
+    ry, rx, rc = stages.taps(workload)
 
     def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, o: tirx.Var) -> tirx.PrimExpr:
         spread_y = y + workload.padding[0] - ry * workload.dilation[0]

@@ -30,4 +30,17 @@ static const int32_t inputs[] = {0}, outputs[] = {1}, both[] = {0, 1};
 static const bk_step steps[] = {{"double", "test", kernel, 2, 1, both}};
 static const unsigned char constants[1];
 
-const bk_plan bk_network = {tensors, steps, inputs, outputs, 2, 1, 1, 1, 64, 8 * COUNT, constants};
+const bk_plan bk_network = {
+    .tensors = tensors,
+    .steps = steps,
+    .several = steps,
+    .inputs = inputs,
+    .outputs = outputs,
+    .tensor_count = 2,
+    .step_count = 1,
+    .input_count = 1,
+    .output_count = 1,
+    .arena_bytes = 64,
+    .boundary_bytes = 8 * COUNT,
+    .constants = constants,
+};

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
-from bitkiln.pipeline.ir.graph import (
-    array_of,
-    constant,
-    shape_of,
-)
+from bitkiln.pipeline.ir.graph import array_of, constant, shape_of
 from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.passes.layout.order import Converter, Order, is_tensor
 
@@ -27,6 +24,12 @@ def _result_order(value: Call, layout: str) -> Order:
     return Order(shape_of(value), _axes(layout, "NHWC"))
 
 
+def _windows(call: Call) -> dict[str, Any]:
+    """The attributes of a convolution that stay, and its layouts."""
+    windows = {name: list(ints(call.attrs[name])) for name in ("strides", "padding", "dilation")}
+    return {**windows, "groups": int(call.attrs["groups"]), "data_layout": "NHWC", "out_layout": "NHWC"}
+
+
 def _conv2d(converter: Converter, name: str, call: Call) -> bool:
     attrs = call.attrs
     layout, kernel = str(attrs["data_layout"]), str(attrs["kernel_layout"])
@@ -36,13 +39,8 @@ def _conv2d(converter: Converter, name: str, call: Call) -> bool:
     value = relax.op.nn.conv2d(
         converter.stored(call.args[0], _axes(layout, "NHWC")),
         converter.stored(call.args[1], _axes(kernel, "OHWI")),
-        strides=list(ints(attrs["strides"])),
-        padding=list(ints(attrs["padding"])),
-        dilation=list(ints(attrs["dilation"])),
-        groups=int(attrs["groups"]),
-        data_layout="NHWC",
         kernel_layout="OHWI",
-        out_layout="NHWC",
+        **_windows(call),
     )
     return converter.bind(name, value, _result_order(call, out))
 
@@ -60,14 +58,9 @@ def _conv2d_transpose(converter: Converter, name: str, call: Call) -> bool:
     value = relax.op.nn.conv2d_transpose(
         converter.stored(x, _axes(layout, "NHWC")),
         converter.stored(weight, _axes(kernel, "IOHW")),
-        strides=list(ints(attrs["strides"])),
-        padding=list(ints(attrs["padding"])),
-        output_padding=list(ints(attrs["output_padding"])),
-        dilation=list(ints(attrs["dilation"])),
-        groups=int(attrs["groups"]),
-        data_layout="NHWC",
         kernel_layout="IOHW",
-        out_layout="NHWC",
+        output_padding=list(ints(attrs["output_padding"])),
+        **_windows(call),
     )
     return converter.bind(name, value, _result_order(call, out))
 

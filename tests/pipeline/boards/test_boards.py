@@ -133,22 +133,6 @@ def test_a_session_that_outlives_its_time_is_ended(farm, kernels):
         assert time.monotonic() - start < 10
 
 
-def test_hanging_up_cuts_the_calls_of_one_board_alone(farm, kernels):
-    address, key = farm
-    hung, other = (TrackerBoard(TrackerClient(address), key, wait=60) for _ in range(2))
-    with ThreadPoolExecutor(1) as pool:
-        lost = pool.submit(hung.measure, kernels["hang"], Request(limit_seconds=300))
-        while not hung._open and not lost.done():
-            time.sleep(0.02)
-        other.hang_up()
-        with pytest.raises(BoardError):
-            other.identity()
-        assert not lost.done()
-        hung.hang_up()
-        with pytest.raises(BoardError):
-            lost.result(60)
-
-
 def test_a_board_that_never_answers_is_given_up():
     """A board that takes our session and then goes silent, as behind a network that broke."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -263,3 +247,20 @@ def test_a_simulated_32_bit_board_measures_the_same_cycles_twice():
         first, second = (board.measure(kernel.library, Request(), kernel.inputs()) for _ in range(2))
     assert first.kind == "simulated"
     assert first.value == second.value > 0
+
+
+def test_hanging_up_cuts_the_calls_of_one_board_alone(farm, kernels):
+    """The last test here: the board goes on for the rest of the time that it was given."""
+    address, key = farm
+    hung, other = (TrackerBoard(TrackerClient(address), key, wait=60) for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(hung.measure, kernels["hang"], Request(limit_seconds=300))
+        while not hung._open and not lost.done():
+            time.sleep(0.02)
+        other.hang_up()
+        with pytest.raises(BoardError):
+            other.identity()
+        assert not lost.done()
+        hung.hang_up()
+        with pytest.raises(BoardError):
+            lost.result(60)
