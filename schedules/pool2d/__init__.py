@@ -68,9 +68,7 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
         lines = _by_lines(workload, target)
         with T.parallel(workload.out_size[0]) as y:
             if lines:
-                size = (workload.height, workload.width)
-                source = loops.flat(data, math.prod(size) * workload.channels)
-                emit_row(out, y, source, size, workload.pool, workload.channels, y)
+                _lines_row(workload, data, operands, out, y)
             elif workload.bits:
                 pool_row(data, workload.pool, y, _store_bits(workload, operands, out, y))
             elif workload.out == "bits":
@@ -81,6 +79,20 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
         micro = pool2d_a53.kernel(workload.pool, workload.channels)
         return Kernel(builder.get(), arguments, (micro,), "lines of 16 channels")
     return Kernel(builder.get(), arguments, notes="plain")
+
+
+def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any) -> None:
+    """Emits row ``y`` by the micro-kernel; the epilogue runs in place over the row while it is in the cache."""
+    size, width, channels = (workload.height, workload.width), workload.out_size[1], workload.channels
+    source = loops.flat(data, math.prod(size) * channels)
+    bits = workload.out == "bits"
+    row = T.alloc_buffer((width * channels,), "float32") if bits else loops.flat(out, math.prod(workload.shapes[-1][0]))
+    to = 0 if bits else y * (width * channels)
+    pool2d_a53.emit_row(row, to, source, size, workload.pool, channels, y)
+    if workload.epilogue:
+        loops.apply_late(row, to, y * width, width, (width, channels), workload.epilogue, operands)
+    if bits:
+        _pack_row(workload, row, out, y)
 
 
 def emit_row(
@@ -104,9 +116,8 @@ def emit_row(
 
 def _by_lines(workload: Pool2d, target: Target) -> bool:
     """Whether a micro-kernel of the target serves ``workload``."""
-    floats = not (workload.bits or workload.epilogue or workload.out == "bits")
     size = (workload.height, workload.width)
-    return kernel_set(target).pool and floats and pool2d_a53.applies(workload.pool, size, workload.channels)
+    return kernel_set(target).pool and not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels)
 
 
 def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:
@@ -238,15 +249,21 @@ def _store_floats(workload: Pool2d, operands: list[Any], out: Any, y: Any) -> St
 
 def _signs_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any) -> None:
     """Emits row ``y`` as bits: the floats of the row first, then their signs."""
-    width, channels = workload.out_size[1], workload.channels
-    row = T.alloc_buffer((width * channels,), "float32")
-    target = loops.flat(out, workload.out_size[0] * width * packed(channels), "uint8")
+    channels = workload.channels
+    row = T.alloc_buffer((workload.out_size[1] * channels,), "float32")
 
     def store(x: Any, channel: Any, value: Any) -> None:
         result = expression(workload.epilogue, value, operands, (y, x, channel))
         T.buffer_store(row, result, [x * channels + channel])
 
     pool_row(data, workload.pool, y, store)
+    _pack_row(workload, row, out, y)
+
+
+def _pack_row(workload: Pool2d, row: Any, out: Any, y: Any) -> None:
+    """The signs of ``row``, row ``y`` of the result."""
+    width, channels = workload.out_size[1], workload.channels
+    target = loops.flat(out, workload.out_size[0] * width * packed(channels), "uint8")
     with T.serial(width) as x:
         pixel = y * width + x
         loops.pack_signs(target, pixel * packed(channels), row, x * channels, channels, workload.sign_zero)

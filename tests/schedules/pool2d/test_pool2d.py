@@ -32,6 +32,9 @@ LINES = [
     Pool2d(6, 6, 64, Pool((2, 2), (2, 2), kind="avg")),
     Pool2d(1, 1, 16, Pool((3, 3), (2, 2), BORDER)),
     Pool2d(5, 4, 1024, Pool((1, 1), (1, 1))),
+    Pool2d(6, 8, 32, Pool((2, 2), (2, 2), kind="avg"), epilogue=(Step("add", "tensor"), Step("prelu", "channel"))),
+    Pool2d(7, 9, 16, Pool((3, 3), (2, 2), BORDER), epilogue=(Step("relu"),)),
+    Pool2d(6, 8, 48, Pool((2, 2), (2, 2)), epilogue=(Step("add", "channel"),), out="bits", sign_zero=-1),
 ]
 
 
