@@ -23,6 +23,28 @@ from itertools import zip_longest
 LOAD_TO_USE = 7
 
 
+class Arithmetic(str):
+    """The text of an instruction of the vector pipe: an integer operation or a load may issue beside it."""
+
+
+class Product(Arithmetic):
+    """``total`` += ``left`` * ``right`` in float lanes; ``first``: ``total`` = ``left`` * ``right``. Operands as written."""
+
+    total: int
+    left: str
+    right: str
+
+    def __new__(cls, total: int, left: str, right: str, first: bool = False) -> Product:
+        """The instruction."""
+        made = super().__new__(cls, f"{'fmul' if first else 'fmla'} v{total}.4s, {left}, {right}")
+        made.total, made.left, made.right = total, left, right
+        return made
+
+    def beginning(self) -> Product:
+        """The same product as the first of its sum."""
+        return Product(self.total, self.left, self.right, first=True)
+
+
 def routine(symbol: str, lines: Iterable[str], registers: Mapping[str, str]) -> str:
     """``lines`` as a function: hidden, so that libraries never share it, and aligned to a cache line.
 

@@ -302,7 +302,7 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         return first_pixel + (k // 2 % sets) * tile.pairs + pair
 
     arithmetic = [
-        f"fmla v{tile.sum(m, v)}.4s, v{weight(k, v)}.4s, v{pixel(k, m // 2)}.s[{m % 2 * 2 + k % 2}]"
+        asm.Product(tile.sum(m, v), f"v{weight(k, v)}.4s", f"v{pixel(k, m // 2)}.s[{m % 2 * 2 + k % 2}]")
         for k, m, v in order
     ]
     uses: dict[tuple[str, int, int], list[int]] = {}

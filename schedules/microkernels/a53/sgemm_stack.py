@@ -102,12 +102,11 @@ def _store(tile: Sgemm, m: int, vector: int) -> list[str]:
 
 def _restarted(tile: Sgemm, step: list[str]) -> list[str]:
     """The first step of a sum: stores what a register held before its first product replaces it."""
-    waiting = {f"fmla v{tile.sum(m, v)}.4s": (m, v) for m in range(tile.tile_m) for v in range(tile.vectors)}
+    waiting = {tile.sum(m, v): (m, v) for m in range(tile.tile_m) for v in range(tile.vectors)}
     lines = []
     for line in step:
-        sum_ = line.split(",")[0]
-        if sum_ in waiting:
-            lines += _store(tile, *waiting.pop(sum_))
-            line = line.replace("fmla", "fmul")
+        if isinstance(line, asm.Product) and line.total in waiting:
+            lines += _store(tile, *waiting.pop(line.total))
+            line = line.beginning()
         lines.append(line)
     return lines

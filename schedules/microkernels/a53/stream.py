@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from bitkiln.schedules.microkernels.a53.asm import Arithmetic, Product
+
 #: Cycles from ``ldr x`` to ``ins``, between the loads of a train, and from ``ins`` to arithmetic.
 WORD_TO_JOIN, TRAIN, JOIN_TO_USE = 3, 4, 2
 #: A 128-bit load issues in 2 cycles and is usable 4 cycles after it began.
@@ -60,7 +62,7 @@ def with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
     alone = [
         at
         for at, (line, following) in enumerate(pairwise(lines))
-        if line.startswith("fm") and following.startswith("fm")
+        if isinstance(line, Arithmetic) and isinstance(following, Arithmetic)
     ]
     beside = {alone[len(alone) * i // len(guests)]: guest for i, guest in enumerate(guests)} if alone else {}
     return [text for at, line in enumerate(lines) for text in (line, *([beside[at]] if at in beside else []))]
@@ -154,7 +156,7 @@ class _Stream:
         """Keeps an fmla out of this cycle: without an instruction of the vector pipe the gap would close up."""
         previous = self.operations[max(self.position - 1, 0)].vector
         register = self.register.get(previous, self.register[self.operations[0].vector])
-        self.lines.append(f"fmov wzr, s{register}")
+        self.lines.append(Arithmetic(f"fmov wzr, s{register}"))
 
     def _multiply(self) -> None:
         """The next multiply-add; while its operands are under way, whatever brings them nearer."""
@@ -166,9 +168,8 @@ class _Stream:
                 raise ValueError("the values of one moment do not fit the registers")
             return
         vector, scalar = (self.register[value] for value in operands)
-        mnemonic = "fmul" if operation.first else "fmla"
         factor = f"v{scalar}.4s" if operation.lane is None else f"v{scalar}.s[{operation.lane}]"
-        self.lines.append(f"{mnemonic} v{operation.sum}.4s, v{vector}.4s, {factor}")
+        self.lines.append(Product(operation.sum, f"v{vector}.4s", factor, operation.first))
         self._load_word()
         for value in dict.fromkeys(operands):
             if self.last_use[value] == self.position:
