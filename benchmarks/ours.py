@@ -6,9 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import tvm
-
 from benchmarks.networks import Layer, Work
 from benchmarks.stand import UNMODELLED
 from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request
@@ -19,9 +16,8 @@ from bitkiln.pipeline.errors import BitkilnError, VerifyError
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.records import Records
 from bitkiln.pipeline.tune.builder import SEED, Artifact, build
-from bitkiln.pipeline.tune.data import arguments, disagreement
+from bitkiln.pipeline.tune.data import disagreement, reference_result
 from bitkiln.pipeline.verify import verify_bundle
-from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, to_json
 from bitkiln.targets import Target
@@ -71,7 +67,7 @@ class Ours:
             raise BitkilnError(f"its kernel does not compile ({problem})")
         artifact = Artifact(folder)
         measured = self.board.measure(artifact.library, replace(self.request, outputs=True), artifact.inputs())
-        problem = disagreement(work, expected(work), measured.outputs[0].data or b"")
+        problem = disagreement(work, reference_result(work, SEED), measured.outputs[0].data or b"")
         if problem:
             raise VerifyError(f"its kernel computes something else than the reference: {problem}")
         return measured, "tuned" if record else "default"
@@ -83,12 +79,3 @@ def workload(layer: Layer) -> Conv2d:
     if layer.binary:
         return Conv2d(*size, *channels, (3, 3), padding=(1, 1, 1, 1), binary=True, out="bits", threshold="channel")
     return Conv2d(*size, *channels, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("add", "channel"), Step("relu")))
-
-
-def expected(work: Conv2d) -> bytes:
-    """What the plain definition gives on this machine for the arguments that the layer is measured with."""
-    run = tvm.compile(operator_for(work).reference(work), target="llvm")
-    shape, dtype = work.shapes[-1]
-    result = tvm.runtime.tensor(np.zeros(shape, dtype))
-    run(*map(tvm.runtime.tensor, arguments(work, SEED)), result)
-    return result.numpy().tobytes()

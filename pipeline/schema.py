@@ -318,6 +318,24 @@ class Deploy(TypedDict):
     checks: list[str]
 
 
+class TrackedBoard(TypedDict):
+    """A board of a tracker. ``state`` is "free", "busy", "set aside" or "gone".
+
+    ``board`` and ``health`` are what it says now; the rest is what this user's runs have learned of it: the clock that was
+    measured, cycles of the common kernel, why it is or was set aside, the last failure and when, in seconds since 1970.
+    """
+
+    address: str
+    state: str
+    board: str
+    health: dict[str, Any]
+    clock_mhz: float | None
+    sample_cycles: float | None
+    aside: str
+    failure: str
+    failed_at: float | None
+
+
 class TrackedBoards(TypedDict):
     """The boards of one key at a tracker."""
 
@@ -326,6 +344,7 @@ class TrackedBoards(TypedDict):
     free: int
     waiting: int
     addresses: list[str]
+    members: list[TrackedBoard]
 
 
 class BoardsList(TypedDict):

@@ -140,6 +140,8 @@ class _Identity(msgspec.Struct):
     max_mhz: Clock | None = None
     caches: dict[Name, Count] = {}
     simulator: dict[Name, Real | Name | bool | list[Any] | dict[str, Any] | None] | None = None
+    health: Health = {}
+    busy: bool | None = None
 
 
 def measurement(answer: Any, fetch: Callable[[str], bytes], known: Collection[str], board: str) -> Measurement:

@@ -68,6 +68,13 @@ class Board(Protocol):
         """
 
 
+class SharedBoards(Board, Protocol):
+    """Boards that threads share, each call taking one that is free."""
+
+    def hang_up(self) -> None:
+        """Cut all calls in flight, of all threads: they and later ones raise BoardError."""
+
+
 @dataclass
 class TrackerBoard:
     """Any board of ``key`` at a tracker; each call waits up to ``wait`` seconds for a free one. Threads may share it."""
@@ -90,7 +97,8 @@ class TrackerBoard:
             session.hang_up()
 
     @contextmanager
-    def _session(self, seconds: float) -> Iterator[Session]:
+    def session(self, seconds: float) -> Iterator[Session]:
+        """A conversation of at most so many seconds with the next board that is free."""
         with Session(self.tracker, self.key, seconds, self.wait) as session:
             self._open.add(session)
             try:
@@ -102,12 +110,12 @@ class TrackerBoard:
 
     def identity(self) -> Mapping[str, Any]:
         """What the board that answers is."""
-        with self._session(30) as session:
+        with self.session(30) as session:
             return answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
 
     def health(self) -> Mapping[str, Any]:
         """Temperature, throttling and load of the board that answers."""
-        with self._session(30) as session:
+        with self.session(30) as session:
             return answers.health(session.call("bitkiln.health"), f"board {session.board}")
 
     def measure(
@@ -119,7 +127,7 @@ class TrackerBoard:
     ) -> Measurement:
         """See ``Board``."""
         # The session also carries the uploads, which take their time on a slow network.
-        with self._session(request.limit_seconds + 60) as session:
+        with self.session(request.limit_seconds + 60) as session:
             return measure_in(session, library, request, inputs, known)
 
 

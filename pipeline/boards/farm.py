@@ -6,8 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,14 +15,19 @@ from rich.text import Text
 
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards.access import INSECURE, Address, secret_file, user_secret
+from bitkiln.pipeline.boards.roster import Standing, read_standings, standings_file
+from bitkiln.pipeline.boards.session import ask
 from bitkiln.pipeline.boards.simulated import Machine, SimulatedBoards
 from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.boards.tracker_server import TrackerProcess
 from bitkiln.pipeline.device.board_wire import new_secret
+from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support import interrupts
 from bitkiln.targets import Target
 
 DEFAULT_TRACKER_PORT = 9190
+#: Boards that are asked at once how they are.
+MOST_ASKED = 16
 
 
 @contextmanager
@@ -52,21 +57,75 @@ def simulated_farm(
 
 
 def list_boards(tracker: str) -> list[schema.TrackedBoards]:
-    """The tracker's boards by key, as plain rows."""
-    return schema.plain(TrackerClient(Address.parse(tracker)).boards())
+    """The tracker's boards by key, as plain rows; each board is asked what it is and how it feels."""
+    rows = TrackerClient(Address.parse(tracker)).boards()
+    standings = read_standings(standings_file())
+    addresses = [address for row in rows for address in row.addresses]
+    with ThreadPoolExecutor(MOST_ASKED) as pool:
+        members = dict(zip(addresses, pool.map(lambda each: _member(each, standings), addresses), strict=True))
+    return [
+        schema.TrackedBoards(
+            key=row.key,
+            count=row.count,
+            free=row.free,
+            waiting=row.waiting,
+            addresses=list(row.addresses),
+            members=[members[address] for address in row.addresses],
+        )
+        for row in rows
+    ]
 
 
-def print_boards(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """The rows of ``list_boards`` as a table."""
+def _member(address: str, standings: Mapping[str, Standing]) -> schema.TrackedBoard:
+    """A board as it answers now, and what this user's runs have learned of it."""
+    known = standings.get(address, Standing())
+    row: schema.TrackedBoard = {
+        "address": address,
+        "state": "gone",
+        "board": "",
+        "health": dict(known.health),
+        "clock_mhz": known.clock_mhz,
+        "sample_cycles": known.sample_cycles,
+        "aside": known.aside,
+        "failure": known.failure,
+        "failed_at": known.failed_at or None,
+    }
+    try:
+        about = ask(Address.bare(address))
+    except BoardError as problem:
+        return {**row, "failure": known.failure or str(problem)}
+    state = "set aside" if known.aside else "busy" if about["busy"] else "free"
+    return {**row, "state": state, "board": about["measured_by"], "health": about["health"] or row["health"]}
+
+
+def print_boards(rows: Sequence[schema.TrackedBoards], console: Console) -> None:
+    """The rows of ``list_boards`` as tables: keys with their queues, then boards."""
     if not rows:
         console.print("the tracker has no boards")
         return
-    table = Table("key", "boards", "free", "busy", "clients waiting", "addresses", box=None)
+    keys = Table("key", "boards", "free", "busy", "clients waiting", box=None)
     for row in rows:
-        busy = row["count"] - row["free"]
-        numbers = map(str, (row["count"], row["free"], busy, row["waiting"]))
-        table.add_row(Text(row["key"]), *numbers, Text(", ".join(row["addresses"])))
-    console.print(table)
+        numbers = map(str, (row["count"], row["free"], row["count"] - row["free"], row["waiting"]))
+        keys.add_row(Text(row["key"]), *numbers)
+    console.print(keys)
+    console.print()
+    boards = Table("address", "key", "state", "board", "clock", "temperature", "last failure", box=None)
+    for row in rows:
+        for each in row["members"]:
+            boards.add_row(*map(Text, (each["address"], row["key"], *_cells(each))))
+    console.print(boards)
+
+
+def _cells(row: schema.TrackedBoard) -> tuple[str, ...]:
+    """State, name, clock, temperature and last failure of a board."""
+    health = row["health"]
+    clock = row["clock_mhz"] or health.get("mhz")
+    heat = [f"{health['temperature']:.0f} °C"] if isinstance(health.get("temperature"), int | float) else []
+    heat += ["throttled"] if health.get("throttled") else []
+    at = row["failed_at"]
+    when = time.strftime("%Y-%m-%d %H:%M ", time.localtime(at)) if at else ""
+    failure = row["aside"] or (when + row["failure"] if row["failure"] else "")
+    return row["state"], row["board"], f"{clock:g} MHz" if clock else "", ", ".join(heat), failure
 
 
 def serve_simulated(target: Target, tracker: str | None, key: str | None, count: int, console: Console) -> None:

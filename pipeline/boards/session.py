@@ -114,6 +114,22 @@ class Session:
             raise BoardError(f"board {self.board} failed: {_reason(error)}")
 
 
+#: Bytes in which a board says what it is.
+MOST_IDENTITY = 1 << 18
+
+
+def ask(address: Address) -> dict[str, Any]:
+    """What the board at ``address`` is and how it feels, which it tells everybody. Raises NoBoard, BoardError."""
+    deadline = time.monotonic() + wire.GREETING_SECONDS
+    try:
+        with socket.create_connection((address.host, address.port), timeout=wire.GREETING_SECONDS) as board:
+            board.sendall(wire.IDENTIFY)
+            text = wire.receive_message(board, MOST_IDENTITY, deadline)
+    except OSError as error:
+        raise NoBoard(f"the board at {address} gives no answer ({error.strerror or error})") from None
+    return answers.identity(answers.parsed(text, f"board {address}"), f"board {address}")
+
+
 def _reach(address: Address) -> socket.socket:
     """A connection to a board that has proved to share our secret, where there is one. Raises NoBoard."""
     try:

@@ -494,6 +494,12 @@ class Session:
         os._exit(0)
 
 
+def choose_scratch() -> None:
+    """Have temporary folders made where libraries may be loaded from: some systems forbid that in /tmp."""
+    if os.statvfs(tempfile.gettempdir()).f_flag & os.ST_NOEXEC:
+        tempfile.tempdir = str(Path(__file__).resolve().parent)
+
+
 def sweep_folders() -> None:
     """Remove the session folders of servers that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
@@ -633,7 +639,7 @@ class Server:
 
     def __init__(self, offered: rpc.RpcServer, board: Board, options: argparse.Namespace) -> None:
         self.offered = offered
-        self.identity = json.dumps(board.identity()).encode()
+        self.board, self.identity = board, board.identity()
         self.options = options
         self.secret = wire.read_secret(Path(options.secret)) if options.secret else None
         self.visitors: list[wire.Visitor] = []
@@ -768,7 +774,9 @@ class Server:
         """What is said before TVM's RPC; comes to the session's time limit in seconds, None where there will be none."""
         word = yield 4
         if word == wire.IDENTIFY:
-            visitor.send(struct.pack("<i", len(self.identity)) + self.identity)
+            about = {**self.identity, "health": self.board.health(), "busy": self.session is not None}
+            data = json.dumps(about).encode()
+            visitor.send(struct.pack("<i", len(data)) + data)
             return None
         if word == wire.PROVE:
             yield from wire.demand_proof(visitor.send, self.secret, b"board", self.options.open)
@@ -872,6 +880,7 @@ def main(arguments: list[str] | None = None) -> None:
         seconds = float(request.get("limit_seconds", options.session_seconds))
         print(json.dumps(in_child(lambda: Trial(board, options.measure, request).measure(), seconds)))
         return
+    choose_scratch()
     sweep_folders()
     offered = rpc.RpcServer()
     offer_functions(offered, board)

@@ -112,6 +112,14 @@ def config_directory() -> Path:
     return _base("XDG_CONFIG_HOME", ".config") / "bitkiln"
 
 
+def state_directory() -> Path:
+    """Where what was learned is kept for people to look at: ``$XDG_STATE_HOME/bitkiln`` or ``~/.local/state/bitkiln``.
+
+    Raises SetupError where this user has no home.
+    """
+    return _base("XDG_STATE_HOME", ".local/state") / "bitkiln"
+
+
 def _base(variable: str, name: str) -> Path:
     try:
         return user_directory(variable, name)

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from bitkiln.pipeline.boards.access import Address
-from bitkiln.pipeline.boards.board import TrackerBoard
+from bitkiln.pipeline.boards.board import SharedBoards, TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
 from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.errors import SetupError
@@ -28,6 +28,7 @@ from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_fil
 from bitkiln.pipeline.support import interrupts
 from bitkiln.pipeline.tune.belief import compare_identity
 from bitkiln.pipeline.tune.builder import Builder
+from bitkiln.pipeline.tune.farm import CheckedBoards
 from bitkiln.pipeline.tune.progress import Display, print_summary
 from bitkiln.pipeline.tune.search import Search, cost_models
 from bitkiln.pipeline.tune.space import Point
@@ -159,13 +160,21 @@ def tune_tasks(
         address, name = stack.enter_context(_boards(target, tracker, key, boards))
         client = TrackerClient(address)
         count = client.require(name).count
-        board = TrackerBoard(client, name)
+        console = console or Console(quiet=True)
+        every = TrackerBoard(client, name)
+        # Boards that this run started itself are all alike, and nobody else's.
+        board: SharedBoards = (
+            every if tracker is None else CheckedBoards(every, target, builder, partial(_say, console))
+        )
         tuning = Tuning(tasks, Trials(builder, board, count), logs, builder.workers + count)
         identity = board.identity()
-        console = console or Console(quiet=True)
         if differs := compare_identity(identity, target):
             console.print(f"warning: {identity['measured_by']}: {differs}", highlight=False, markup=False)
         return tuning.run(budget, identity["measured_by"], count, console)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
 
 
 @contextmanager

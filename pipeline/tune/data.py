@@ -36,6 +36,20 @@ def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
     return arrays
 
 
+def reference_result(workload: Workload, seed: int) -> bytes:
+    """What the plain definition gives on this machine for ``arguments`` of that seed."""
+    import tvm  # Takes a second, which those that only compare do without.
+
+    from bitkiln.schedules.registry import operator_for
+
+    run = tvm.compile(operator_for(workload).reference(workload), target="llvm")
+    shape, dtype = workload.shapes[-1]
+    result = tvm.runtime.tensor(np.zeros(shape, dtype))
+    run(*map(tvm.runtime.tensor, arguments(workload, seed)), result)
+    found: bytes = result.numpy().tobytes()
+    return found
+
+
 def disagreement(workload: Workload, expected: bytes, found: bytes) -> str:
     """How the results ``found`` differ from those ``expected``; empty where they agree."""
     dtype = workload.shapes[-1][1]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bitkiln.pipeline.boards.board import KernelFailed, Measurement, Output, Request, TrackerBoard
+from bitkiln.pipeline.boards.board import KernelFailed, Measurement, Output, Request, SharedBoards
 from bitkiln.pipeline.boards.tracker import NoBoard
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.records import Record, Status
@@ -44,7 +44,7 @@ class BoardLost(BoardError):
 class Trials:
     """Runs trials; threads may do so side by side, as many as there are boards and builders."""
 
-    def __init__(self, builder: Builder, board: TrackerBoard, slots: int) -> None:
+    def __init__(self, builder: Builder, board: SharedBoards, slots: int) -> None:
         self._builder = builder
         self._board = board
         self._slots = threading.BoundedSemaphore(slots)

@@ -1,0 +1,191 @@
+"""Which boards of a farm are fit to measure: what each did, why one is set aside, and when it may come back.
+
+A board that gives wrong results, is throttled or loses its connection too often is set aside for a while. Then it has to
+measure the common kernel again, as all boards did before their first figure counted. What was learned is kept in a file of
+this user for ``bitkiln boards list``; nothing depends on that file.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from bitkiln.pipeline.boards.answers import Clock, Health, Measurement
+from bitkiln.pipeline.errors import SetupError
+from bitkiln.pipeline.support.checked import Line, Malformed, Name, Positive, decode
+from bitkiln.pipeline.support.files import atomic_write, state_directory
+from bitkiln.pipeline.support.text import printable
+
+#: Boards that take so much more or less for the common kernel than their like are reported; set aside.
+REPORTED, BEYOND = 0.03, 0.25
+#: So many losses within so many seconds, and so many throttled or unsteady figures in a row, set a board aside.
+MOST_LOSSES, LOSS_SECONDS, MOST_UNFIT = 3, 600.0, 3
+#: Seconds aside the first time; twice as many each further time, up to the second figure.
+ASIDE, LONGEST_ASIDE = 60.0, 960.0
+#: Bytes of the file, and how many boards it remembers.
+MOST_BYTES, MOST_BOARDS = 1 << 20, 500
+
+
+class Standing(msgspec.Struct):
+    """What is known of a board, as it is kept."""
+
+    aside: Line = ""
+    failure: Line = ""
+    failed_at: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    sample_cycles: Positive | None = None
+    clock_mhz: Clock | None = None
+    health: Health = {}
+
+
+@dataclass
+class _Member:
+    standing: Standing = field(default_factory=Standing)
+    checked: bool = False
+    until: float = 0.0
+    times_aside: int = 0
+    unfit: int = 0
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_LOSSES))
+
+
+class Roster:
+    """The boards that a run has met, by address. Threads may share it.
+
+    ``say`` is told, in a line, what its user should know; ``now`` is a clock in seconds.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], now: Callable[[], float] = time.monotonic, file: Path | None = None
+    ) -> None:
+        self._say, self._now, self._file = say, now, file
+        self._members: dict[str, _Member] = {}
+        self._lock = threading.Lock()
+
+    def aside(self, board: str) -> str:
+        """Why the board must not measure now; empty where it may."""
+        with self._lock:
+            member = self._members.get(board)
+            return member.standing.aside if member and self._now() < member.until else ""
+
+    def all_aside(self, boards: int) -> str:
+        """Why none of so many boards may measure; empty where one may, or nobody knows."""
+        with self._lock:
+            now = self._now()
+            reasons = [f"{name}: {each.standing.aside}" for name, each in self._members.items() if now < each.until]
+            return "; ".join(reasons) if reasons and len(reasons) >= boards else ""
+
+    def must_check(self, board: str) -> bool:
+        """Whether the board has to measure the common kernel before its figures count."""
+        with self._lock:
+            member = self._members.get(board)
+            return member is None or not member.checked
+
+    def checked(self, board: str, found: Measurement, problem: str) -> bool:
+        """Take in what the board made of the common kernel, ``problem`` saying what is wrong; whether it may measure."""
+        with self._lock:
+            member = self._members.setdefault(board, _Member())
+            self._note(member, found)
+            others = [
+                each.standing.sample_cycles
+                for name, each in self._members.items()
+                if name != board and each.checked and each.standing.sample_cycles
+            ]
+            cycles = found.cycles
+            if cycles and others and not problem:
+                problem = self._compare(board, cycles / statistics.median(others) - 1)
+            if problem:
+                self._set_aside(board, member, problem)
+                return False
+            member.standing.sample_cycles = cycles
+            back = bool(member.times_aside) and not member.checked
+            member.checked, member.standing.aside = True, ""
+            self._keep()
+        if back:
+            self._say(f"board {board} is back")
+        return True
+
+    def measured(self, board: str, found: Measurement) -> None:
+        """The board has measured something: too often throttled or unsteady, it is set aside."""
+        with self._lock:
+            member = self._members.setdefault(board, _Member())
+            self._note(member, found)
+            throttled = bool(found.health.get("throttled"))
+            member.unfit = member.unfit + 1 if throttled or not found.steady else 0
+            if member.unfit >= MOST_UNFIT:
+                what = (
+                    "it is throttled: cool it, or give it a better power supply"
+                    if throttled
+                    else "its clock does not hold still"
+                )
+                self._set_aside(board, member, what)
+
+    def lost(self, board: str, why: str) -> None:
+        """The board was lost while it measured; too often, it is set aside."""
+        with self._lock:
+            member = self._members.setdefault(board, _Member())
+            member.standing.failure, member.standing.failed_at = printable(why, 300), time.time()
+            member.losses.append(self._now())
+            if len(member.losses) == MOST_LOSSES and self._now() - member.losses[0] < LOSS_SECONDS:
+                member.losses.clear()
+                self._set_aside(board, member, f"it was lost {MOST_LOSSES} times ({member.standing.failure})")
+            else:
+                # It may have come back as another, or without its fan.
+                member.checked = False
+                self._keep()
+
+    def _compare(self, board: str, difference: float) -> str:
+        """Report a board that differs from its like; gives what is wrong with one that differs too much."""
+        if abs(difference) > BEYOND:
+            return f"it takes {difference:+.0%} cycles for the common kernel, against the other boards"
+        if abs(difference) > REPORTED:
+            self._say(
+                f"warning: board {board} takes {difference:+.1%} cycles for the common kernel, against the other boards"
+            )
+        return ""
+
+    def _note(self, member: _Member, found: Measurement) -> None:
+        member.standing.clock_mhz, member.standing.health = found.clock_mhz, dict(found.health)
+
+    def _set_aside(self, board: str, member: _Member, reason: str) -> None:
+        seconds = min(ASIDE * 2**member.times_aside, LONGEST_ASIDE)
+        member.until = self._now() + seconds
+        member.times_aside += 1
+        member.checked, member.unfit = False, 0
+        member.standing.aside = printable(reason, 300)
+        self._say(f"warning: board {board} is set aside for {seconds:.0f} s: {member.standing.aside}")
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._file is None:
+            return
+        with suppress(OSError, Malformed):  # It is for people to look at; measuring goes on without.
+            known = {**read_standings(self._file), **{name: each.standing for name, each in self._members.items()}}
+            kept = dict(list(known.items())[-MOST_BOARDS:])
+            with atomic_write(self._file) as temporary:
+                temporary.write_text(json.dumps(msgspec.to_builtins(kept)), encoding="utf-8")
+
+
+def standings_file() -> Path | None:
+    """Where what was learned of boards is kept; None where this user has no home."""
+    try:
+        return state_directory() / "boards.json"
+    except SetupError:
+        return None
+
+
+def read_standings(path: Path | None) -> Mapping[str, Standing]:
+    """What was learned of boards, by address; nothing where there is no such file, or a damaged one."""
+    try:
+        return decode(path.read_bytes(), dict[Name, Standing], MOST_BYTES) if path else {}
+    except (OSError, Malformed):
+        return {}

@@ -1,0 +1,227 @@
+"""What happens on a whole arm64 Linux with systemd and sshd, when things go well and when they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bitkiln import targets
+from bitkiln.pipeline import api
+from bitkiln.pipeline.boards.access import Address
+from bitkiln.pipeline.boards.remote import SshBoard
+from bitkiln.pipeline.boards.ssh import Remote
+from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
+from bitkiln.pipeline.boards.tracker_server import TrackerProcess
+from bitkiln.pipeline.errors import BoardError
+from bitkiln.pipeline.profile import profile_bundle
+from bitkiln.pipeline.run.deploy import deploy
+from bitkiln.pipeline.tune.belief import compare_identity
+from tests.vm import system
+from tests.vm.system import Machine
+
+pytestmark = pytest.mark.vm
+BOARD = "pi@board"
+#: Seconds for what a loaded machine's emulated board does at last.
+PATIENCE = 300.0
+
+
+@pytest.fixture(scope="session")
+def bundle(scratch: Path) -> Path:
+    return api.compile("card-binary", scratch / "card").folder
+
+
+def eventually(what: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait until ``what`` gives something true; errors of boards and of ssh count as not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if what():
+                return
+        except (BoardError, subprocess.SubprocessError):
+            pass
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(2)
+
+
+def test_deploy_check_and_threads(board: Machine, bundle: Path) -> None:
+    made = deploy(bundle, f"{BOARD}:net")
+    assert any("as compiled" in line for line in made.checks)
+    times = [
+        json.loads(board.ssh(f"cd net && python3 runner.py --input golden_input.npy --json --threads {n}"))
+        for n in (1, 2, 4)
+    ]
+    assert [each["threads"] for each in times] == [1, 2, 4]
+    for n in (1, 4):
+        board.ssh(f"cd net && python3 runner.py --input golden_input.npy --output /tmp/{n}.npz --threads {n}")
+    board.ssh("cmp /tmp/1.npz /tmp/4.npz")
+
+
+def test_a_profile_over_ssh(board: Machine, bundle: Path) -> None:
+    found = profile_bundle(bundle, BOARD, threads=4)
+    assert found.ms > 0 and "Cortex-A53" in found.measured_by
+    assert board.ssh("ls -A").split() == [".bashrc", ".ssh"], "nothing is left there"
+
+
+def test_evidence_names_nobody(board: Machine, bundle: Path, tmp_path: Path) -> None:
+    from bitkiln.pipeline import evidence
+
+    wanted = evidence.Wanted([api.load("card-binary")], lambda *_: bundle / "model.so", ("memory", "probes"))
+    found = evidence.measure(BOARD, wanted, None, None, lambda text: None)
+    assert found.board.kind == "board" and found.board.cpu == "Cortex-A53" and found.timing in ("clock", "counter")
+    assert len(found.probes) > 15 and [each.threads for each in found.networks] == [1, 4]
+    evidence.file.write_evidence(tmp_path / "e.json", found)
+    assert not any(name in (tmp_path / "e.json").read_text() for name in ('"pi"', "10.0.2.15", "127.0.0.1"))
+
+
+def test_a_login_script_that_prints(board: Machine, bundle: Path) -> None:
+    board.ssh("echo 'echo welcome to the board; echo and beware >&2' > .bashrc")
+    deploy(bundle, f"{BOARD}:net")
+    assert board.ssh("ls net/model.so").endswith("net/model.so\n")
+
+
+def test_a_full_disk(board: Machine, bundle: Path) -> None:
+    board.ssh("fallocate -l $(($(df --output=avail -B1 / | tail -1) - 200000)) /root/full", "root")
+    try:
+        with pytest.raises(BoardError, match=r"No space left on device.*free some space"):
+            deploy(bundle, f"{BOARD}:net")
+    finally:
+        board.ssh("rm /root/full", "root")
+    assert board.ssh("ls -A | grep -c bitkiln-new || true").strip() == "0"
+
+
+def test_a_root_that_turned_read_only(board: Machine, bundle: Path) -> None:
+    board.ssh("sync; mount -o remount,ro /", "root")
+    try:
+        with pytest.raises(BoardError, match=r"Read-only file system.*remount"):
+            deploy(bundle, f"{BOARD}:net")
+    finally:
+        board.ssh("mount -o remount,rw /", "root")
+
+
+def test_a_tmp_that_runs_nothing(board: Machine, bundle: Path) -> None:
+    board.ssh("mount -t tmpfs -o noexec,mode=1777 tmpfs /tmp", "root")
+    try:
+        deploy(bundle, f"{BOARD}:net")
+        assert profile_bundle(bundle, BOARD).ms > 0
+    finally:
+        board.ssh("umount -l /tmp", "root")
+
+
+@pytest.mark.parametrize("trouble", ["unknown host", "no key"])
+def test_remedies_can_be_typed_as_they_stand(
+    board: Machine, bundle: Path, trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (board.folder / "ssh_config").read_text()
+    if trouble == "unknown host":
+        text = text.replace("StrictHostKeyChecking no", "StrictHostKeyChecking yes").replace(
+            "/known_hosts", "/new_hosts"
+        )
+    else:
+        text = "\n".join(line for line in text.splitlines() if "IdentityFile" not in line) + "\n"
+    config = tmp_path / "ssh_config"
+    config.write_text(text)
+    monkeypatch.setenv("BITKILN_SSH", f"ssh -F {config}")
+    with pytest.raises(BoardError) as caught:
+        deploy(bundle, f"{BOARD}:net")
+    remedy = str(caught.value).partition("try: ")[2]
+    if trouble == "unknown host":
+        subprocess.run(shlex.split(remedy), check=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        deploy(bundle, f"{BOARD}:net")
+    else:
+        assert remedy.startswith("ssh-copy-id ")
+
+
+# --- A board of a tracker, as an ordinary user's service -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tracker(secret: bytes) -> Iterator[TrackerProcess]:
+    process = TrackerProcess(secret=secret)
+    yield process
+    process.stop()
+
+
+@contextmanager
+def joined(tracker: Address) -> Iterator[TrackerClient]:
+    """The board under the key "vm", through a tunnel that is held meanwhile."""
+    argv = [
+        sys.executable,
+        "-m",
+        "bitkiln",
+        "boards",
+        "setup",
+        BOARD,
+        "--tunnel",
+        "--tracker",
+        str(tracker),
+        "--key",
+        "vm",
+    ]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    assert process.stdout
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("holding the tunnel"):
+                break
+        else:
+            pytest.fail("".join(lines))
+        assert any("systemd user service bitkiln-board" in line for line in lines), lines
+        yield TrackerClient(tracker)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_service_outlives_kills_lost_links_and_resets(board: Machine, tracker: TrackerProcess) -> None:
+    with joined(tracker.address) as client:
+        assert board.ssh("systemctl --user is-active bitkiln-board").strip() == "active"
+        former = board.ssh("systemctl --user show -p MainPID --value bitkiln-board").strip()
+        board.ssh(f"kill -9 {former}")
+        eventually(
+            lambda: board.ssh("systemctl --user show -p MainPID --value bitkiln-board").strip() not in (former, "0")
+        )
+        eventually(lambda: client.require("vm").free == 1)
+
+        board.monitor("set_link n off")
+        cut = time.monotonic()
+        eventually(lambda: _gone(client))
+        assert time.monotonic() - cut < 120, "a lost link is noticed"
+        board.monitor("set_link n on")
+        eventually(lambda: client.require("vm").count == 1)
+
+        board.monitor("system_reset")
+        time.sleep(10)
+        board.wait()
+        eventually(lambda: client.require("vm").free == 1)
+    argv = [sys.executable, "-m", "bitkiln", "boards", "setup", BOARD, "--remove"]
+    subprocess.run(argv, check=True, timeout=PATIENCE, capture_output=True)
+    assert board.ssh("ls .local/share 2> /dev/null; ls .config/systemd/user/*.service 2> /dev/null; true").strip() == ""
+
+
+def _gone(client: TrackerClient) -> bool:
+    try:
+        client.require("vm")
+    except NoBoard:
+        return True
+    return False
+
+
+def test_another_cpu_is_told_before_anything_is_measured(image: system.Image, tmp_path: Path, monkeypatch) -> None:
+    with system.running(image, tmp_path, "cortex-a72") as other:
+        monkeypatch.setenv("BITKILN_SSH", other.environment["BITKILN_SSH"])
+        with SshBoard(Remote(BOARD)) as reached:
+            identity = reached.identity()
+        assert identity["cpu"] == "Cortex-A72"
+        with pytest.raises(BoardError, match="Cortex-A72"):
+            compare_identity(identity, targets.load("rasp3b"))
