@@ -27,6 +27,7 @@ from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.files import ASIDE
 from bitkiln.pipeline.support.scratch import discard, scratch_beside
+from bitkiln.pipeline.support.text import printable
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -44,8 +45,11 @@ class Bundle:
 
     @property
     def target(self) -> targets.Target:
-        """The kind of board it was compiled for."""
-        return targets.load(self.manifest["target"])
+        """The kind of board it was compiled for. Raises BundleError for one that this bitkiln does not know."""
+        try:
+            return targets.load(self.manifest["target"])
+        except targets.UnknownTarget as error:
+            raise BundleError(f"{self.folder / MANIFEST}: {printable(str(error), 400)}") from None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -86,7 +90,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: damaged; compile or copy the bundle again") from None
     if manifest.get("format") != FORMAT_VERSION:
         raise BundleError(
-            f"{path}: format {manifest.get('format')}, this bitkiln knows {FORMAT_VERSION}; compile again"
+            f"{path}: format {printable(str(manifest.get('format')), 40)}, this bitkiln knows {FORMAT_VERSION}; compile again"
         )
     if missing:
         raise BundleError(f"{path}: damaged, it lacks {', '.join(sorted(missing))}; compile or copy the bundle again")

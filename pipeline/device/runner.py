@@ -873,7 +873,7 @@ class Bundle:
             raise RunnerError(f"{path}: damaged; copy the bundle again")
         if isinstance(manifest, dict) and manifest.get("format") != FORMAT_VERSION:
             raise RunnerError(
-                "{}: format {!r}, this runner knows {}".format(path, manifest.get("format"), FORMAT_VERSION)
+                "{}: format {:.40}, this runner knows {}".format(path, repr(manifest.get("format")), FORMAT_VERSION)
             )
         if not fits(manifest, MANIFEST) or not all(map(plain_name, manifest["files"])):
             raise RunnerError(f"{path}: damaged, it holds something else than expected; copy the bundle again")

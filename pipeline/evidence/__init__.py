@@ -29,6 +29,7 @@ from bitkiln.pipeline.evidence import file
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.checked import Malformed, convert
 from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.pipeline.support.text import printable
 from bitkiln.targets import Target
 from bitkiln.targets.sim import MODEL_VERSION
 from bitkiln.targets.sim import evidence as program
@@ -201,8 +202,10 @@ def read_part(part: str, text: str, board: str) -> tuple[str, float | None, list
         first, *rows = program.rows(text)
         parsed = _sequences(rows) if part == "facts" else [_row(row) for row in rows]
         return str(first["timing"]), _clock(first["mhz"]), parsed
-    except (ValueError, KeyError, TypeError, IndexError) as problem:
-        raise BoardError(f"{board}: our program gives no sensible answer for {part}: {problem}") from None
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as problem:
+        raise BoardError(
+            f"{board}: our program gives no sensible answer for {part}: {printable(str(problem), 200)}"
+        ) from None
 
 
 def _clock(mhz: float) -> float | None:

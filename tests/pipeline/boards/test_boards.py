@@ -174,8 +174,8 @@ def test_no_free_board_within_the_wait(farm):
     address, key = farm
     client = TrackerClient(address)
     with (
-        Session(client, key, 30, 30),
-        Session(client, key, 30, 30),
+        Session(client, key, 120, 120),
+        Session(client, key, 120, 120),
         pytest.raises(NoBoard, match="became free within 1 s"),
     ):
         client.request(key, wait=1)
