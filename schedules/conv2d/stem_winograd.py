@@ -5,12 +5,14 @@ a 4x4 convolution of an image of half the size and four times the channels. F(4x
 multiplications for each of these channels, where the direct sum has 147 to 192 for each output.
 
 A strip is a row of tiles. The seven rows of phases that it needs are laid out [row][column][phase][channel] in a buffer that
-stays in the caches; then come the steps of ``conv2d_winograd``. A 3x3 maximum of stride 2 follows strip by strip.
+stays in the caches; then come the steps of ``conv2d_winograd``. A 3x3 maximum of stride 2 follows strip by strip. Where tiles
+begin where its windows do, a tile adds what it knows to the maxima it takes part in: the strip's results, which four threads'
+share of the L2 cache would not hold, are never in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,9 +22,10 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops, pool2d
 from bitkiln.schedules.conv2d.geometry import split
 from bitkiln.schedules.conv2d.stem_image import ImageRows
-from bitkiln.schedules.conv2d.winograd import Winograd
+from bitkiln.schedules.conv2d.winograd import Winograd, four_from
 from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS
 from bitkiln.schedules.kernel import Kernel
+from bitkiln.schedules.steps import commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
 
 #: Outputs of a tile along an axis, and taps of a phase.
@@ -90,6 +93,10 @@ class _Phases(Winograd):
         self.data_shape, self.out_spec = workload.shapes[0][0], workload.shapes[-1]
         operands = len(workload.shapes) - 3 - workload.shift
         self.tables = [self.rows_in.shift_argument(2 + operands)] if workload.shift else []
+        pool, columns = self.overlapping, workload.conv_size[1]
+        #: Whether tiles add their results to the maxima that follow, each window of which begins with a tile or within one.
+        self.joining = pool is not None and columns % _OUTPUTS == 0 and not self.late
+        self.joining = self.joining and pool.padding[1] == 1 and workload.out_size[1] * 2 == columns
         #: Columns of the phases that a strip's tiles reach.
         self.columns = _OUTPUTS * self.tiles[1] + _TAPS - 1
 
@@ -104,6 +111,9 @@ class _Phases(Winograd):
 
     def _body(self) -> None:
         self.shift = self.table_buffers[0] if self.layer.shift else None
+        if self.joining:
+            self._joining_body()
+            return
         if self.overlapping:
             self._pooled_body()
             return
@@ -131,6 +141,60 @@ class _Phases(Winograd):
             loops.copy(self.seams, part * row, self.result, 0, row)
         for part in range(1, parts):
             self._join(seams, part - 1, part * strips // parts * (_OUTPUTS // _STRIDE))
+
+    def _joining_body(self) -> None:
+        """A part of the strips for each thread. A strip adds to two rows of maxima, and to the first one of the next strip."""
+        row = self.layer.out_size[1] * self.layer.out_channels
+        strips, least = self.tiles[0], float(np.finfo("float32").min)
+        parts = min(_PARTS, strips)
+        self.result = loops.flat(self.out, self.layer.out_size[0] * row)
+        seams = T.alloc_buffer((parts * row,), "float32")
+        with T.parallel(parts) as part:
+            self.next_row = T.alloc_buffer((row,), "float32")
+            begin, end = (bound * strips // parts for bound in (part, part + 1))
+            loops.fill(self.next_row, 0, row, least)
+            with T.serial(begin, end) as strip:
+                self.first_row = strip * 2
+                loops.copy(self.result, self.first_row * row, self.next_row, 0, row)
+                loops.fill(self.result, (self.first_row + 1) * row, row, least)
+                loops.fill(self.next_row, 0, row, least)
+                self._strip(strip)
+            loops.copy(seams, part * row, self.next_row, 0, row)
+        for part in range(1, parts):
+            first = part * strips // parts * (2 * row)
+
+            def join(i: Any, first: int = first, seam: int = (part - 1) * row) -> None:
+                T.buffer_store(self.result, tirx.max(self.result[first + i], seams[seam + i]), [first + i])
+
+            loops.sweep(row, join)
+
+    def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
+        """Four channels of a tile's results, or of the maxima over its rows and columns 0 and 1, 1 to 3, and 3."""
+        if not self.joining:
+            super()._store(outputs, pixel, channel)
+            return
+        steps, width = self.layer.epilogue, self.layer.out_size[1]
+        where = (pixel[0], pixel[1], four_from(channel))
+        after = all(map(commutes_with_maximum, steps))
+        if not after:
+            whole = range(_OUTPUTS)
+            outputs = [[T.bind(self._final(outputs, pixel, (dy, dx), channel)) for dx in whole] for dy in whole]
+        by_rows = _joined(outputs, lambda one, two: [T.bind(tirx.max(a, b)) for a, b in zip(one, two, strict=True)])
+        for place_y, rows in enumerate(by_rows):
+            for place_x, value in enumerate(_joined(rows, lambda one, two: T.bind(tirx.max(one, two)))):
+                x = pixel[1] // _STRIDE + place_x
+                maxima, y = (self.result, self.first_row + place_y) if place_y < 2 else (self.next_row, 0)
+                at = four_from((y * width + x) * self.layer.out_channels + channel)
+
+                def join(maxima: Any = maxima, value: Any = value, at: Any = at) -> None:
+                    final = expression(steps, value, self.operands, where) if after else value
+                    T.buffer_store(maxima, tirx.max(maxima[at], final), [at])
+
+                if place_x < 2:
+                    join()
+                else:
+                    with T.If(x < width), T.Then():
+                        join()
 
     def _strip(self, strip: Any) -> None:
         """The convolution's rows of a strip."""
@@ -190,3 +254,9 @@ class _Phases(Winograd):
             T.buffer_store(self.out, tirx.max(self.out[0, y, x, channel], value), [0, y, x, channel])
 
         pool2d.pool_row(seams, self._window(1, 1), part, store)
+
+
+def _joined(values: Sequence[Any], largest: Callable[[Any, Any], Any]) -> list[Any]:
+    """Of four in a row the larger of 0 and 1, the largest of 1 to 3, and 3: their parts of three windows of three, two apart."""
+    zero, one, two, three = values
+    return [largest(zero, one), largest(largest(one, two), three), three]

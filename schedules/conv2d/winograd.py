@@ -333,7 +333,7 @@ class Winograd:
                 _through(
                     self.along[1].data,
                     [
-                        T.bind(source[_vector(start + dy * pitch + dx * channels + vector * _LANES)])
+                        T.bind(source[four_from(start + dy * pitch + dx * channels + vector * _LANES)])
                         for dx in range(points_x)
                     ],
                 )
@@ -343,7 +343,7 @@ class Winograd:
                 column = _through(self.along[0].data, [row[px] for row in rows])
                 for py, value in enumerate(column):
                     at = to + (py * points_x + px) * channels + vector * _LANES
-                    T.buffer_store(data, value, [_vector(at)])
+                    T.buffer_store(data, value, [four_from(at)])
 
     def _call(
         self,
@@ -395,7 +395,7 @@ class Winograd:
         columns = [
             _through(
                 self.along[0].result,
-                [T.bind(products[_vector(at + (py * points_x + px) * pitch)]) for py in range(points_y)],
+                [T.bind(products[four_from(at + (py * points_x + px) * pitch)]) for py in range(points_y)],
             )
             for px in range(points_x)
         ]
@@ -410,7 +410,7 @@ class Winograd:
         largest = None
         for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
             for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
-                where = (pixel[0] + dy, pixel[1] + dx, _vector(channel))
+                where = (pixel[0] + dy, pixel[1] + dx, four_from(channel))
                 value = outputs[dy][dx]
                 if not after:
                     value = T.bind(expression(self.early, value, self.operands, where))
@@ -423,7 +423,7 @@ class Winograd:
 
             def store(within: tuple[int, int] = within, y: Any = y, x: Any = x) -> None:
                 value = self._final(outputs, pixel, within, channel)
-                T.buffer_store(self.result, value, [_vector(self._place(y, x) + channel)])
+                T.buffer_store(self.result, value, [four_from(self._place(y, x) + channel)])
 
             self._guarded(store, (y, x), within)
 
@@ -452,7 +452,7 @@ class Winograd:
             store()
 
 
-def _vector(first: Any) -> Any:
+def four_from(first: Any) -> Any:
     """Indices of ``_LANES`` elements."""
     return T.ramp(first, 1, _LANES)
 
