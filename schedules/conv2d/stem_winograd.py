@@ -257,6 +257,6 @@ class _Phases(Winograd):
 
 
 def _joined(values: Sequence[Any], largest: Callable[[Any, Any], Any]) -> list[Any]:
-    """Of four in a row the larger of 0 and 1, the largest of 1 to 3, and 3: their parts of three windows of three, two apart."""
+    """Of four in a row the larger of 0 and 1, the largest of 1 to 3, and 3: parts of three windows, two apart."""
     zero, one, two, three = values
     return [largest(zero, one), largest(largest(one, two), three), three]
