@@ -107,7 +107,7 @@ class Assembly:
 
 
 @dataclass(frozen=True)
-class Row:
+class StepRule:
     """What there is to know of a kind of step.
 
     ``tir`` and ``numpy`` compute it from x, the operand (None without one) and ``Step.values``; ``tir`` may mention x several
@@ -235,8 +235,8 @@ def before_exponentials(steps: Sequence[Step]) -> int:
 
 
 #: The steps by their names.
-STEPS: dict[str, Row] = {
-    "mul": Row(
+STEPS: dict[str, StepRule] = {
+    "mul": StepRule(
         tir=lambda x, v, values: x * v,
         numpy=lambda x, v, values: x * v,
         # Of finite numbers: zero makes them all equal.
@@ -244,20 +244,20 @@ STEPS: dict[str, Row] = {
         operand=True,
         assembly={"a53": Assembly((Instruction("fmul", "x", ("x", "v0")),))},
     ),
-    "div": Row(
+    "div": StepRule(
         tir=lambda x, v, values: x / v,
         numpy=lambda x, v, values: x / v,
         order=lambda v, values: _by_sign(v, Order.BENDS, Order.RISES, Order.FALLS, Order.BENDS),
         operand=True,
     ),
-    "add": Row(
+    "add": StepRule(
         tir=lambda x, v, values: x + v,
         numpy=lambda x, v, values: x + v,
         order=lambda v, values: Order.RISES,
         operand=True,
         assembly={"a53": Assembly((Instruction("fadd", "x", ("x", "v0")),))},
     ),
-    "prelu": Row(
+    "prelu": StepRule(
         tir=lambda x, v, values: tirx.Select(x > 0.0, x, x * v),
         numpy=lambda x, v, values: np.where(x > 0, x, x * v),
         order=lambda v, values: _by_sign(v, Order.BENDS, Order.RISES, Order.BENDS, Order.RISES),
@@ -272,7 +272,7 @@ STEPS: dict[str, Row] = {
             )
         },
     ),
-    "round": Row(
+    "round": StepRule(
         # Halves to even.
         tir=lambda x, v, values: tirx.nearbyint(x),
         numpy=lambda x, v, values: np.round(x),
@@ -280,13 +280,13 @@ STEPS: dict[str, Row] = {
         relax="round",
         assembly={"a53": Assembly((Instruction("frintn", "x", ("x",)),))},
     ),
-    "relu": Row(
+    "relu": StepRule(
         tir=lambda x, v, values: tirx.max(x, _const(0)),
         numpy=lambda x, v, values: np.maximum(x, np.float32(0)),
         order=lambda v, values: Order.RISES,
         assembly={"a53": Assembly((Instruction("fmax", "x", ("x", "k0")),), immediates=(0.0,))},
     ),
-    "clip": Row(
+    "clip": StepRule(
         tir=lambda x, v, values: tirx.min(tirx.max(x, _const(values[0])), _const(values[1])),
         numpy=lambda x, v, values: np.minimum(np.maximum(x, values[0]), values[1]),
         order=lambda v, values: Order.RISES,
@@ -294,7 +294,7 @@ STEPS: dict[str, Row] = {
             "a53": Assembly((Instruction("fmax", "x", ("x", "v0")), Instruction("fmin", "x", ("x", "v1")))),
         },
     ),
-    "leaky": Row(
+    "leaky": StepRule(
         tir=_leaky,
         numpy=lambda x, v, values: np.where(x > 0, x, x * values[0]),
         order=lambda v, values: Order.RISES if values[0] >= 0 else Order.BENDS,
@@ -303,38 +303,38 @@ STEPS: dict[str, Row] = {
         },
     ),
     # Rising functions, but nothing promises that what computes them rounds neighbours in order.
-    "sigmoid": Row(
+    "sigmoid": StepRule(
         tir=lambda x, v, values: tirx.sigmoid(x),
         numpy=lambda x, v, values: sigmoid(x),
         relax="sigmoid",
     ),
-    "tanh": Row(
+    "tanh": StepRule(
         tir=lambda x, v, values: tirx.tanh(x),
         numpy=lambda x, v, values: np.tanh(x),
         relax="tanh",
     ),
-    "silu": Row(
+    "silu": StepRule(
         tir=lambda x, v, values: x * tirx.sigmoid(x),
         numpy=lambda x, v, values: x * sigmoid(x),
         relax="nn.silu",
     ),
-    "erf": Row(
+    "erf": StepRule(
         tir=lambda x, v, values: tirx.erf(x),
         numpy=lambda x, v, values: erf(x),
         relax="erf",
     ),
-    "gelu": Row(
+    "gelu": StepRule(
         tir=lambda x, v, values: gelu(x),
         numpy=lambda x, v, values: x * np.float32(0.5) * (1 + erf(x / np.float32(np.sqrt(2)))),
         relax="nn.gelu",
     ),
     # x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), as a logistic function.
-    "gelu_tanh": Row(
+    "gelu_tanh": StepRule(
         tir=lambda x, v, values: x * tirx.sigmoid(x * (x * x * _const(0.07135481282) + _const(1.5957691216))),
         numpy=lambda x, v, values: x * sigmoid(np.float32(np.sqrt(8 / np.pi)) * (x + np.float32(0.044715) * x * x * x)),
         relax="nn.gelu_tanh",
     ),
-    "hardswish": Row(
+    "hardswish": StepRule(
         tir=_hardswish,
         numpy=lambda x, v, values: x * np.clip(x * np.float32(1 / 6) + np.float32(0.5), np.float32(0), np.float32(1)),
         relax="bitkiln.hardswish",

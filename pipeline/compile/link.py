@@ -14,7 +14,7 @@ from bitkiln.pipeline.compile.errata import erratum_843419
 from bitkiln.pipeline.compile.instructions import check_instructions
 from bitkiln.pipeline.compile.launches import launches
 from bitkiln.pipeline.compile.library import LibraryFacts, code_of, library_facts
-from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan, Step
+from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan, PlacedStep
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
@@ -137,7 +137,7 @@ def _tensor_rows(plan: ExecutionPlan) -> list[str]:
     return rows
 
 
-def _step_rows(steps: Sequence[Step], extents: Mapping[str, Sequence[int]]) -> list[str]:
+def _step_rows(steps: Sequence[PlacedStep], extents: Mapping[str, Sequence[int]]) -> list[str]:
     rows, at = [], 0
     for step in steps:
         launched = len(extents.get(step.kernel, ()))

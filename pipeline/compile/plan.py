@@ -30,7 +30,7 @@ Place = Literal["arena", "boundary", "constant"]
 
 
 @dataclass(frozen=True)
-class Tensor:
+class PlacedTensor:
     """A tensor of the plan; ``offset`` counts in bytes from the start of its ``place``."""
 
     name: str
@@ -46,7 +46,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class PlacedStep:
     """One kernel call. ``arguments`` are positions in the plan's tensors, the last ``outputs`` of them written.
 
     ``name`` is the variable that holds the result in the lowered network, ``kind`` what the kernel computes.
@@ -68,8 +68,8 @@ class ExecutionPlan:
     where it is an image.
     """
 
-    tensors: tuple[Tensor, ...]
-    steps: tuple[Step, ...]
+    tensors: tuple[PlacedTensor, ...]
+    steps: tuple[PlacedStep, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     arena_bytes: int
@@ -78,7 +78,7 @@ class ExecutionPlan:
     preprocessing: Preprocessing | None = None
     head: Head | None = None
     image: tuple[int, int] | None = None
-    several: tuple[Step, ...] = ()
+    several: tuple[PlacedStep, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,18 +161,18 @@ def make_plan(
     boundary, boundary_bytes = _place_in_row(outside)
     constant_offsets, constants = _gather_constants(view.storage for view in views if view.storage.constant is not None)
 
-    def placed(view: View) -> Tensor:
+    def placed(view: View) -> PlacedTensor:
         if id(view.storage) in boundary:
-            return Tensor(view.name, view.shape, view.dtype, "boundary", boundary[id(view.storage)])
+            return PlacedTensor(view.name, view.shape, view.dtype, "boundary", boundary[id(view.storage)])
         if view.storage.constant is not None:
-            return Tensor(view.name, view.shape, view.dtype, "constant", constant_offsets[id(view.storage)])
-        return Tensor(view.name, view.shape, view.dtype, "arena", arena[id(view.storage)])
+            return PlacedTensor(view.name, view.shape, view.dtype, "constant", constant_offsets[id(view.storage)])
+        return PlacedTensor(view.name, view.shape, view.dtype, "arena", arena[id(view.storage)])
 
     position = {id(view): index for index, view in enumerate(views)}
 
-    def step(call: PlannedCall) -> Step:
+    def step(call: PlannedCall) -> PlacedStep:
         arguments = tuple(position[id(view)] for view in (*call.inputs, *call.outputs))
-        return Step(call.name, call.kind, call.kernel, arguments, len(call.outputs))
+        return PlacedStep(call.name, call.kind, call.kernel, arguments, len(call.outputs))
 
     return ExecutionPlan(
         tensors=tuple(map(placed, views)),

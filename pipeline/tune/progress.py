@@ -16,7 +16,7 @@ from bitkiln.pipeline.records import Record, on_cores
 from bitkiln.schedules.workload import Workload
 
 
-class Row(Protocol):
+class TaskRow(Protocol):
     """A task's state, as far as it is shown."""
 
     default: Record | None
@@ -50,7 +50,7 @@ def speed(record: Record, workload: Workload) -> str:
     return f"{text}, {workload.macs / cycles:.1f} MAC/cycle" if cycles and workload.macs else text
 
 
-def total_seconds(rows: Sequence[Row], tuned: bool) -> float:
+def total_seconds(rows: Sequence[TaskRow], tuned: bool) -> float:
     """Time of all layers, by the best record or by the default; tasks not measured yet count nothing."""
     records = [(row, row.best if tuned else row.default) for row in rows]
     return sum(row.occurrences * record.seconds for row, record in records if record)
@@ -61,7 +61,7 @@ class Display:
     """Shows ``rows``, the tasks; ``budget`` is the number of trials this run may make."""
 
     console: Console
-    rows: Sequence[Row]
+    rows: Sequence[TaskRow]
     budget: int
     measured_by: str
     boards: int
@@ -94,7 +94,7 @@ class Display:
         """Whether the time is up."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def trial(self, row: Row, record: Record, improved: bool) -> None:
+    def trial(self, row: TaskRow, record: Record, improved: bool) -> None:
         """A trial has ended."""
         self.done += 1
         position = list(self.rows).index(row) + 1
@@ -143,7 +143,7 @@ class Display:
             left = min(left, self.deadline - time.monotonic())
         return f"{max(0, int(left)) // 60}:{max(0, int(left)) % 60:02d} left"
 
-    def _share(self, row: Row) -> float:
+    def _share(self, row: TaskRow) -> float:
         """Its part of the network's time; 0 until all of that is known."""
         alike = [other for other in self.rows if other.threads == row.threads]
         if any(other.best is None for other in alike):
@@ -159,7 +159,7 @@ class Display:
         self.console.print(text, highlight=False, markup=False)
 
 
-def summary_table(rows: Sequence[Row]) -> Table:
+def summary_table(rows: Sequence[TaskRow]) -> Table:
     """Default against best, task by task, the costliest first."""
     table = Table(box=None, pad_edge=False)
     for name in ("layers", "default ms", "best ms", "gain", "MAC/cycle", "share", "trials"):
@@ -182,7 +182,7 @@ def summary_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def print_summary(rows: Sequence[Row], console: Console, measured_by: str) -> None:
+def print_summary(rows: Sequence[TaskRow], console: Console, measured_by: str) -> None:
     """The final table, which a terminal shows already, and its last line."""
     if not console.is_terminal:
         console.print(summary_table(rows))

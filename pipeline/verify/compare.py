@@ -18,7 +18,7 @@ from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.ir.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.pipeline import Lowered
-from bitkiln.pipeline.verify.steps import Step
+from bitkiln.pipeline.verify.steps import BundleStep
 from bitkiln.schedules.workload import Conv2d
 
 #: How much a float may differ, relative to the largest magnitude of its tensor.
@@ -43,7 +43,7 @@ class Comparison:
     ``error`` is the largest difference of floats relative to their largest magnitude.
     """
 
-    step: Step
+    step: BundleStep
     actual: np.ndarray
     expected: np.ndarray
     wrong: np.ndarray
@@ -69,7 +69,7 @@ class Comparison:
         return int(self.signed.size if self.signed is not None else self.actual.size)
 
 
-def compare_step(lowered: Lowered, step: Step, known: Tensors) -> Comparison:
+def compare_step(lowered: Lowered, step: BundleStep, known: Tensors) -> Comparison:
     """Compare the result of ``step`` with the reference; ``known`` holds it and all that was computed before it."""
     actual = known[step.name]
     others = {name: values for name, values in known.items() if name != step.name}
@@ -94,7 +94,7 @@ def _holds_bits(graph: tvm.IRModule, name: str) -> bool:
     return value is not None
 
 
-def compare_floats(step: Step, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:
+def compare_floats(step: BundleStep, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> Comparison:
     """Floats (or integers) of one shape; ``tolerance`` is relative to the largest magnitude."""
     difference = distance(actual, expected)
     size = magnitude(expected)
@@ -139,7 +139,7 @@ def signed_by(graph: tvm.IRModule, name: str) -> str | None:
     return call.args[0].name if isinstance(call, Call) and isinstance(call.args[0], relax.Var) else None
 
 
-def _compare_bits(graph: tvm.IRModule, step: Step, known: Tensors, actual: np.ndarray) -> Comparison:
+def _compare_bits(graph: tvm.IRModule, step: BundleStep, known: Tensors, actual: np.ndarray) -> Comparison:
     source = signed_by(graph, step.name)
     values = reference.evaluate(graph, known, [step.name, source] if source else [step.name])
     expected = values[step.name]
@@ -155,7 +155,7 @@ def _compare_bits(graph: tvm.IRModule, step: Step, known: Tensors, actual: np.nd
     return Comparison(step, *bits, wrong, undecided, signed=signed, rounding=limit)
 
 
-def _whole_numbers(step: Step) -> bool:
+def _whole_numbers(step: BundleStep) -> bool:
     """Are the bits those of sums of bits, where rounding plays no part?"""
     return isinstance(step.workload, Conv2d) and step.workload.binary
 

@@ -15,7 +15,7 @@ import numpy as np
 from bitkiln.pipeline.bundle import Bundle
 from bitkiln.pipeline.compile.arguments import plan_network
 from bitkiln.pipeline.compile.kernels import choose_kernels, where_they_differ
-from bitkiln.pipeline.compile.plan import ExecutionPlan, Tensor, read_network
+from bitkiln.pipeline.compile.plan import ExecutionPlan, PlacedTensor, read_network
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.pipeline import Lowered
@@ -85,7 +85,7 @@ def find_damage(bundle: Bundle, model: Model, lowered: Lowered) -> list[Damage]:
     return list(_damaged(plan, data[start : start + len(plan.constants)])) if start is not None else []
 
 
-def _constants(plan: ExecutionPlan) -> list[Tensor]:
+def _constants(plan: ExecutionPlan) -> list[PlacedTensor]:
     return [tensor for tensor in plan.tensors if tensor.place == "constant"]
 
 
@@ -109,7 +109,7 @@ def _damaged(plan: ExecutionPlan, block: bytes) -> Iterator[Damage]:
             yield Damage(step.name, bits, sum(tensor.nbytes for tensor in tensors))
 
 
-def _differing(tensor: Tensor, wanted: bytes, block: bytes) -> int | None:
+def _differing(tensor: PlacedTensor, wanted: bytes, block: bytes) -> int | None:
     """How many bits of the tensor differ; None where so much does that it was packed otherwise."""
     ours, theirs = (
         np.frombuffer(source, tensor.dtype, count=int(np.prod(tensor.shape)), offset=tensor.offset)

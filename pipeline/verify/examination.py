@@ -20,7 +20,7 @@ from bitkiln.pipeline.passes.pipeline import Lowered
 from bitkiln.pipeline.verify.compare import Tensors, compare_step, relative_error, unpack
 from bitkiln.pipeline.verify.explain import explain, worst
 from bitkiln.pipeline.verify.outputs import Decision, Judge, Output
-from bitkiln.pipeline.verify.report import Row
+from bitkiln.pipeline.verify.report import StepReport
 from bitkiln.pipeline.verify.rivals import (
     EXPECTED,
     IMPORTED,
@@ -32,7 +32,7 @@ from bitkiln.pipeline.verify.rivals import (
     by_onnxruntime,
 )
 from bitkiln.pipeline.verify.samples import Sample
-from bitkiln.pipeline.verify.steps import Step, output_steps
+from bitkiln.pipeline.verify.steps import BundleStep, output_steps
 from bitkiln.pipeline.verify.zeros import ZeroSigns
 
 #: Runs a bundle on inputs: its outputs, and what every step gave, by the step's name.
@@ -47,7 +47,7 @@ class Examination:
         bundle: Bundle,
         model: Model,
         lowered: Lowered,
-        steps: Sequence[Step],
+        steps: Sequence[BundleStep],
         sample: Sample,
         tracer: Tracer,
     ) -> None:
@@ -90,7 +90,9 @@ class Examination:
         return [decision for rival in rivals for decision in judge.decide(self.outputs, rival)]
 
 
-def compare_steps(lowered: Lowered, steps: Sequence[Step], trace: Tensors, ends: Tensors | None = None) -> list[Row]:
+def compare_steps(
+    lowered: Lowered, steps: Sequence[BundleStep], trace: Tensors, ends: Tensors | None = None
+) -> list[StepReport]:
     """One row for each step; ``trace`` holds the network's inputs and what the bundle's steps gave.
 
     ``ends`` is what the reference gives for the steps from the network's inputs.
@@ -101,12 +103,12 @@ def compare_steps(lowered: Lowered, steps: Sequence[Step], trace: Tensors, ends:
     return [_row(lowered, step, known, (ends or {}).get(step.name)) for step in steps]
 
 
-def _row(lowered: Lowered, step: Step, known: Tensors, end: np.ndarray | None) -> Row:
+def _row(lowered: Lowered, step: BundleStep, known: Tensors, end: np.ndarray | None) -> StepReport:
     if step.name not in known:
         raise VerifyError(f"the board gave no result of step {step.name}; compile the bundle again")
     compared = compare_step(lowered, step, known)
     found = explain(lowered, compared, known)
-    return Row(
+    return StepReport(
         name=step.name,
         kind=step.kind,
         layers=step.layers,

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bitkiln.pipeline.verify.compare import TOLERANCE
 from bitkiln.pipeline.verify.outputs import Decision
-from bitkiln.pipeline.verify.report import Report, Row, called, layer_names
+from bitkiln.pipeline.verify.report import Report, StepReport, called, layer_names
 from bitkiln.pipeline.verify.rivals import REFERENCE
 
 
@@ -99,7 +99,7 @@ def _class(index: int, labels: Sequence[str]) -> str:
     return f"{index} ({label})" if label and str(index) not in label else label or str(index)
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[StepReport]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("step", "kind", "layers", "difference", "from the start", ""):
         table.add_column(column)

@@ -26,7 +26,7 @@ def called(against: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class StepReport:
     """One step on the inputs it had. ``layers`` of the model's file went into it.
 
     ``differing`` of its ``elements`` (bits, or floats) differ, floats by more than the tolerance; ``undecided`` of them are
@@ -82,7 +82,7 @@ class Report:
     """
 
     model: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[StepReport, ...] = ()
     decisions: tuple[Decision, ...] = ()
     zeros: tuple[ExactZeros, ...] = ()
     inputs: str = ""
@@ -96,7 +96,7 @@ class Report:
     advice: str = ""
 
     @property
-    def wrong(self) -> tuple[Row, ...]:
+    def wrong(self) -> tuple[StepReport, ...]:
         """The steps that do not compute what the model says, whatever came before them."""
         return tuple(row for row in self.rows if not row.passed)
 
@@ -186,7 +186,7 @@ class Report:
         }
 
 
-def _first_wrong(row: Row) -> list[str]:
+def _first_wrong(row: StepReport) -> list[str]:
     lines = [f"{row.name} ({row.kind}) is made of {layer_names(row.layers)}"] if row.layers else []
     if row.compiled_as:
         lines.append(f"it was compiled as {row.compiled_as!r}, the model asks for {row.model_asks!r}")
@@ -194,7 +194,7 @@ def _first_wrong(row: Row) -> list[str]:
     return [text for text in lines if text]
 
 
-def _others_wrong(rows: Sequence[Row], wrong: Sequence[Row]) -> list[str]:
+def _others_wrong(rows: Sequence[StepReport], wrong: Sequence[StepReport]) -> list[str]:
     lines = []
     if len(wrong) > 1:
         names = ", ".join(row.name for row in wrong[1 : 1 + NAMED])

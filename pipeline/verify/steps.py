@@ -18,7 +18,7 @@ from bitkiln.schedules.workload import Workload, from_json
 
 
 @dataclass(frozen=True)
-class Step:
+class BundleStep:
     """A step whose result is a tensor of the network before fusion, named ``name`` there.
 
     ``kind`` lists what ran to get there, the step's own kind last. ``layers`` are names of the imported network.
@@ -37,12 +37,12 @@ def listed_steps(bundle: Bundle) -> list[tuple[str, str]]:
     return [(row["name"], row["kind"]) for row in bundle.manifest["steps"] if row["kind"] != "copy"]
 
 
-def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bundle | None = None) -> list[Step]:
+def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bundle | None = None) -> list[BundleStep]:
     """The steps to compare. Those between, like the bits before a bitwise pooling, are part of the next that is."""
     graph = dict(bindings(lowered.graph["main"]))
     workloads, layers = workloads_of(lowered), Origins(lowered)
     keys = {row["name"]: row.get("workload", "") for row in bundle.manifest["steps"]} if bundle else {}
-    steps: list[Step] = []
+    steps: list[BundleStep] = []
     kinds: list[str] = []
     known = [param.name for param in lowered.graph["main"].params]
     for name, kind in listed:
@@ -51,7 +51,7 @@ def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bun
             continue
         workload, key = workloads.get(name), keys.get(name, "")
         other = key if workload is not None and key and key != workload.key() else ""
-        steps.append(Step(name, " + ".join(kinds), layers.named(layers.between(known, name)), workload, other))
+        steps.append(BundleStep(name, " + ".join(kinds), layers.named(layers.between(known, name)), workload, other))
         known.append(name)
         kinds = []
     return steps

@@ -23,7 +23,7 @@ from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import digest
 from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
-from bitkiln.pipeline.importers.ell.archive import Graph, Node, read_graph, shape_of, shown
+from bitkiln.pipeline.importers.ell.archive import EllGraph, Node, read_graph, shape_of, shown
 from bitkiln.pipeline.importers.ell.layers import Layer, Tensor, constant, import_layer
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
@@ -80,7 +80,7 @@ def load(path: Path, options: ImportOptions) -> Model:
     )
 
 
-def _module(graph: Graph, options: ImportOptions) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
+def _module(graph: EllGraph, options: ImportOptions) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     builder = relax.BlockBuilder()
     data = relax.Var("input", relax.TensorType((1, *graph.input_shape), "float32"))
     values = {graph.input_id: Tensor(data, graph.input_shape)}

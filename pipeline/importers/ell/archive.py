@@ -2,7 +2,7 @@
 
 Generation A (2017) and B (early 2018) keep a whole chain of layers in one ``NeuralNetworkPredictorNode``; from April 2018
 (C) each layer is a node of its own, beside nodes that reorder, add or splice tensors. ``read_graph`` turns all three into
-the same ``Graph``; the layers of a predictor become nodes chained one behind the other.
+the same ``EllGraph``; the layers of a predictor become nodes chained one behind the other.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Graph:
+class EllGraph:
     """A network: ``input_id`` and the active size (rows, columns, channels) of its input, its nodes, its output ids."""
 
     path: Path
@@ -76,7 +76,7 @@ class Graph:
     output_ids: tuple[str, ...]
 
 
-def read_graph(path: Path) -> Graph:
+def read_graph(path: Path) -> EllGraph:
     """Read ``path`` (.ell or .ell.zip); ModelError says what is wrong with it, UnsupportedLayer names a foreign node."""
     tables = _node_tables(path, _parse(path))
     _check_types(path, tables)
@@ -107,7 +107,9 @@ def read_graph(path: Path) -> Graph:
     if len(inputs) != 1:
         raise ModelError(f"{path}: has {len(inputs)} input nodes; networks with one input are supported")
     input_id, shape = inputs[0]
-    return Graph(path, input_id, _predictor_shape(path, tables) or shape, tuple(nodes), _outputs(path, outputs, nodes))
+    return EllGraph(
+        path, input_id, _predictor_shape(path, tables) or shape, tuple(nodes), _outputs(path, outputs, nodes)
+    )
 
 
 def _parse(path: Path) -> Any:

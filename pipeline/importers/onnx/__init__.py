@@ -37,7 +37,7 @@ from bitkiln.pipeline.importers.common.preprocessing import plain_image
 from bitkiln.pipeline.importers.common.ranges import preset
 from bitkiln.pipeline.importers.onnx.convert import convert
 from bitkiln.pipeline.importers.onnx.functions import inline
-from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, Graph, clean, node_label
+from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, OnnxGraph, clean, node_label
 from bitkiln.pipeline.importers.onnx.masks import join_masks
 from bitkiln.pipeline.importers.onnx.quantizers import expand
 from bitkiln.pipeline.importers.onnx.widening import widen
@@ -158,7 +158,7 @@ def _opset(path: Path, proto: onnx.ModelProto) -> int:
     return versions[0]
 
 
-def _graph(path: Path, proto: onnx.ModelProto, opset: int) -> Graph:
+def _graph(path: Path, proto: onnx.ModelProto, opset: int) -> OnnxGraph:
     """The graph with its constants as arrays, all of them finite."""
     constants = {}
     for tensor in proto.graph.initializer:
@@ -173,7 +173,7 @@ def _graph(path: Path, proto: onnx.ModelProto, opset: int) -> Graph:
             consumers.setdefault(name, set()).add(node.op_type)
     for name, array in constants.items():
         _check_finite(path, name, array, consumers.get(name, set()))
-    return Graph(
+    return OnnxGraph(
         path,
         opset,
         _sorted(path, proto.graph, constants),
@@ -344,7 +344,7 @@ def _layout(shape: tuple[int, ...]) -> str:
 
 
 def _preprocessing(
-    proto: onnx.ModelProto, graph: Graph, spec: TensorSpec
+    proto: onnx.ModelProto, graph: OnnxGraph, spec: TensorSpec
 ) -> tuple[Preprocessing | None, dict[str, str]]:
     """For images: what the file's image metadata or its first quantiser say, else plain pixels; and what says so."""
     image = plain_image(spec)
@@ -367,7 +367,7 @@ def _preprocessing(
     return image, origins
 
 
-def _quantized_range(graph: Graph, name: str) -> tuple[str, str] | None:
+def _quantized_range(graph: OnnxGraph, name: str) -> tuple[str, str] | None:
     """The preset that fits what the quantiser of the input can hold, and what to call it."""
     node = next((node for node in graph.nodes if node.op_type == "QuantizeLinear" and node.input[0] == name), None)
     names = node.input[1:] if node is not None else []

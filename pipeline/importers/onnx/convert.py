@@ -21,7 +21,7 @@ from bitkiln.pipeline.importers.common.limits import check_result
 from bitkiln.pipeline.importers.onnx.attributes import ENTRIES, problems
 from bitkiln.pipeline.importers.onnx.expansion import definition, written_out
 from bitkiln.pipeline.importers.onnx.fold import Folder
-from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
+from bitkiln.pipeline.importers.onnx.graph import OnnxGraph, node_label
 from bitkiln.pipeline.importers.onnx.layers import CONVERTERS
 from bitkiln.pipeline.importers.onnx.names import names_in_file
 from bitkiln.pipeline.importers.onnx.operands import Operands, Tensors, Whole, static_shape
@@ -30,7 +30,7 @@ from bitkiln.pipeline.model import TensorSpec
 from bitkiln.pipeline.support.tvm_messages import reason_of
 
 
-def convert(graph: Graph, inputs: Sequence[TensorSpec]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
+def convert(graph: OnnxGraph, inputs: Sequence[TensorSpec]) -> tuple[tvm.IRModule, tuple[TensorSpec, ...]]:
     """The graph as a module with one function ``main`` of ``inputs``, and the specs of its outputs."""
     tensors = Tensors(graph)
     folder = Folder(str(graph.path), graph.constants.values())

@@ -33,7 +33,7 @@ ASSIGNMENT = "bitkiln.Assignment"
 
 
 @dataclass
-class Graph:
+class OnnxGraph:
     """A model's graph: nodes in execution order, constants by name, and the tensor behind each output's name.
 
     ``clean`` changes it in place.
@@ -58,7 +58,7 @@ class Graph:
         self.outputs = {output: final(name) for output, name in self.outputs.items()}
 
 
-def clean(graph: Graph) -> Graph:
+def clean(graph: OnnxGraph) -> OnnxGraph:
     """Refuse foreign operators and remove what a compiled network does not need."""
     for node in graph.nodes:
         _check_domain(graph, node)
@@ -75,7 +75,7 @@ def node_label(node: onnx.NodeProto) -> str:
     return f"node {node.name or '/'.join(node.output)!r} ({kind})"
 
 
-def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:
+def _check_domain(graph: OnnxGraph, node: onnx.NodeProto) -> None:
     """Quantisers have been written out by now."""
     if node.domain in DEFAULT_DOMAINS or (node.op_type == MULTI_THRESHOLD and node.domain in QUANTIZER_DOMAINS):
         return
@@ -89,7 +89,7 @@ def _check_domain(graph: Graph, node: onnx.NodeProto) -> None:
     )
 
 
-def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
+def _check_operands(graph: OnnxGraph, node: onnx.NodeProto) -> None:
     """As many operands and results as ONNX gives the operator; converters take it for granted."""
     if node.domain == CONTRIB_DOMAIN:
         return
@@ -112,7 +112,7 @@ def _check_operands(graph: Graph, node: onnx.NodeProto) -> None:
             raise ModelError(f"{graph.path}: {node_label(node)}: lacks operand {index}, which its operator needs")
 
 
-def _check_training(graph: Graph, node: onnx.NodeProto) -> None:
+def _check_training(graph: OnnxGraph, node: onnx.NodeProto) -> None:
     """Refuse Dropout and BatchNormalization of training: they drop at random, and take statistics of their input."""
     training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] != ""
     if training and node.input[2] in graph.constants:
@@ -127,7 +127,7 @@ def _check_training(graph: Graph, node: onnx.NodeProto) -> None:
         )
 
 
-def skip_identities(graph: Graph) -> None:
+def skip_identities(graph: OnnxGraph) -> None:
     """Identity, and Dropout whose mask nobody asks for, which does nothing at inference."""
     idle = [
         node
@@ -140,7 +140,7 @@ def skip_identities(graph: Graph) -> None:
     graph.rename({node.output[0]: node.input[0] for node in idle})
 
 
-def drop_dead_nodes(graph: Graph) -> None:
+def drop_dead_nodes(graph: OnnxGraph) -> None:
     """Nodes and constants that no output depends on."""
     wanted = set(graph.outputs.values())
     kept = []

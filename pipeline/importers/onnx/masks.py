@@ -13,14 +13,14 @@ import onnx
 from onnx import helper
 from tvm import relax
 
-from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, Graph, drop_dead_nodes
+from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, OnnxGraph, drop_dead_nodes
 from bitkiln.pipeline.importers.onnx.operands import Operands
 
 #: Operators that repeat a value, or shape what is repeated.
 _REPEATING = frozenset({"Expand", "Flatten", "Reshape", "Squeeze", "Tile", "Unsqueeze"})
 
 
-def join_masks(graph: Graph) -> Graph:
+def join_masks(graph: OnnxGraph) -> OnnxGraph:
     """Make one node of each assignment through a mask, in a clean graph; constants are left to folding."""
     makers = {name: node for node in graph.nodes for name in node.output if name}
     known = _constant(graph)
@@ -78,7 +78,7 @@ def _repeated(makers: Mapping[str, onnx.NodeProto], name: str) -> str | None:
     return name if repeats else None
 
 
-def _constant(graph: Graph) -> set[str]:
+def _constant(graph: OnnxGraph) -> set[str]:
     """Tensors that depend on constants alone."""
     known = {"", *graph.constants}
     for node in graph.nodes:

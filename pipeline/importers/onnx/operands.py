@@ -13,13 +13,13 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_conver
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.common.building import VariableNames
-from bitkiln.pipeline.importers.onnx.graph import Graph, node_label
+from bitkiln.pipeline.importers.onnx.graph import OnnxGraph, node_label
 
 
 class Tensors:
     """What each tensor of the graph has become: an array in ``constants``, or a Relax expression in ``values``."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: OnnxGraph) -> None:
         self.path = graph.path
         self.opset = graph.opset
         self.constants: dict[str, np.ndarray] = dict(graph.constants)

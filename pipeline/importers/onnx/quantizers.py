@@ -14,13 +14,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bitkiln.pipeline.errors import UnsupportedLayer
-from bitkiln.pipeline.importers.onnx.graph import QUANTIZER_DOMAINS, Graph, node_label
+from bitkiln.pipeline.importers.onnx.graph import QUANTIZER_DOMAINS, OnnxGraph, node_label
 
 #: Bits of a quantiser beyond which whole numbers are not exact in float32.
 _MOST_BITS = 24
 
 
-def expand(graph: Graph) -> Graph:
+def expand(graph: OnnxGraph) -> OnnxGraph:
     """Write the quantisers of ``graph`` out, in place; UnsupportedLayer for one that has no meaning."""
     nodes: list[onnx.NodeProto] = []
     names = {name for node in graph.nodes for name in (*node.input, *node.output)} | set(graph.constants)
@@ -37,7 +37,7 @@ def expand(graph: Graph) -> Graph:
     return graph
 
 
-def _constants(graph: Graph) -> dict[str, np.ndarray]:
+def _constants(graph: OnnxGraph) -> dict[str, np.ndarray]:
     """Weights, and the values of Constant nodes that are tensors or numbers."""
     made = {}
     for node in graph.nodes:
@@ -54,7 +54,7 @@ def _constants(graph: Graph) -> dict[str, np.ndarray]:
 class _Writer:
     """The nodes that stand for one quantiser."""
 
-    def __init__(self, graph: Graph, node: onnx.NodeProto, names: set[str], fixed: dict[str, np.ndarray]) -> None:
+    def __init__(self, graph: OnnxGraph, node: onnx.NodeProto, names: set[str], fixed: dict[str, np.ndarray]) -> None:
         self.node = node
         self.nodes: list[onnx.NodeProto] = []
         self._graph = graph

@@ -33,7 +33,7 @@ _CARRIERS = ("reshape", "permute_dims", "nn.max_pool2d", "strided_slice")
 
 
 @dataclass(frozen=True)
-class Step:
+class Jump:
     """``low`` below ``level``, ``low + 1`` above it; ``at`` is the result for ``level`` itself."""
 
     level: float
@@ -41,23 +41,23 @@ class Step:
     at: float
 
 
-def step_between(operator: str, low: float, high: float) -> Step | None:
+def jump_between(operator: str, low: float, high: float) -> Jump | None:
     """Rounding by ``operator`` where the result is at least ``low`` and at most ``high``; None unless these are neighbours."""
     if not (high - low == 1 and low == np.floor(low) and abs(low) < _EXACT):
         return None
     match operator:
         case "round":
-            return Step(low + 0.5, low, low if low % 2 == 0 else high)
+            return Jump(low + 0.5, low, low if low % 2 == 0 else high)
         case "floor":
-            return Step(high, low, high)
-    return Step(low, low, low)
+            return Jump(high, low, high)
+    return Jump(low, low, low)
 
 
-def step_of(graph: Graph, call: Call) -> Step | None:
+def jump_of(graph: Graph, call: Call) -> Jump | None:
     """Rounding ``call`` as a step of its argument, if that lies in bounds with two results."""
     function = ROUNDINGS[op_name(call)]
     low, high = bounds(graph, call.args[0])
-    return step_between(op_name(call), float(function(low)), float(function(high)))
+    return jump_between(op_name(call), float(function(low)), float(function(high)))
 
 
 def _each(function: Callable[[float], Any], ends: Bounds) -> Bounds:

@@ -23,7 +23,7 @@ from bitkiln.pipeline.ir.elementwise import ELEMENTWISE
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of, value_of
 from bitkiln.pipeline.ir.operands import clip_bounds
 from bitkiln.pipeline.passes.binary.residue import cancelled
-from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, Step, bounds, step_between, step_of
+from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, Jump, bounds, jump_between, jump_of
 from bitkiln.pipeline.reference import OPERATORS
 
 #: Operations followed from a tensor to its sign; exporters write about thirty.
@@ -153,18 +153,18 @@ class SignFinder:
         return self._shifted[key]
 
     def _rounding(self, call: Call) -> Signs | None:
-        return self._stepped(call.args[0], step_of(self._graph, call))
+        return self._stepped(call.args[0], jump_of(self._graph, call))
 
     def _clip(self, call: Call) -> Signs | None:
         """A clip that leaves two results of a rounding."""
         inner = self._graph.call_of(call.args[0], *ROUNDINGS)
         if inner is None:
             return None
-        return self._stepped(inner.args[0], step_between(op_name(inner), *clip_bounds(call)))
+        return self._stepped(inner.args[0], jump_between(op_name(inner), *clip_bounds(call)))
 
-    def _stepped(self, x: relax.Expr, step: Step | None) -> Signs | None:
-        source = self._minus(x, np.asarray(step.level, np.float32)) if step is not None else None
-        return None if step is None or source is None else _signs(source, step.low, step.at, step.low + 1)
+    def _stepped(self, x: relax.Expr, jump: Jump | None) -> Signs | None:
+        source = self._minus(x, np.asarray(jump.level, np.float32)) if jump is not None else None
+        return None if jump is None or source is None else _signs(source, jump.low, jump.at, jump.low + 1)
 
     def _sum(self, call: Call) -> Signs | None:
         """Signs that are left where everything else cancels."""

@@ -7,7 +7,7 @@ import pytest
 from tvm import relax
 
 from bitkiln.pipeline.ir.graph import Graph, bindings
-from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, bounds, step_between
+from bitkiln.pipeline.passes.binary.rounding import ROUNDINGS, bounds, jump_between
 
 op, nn = relax.op, relax.op.nn
 C = relax.const
@@ -17,7 +17,7 @@ C = relax.const
 @pytest.mark.parametrize("name", ROUNDINGS)
 def test_a_step_is_where_the_rounding_has_it(name, low):
     """For every float near the step, and for what the bounds leave beside it."""
-    step = step_between(name, float(low), low + 1.0)
+    step = jump_between(name, float(low), low + 1.0)
     near = np.float32([low, low + 0.5, low + 1])
     x = np.concatenate([np.nextafter(near, np.float32(-99)), near, np.nextafter(near, np.float32(99))])
     rounded = ROUNDINGS[name](x)
@@ -28,7 +28,7 @@ def test_a_step_is_where_the_rounding_has_it(name, low):
 
 @pytest.mark.parametrize(("low", "high"), [(0, 2), (0.5, 1.5), (-np.inf, 0), (3, 3), (2.0**30, 2.0**30 + 1)])
 def test_other_bounds_leave_no_step(low, high):
-    assert step_between("round", low, high) is None
+    assert jump_between("round", low, high) is None
 
 
 BOUNDS = {
