@@ -95,8 +95,8 @@ class _Phases(Winograd):
         self.tables = [self.rows_in.shift_argument(2 + operands)] if workload.shift else []
         pool, columns = self.overlapping, workload.conv_size[1]
         #: Whether tiles add their results to the maxima that follow, each window of which begins with a tile or within one.
-        self.joining = pool is not None and columns % _OUTPUTS == 0 and not self.late
-        self.joining = self.joining and pool.padding[1] == 1 and workload.out_size[1] * 2 == columns
+        aligned = columns % _OUTPUTS == 0 and workload.out_size[1] * 2 == columns
+        self.joining = pool is not None and pool.padding[1] == 1 and aligned and not self.late
         #: Columns of the phases that a strip's tiles reach.
         self.columns = _OUTPUTS * self.tiles[1] + _TAPS - 1
 
@@ -147,7 +147,7 @@ class _Phases(Winograd):
         row = self.layer.out_size[1] * self.layer.out_channels
         strips, least = self.tiles[0], float(np.finfo("float32").min)
         parts = min(_PARTS, strips)
-        self.result = loops.flat(self.out, self.layer.out_size[0] * row)
+        self.result = result = loops.flat(self.out, self.layer.out_size[0] * row)
         seams = T.alloc_buffer((parts * row,), "float32")
         with T.parallel(parts) as part:
             self.next_row = T.alloc_buffer((row,), "float32")
@@ -164,7 +164,7 @@ class _Phases(Winograd):
             first = part * strips // parts * (2 * row)
 
             def join(i: Any, first: int = first, seam: int = (part - 1) * row) -> None:
-                T.buffer_store(self.result, tirx.max(self.result[first + i], seams[seam + i]), [first + i])
+                T.buffer_store(result, tirx.max(result[first + i], seams[seam + i]), [first + i])
 
             loops.sweep(row, join)
 
