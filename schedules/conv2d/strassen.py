@@ -45,6 +45,8 @@ _LANES = 4
 _GAP = 16
 #: Tiles of a block, pairs of a tile, and the tile of others.
 _TILES, _SEVENS, _WIDE = 2, 7, (8, 12)
+#: So much of V stays in the L2 cache while weights stream through it.
+_STAYS_BYTES = 104 * 1024
 
 
 def applies(workload: Conv2d) -> bool:
@@ -60,8 +62,10 @@ def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
     pairs = -(-workload.height * workload.width // 2)
     products = _PRODUCTS * pairs * workload.channels * workload.out_channels / 4
     weights = _PRODUCTS * workload.channels * workload.out_channels * -(-pairs // (_TILES * _SEVENS))
-    # Measured on the simulated core: V and its trips through the L2 cache; M, its ends and its results.
-    combined = 2 * pairs * (7 * workload.channels + 10 * workload.out_channels)
+    # Measured on the simulated core: V and its trips through the L2 cache, or memory; M, its ends and its results.
+    block_bytes = 4 * _PRODUCTS * (workload.channels // 2) * _TILES * _SEVENS
+    trips = 7 if block_bytes <= _STAYS_BYTES else 20
+    combined = 2 * pairs * (trips * workload.channels + 10 * workload.out_channels)
     return max(products / 3.1, weights * cycles_per_byte) + combined
 
 
