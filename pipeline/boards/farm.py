@@ -43,7 +43,7 @@ def simulated_farm(
     """Simulated boards behind a tracker (our own on loopback where none is given): gives the tracker's address and the key.
 
     ``count`` None starts as many as there are processors, at most 4. Tracker and boards serve those alone who share their
-    ``secret``, which is drawn for the occasion unless given; with a ``tracker``, its own counts.
+    ``secret``, a new random one unless given; with a ``tracker``, the one it has.
     """
     key = key or target.name
     with ExitStack() as stack:
@@ -57,7 +57,7 @@ def simulated_farm(
 
 
 def list_boards(tracker: str) -> list[schema.TrackedBoards]:
-    """The tracker's boards by key, as plain rows; each board is asked what it is and how it feels."""
+    """The tracker's boards by key, as plain rows; each board is asked for its identity and its health."""
     rows = TrackerClient(Address.parse(tracker)).boards()
     standings = read_standings(standings_file())
     addresses = [address for row in rows for address in row.addresses]

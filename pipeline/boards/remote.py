@@ -1,4 +1,4 @@
-"""A board reached by ssh that nothing was set up on: what measures is copied there for the occasion."""
+"""A board reached by ssh that nothing was set up on: the program that measures is copied there for each measurement."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ MOST_IDENTITY = 1 << 18
 
 
 def ask(address: Address) -> dict[str, Any]:
-    """What the board at ``address`` is and how it feels, which it tells everybody. Raises NoBoard, BoardError."""
+    """Identity and health of the board at ``address``, which it tells everybody. Raises NoBoard, BoardError."""
     deadline = time.monotonic() + wire.GREETING_SECONDS
     try:
         with socket.create_connection((address.host, address.port), timeout=wire.GREETING_SECONDS) as board:

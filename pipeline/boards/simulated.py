@@ -191,7 +191,7 @@ def measure_once(machine: Machine, library: Path, request: Mapping[str, object],
 
 
 def identify(machine: Machine, folder: Path) -> dict[str, Any]:
-    """What such a board says of itself."""
+    """The identity of such a board."""
     return _answer(machine, ["--identity"], folder, 60.0)
 
 

@@ -46,7 +46,7 @@ _LONGEST = 900
 
 
 def _ready_streams() -> None:
-    """Let any name be printed in any locale, and a closed output swallow what it gets."""
+    """Let any name be printed in any locale, and discard what goes to a closed output."""
     if sys.stdout is None or sys.stderr is None:
         nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  It stays open as long as we live.
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere

@@ -107,7 +107,7 @@ class CycleLoop:
         return time.perf_counter() - start
 
 
-# --- What the board is and how it feels ------------------------------------------------------------------------------------
+# --- Identity and health of the board --------------------------------------------------------------------------------------
 
 CPU_PARTS = {"0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57"}
 CPU_PARTS.update({"0xd08": "Cortex-A72", "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76"})
@@ -852,7 +852,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", default="", help="the file the simulator appends its reports to")
     parser.add_argument("--stop-with-stdin", action="store_true", help="stop when standard input closes")
     parser.add_argument("--identity", action="store_true", help="say what this board is and stop")
-    parser.add_argument("--health", action="store_true", help="say how this board feels and stop")
+    parser.add_argument("--health", action="store_true", help="print temperature, throttling and load, and stop")
     parser.add_argument("--measure", metavar="LIBRARY", help="measure this library, print the answer and stop")
     parser.add_argument("--request", default="{}", help="with --measure: the request, as JSON")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What a single operation says of itself: shapes, windows, weights, multiply-accumulates."""
+"""Properties of a single operation: shapes, windows, weights, multiply-accumulates."""
 
 from __future__ import annotations
 

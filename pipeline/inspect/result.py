@@ -107,7 +107,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is to be said of a network. ``problems`` are why it cannot be compiled as it is."""
+    """What is known of a network. ``problems`` are why it cannot be compiled as it is."""
 
     name: str
     inputs: tuple[TensorSpec, ...]

@@ -75,7 +75,7 @@ class Graph:
         return self._positions[expr.name]
 
     def used_once(self, expr: relax.Expr) -> bool:
-        """Has ``expr`` exactly one use, so that it need not be kept when that use swallows it?"""
+        """Has ``expr`` exactly one use, so that it need not be kept when that use takes its place?"""
         return isinstance(expr, relax.Var) and self.uses.get(expr.name, 1) == 1
 
     def taken_over(self, expr: relax.Expr) -> relax.Expr:

@@ -1,4 +1,4 @@
-"""Operands of operators: constants in the smallest shape that says the same, and what they are."""
+"""Operands of operators: constants in the smallest shape that broadcasts to the same, and their values."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ def bconv2d(
     """bits uint8 [1, H, W, ceil(channels/8)], weight_bits uint8 [O, kh, kw, ceil(channels/groups/8)] -> float32 or bits.
 
     The sum is the integer dot product of the +-1 values; ``pad_value`` (+1, -1, or 0 for a true zero) is what padded taps
-    hold. ``threshold`` "channel" or "element" compares the sum with int32 thresholds, the last operand; of
-    several ``thresholds`` an odd number must be reached for a bit to be set.
+    hold. ``threshold`` "channel" or "element" compares the sum with int32 thresholds, the last operand; with
+    several ``thresholds`` the bit is the exclusive or of the comparisons.
     """
     return _BCONV2D.call([bits, weight_bits, *operands], attributes)
 

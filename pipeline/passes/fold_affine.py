@@ -91,11 +91,11 @@ def _multiply(graph: Graph, name: str, call: Call) -> relax.Expr | None:
         return None
     if np.all(factor == 1) and _keeps_shape(x, factor):
         return graph.taken_over(x)
-    inner = _swallowed(graph, x, "multiply")
+    inner = _only_used_here(graph, x, "multiply")
     if inner is not None:
         both = product(value_of(inner.args[1]).astype(np.float64), factor)
         return call if both is None else _multiply_conv(graph, relax.op.multiply(inner.args[0], both))
-    inner = _swallowed(graph, x, "add")
+    inner = _only_used_here(graph, x, "add")
     if inner is not None:
         shift = as_float32(value_of(inner.args[1]).astype(np.float64) * factor)
         if shift is None:
@@ -146,7 +146,7 @@ def _add(graph: Graph, call: Call) -> relax.Expr | None:
         return None
     if not np.any(shift) and _keeps_shape(x, shift):
         return graph.taken_over(x)
-    inner = _swallowed(graph, x, "add")
+    inner = _only_used_here(graph, x, "add")
     if inner is None:
         return None
     total = as_float32(value_of(inner.args[1]).astype(np.float64) + shift)
@@ -175,7 +175,7 @@ def _padded(graph: Graph, conv: Call) -> relax.Expr | None:
     )
 
 
-def _swallowed(graph: Graph, x: relax.Expr, name: str) -> Call | None:
+def _only_used_here(graph: Graph, x: relax.Expr, name: str) -> Call | None:
     """The operation behind ``x`` if it is operator ``name`` with a constant and nothing else uses it."""
     inner = graph.call_of(x, name)
     return inner if inner is not None and graph.used_once(x) and float64_of(inner.args[1]) is not None else None

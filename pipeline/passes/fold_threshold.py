@@ -1,9 +1,9 @@
-"""Bits all the way: what stands between a binary convolution and the next sign becomes an integer threshold.
+"""Replace the float steps between a binary convolution and the next sign by an integer threshold.
 
 The sum v of a binary convolution is a whole number in [-K, K]. Everything up to the next sign (scale, bias, PReLU, batch
 norm) makes a bit of it: f(v). Where f only ever goes from clear to set as v grows, it is v >= t; where it goes from set to
 clear, negating the channel's weights turns v around and it is again a threshold. Where f bends (a PReLU with a negative
-slope), every change of the bit is a threshold, and f is whether v reaches an odd number of them. Thresholds are found by
+slope), every change of the bit is a threshold, and f is the exclusive or of the comparisons with them. Thresholds are found by
 evaluating the float32 steps themselves, one after another as the file has them, so they are exact by construction.
 
 A maximum pooling in between becomes a bitwise OR. Let h be what follows the pooling, up to the bit. If h keeps the order

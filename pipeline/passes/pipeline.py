@@ -35,7 +35,7 @@ IMPORTED = "imported"
 
 @dataclass
 class Progress:
-    """A network on its way through the passes.
+    """A network between two passes.
 
     ``phases`` holds the module after each pass, by the pass's name. ``verdicts`` has one entry for each convolution,
     ``notes`` one for each binary convolution that keeps floats before the next sign.

@@ -1,4 +1,4 @@
-"""JSON from outside, checked while it is read: types, ranges, sizes and depth. What does not fit costs only itself."""
+"""JSON from outside, checked while it is read: types, ranges, sizes and depth. Raises Malformed for what does not fit."""
 
 from __future__ import annotations
 

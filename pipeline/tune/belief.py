@@ -1,4 +1,4 @@
-"""Whether a measurement can be believed: boards err, throttle, are other boards than they should be, or lie."""
+"""Whether a measurement can be believed: boards fail, throttle, are of another kind than the target, or answer falsely."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _saving(task: Task, algorithm: str) -> float:
 
 
 def compare_identity(identity: Mapping[str, Any], target: Target) -> str:
-    """Hold a board against the target before anything is measured; gives what is worth a warning, or nothing.
+    """Hold a board against the target before anything is measured; gives the text of a warning, or "".
 
     Raises BoardError where its CPU is another.
     """

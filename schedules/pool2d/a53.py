@@ -32,7 +32,7 @@ def kernel(window: Pool, channels: int) -> PoolRow:
 def emit_row(target: Any, to: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, y: Any) -> None:
     """Emits output row ``y`` of pooling ``source``, a flat image of ``size`` (H, W), to the flat ``target`` from ``to`` on.
 
-    Outside the image stands its nearest pixel: a maximum may count it twice.
+    A pixel outside of the image is replaced by the nearest one inside, which changes no maximum.
     """
     height, width = size
     pitch = width * channels

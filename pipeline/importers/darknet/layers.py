@@ -357,7 +357,7 @@ class Idle(Layer):
         """The size stays."""
 
     def emit(self, tensors: Tensors) -> relax.Var:
-        """What came in."""
+        """The input."""
         return tensors.source
 
 

@@ -34,7 +34,7 @@ _LEAKY_DEFAULT = 0.1
 
 @dataclass(frozen=True)
 class Tensor:
-    """A value on its way between layers: ``expr`` is float32 [1, rows, columns, channels], without its border.
+    """The result of a layer: ``expr`` is float32 [1, rows, columns, channels], without its border.
 
     ``padding`` is the border's width on each side, ``fill`` what it holds (None: no single value).
     """
