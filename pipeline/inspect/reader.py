@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -184,13 +184,13 @@ class Reader:
         # one's is known, and from there on operators keep their weights until thresholds turn them around.
         owners = {operator: name for name, operators in self.operators.items() for operator in operators}
         weights = {
-            value.args[1]: owners.get(name) or origin(self._base(name), self.recognised, self.verdicts)
+            value.args[1]: owners.get(name) or origin(_base(name, self.recognised), self.recognised, self.verdicts)
             for name, value in self.found.defined("to_operators").items()
             if is_convolution(value)
         }
         fused, compiled = self.found.defined("fuse_epilogue"), defaultdict(list)
         for name, value in self.found.defined("fold_threshold").items():
-            before = fused.get(name if name in fused else name.removesuffix(".unpooled"))
+            before = fused.get(_base(name, fused))
             if isinstance(before, Call) and op_name(before) == "bitkiln.binarize":
                 before = fused.get(before.args[0].name)
             if not isinstance(before, Call):
@@ -199,8 +199,9 @@ class Reader:
                 compiled[weights[before.args[1]]].append(value)
         return compiled
 
-    def _base(self, name: str) -> str:
-        """The operation of the recognised network that a pass made ``name`` from: passes only append to names."""
-        while name not in self.recognised and "." in name:
-            name = name.rpartition(".")[0]
-        return name
+
+def _base(name: str, known: Container[str]) -> str:
+    """The one of ``known`` that a pass made the operation ``name`` from: passes only append to names."""
+    while name not in known and "." in name:
+        name = name.rpartition(".")[0]
+    return name

@@ -14,7 +14,7 @@ from tvm.ir import Call
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.ir.graph import bindings, file_names, op_name
 from bitkiln.pipeline.ops import unpack_bits, workload_of
-from bitkiln.pipeline.passes.pipeline import Lowered
+from bitkiln.pipeline.passes.pipeline import Lowered, Survey
 from bitkiln.pipeline.verify.compare import Tensors
 from bitkiln.schedules.workload import Conv2d
 
@@ -34,9 +34,10 @@ class ZeroSigns:
     def __init__(self, lowered: Lowered) -> None:
         self._graph: tvm.IRModule = lowered.graph
         self._names = file_names(lowered.phases["imported"]["main"])
-        self._layers = {
-            verdict.name for verdict in lowered.verdicts if verdict.facts and verdict.facts.zeros_count_as is not None
-        }
+        counted = [each.name for each in lowered.verdicts if each.facts and each.facts.zeros_count_as is not None]
+        operators = Survey(lowered.phases, lowered.verdicts).binary_operators()
+        #: The layer that each operator sums for.
+        self._layers = {each: layer for layer in counted for each in operators.get(layer, ())}
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -44,7 +45,7 @@ class ZeroSigns:
         defined = dict(bindings(self._graph["main"]))
         found = {}
         for name, value in defined.items():
-            if op_name(value) != "bitkiln.bconv2d" or name.removesuffix(".sums") not in self._layers:
+            if name not in self._layers or not isinstance(value, Call):
                 continue
             call = defined.get(value.args[0].name)
             if isinstance(call, Call) and op_name(call) == "reshape":
@@ -64,8 +65,7 @@ class ZeroSigns:
 
     def _called(self, name: str) -> str:
         """What the file calls the convolution that ``name`` sums for."""
-        layer = name.removesuffix(".sums")
-        return self._names.get(layer, layer)
+        return self._names.get(self._layers[name], self._layers[name])
 
     def to_the_letter(self, inputs: Tensors) -> list[np.ndarray]:
         """The network's outputs where the sign of zero is 0, as the file says."""
