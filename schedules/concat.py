@@ -43,7 +43,7 @@ def space(workload: Concat, target: Target) -> dict[str, list[int | str]]:
     return {}
 
 
-def default(workload: Concat, target: Target) -> dict[str, int | str]:
+def default(workload: Concat, target: Target, threads: int = 1) -> dict[str, int | str]:
     """Nothing to choose."""
     return {}
 

@@ -82,8 +82,8 @@ class Operator(Protocol):
     def space(self, workload: Any, target: Target) -> dict[str, list[int | str]]:
         """The tuning space: the values each knob may take. Every combination is valid."""
 
-    def default(self, workload: Any, target: Target) -> dict[str, int | str]:
-        """The untuned default, a good guess within the space."""
+    def default(self, workload: Any, target: Target, threads: int = 1) -> dict[str, int | str]:
+        """The untuned default, a good guess within the space for so many threads."""
 
     def emit(self, workload: Any, knobs: Knobs, target: Target) -> Kernel:
         """The implementation at one point of the space."""

@@ -50,7 +50,7 @@ def space(workload: Resize, target: Target) -> dict[str, list[int | str]]:
     return {}
 
 
-def default(workload: Resize, target: Target) -> dict[str, int | str]:
+def default(workload: Resize, target: Target, threads: int = 1) -> dict[str, int | str]:
     """Nothing to choose."""
     return {}
 

@@ -101,7 +101,7 @@ def choose_knobs(
     record = records.best(workload.key(), target, threads)
     if record is not None and _within(record.knobs, operator.space(workload, target)):
         return record.knobs, record
-    return operator.default(workload, target), None
+    return operator.default(workload, target, threads), None
 
 
 def _within(knobs: Knobs, space: Mapping[str, Sequence[int | str]]) -> bool:

@@ -28,7 +28,7 @@ class Task:
     def __post_init__(self) -> None:
         self.operator = operator_for(self.workload)
         self.space = Space(self.operator.space(self.workload, self.target))
-        self.default: Point = dict(self.operator.default(self.workload, self.target))
+        self.default: Point = dict(self.operator.default(self.workload, self.target, self.threads))
         self.key = self.workload.key()
 
     @property

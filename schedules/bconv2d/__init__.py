@@ -40,7 +40,7 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     return a53.space(workload, target) if _microkernels(workload, target) else {}
 
 
-def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
     """The untuned default."""
     return a53.default(workload, target) if _microkernels(workload, target) else {}
 

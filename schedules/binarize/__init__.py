@@ -29,7 +29,7 @@ def space(workload: Binarize, target: Target) -> dict[str, list[int | str]]:
     return {}
 
 
-def default(workload: Binarize, target: Target) -> dict[str, int | str]:
+def default(workload: Binarize, target: Target, threads: int = 1) -> dict[str, int | str]:
     """Nothing to choose."""
     return {}
 

@@ -49,7 +49,7 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     return {"algorithm": ["direct", *winograd, *strassen], **conv2d_direct.space(workload, target)}
 
 
-def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
     """The untuned default: the algorithm with the lowest estimate."""
     if is_stem(workload, target):
         return {"algorithm": "stem winograd" if conv2d_stem_winograd.applies(workload) else "stem"}
@@ -57,7 +57,8 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
         return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload)[0]}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": "depthwise", "pixels": 4}
-    cycles_per_byte = target.mhz / target.dram["bandwidth_mb_s"]
+    # Threads share memory: a byte takes as long as ever, and the sums of all threads are done meanwhile.
+    cycles_per_byte = threads * target.mhz / target.dram_mb_s(threads)
     estimates: dict[tuple[int, int] | None, float] = {None: conv2d_direct.estimate(workload, cycles_per_byte)}
     for outputs in _winograd_outputs(workload, target):
         estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
@@ -65,8 +66,8 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     if _strassen(workload, target) and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
         return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
     if best is None:
-        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
-    return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target)}
+        return {"algorithm": "direct", **conv2d_direct.default(workload, target, threads)}
+    return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:

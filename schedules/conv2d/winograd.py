@@ -64,12 +64,14 @@ def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float)
     return max(products / pace, 1.2 * weights * cycles_per_byte) + transforms
 
 
-def default(workload: Conv2d, outputs: tuple[int, int], target: Target) -> dict[str, int | str]:
-    """Small blocks, unless the weights come from memory."""
+def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads: int = 1) -> dict[str, int | str]:
+    """Small blocks, unless the weights come from memory: there several threads share the panels of a large one."""
     positions, tiles = _counts(workload, outputs)
     weights = 4 * positions * workload.channels * workload.out_channels
     stays = weights < target.cpu["l2_kib"] * 1024 * 5
     wide = "4x16" if tiles <= 4 else "8x12"
+    if threads > 1 and stays and weights > target.cpu["l2_kib"] * 1024 * _RESIDENT:
+        return {"tile": "8x8" if tiles > 4 else wide, "block": 8}
     return {"tile": "8x8" if stays and tiles > 4 else wide, "block": 1 if stays else 0}
 
 

@@ -42,7 +42,7 @@ def space(workload: ConvTranspose2d, target: Target) -> dict[str, list[int | str
     return {"tile": tiles.sizes(target), "order": list(tiled.ORDERS)}
 
 
-def default(workload: ConvTranspose2d, target: Target) -> dict[str, int | str]:
+def default(workload: ConvTranspose2d, target: Target, threads: int = 1) -> dict[str, int | str]:
     """The tile that a row of the image wastes least of; panels first where weights stream from memory."""
     return {} if depthwise.applies(workload) else tiled.default(workload, target)
 

@@ -51,7 +51,7 @@ def space(workload: Pool2d, target: Target) -> dict[str, list[int | str]]:
     return {}
 
 
-def default(workload: Pool2d, target: Target) -> dict[str, int | str]:
+def default(workload: Pool2d, target: Target, threads: int = 1) -> dict[str, int | str]:
     """Nothing to choose."""
     return {}
 
