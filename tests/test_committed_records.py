@@ -46,17 +46,19 @@ def test_every_layer_of_the_built_in_networks_is_covered(name, models, records):
         assert all(best.knobs[knob] in values for knob, values in task.operator.space(task.workload, target).items())
 
 
-def test_kernels_keep_the_cycles_of_their_records(models, records, tmp_path: Path):
+@pytest.mark.parametrize("threads", [1, 4])
+def test_kernels_keep_the_cycles_of_their_records(threads, models, records, tmp_path: Path):
     target = targets.load("rasp3b")
     changed = []
-    for task in extract_tasks(models, target):
-        best = records.best(task.key, target)
+    for task in extract_tasks(models, target, [threads]):
+        best = records.best(task.key, target, threads)
+        assert best.threads == threads, f"{task.name} has no record of its own"
         expected = best.value
         # Cycles of another timing model compare with nothing; scripts/tune_committed renews the records.
         if expected <= MOST_CYCLES and not best.superseded:
             cycles = _cycles(task, records, tmp_path / "model.so")
             if abs(cycles / expected - 1) > 0.02:
-                changed.append(f"{task.key}: {cycles:,.0f} cycles, {expected:,.0f} recorded")
+                changed.append(f"{task.name}: {cycles:,.0f} cycles, {expected:,.0f} recorded")
     assert not changed, "\n".join(changed)
 
 
@@ -86,5 +88,6 @@ def _best_knobs(task: Task, records: Records) -> Mapping[str, Any]:
 
 
 def _cycles(task: Task, records: Records, library: Path) -> float:
-    build_kernel_library(task.workload, records.best(task.key, task.target).knobs, task.target, library)
-    return LocalBoard(task.target).measure(library, Request()).value
+    best = records.best(task.key, task.target, task.threads)
+    build_kernel_library(task.workload, best.knobs, task.target, library)
+    return LocalBoard(task.target).measure(library, Request(task.threads)).value

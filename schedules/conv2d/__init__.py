@@ -66,7 +66,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     if _strassen(workload, target) and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
         return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
     if best is None:
-        return {"algorithm": "direct", **conv2d_direct.default(workload, target, threads)}
+        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
 
 

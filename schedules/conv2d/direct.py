@@ -49,11 +49,8 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     return {"tile": tiles.sizes(target), "block": [1, 2, 4, 8, 0]}
 
 
-def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
-    """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do.
-
-    Several threads bring weights from memory once all the same: together they would wait for it.
-    """
+def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
+    """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do."""
     pixels = workload.conv_size[0] * workload.conv_size[1]
     kernels = kernel_set(target)
     tile = kernels.sgemm[0]
@@ -64,8 +61,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     cache = target.cpu["l2_kib"] * 1024
     weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
     images = 4 * (geometry(workload).size + pixels * workload.out_channels)
-    once = weights > cache * 3 // 4 and (images < cache * 3 // 4 or threads > 1)
-    return {"tile": size_text(tile), "block": 0 if once else 1}
+    return {"tile": size_text(tile), "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
 
 
 def estimate(workload: Conv2d, cycles_per_byte: float) -> float:

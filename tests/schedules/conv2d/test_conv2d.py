@@ -164,12 +164,11 @@ def test_definition_of_a_small_convolution():
     assert result[0, :, :, 0].tolist() == [[4.5, 11.5], [27.5, 37.5], [57.5, 67.5]]
 
 
-def test_defaults_of_several_threads_bring_weights_from_memory_once():
+def test_defaults_of_several_threads_bring_less_from_memory():
     target = targets.load("rasp3b")
     pointwise = Conv2d(13, 13, 512, 1000, (1, 1))
     assert conv2d.default(pointwise, target)["algorithm"] == "strassen"
-    several = conv2d.default(pointwise, target, threads=4)
-    assert (several["algorithm"], several["block"]) == ("direct", 0)
+    assert conv2d.default(pointwise, target, threads=4)["algorithm"] == "direct"
     deep = Conv2d(13, 13, 64, 256, (3, 3), padding=(1, 1, 1, 1))
     assert conv2d.default(deep, target)["block"] == 1
     assert conv2d.default(deep, target, threads=4)["block"] == 8
