@@ -1,5 +1,5 @@
 """``python -m bitkiln``: the same as the command ``bitkiln``."""
 
-from bitkiln.pipeline.cli import main
+from bitkiln.pipeline.entry import main
 
 main()

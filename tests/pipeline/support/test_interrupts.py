@@ -94,3 +94,25 @@ def test_a_program_dies_with_whoever_started_it(tmp_path):
     process.communicate(timeout=10)
     psutil.wait_procs([child], 5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+EARLY = """
+import importlib.abc, os, signal, sys
+class Importing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.{signal})
+sys.meta_path.insert(0, Importing())
+from bitkiln.pipeline import entry
+sys.argv = ["bitkiln", "logs", "best"]
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("name", ["bitkiln.pipeline.cli", "click", "bitkiln.pipeline.support.interrupts"])
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", -15)])
+def test_a_signal_while_modules_are_imported_leaves_no_traceback(name: str, number: str, status: int):
+    code = EARLY.format(name=name, signal=number)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
