@@ -132,7 +132,7 @@ def test_paths_that_tools_read_otherwise(tmp_path, toy_bundle, toy_input):
     """qemu parts options at commas, assemblers end texts at quotes."""
     np.save(tmp_path / "x.npy", toy_input)
     run = ["run", toy_bundle.folder, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npz"]
-    for name, arguments in (("a, ü", run), ('b "c', ["compile", "card-binary", "-o", tmp_path / "bundle"])):
+    for name, arguments in (("a, ü", run), ('b ", c', ["compile", "card-binary", "-o", tmp_path / "bundle"])):
         odd = tmp_path / name
         odd.mkdir()
         command = [sys.executable, "-m", "bitkiln", *map(str, arguments)]
