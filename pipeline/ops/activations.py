@@ -14,7 +14,7 @@ from tvm import relax, te, topi
 from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
-from bitkiln.pipeline.ops.register import shape_of
+from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.schedules.steps import STEPS
 
 

@@ -8,7 +8,8 @@ from typing import Any, Required, TypedDict, Unpack
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import packed_size, register, shape_of
+from bitkiln.pipeline.ir.graph import shape_of
+from bitkiln.pipeline.ops.register import packed_size, register
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Concat
 

@@ -11,7 +11,8 @@ from typing import Any, Required, TypedDict, Unpack
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ops.register import image_size, kernel_size, packed_size, register, shape_of
+from bitkiln.pipeline.ir.graph import shape_of
+from bitkiln.pipeline.ops.register import image_size, kernel_size, packed_size, register
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool
 

@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
+from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import WORKLOAD_ATTR, Pool, Workload, to_json
@@ -118,11 +119,6 @@ def workload_of(call: Call, kind: type[Kind] | None = None) -> Workload | Kind:
 def has_workload(expr: relax.Expr) -> bool:
     """Is ``expr`` a call of one of our operators?"""
     return isinstance(expr, Call) and getattr(expr.op, "name", "") in _operators
-
-
-def shape_of(expr: relax.Expr) -> tuple[int, ...]:
-    """The static shape of a tensor expression."""
-    return tuple(int(size) for size in expr.ty.shape.values)
 
 
 def _as_attribute(name: str, value: Any) -> Any:

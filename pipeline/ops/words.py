@@ -18,8 +18,8 @@ from tvm import relax, te, tirx
 from tvm.ir import Call, Op
 from tvm.ir import _ffi_api as ir_ffi
 
+from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
-from bitkiln.pipeline.ops.register import shape_of
 from bitkiln.schedules.workload import packed
 
 BITS_PER_WORD = 32

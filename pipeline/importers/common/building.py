@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -24,6 +25,18 @@ def build_main(
         builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(list(outputs)))
     passes = [relax.transform.CanonicalizeBindings(), relax.transform.DeadCodeElimination()]
     return tvm.transform.Sequential(passes)(builder.get())
+
+
+def scalar(value: float) -> relax.Expr:
+    """A float32 constant of no dimensions."""
+    return relax.const(value, "float32")
+
+
+def per_channel(values: np.ndarray, rank: int = 4) -> relax.Expr:
+    """A constant of one number for each channel of a tensor [N, C, ...] of that rank: float32 [1, C, 1, ...]."""
+    shape = [1] * rank
+    shape[min(1, rank - 1)] = values.size
+    return relax.const(values.astype(np.float32).reshape(shape))
 
 
 class VariableNames:

@@ -10,13 +10,10 @@ from collections.abc import Callable
 
 from tvm import relax
 
+from bitkiln.pipeline.importers.common.building import scalar
+
 #: ``step(expr, part)`` binds a value on the way to the result.
 Step = Callable[[relax.Expr, str], relax.Var]
-
-
-def scalar(value: float) -> relax.Expr:
-    """A float32 constant of no dimensions."""
-    return relax.const(value, "float32")
 
 
 def _loggy(x: relax.Var, step: Step) -> relax.Expr:

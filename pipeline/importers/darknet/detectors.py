@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.darknet.layer import MAX_WINDOW, Layer, Size, Tensors, per_channel
+from bitkiln.pipeline.importers.common.building import per_channel
+from bitkiln.pipeline.importers.darknet.layer import MAX_WINDOW, Layer, Size, Tensors
 
 
 class Detector(Layer):

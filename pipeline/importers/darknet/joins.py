@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.darknet.activations import scalar
-from bitkiln.pipeline.importers.darknet.layer import MAX_WINDOW, Layer, Size, Tensors, activate, per_channel
+from bitkiln.pipeline.importers.common.building import per_channel, scalar
+from bitkiln.pipeline.importers.darknet.layer import MAX_WINDOW, Layer, Size, Tensors, activate
 
 
 class Crop(Layer):

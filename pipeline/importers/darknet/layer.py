@@ -18,6 +18,7 @@ from tvm import relax
 from bitkiln.pipeline.importers.darknet.activations import ACTIVATIONS
 from bitkiln.pipeline.importers.darknet.cfg import Section, shown
 from bitkiln.pipeline.importers.darknet.weights import Header
+from bitkiln.pipeline.ir.graph import shape_of
 
 #: The most elements of a tensor: 256 MiB of floats, several times what the largest networks need.
 MAX_ELEMENTS = 1 << 26
@@ -144,13 +145,5 @@ def activate(tensors: Tensors, x: relax.Var, name: str) -> relax.Var:
     return tensors.emit(function(x, lambda expr, part: tensors.emit(expr, f"{name}_{part}")), name)
 
 
-def shape_of(x: relax.Expr) -> tuple[int, ...]:
-    return tuple(int(extent) for extent in x.ty.shape.values)
-
-
 def constant(array: np.ndarray) -> relax.Expr:
     return relax.const(np.ascontiguousarray(array, np.float32))
-
-
-def per_channel(values: np.ndarray, rank: int = 4) -> relax.Expr:
-    return constant(values.reshape((1, -1) + (1,) * (rank - 2)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bitkiln.pipeline.importers.darknet.activations import scalar
+from bitkiln.pipeline.importers.common.building import per_channel, scalar
 from bitkiln.pipeline.importers.darknet.detectors import Detection, Region, Yolo
 from bitkiln.pipeline.importers.darknet.joins import Crop, Reorg, Route, Scaled, Shortcut, Upsample
 from bitkiln.pipeline.importers.darknet.layer import (
@@ -27,9 +27,8 @@ from bitkiln.pipeline.importers.darknet.layer import (
     Tensors,
     activate,
     constant,
-    per_channel,
-    shape_of,
 )
+from bitkiln.pipeline.ir.graph import shape_of
 
 #: Largest window of ``[local]``, each tap of which is a step of its own, and of ``[normalization]``.
 _MAX_LOCAL_WINDOW = 16

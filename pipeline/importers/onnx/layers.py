@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from bitkiln.pipeline.importers.common.building import per_channel, scalar
 from bitkiln.pipeline.importers.onnx import arithmetic, indexing, qoperators, reductions, windows
 from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
 from bitkiln.pipeline.importers.onnx.masks import assign
@@ -53,7 +54,7 @@ def _convolution_of_images(
     )
     if not node.has(2):
         return result
-    return relax.op.add(node.step(result, "conv"), _per_channel(node.weight(2, "bias"), 4))
+    return relax.op.add(node.step(result, "conv"), per_channel(node.weight(2, "bias"), 4))
 
 
 def _batch_normalization(node: Operands) -> relax.Expr:
@@ -68,24 +69,13 @@ def _batch_normalization(node: Operands) -> relax.Expr:
         low = float((variance + node.attributes.get("epsilon", 1e-5)).min())
         raise node.unsupported(f"its variance plus epsilon is {low:.3g} in some channel, whose root nothing divides by")
     rank = len(node.shape())
-    scaled = node.step(relax.op.multiply(node.value(0), _per_channel(multiplier, rank)), "scaled")
-    return relax.op.add(scaled, _per_channel(beta - mean * multiplier, rank))
+    scaled = node.step(relax.op.multiply(node.value(0), per_channel(multiplier, rank)), "scaled")
+    return relax.op.add(scaled, per_channel(beta - mean * multiplier, rank))
 
 
 def _dropout(node: Operands) -> relax.Expr:
     """Where its mask is asked for: nothing is dropped."""
     return relax.Tuple([node.value(0), relax.const(np.ones(node.shape(), np.bool_))])
-
-
-def _per_channel(values: np.ndarray, rank: int) -> relax.Expr:
-    """float32 [1, C, 1, ...] of the given rank."""
-    shape = [1] * rank
-    shape[min(1, rank - 1)] = values.size
-    return relax.const(values.astype(np.float32).reshape(shape))
-
-
-def _scalar(value: float) -> relax.Expr:
-    return relax.const(value, "float32")
 
 
 def _prelu(node: Operands) -> relax.Expr:
@@ -97,7 +87,7 @@ def _prelu(node: Operands) -> relax.Expr:
     if rank > 1 and spread.size == spread.shape[1]:
         return relax.op.nn.prelu(x, relax.const(spread.ravel()), axis=1)
     scaled = node.step(relax.op.multiply(x, relax.const(spread)), "scaled")
-    return relax.op.where(node.step(relax.op.less(x, _scalar(0)), "negative"), scaled, x)
+    return relax.op.where(node.step(relax.op.less(x, scalar(0)), "negative"), scaled, x)
 
 
 def _dense(node: Operands) -> relax.Expr:
@@ -159,8 +149,8 @@ def _hard_sigmoid(node: Operands) -> relax.Expr:
     """HardSigmoid, and HardSwish, which is x times one."""
     swish = node.node.op_type == "HardSwish"
     alpha = 1 / 6 if swish else node.attributes.get("alpha", 0.2)
-    scaled = node.step(relax.op.multiply(node.value(0), _scalar(alpha)), "scaled")
-    shifted = node.step(relax.op.add(scaled, _scalar(node.attributes.get("beta", 0.5))), "shifted")
+    scaled = node.step(relax.op.multiply(node.value(0), scalar(alpha)), "scaled")
+    shifted = node.step(relax.op.add(scaled, scalar(node.attributes.get("beta", 0.5))), "shifted")
     gate = relax.op.clip(shifted, 0.0, 1.0)
     return relax.op.multiply(node.value(0), node.step(gate, "gate")) if swish else gate
 
@@ -178,9 +168,9 @@ def _local_response(node: Operands) -> relax.Expr:
     before, after = (size - 1) // 2, size // 2
     window = relax.op.nn.avg_pool2d(rows, (size, 1), padding=(before, 0, after, 0), count_include_pad=True)
     means = node.step(relax.op.reshape(node.step(window, "windows"), shape), "means")
-    scaled = node.step(relax.op.multiply(means, _scalar(node.attributes.get("alpha", 1e-4))), "scaled")
-    base = node.step(relax.op.add(scaled, _scalar(node.attributes.get("bias", 1.0))), "base")
-    power = node.step(relax.op.power(base, _scalar(-node.attributes.get("beta", 0.75))), "power")
+    scaled = node.step(relax.op.multiply(means, scalar(node.attributes.get("alpha", 1e-4))), "scaled")
+    base = node.step(relax.op.add(scaled, scalar(node.attributes.get("bias", 1.0))), "base")
+    power = node.step(relax.op.power(base, scalar(-node.attributes.get("beta", 0.75))), "power")
     return relax.op.multiply(node.value(0), power)
 
 

@@ -15,7 +15,8 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.importers.tflite.operands import Operands, scalar
+from bitkiln.pipeline.importers.common.building import scalar
+from bitkiln.pipeline.importers.tflite.operands import Operands
 from bitkiln.pipeline.importers.tflite.quantized import spread
 from bitkiln.pipeline.importers.tflite.windows import check_windows, windows_of
 from bitkiln.pipeline.ir.graph import shape_of

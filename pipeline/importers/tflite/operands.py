@@ -14,7 +14,7 @@ from tvm.ir import Call, GenericConst
 
 from bitkiln.pipeline import ops, reference
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
-from bitkiln.pipeline.importers.common.building import VariableNames
+from bitkiln.pipeline.importers.common.building import VariableNames, scalar
 from bitkiln.pipeline.importers.tflite.file import MAX_ELEMENTS, File, Operator, Tensor
 from bitkiln.pipeline.ir.graph import shape_of, variables
 from bitkiln.pipeline.ops import words
@@ -313,11 +313,6 @@ class Operands:
     def error(self, reason: str) -> ModelError:
         """The error to raise for what makes no sense, naming the operator."""
         return ModelError(f"{self.tensors.file.path}: {self.tensors.file.label(self.operator)}: {reason}")
-
-
-def scalar(value: float) -> relax.Expr:
-    """A float32 constant of no dimensions."""
-    return relax.const(value, "float32")
 
 
 def sign_of(node: Operands, source: relax.Expr) -> relax.Expr:
