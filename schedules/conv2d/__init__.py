@@ -63,7 +63,9 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     for outputs in _winograd_outputs(workload, target):
         estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
     best = min(estimates, key=lambda outputs: estimates[outputs])
-    if _strassen(workload, target) and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
+    # L2 and memory do not give several threads its V and its greater weights fast enough (docs/kernels.md).
+    fits = threads == 1 and _strassen(workload, target)
+    if fits and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
         return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
     if best is None:
         return {"algorithm": "direct", **conv2d_direct.default(workload, target)}

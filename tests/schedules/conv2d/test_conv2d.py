@@ -118,6 +118,7 @@ def test_strassen_is_the_default_where_sums_are_long():
     target = targets.load("rasp3b")
     assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target)["algorithm"] == "strassen"
     assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target)["algorithm"] == "strassen"
+    assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target, 4)["algorithm"] == "direct"
     assert conv2d.default(Conv2d(56, 56, 24, 144, (1, 1)), target)["algorithm"] == "direct"
     # More to combine than the few products of so few output channels save.
     assert conv2d.default(Conv2d(7, 7, 1152, 320, (1, 1)), target)["algorithm"] == "direct"
