@@ -198,16 +198,16 @@ def card(*folders: Path, download: str = "", notes: Sequence[str] = ()) -> schem
     return make_card([Path(folder) for folder in folders], download, notes)
 
 
-def gallery(folder: Path, output: Path | None = None, title: str = "Networks") -> Path:
+def gallery(folder: Path, output: Path | None = None, title: str = "Networks") -> schema.Gallery:
     """Write a page of all cards below ``folder`` to ``output`` (index.html in it unless given). Raises InputError."""
     from bitkiln.pipeline.support.files import atomic_write
     from bitkiln.pipeline.verdict import gallery as stage
 
     out = output or folder / "index.html"
-    text = stage.page(title, stage.entries(folder, out))
+    found = stage.entries(folder, out)
     with atomic_write(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return out
+        temporary.write_text(stage.page(title, found), encoding="utf-8")
+    return stage.as_json(out, found)
 
 
 def evaluate(

@@ -219,6 +219,44 @@ class Run(TypedDict):
     steps: list[TimedStep]
 
 
+class RunnerStep(TypedDict):
+    """A step of a run on a board."""
+
+    name: str
+    kind: str
+    ms: float
+
+
+class Bench(TypedDict):
+    """What ``runner.py --bench`` measured of repeated runs."""
+
+    runs: int
+    min_ms: float
+    median_ms: float
+    max_ms: float
+    load_ms: float
+    first_answer_ms: float
+    peak_mib: float
+    network_mib: float
+    library_mib: float
+    threads: int
+    chosen_for_threads: list[int]
+
+
+class Runner(TypedDict):
+    """``runner.py --json`` on a board; what the outputs say is there where an image or tensors were given."""
+
+    schema: Literal["bitkiln.runner/1"]
+    ms: float
+    threads: int
+    memory_bytes: int
+    steps: list[RunnerStep]
+    top: NotRequired[list[Class]]
+    boxes: NotRequired[list[Box]]
+    classes: NotRequired[list[Share]]
+    bench: NotRequired[Bench]
+
+
 class ProfiledStep(TypedDict):
     """A step of a profile; ``causes`` and ``mix`` are cycles by cause and instructions by class where the board can tell.
 
@@ -353,6 +391,41 @@ class BoardsList(TypedDict):
     schema: Literal["bitkiln.boards-list/1"]
     tracker: str
     boards: list[TrackedBoards]
+
+
+class Kind(TypedDict):
+    """A kind of board that bitkiln compiles for, and what else it may be called."""
+
+    target: str
+    aliases: list[str]
+    description: str
+    cpu: str
+    cores: int
+    mhz: int
+    bits: int
+    simulated: bool
+
+
+class BoardsKinds(TypedDict):
+    """``bitkiln boards kinds --json``."""
+
+    schema: Literal["bitkiln.boards-kinds/1"]
+    kinds: list[Kind]
+
+
+class Sign(TypedDict):
+    """``bitkiln sign --json``."""
+
+    schema: Literal["bitkiln.sign/1"]
+    bundle: str
+    signature: str
+
+
+class Fetch(TypedDict):
+    """``bitkiln fetch --json``: what was done, a line each."""
+
+    schema: Literal["bitkiln.fetch/1"]
+    done: list[str]
 
 
 class Check(TypedDict):
@@ -645,6 +718,31 @@ class Card(TypedDict):
     architecture: list[ArchitectureRow]
     labels: list[str]
     notes: list[str]
+
+
+class GalleryEntry(TypedDict):
+    """A card on one board with one number of cores; ``best``: none is both faster and more often right."""
+
+    name: str
+    link: str
+    target: str
+    threads: int | None
+    ms: float | None
+    measured_by: str
+    top1: float | None
+    top5: float | None
+    map: float | None
+    file_bytes: int
+    bits: float
+    best: bool
+
+
+class Gallery(TypedDict):
+    """``bitkiln gallery --json``."""
+
+    schema: Literal["bitkiln.gallery/1"]
+    page: str
+    entries: list[GalleryEntry]
 
 
 def plain(value: Any) -> Any:

@@ -1,5 +1,5 @@
 """Boards we compile for: one TOML file each, and their loader."""
 
-from bitkiln.targets.loader import Target, UnknownTarget, known, load
+from bitkiln.targets.loader import Target, UnknownTarget, aliases, known, load
 
-__all__ = ["Target", "UnknownTarget", "known", "load"]
+__all__ = ["Target", "UnknownTarget", "aliases", "known", "load"]

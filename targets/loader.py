@@ -83,6 +83,12 @@ def known() -> tuple[str, ...]:
     return tuple(sorted({path.stem for path in _files().values()}))
 
 
+def aliases(name: str) -> tuple[str, ...]:
+    """What else the target ``name`` may be called."""
+    files = _files()
+    return tuple(sorted(other for other, path in files.items() if path == files[name] and other != path.stem))
+
+
 @cache
 def load(name: str) -> Target:
     """The target called ``name``; raises UnknownTarget."""

@@ -73,9 +73,11 @@ def on_emulator(folder: Path, target: Target, inputs: Tensors, threads: int = 1,
 
 
 def answer_of(report: Mapping[str, Any], outputs: dict[str, np.ndarray], label: str, traced: Any) -> Answer:
-    steps = tuple(StepTime(*row) for row in report["steps"])
-    memory = int(report.get("memory_bytes", 0))
-    return Answer(outputs, report["seconds"], label, report["threads"], steps, traced, memory)
+    """The answer that a runner's --json reports; bundles of version 0.2 list steps as [name, kind, seconds]."""
+    old = "schema" not in report
+    steps = tuple(StepTime(*(row if old else (row["name"], row["kind"], row["ms"] / 1e3))) for row in report["steps"])
+    seconds = report["seconds"] if old else report["ms"] / 1e3
+    return Answer(outputs, seconds, label, report["threads"], steps, traced, int(report.get("memory_bytes", 0)))
 
 
 def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:

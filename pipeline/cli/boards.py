@@ -50,6 +50,23 @@ def boards_list(tracker: str, as_json: bool) -> None:
 boards.add_command(doctor)
 
 
+@boards.command("kinds")
+@JSON_OPTION
+def boards_kinds(as_json: bool) -> None:
+    """List the kinds of boards that --target takes, and what else they may be called.
+
+    \b
+    Example: bitkiln boards kinds
+    """
+    from bitkiln.pipeline.boards import kinds
+
+    rows = kinds.kinds()
+    if as_json:
+        print_json(schema.BoardsKinds(schema="bitkiln.boards-kinds/1", kinds=rows))
+    else:
+        kinds.print_kinds(rows, console())
+
+
 @boards.command("start-sim")
 @TARGET_OPTION
 @BOARD_OPTIONS

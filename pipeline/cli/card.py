@@ -41,10 +41,15 @@ def card(bundles: tuple[Path, ...], output: Path | None, download: str, notes: t
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The page; DIR/index.html unless given.")
 @click.option("--title", default="Networks", show_default=True, help="What stands on top of it.")
-def gallery(folder: Path, output: Path | None, title: str) -> None:
+@JSON_OPTION
+def gallery(folder: Path, output: Path | None, title: str, as_json: bool) -> None:
     """Make one page of all cards below DIR: accuracy against time, and a table to sort and filter.
 
     \b
     Example: bitkiln gallery cards
     """
-    click.echo(str(api.gallery(folder, output, title)))
+    made = api.gallery(folder, output, title)
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(made["page"])

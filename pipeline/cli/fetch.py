@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from bitkiln.pipeline import schema
+from bitkiln.pipeline.cli.options import JSON_OPTION, print_json
+
 
 @click.command()
 @click.option(
@@ -14,7 +17,8 @@ import click
 @click.option(
     "--from", "source", type=click.Path(path_type=Path), help="Take it from such a folder; nothing is downloaded."
 )
-def fetch(destination: Path | None, source: Path | None) -> None:
+@JSON_OPTION
+def fetch(destination: Path | None, source: Path | None, as_json: bool) -> None:
     """Download all that simulated boards need (an emulator and the boards' systems) into the cache.
 
     Without this it happens on first use. The Python packages are pip's: `pip download` takes those along.
@@ -27,5 +31,9 @@ def fetch(destination: Path | None, source: Path | None) -> None:
 
     if destination and source:
         raise click.UsageError("--to and --from exclude each other")
+    done = []
     for line in stage.pack(destination) if destination else stage.unpack(source) if source else stage.fetch():
-        click.echo(line)
+        click.echo(line, err=as_json)
+        done.append(line)
+    if as_json:
+        print_json(schema.Fetch(schema="bitkiln.fetch/1", done=done))

@@ -12,8 +12,8 @@ from bitkiln.pipeline import api
 from bitkiln.pipeline.cli.options import (
     JSON_OPTION,
     MODEL_OPTIONS,
+    TARGET_OPTION,
     ModelName,
-    TargetName,
     console,
     load_model,
     print_json,
@@ -22,7 +22,8 @@ from bitkiln.pipeline.cli.options import (
 
 @click.command()
 @click.argument("model", type=ModelName())
-@click.option("--target", type=TargetName(), help="The board to give the bound for; all known ones unless given.")
+@TARGET_OPTION
+@click.option("--all-targets", is_flag=True, help="Give the bound for every kind of board, that of --target first.")
 @click.option("--summary", is_flag=True, help="Totals, bounds, warnings and notes without the table of layers.")
 @click.option("--convs", is_flag=True, help="Only convolutions and dense layers, and what there is a warning about.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with the network's graph and all of this.")
@@ -30,7 +31,8 @@ from bitkiln.pipeline.cli.options import (
 @JSON_OPTION
 def inspect(
     model: str,
-    target: targets.Target | None,
+    target: targets.Target,
+    all_targets: bool,
     summary: bool,
     convs: bool,
     html: Path | None,
@@ -47,8 +49,8 @@ def inspect(
     from bitkiln.pipeline.inspect import page, table
     from bitkiln.pipeline.support.files import atomic_write
 
-    names = sorted(targets.known(), key=lambda name: name != api.DEFAULT_TARGET)
-    boards = [target] if target else [targets.load(name) for name in names]
+    others = [targets.load(name) for name in targets.known() if name != target.name] if all_targets else []
+    boards = [target, *others]
     found = api.inspect(load_model(model, settings), boards)
     if html:
         with atomic_write(html) as temporary:

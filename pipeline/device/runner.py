@@ -1226,6 +1226,16 @@ def meaning_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{100 * row['share']:10.2f} %  {row['label']}"
 
 
+def as_json(report: dict[str, Any]) -> dict[str, Any]:
+    """What --json prints of a report: bitkiln.runner/1 of docs/json.md, in which lists have objects and times are ms."""
+    steps = [{"name": name, "kind": kind, "ms": 1e3 * seconds} for name, kind, seconds in report["steps"]]
+    made = dict(report, schema="bitkiln.runner/1", ms=1e3 * report["seconds"], steps=steps)
+    del made["seconds"]
+    if "top" in made:
+        made["top"] = [{"label": label, "score": score} for label, score in made["top"]]
+    return made
+
+
 def print_report(model: Model, report: dict[str, Any], options: argparse.Namespace) -> None:
     if options.image or not options.output:
         for line in meaning_lines(report):
@@ -1254,7 +1264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.image or options.input or options.bench or options.steps or options.trace:
             model, report = run(bundle, options)
             if options.json:
-                print(json.dumps(report))
+                print(json.dumps(as_json(report)))
             else:
                 print_report(model, report, options)
     except RunnerError as error:

@@ -6,9 +6,9 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import InputError
@@ -82,6 +82,12 @@ def _entries(path: Path, out: Path) -> list[Entry]:
         ]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: no card; bitkiln card BUNDLE -o DIR makes one") from None
+
+
+def as_json(out: Path, found: Sequence[Entry]) -> schema.Gallery:
+    """The gallery as plain data."""
+    entries = [cast(schema.GalleryEntry, asdict(each)) for each in found]
+    return {"schema": "bitkiln.gallery/1", "page": str(out), "entries": entries}
 
 
 def _share(accuracy: Any, name: str) -> float | None:

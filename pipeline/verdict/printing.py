@@ -75,7 +75,7 @@ def _gained(made: schema.Build) -> str:
 def _recorded(gain: schema.Gain | None, kernels: int) -> str:
     """What records of earlier tuning gain for so many kernels, in words."""
     if gain is None:
-        return f"not tuned now; {kernels} kernels by tuning records"
+        return f"not tuned now; {kernels} kernels by tuning records" if kernels else "not tuned now"
     times = (
         f"{gain['kernels']} kernels {gain['default_ms']:.2f} ms by default, {gain['best_ms']:.2f} ms by tuning records"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -109,7 +110,40 @@ def test_boards(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr("bitkiln.pipeline.doctor.doctor", lambda: [Check("gcc", False, "install it", "compile")])
     assert not wrong(printed("boards", "list"), schema.BoardsList)
+    kinds = printed("boards", "kinds")
+    assert not wrong(kinds, schema.BoardsKinds)
+    assert {(row["target"], row["bits"]) for row in kinds["kinds"]} >= {("rasp3b", 64), ("rasp3b32", 32)}
     assert not wrong(printed("doctor", status=1), schema.Doctor)
+
+
+def test_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("bitkiln.pipeline.api.sign", lambda bundle, key: bundle / "manifest.json.sig")
+    assert not wrong(printed("sign", tmp_path), schema.Sign)
+
+
+def test_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitkiln.pipeline.fetch.fetch", lambda: iter(["qemu: there"]))
+    found = printed("fetch")
+    assert not wrong(found, schema.Fetch) and found["done"] == ["qemu: there"]
+
+
+#: Commands that run until they are interrupted, talk with a board's system, or write a file of JSON themselves.
+SERVICES = {"start-sim", "tracker", "setup", "measure"}
+
+
+def test_every_command_prints_json_and_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "json.md").read_text(encoding="utf-8")
+
+    def leaves(group: click.Group) -> typing.Iterator[click.Command]:
+        for command in group.commands.values():
+            if isinstance(command, click.Group):
+                yield from leaves(command)
+            elif command.name not in SERVICES:
+                yield command
+
+    for command in leaves(cli.bitkiln):
+        assert any("--json" in option.opts for option in command.params), command.name
+        assert f"{command.name}" in text
 
 
 def test_logs(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitkiln.pipeline import schema
 from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.bundle import Bundle, describe_file
 from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.plan import make_plan, read_network
 from bitkiln.pipeline.device import runner
 from bitkiln.schedules import generic
+from tests.pipeline.test_schema import wrong
 
 RUNNER = Path(runner.__file__)
 """The script as it stands in the repository."""
@@ -311,7 +313,9 @@ def test_tensors_run_on_the_board_without_numpy(
 
 def test_bench_prints_times_and_memory(toy_bundle: Bundle) -> None:
     done = on_board(toy_bundle, "--bench", "--json")
-    figures = json.loads(done.stdout)["bench"]
+    report = json.loads(done.stdout)
+    assert not wrong(report, schema.Runner)
+    figures = report["bench"]
     assert figures["min_ms"] <= figures["median_ms"] <= figures["max_ms"]
     assert figures["first_answer_ms"] > 0 and figures["peak_mib"] > 1 and figures["runs"] >= 3
     assert 0 < figures["library_mib"] < figures["network_mib"] < figures["peak_mib"]

@@ -97,8 +97,9 @@ def test_a_gallery_marks_the_best(card: schema.Card, tmp_path: Path) -> None:
     stage.write(card, tmp_path / "unknown")
     found = gallery.entries(tmp_path, tmp_path / "index.html")
     assert {entry.name for entry in found if entry.best} == {"fast", "right"}
-    out = api.gallery(tmp_path, title="Mine & yours")
-    text = out.read_text()
+    made = api.gallery(tmp_path, title="Mine & yours")
+    assert not wrong(made, schema.Gallery)
+    text = Path(made["page"]).read_text()
     assert (
         text.count("<circle") == 3
         and text.count("<tr data-cores") == 3 + len(card["speeds"])
@@ -109,7 +110,7 @@ def test_a_gallery_marks_the_best(card: schema.Card, tmp_path: Path) -> None:
 
 def test_a_gallery_without_figures_says_so(card: schema.Card, tmp_path: Path) -> None:
     stage.write(card, tmp_path / "x")
-    assert "nothing to plot" in api.gallery(tmp_path).read_text()
+    assert "nothing to plot" in Path(api.gallery(tmp_path)["page"]).read_text()
 
 
 def test_what_is_no_card_is_named(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ the window's edge, the same structure everywhere; keys, zoom, search, filter and
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,11 @@ from tests.pipeline.verdict.test_card import with_accuracy
 WIDTHS = (390, 1280, 2560)
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}
 
-#: Runs in each page: what stands in it, then what it does when it is used, goes to the page around it.
+#: In each page: what stands in it, then what it does when it is used, for the page around it to ask.
 PROBE = """<script>
 window.errors = [];
 window.addEventListener('error', function (event) { window.errors.push(event.message); });
-window.addEventListener('load', function () { setTimeout(function () {
+window.probe = function () {
   function all(selector) { return Array.prototype.slice.call(document.querySelectorAll(selector)); }
   function texts(selector) { return all(selector).map(function (each) { return each.textContent.trim(); }); }
   function key(name) { document.body.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true })); }
@@ -46,8 +49,8 @@ window.addEventListener('load', function () { setTimeout(function () {
   all('body *').forEach(function (each) { seen.tags[each.tagName] = (seen.tags[each.tagName] || 0) + 1; });
   USED
   seen.errors = window.errors;
-  parent.postMessage({ frame: window.name, seen: seen }, '*');
-}, 50); });
+  return seen;
+};
 </script>"""
 
 USED = {
@@ -66,16 +69,17 @@ USED = {
 
 #: Holds every page in frames of each width and mode, and gathers what they say.
 AROUND = """<!doctype html><meta charset="utf-8"><body><script>
-var wanted = FRAMES, seen = {}, left = wanted.length;
-window.addEventListener('message', function (event) {
-  seen[event.data.frame] = event.data.seen;
-  if (!--left) document.documentElement.setAttribute('data-seen', JSON.stringify(seen));
-});
+var wanted = FRAMES;
 wanted.forEach(function (each) {
   var frame = document.createElement('iframe');
   frame.name = each.name; frame.width = each.width; frame.height = 900; frame.style.colorScheme = each.mode;
   frame.src = each.page;
   document.body.appendChild(frame);
+});
+window.addEventListener('load', function () {
+  var seen = {};
+  wanted.forEach(function (each) { seen[each.name] = window.frames[each.name].probe(); });
+  document.documentElement.setAttribute('data-seen', JSON.stringify(seen));
 });
 </script>"""
 
@@ -102,7 +106,7 @@ def pages(built: schema.Build, tmp_path_factory: pytest.TempPathFactory) -> dict
         "profile": (Path(built["folder"]) / "profile.html").read_text(encoding="utf-8"),
         "compare": comparison(found),
         "card": cards.page({**with_accuracy(card, "fast", 10.0, 60), "published": [original], "notes": ["y" * 90]}),
-        "gallery": api.gallery(folder).read_text(encoding="utf-8"),
+        "gallery": Path(api.gallery(folder)["page"]).read_text(encoding="utf-8"),
     }
 
 
@@ -121,18 +125,34 @@ def seen(browser: str, pages: dict[str, str], tmp_path_factory: pytest.TempPathF
             ]
     around = folder / "around.html"
     around.write_text(AROUND.replace("FRAMES", json.dumps(frames)), encoding="utf-8")
-    # Nothing of the browser's own goes out either.
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND",
-               "--virtual-time-budget=20000", "--window-size=2600,1000", f"--user-data-dir={folder / 'user'}"]  # fmt: skip
-    done = subprocess.run(
-        [browser, *options, "--dump-dom", around.as_uri()], capture_output=True, text=True, timeout=300
-    )
-    found = re.search(r'data-seen="([^"]*)"', done.stdout)
-    assert found, done.stdout[:1000] + done.stderr[-2000:]
+    text = _dumped(browser, around, folder)
+    found = re.search(r'data-seen="([^"]*)"', text)
+    assert found, text[-3000:]
     result: dict[str, Any] = json.loads(unescape(found.group(1)))
     assert len(result) == len(frames)
     return result
+
+
+def _dumped(browser: str, page: Path, folder: Path) -> str:
+    """What the browser makes of a page once it is loaded, and what it says. None of its processes is left behind."""
+    # Nothing of the browser's own goes out either; pages in files may ask each other.
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+               "--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND",
+               "--allow-file-access-from-files", "--window-size=2600,1000", f"--user-data-dir={folder / 'user'}"]  # fmt: skip
+    with (folder / "said").open("w+b") as said:
+        command = [browser, *options, "--dump-dom", page.as_uri()]
+        # Its children may outlive it and hold a pipe open: a file has no such end to wait for.
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            process.wait(240)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+        said.seek(0)
+        return said.read().decode(errors="replace")
 
 
 @pytest.mark.parametrize("kind", USED)
