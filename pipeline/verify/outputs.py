@@ -20,7 +20,7 @@ from bitkiln.pipeline.ir.graph import bindings
 from bitkiln.pipeline.passes.pipeline import Lowered
 from bitkiln.pipeline.verify.compare import TOLERANCE, Tensors, magnitude, relative_error
 from bitkiln.pipeline.verify.rivals import REFERENCE, Rival
-from bitkiln.pipeline.verify.sensitivity import Sensitivity
+from bitkiln.pipeline.verify.sensitivity import Sensitivity, rounded_otherwise
 from bitkiln.pipeline.verify.zeros import ExactZeros, ZeroSigns
 
 #: Outputs may differ this many times more than the widest draw of signs next to zero moved them.
@@ -136,7 +136,16 @@ class Judge:
             if spread:
                 allowed = max(DRIFT, SPREAD * spread)
                 why = f"rounding next to a sign: {flips}{drawn.near:,} {values}"
+        if error > allowed and rival.name != REFERENCE:
+            spread = SPREAD * _apart(self.rounded, at)
+            if spread > allowed:
+                allowed, why = spread, "rounding of sums and functions, drawn at random"
         return allowed, why
+
+    @cached_property
+    def rounded(self) -> list[list[np.ndarray]]:
+        """The outputs with other rounding."""
+        return rounded_otherwise(self.lowered, self.inputs)
 
     @property
     def _holds_nan(self) -> bool:
@@ -165,7 +174,12 @@ def has_residue(lowered: Lowered, inputs: Tensors) -> bool:
 
 def _spread(sensitivity: Sensitivity, at: int) -> float:
     """How far drawing the signs next to zero moves output ``at``."""
-    draws = [outputs[at] for outputs in sensitivity.outputs]
+    return _apart(sensitivity.outputs, at)
+
+
+def _apart(drawn: Sequence[Sequence[np.ndarray]], at: int) -> float:
+    """The largest difference of output ``at`` between two draws."""
+    draws = [outputs[at] for outputs in drawn]
     pairs = [(a, b) for i, a in enumerate(draws) for b in draws[:i]]
     return max((relative_error(a, b) for a, b in pairs), default=0.0)
 

@@ -1,4 +1,5 @@
-"""How far two right engines may come apart: what the outputs do when the signs next to zero fall the other way."""
+"""How far two right engines may come apart: what the outputs do when the signs next to zero fall the other way, and when
+sums and functions are rounded otherwise."""
 
 from __future__ import annotations
 
@@ -20,6 +21,54 @@ NEAR = 1e-5
 DRAWS = 4
 
 SEED = 1905
+
+
+#: What engines that sum in other orders differ by, relative to a tensor's largest magnitude.
+_SUMMED = 2.0**-22
+
+#: What engines that approximate functions with results of 0 to 1 differ by.
+_APPROXIMATED = 2.0**-22
+
+_SUMS = frozenset(
+    {
+        *("matmul", "mean", "sum", "nn.avg_pool2d", "nn.conv1d", "nn.conv2d", "nn.conv2d_transpose", "nn.conv3d"),
+        *(
+            "nn.batch_norm",
+            "nn.group_norm",
+            "nn.layer_norm",
+            "nn.instance_norm",
+            "exp",
+            "log",
+            "sqrt",
+            "rsqrt",
+            "divide",
+        ),
+    }
+)
+_BOUNDED = frozenset({"sigmoid", "tanh", "erf", "nn.softmax", "nn.gelu", "nn.gelu_tanh", "nn.silu"})
+
+
+def rounded_otherwise(lowered: Lowered, inputs: Tensors) -> list[list[np.ndarray]]:
+    """The network's outputs in some draws of what rounding makes of sums and functions.
+
+    Where values are rounded to whole numbers, as quantised networks do, a last bit may turn one of them.
+    """
+    return [_rounded(lowered, inputs, np.random.default_rng(SEED + draw)) for draw in range(DRAWS)]
+
+
+def _rounded(lowered: Lowered, inputs: Tensors, rng: np.random.Generator) -> list[np.ndarray]:
+    def instead(_name: str, expr: relax.Expr, values: Mapping[str, reference.Value]) -> reference.Value | None:
+        kind = op_name(expr)
+        if kind not in _SUMS and kind not in _BOUNDED:
+            return None
+        value = reference.evaluate_call(lowered.graph, expr, values)
+        if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+            return value
+        reach = _APPROXIMATED if kind in _BOUNDED else _SUMMED * magnitude(value)
+        return (value + reach * rng.uniform(-1, 1, value.shape)).astype(np.float32)
+
+    names = reference.output_names(lowered.graph)
+    return reference.outputs_of(lowered.graph, reference.evaluate(lowered.graph, inputs, names, instead=instead))
 
 
 class Sensitivity:

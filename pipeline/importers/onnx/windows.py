@@ -133,6 +133,11 @@ def _transposed(
     wanted = attributes.get("output_shape") or ()
     if auto in ("SAME_UPPER", "SAME_LOWER") and not wanted:
         wanted = [n * s for n, s in zip(size, strides, strict=True)]
+        if any(each > most for each, most in zip(wanted, longest, strict=True)):
+            raise node.unsupported(
+                f"its attribute auto_pad={auto} asks for {wanted} where windows reach {longest}, which runtimes take "
+                "differently: export it with output_shape"
+            )
     if wanted:
         if len(wanted) != 2:
             raise node.unsupported(f"its attribute output_shape={list(wanted)} is not rows and columns")

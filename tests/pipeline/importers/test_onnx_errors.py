@@ -251,3 +251,10 @@ def test_damaged_bytes_never_surprise(write_onnx):
 def test_operands_that_are_left_out_and_needed(write_onnx):
     nodes = [node("Einsum", ["", "x"], equation="ij,jk->ik")]
     refused(write_onnx(nodes, {}, [1, 4]), ModelError, r"node 'the_einsum' \(Einsum\): lacks operand 0")
+
+
+def test_transposed_convolutions_that_runtimes_make_of_other_sizes(write_onnx):
+    """SAME asks for twice the size where windows of one pixel reach one less: onnxruntime gives what they reach."""
+    weights = {"w": np.ones((3, 2, 1, 1), "f")}
+    path = write_onnx([node("ConvTranspose", ["x", "w"], strides=[2, 2], auto_pad="SAME_UPPER")], weights, [1, 3, 4, 4])
+    refused(path, UnsupportedLayer, "auto_pad=SAME_UPPER asks for")

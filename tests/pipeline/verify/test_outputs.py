@@ -169,3 +169,51 @@ def test_what_straight_through_training_leaves_is_noticed(signs):
 
     left = replace(plain, module=rewrite(plain.module, visit))
     assert has_residue(lower(left, targets.load("rasp3b")), inputs)
+
+
+def network(kind: str) -> Model:
+    """A convolution, then a sigmoid of far below zero, or a quantiser of steps of a tenth; sums of both."""
+    rng = np.random.default_rng(9)
+    x = relax.Var("x", relax.TensorType((1, 16, 6, 6), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            weights = rng.standard_normal((8, 16, 3, 3)).astype("float32") / 8
+            weights[:2, 0] = np.array([0.25, 0.31]).reshape(2, 1, 1)
+            weight = relax.const(weights)
+            value = builder.emit(nn.conv2d(x, weight, padding=1), "conv")
+            if kind == "sigmoid":
+                low = builder.emit(op.subtract(value, relax.const(np.float32(14))), "low")
+                value = builder.emit(op.sigmoid(low), "shares")
+            else:
+                tenths = builder.emit(op.divide(value, relax.const(np.float32(0.1))), "tenths")
+                value = builder.emit(op.round(tenths), "whole")
+            result = builder.emit_output(builder.emit(op.max(value, [2, 3]), "scores"))
+        builder.emit_func_output(result)
+    specs = (TensorSpec("x", (1, 16, 6, 6), layout="NCHW"),), (TensorSpec("scores", (1, 8)),)
+    return Model(kind, relax.transform.Normalize()(builder.finalize()), *specs, "0" * 64)
+
+
+def test_functions_are_as_exact_as_their_range_allows():
+    """Sigmoids of other engines are off by 1e-7 wherever their result lies."""
+    lowered = lower(network("sigmoid"), targets.load("rasp3b"))
+    judged, ours = judge(lowered, {"x": np.random.default_rng(1).standard_normal((1, 16, 6, 6)).astype("float32")})
+    (_, values), *_ = ours
+    assert values.max() < 1e-4
+    decisions = [judged.decide(ours, Rival("other", [values + np.float32(shift)]))[0] for shift in (1.3e-7, 2e-5)]
+    assert [decision.passed for decision in decisions] == [True, False]
+    assert "rounding" in decisions[0].why
+
+
+def test_whole_numbers_may_turn_where_sums_lie_between_two():
+    """A sum of 2.5 steps is 2 or 3 of them, one of 3.1 is 3."""
+    lowered = lower(network("steps"), targets.load("rasp3b"))
+    x = np.zeros((1, 16, 6, 6), "float32")
+    x[0, 0, 2, 2] = 1
+    judged, ours = judge(lowered, {"x": x})
+    ((_, values),) = ours
+    assert values[0, 0] == 2
+    for turned, passed in ((0, True), (1, False)):
+        other = values.copy()
+        other[0, turned] += 1
+        assert judged.decide(ours, Rival("other", [other]))[0].passed == passed
