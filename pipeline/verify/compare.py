@@ -1,13 +1,15 @@
 """One step against the reference on the inputs that the step really had.
 
-Bits must be equal. Floats may differ by ``TOLERANCE`` relative to the largest value of the tensor. Bits that are signs of
-floats may differ only where the float is so close to zero that rounding decides its sign: those are undecided.
+Bits must be equal. Floats may differ by ``TOLERANCE`` relative to the largest value of the tensor, and by what other
+rounding inside of the step makes of them: behind a function of large sums, or where sums are rounded to whole numbers.
+Bits that are signs of floats may differ only where the float is so close to zero that rounding decides its sign: those are
+undecided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tvm
@@ -18,6 +20,7 @@ from bitkiln.pipeline import reference
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.ir.graph import bindings, op_name, variables
 from bitkiln.pipeline.passes.pipeline import Lowered
+from bitkiln.pipeline.verify import roundings
 from bitkiln.pipeline.verify.steps import BundleStep
 from bitkiln.schedules.workload import Conv2d
 
@@ -26,6 +29,9 @@ TOLERANCE = 1e-4
 
 #: Other orders of summation, Winograd's among them, round up to this many times worse than numpy does.
 ROUNDINGS = 64.0
+
+#: How far engines that sum in other orders come apart, relative to the largest magnitude.
+NEAR = 1e-5
 
 #: The least rounding that is taken for possible, relative to the largest magnitude: 8 units in the last place.
 LEAST = 8 * float(np.finfo(np.float32).eps)
@@ -79,7 +85,23 @@ def compare_step(lowered: Lowered, step: BundleStep, known: Tensors) -> Comparis
     sums = isinstance(step.workload, Conv2d) and step.workload.binary and not step.workload.epilogue
     # A wrong bit of a word of bits may be a small number.
     exact = sums or expected.dtype.kind != "f"
-    return compare_floats(step, actual.reshape(expected.shape), expected, 0.0 if exact else TOLERANCE)
+    compared = compare_floats(step, actual.reshape(expected.shape), expected, 0.0 if exact else TOLERANCE)
+    if sums or not compared.wrong.any():
+        return compared
+    reach = _reach(lowered.graph, others, step.name, expected)
+    return replace(compared, undecided=compared.wrong & (distance(compared.actual, expected) <= reach))
+
+
+def _reach(graph: tvm.IRModule, known: Tensors, name: str, expected: np.ndarray) -> np.ndarray:
+    """How far each element of a step's result moves where all that the step rounds is a little more, or a little less."""
+
+    def moved(by: float) -> np.ndarray:
+        shifted = roundings.evaluate(
+            graph, known, [name], lambda value, bounded: by * (1 if bounded else magnitude(value))
+        )
+        return distance(shifted[name], expected)
+
+    return np.asarray(np.maximum(moved(NEAR), moved(-NEAR)))
 
 
 def _holds_bits(graph: tvm.IRModule, name: str) -> bool:

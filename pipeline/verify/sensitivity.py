@@ -12,10 +12,8 @@ from tvm import relax
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.ir.graph import op_name
 from bitkiln.pipeline.passes.pipeline import Lowered
-from bitkiln.pipeline.verify.compare import Tensors, magnitude
-
-#: Distance from zero, relative to the largest magnitude, within which engines that sum in other orders disagree on signs.
-NEAR = 1e-5
+from bitkiln.pipeline.verify import roundings
+from bitkiln.pipeline.verify.compare import NEAR, Tensors, magnitude
 
 #: Runs with such signs drawn at random.
 DRAWS = 4
@@ -29,24 +27,6 @@ _SUMMED = 2.0**-22
 #: What engines that approximate functions with results of 0 to 1 differ by.
 _APPROXIMATED = 2.0**-22
 
-_SUMS = frozenset(
-    {
-        *("matmul", "mean", "sum", "nn.avg_pool2d", "nn.conv1d", "nn.conv2d", "nn.conv2d_transpose", "nn.conv3d"),
-        *(
-            "nn.batch_norm",
-            "nn.group_norm",
-            "nn.layer_norm",
-            "nn.instance_norm",
-            "exp",
-            "log",
-            "sqrt",
-            "rsqrt",
-            "divide",
-        ),
-    }
-)
-_BOUNDED = frozenset({"sigmoid", "tanh", "erf", "nn.softmax", "nn.gelu", "nn.gelu_tanh", "nn.silu"})
-
 
 def rounded_otherwise(lowered: Lowered, inputs: Tensors) -> list[list[np.ndarray]]:
     """The network's outputs in some draws of what rounding makes of sums and functions.
@@ -57,18 +37,11 @@ def rounded_otherwise(lowered: Lowered, inputs: Tensors) -> list[list[np.ndarray
 
 
 def _rounded(lowered: Lowered, inputs: Tensors, rng: np.random.Generator) -> list[np.ndarray]:
-    def instead(_name: str, expr: relax.Expr, values: Mapping[str, reference.Value]) -> reference.Value | None:
-        kind = op_name(expr)
-        if kind not in _SUMS and kind not in _BOUNDED:
-            return None
-        value = reference.evaluate_call(lowered.graph, expr, values)
-        if not isinstance(value, np.ndarray) or value.dtype != np.float32:
-            return value
-        reach = _APPROXIMATED if kind in _BOUNDED else _SUMMED * magnitude(value)
-        return (value + reach * rng.uniform(-1, 1, value.shape)).astype(np.float32)
+    def error(value: np.ndarray, bounded: bool) -> np.ndarray:
+        return (_APPROXIMATED if bounded else _SUMMED * magnitude(value)) * rng.uniform(-1, 1, value.shape)
 
     names = reference.output_names(lowered.graph)
-    return reference.outputs_of(lowered.graph, reference.evaluate(lowered.graph, inputs, names, instead=instead))
+    return reference.outputs_of(lowered.graph, roundings.evaluate(lowered.graph, inputs, names, error))
 
 
 class Sensitivity:

@@ -260,7 +260,7 @@ class _Reader:
             raise ModelError(f"{where}: has no buffer {number}")
         content = self.buffer(where, buffers[number])
         if not len(content):
-            return None
+            return np.zeros(shape, dtype) if 0 in shape and dtype in _PLAIN else None
         if dtype not in _PLAIN:
             raise UnsupportedLayer(f"{where}: is a constant of the type {dtype}, which is not supported")
         if sparsity is not None:

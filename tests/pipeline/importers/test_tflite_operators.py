@@ -247,3 +247,13 @@ def test_weights_come_through_densify(tmp_path, dtype):
 def test_damaged_sparse_constants(levels):
     with pytest.raises(ValueError, match=r"its |it has"):
         densified(np.float32([5, 7, 8]), (3, 4), (0, 1), (), levels)
+
+
+def test_a_reshape_to_no_axes(tmp_path):
+    """Its shape is a constant without elements, which has no bytes in the file."""
+    x = np.float32([[3]])
+    file = TfliteFile()
+    source = file.tensor(x.shape)
+    scalar = file.operator("RESHAPE", [source, file.constant(np.zeros(0, np.int32))], (), "ReshapeOptions")
+    result = file.operator("ADD", [scalar, source], (1, 1), "AddOptions")
+    np.testing.assert_array_equal(ours(tmp_path, file.write(source, result), x), [[6]])

@@ -1,6 +1,6 @@
 """verify's verdicts on right and on damaged bundles of drawn networks: the right ones agree, the damaged ones are caught.
 
-Behind the marker ``verdicts``: a hundred networks take a few minutes of an idle machine (``pytest -m verdicts tests/pipeline/verify``).
+Behind the marker ``verdicts``: a hundred take minutes of an idle machine (``pytest -m verdicts tests/pipeline/verify``).
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def train_on(_bundle: Path, path: Path, rng: np.random.Generator) -> None:
 
 
 def prepare_otherwise(bundle: Path, _path: Path, _rng: np.random.Generator) -> None:
-    """Photos have another mean in the manifest."""
+    """Photos have another mean in the manifest, as if the user had asked for it: verify says so, and goes on."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["preprocessing"]["mean"][0] += 5.0
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -217,7 +217,8 @@ def _judged(seed: int, folder: Path) -> None:
         report = verify_bundle(damaged, load_model(path), source=path)
     except BitkilnError:
         return
-    assert not report.passed, f"seed {seed}: {damage.__doc__} was not seen"
+    said = damage is prepare_otherwise and any("--mean" in note for note in report.notes)
+    assert said or not report.passed, f"seed {seed}: {damage.__doc__} was not seen"
 
 
 @pytest.mark.parametrize("seed", range(3))
