@@ -145,8 +145,11 @@ def turn_a_weight(bundle: Path, path: Path, rng: np.random.Generator) -> None:
     network = read_network(lowered.module)
     plan = plan_network(model, network, choose_kernels(lowered.module, network, BOARD, NoRecords()))
     data = bytearray((bundle / "model.so").read_bytes())
-    used = [plan.tensors[i] for step in plan.steps for i in step.arguments if plan.tensors[i].place == "constant"]
-    tensor = used[int(rng.integers(len(used)))]
+    used = {i for step in plan.steps for i in step.arguments if plan.tensors[i].place == "constant"}
+    parts = {i: plan.constants[plan.tensors[i].offset :][: plan.tensors[i].nbytes] for i in sorted(used)}
+    found = [i for i, part in parts.items() if data.count(part) == 1]  # others were packed for several threads
+    tensor = plan.tensors[found[int(rng.integers(len(found)))]]
+    start = data.index(plan.constants[tensor.offset :][: tensor.nbytes])
     values = np.frombuffer(plan.constants, tensor.dtype, int(np.prod(tensor.shape)), tensor.offset)
     worth = (
         np.flatnonzero(np.abs(values) > np.abs(values).max() / 100)
@@ -157,9 +160,7 @@ def turn_a_weight(bundle: Path, path: Path, rng: np.random.Generator) -> None:
     size = values.dtype.itemsize
     # The high bits of a float's fraction, its exponent and sign; any bit of others.
     bit = int(rng.integers(16, 32)) if values.dtype.kind == "f" else int(rng.integers(8 * size))
-    start = data.find(plan.constants)
-    assert start >= 0
-    data[start + tensor.offset + element * size + bit // 8] ^= 1 << bit % 8
+    data[start + element * size + bit // 8] ^= 1 << bit % 8
     (bundle / "model.so").write_bytes(data)
     redescribed(bundle)
 
