@@ -114,6 +114,11 @@ class Roster:
             self._say(f"board {board} is back")
         return True
 
+    def refuse(self, board: str, reason: str) -> None:
+        """Set the board aside for what it is."""
+        with self._lock:
+            self._set_aside(board, self._members.setdefault(board, _Member()), reason)
+
     def measured(self, board: str, found: Measurement) -> None:
         """The board has measured something: too often throttled or unsteady, it is set aside."""
         with self._lock:

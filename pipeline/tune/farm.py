@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bitkiln.pipeline.boards import answers
 from bitkiln.pipeline.boards.board import KernelFailed, Measurement, Request, TrackerBoard, measure_in
 from bitkiln.pipeline.boards.roster import Roster, standings_file
 from bitkiln.pipeline.boards.session import Session
 from bitkiln.pipeline.boards.tracker import NoBoard
 from bitkiln.pipeline.errors import BoardError
-from bitkiln.pipeline.tune.belief import doubt
+from bitkiln.pipeline.tune.belief import compare_identity, doubt
 from bitkiln.pipeline.tune.builder import SEED, Artifact, Builder, BuildFailed
 from bitkiln.pipeline.tune.data import disagreement, reference_result
 from bitkiln.pipeline.tune.sample import sample_task
@@ -42,8 +43,20 @@ class CheckedBoards:
         self._boards.hang_up()
 
     def identity(self) -> Mapping[str, Any]:
-        """What the board that answers is."""
-        return self._boards.identity()
+        """What a board that fits the target is. Raises BoardError where none does."""
+        problem: BoardError = NoBoard(f"no board of {self._boards.key!r} is free")
+        with ExitStack() as parked:
+            for _ in range(min(MOST_PARKED, self._boards.tracker.require(self._boards.key).count)):
+                session = parked.enter_context(self._boards.session(SAMPLE_SECONDS))
+                board = str(session.address)
+                found = answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
+                try:
+                    compare_identity(found, self._task.target)
+                    return found
+                except BoardError as error:
+                    self.roster.refuse(board, str(error))
+                    problem = error
+        raise problem
 
     def measure(
         self,

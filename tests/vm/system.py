@@ -7,6 +7,7 @@ It is kept in the cache under a name that says how it was made. Times that this 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import socket
@@ -108,10 +109,16 @@ def image() -> Image:
         raise NoMachine(
             f"there is no {', '.join(missing)}: sudo apt install qemu-system-arm mmdebstrap cpio kmod e2fsprogs"
         )
-    made = cache_directory() / "vm" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    made = cache_directory() / "vm" / _digest()
     if not made.exists():
         shutil.rmtree(made.parent, ignore_errors=True)
     return Image(made_once(made, _make))
+
+
+def _digest() -> str:
+    """Of all that decides what the image holds."""
+    parts = [inspect.getsource(each) for each in (_make, _write_initrd, _configure)]
+    return hashlib.sha256(repr((PACKAGES, MODULES, MASKED, INIT, USERS, parts)).encode()).hexdigest()[:12]
 
 
 def _make(place: Path) -> Path:
@@ -223,8 +230,9 @@ class Machine:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """With ssh told how to get there, and one connection shared by all commands."""
-        return {**os.environ, "BITKILN_SSH": f"ssh -F {self.folder / 'ssh_config'}"}
+        """With ssh told how to get there."""
+        # What is told first counts: an emulated board on a loaded machine takes its time to say hello.
+        return {**os.environ, "BITKILN_SSH": f"ssh -F {self.folder / 'ssh_config'} -o ConnectTimeout=120"}
 
     def ssh(self, command: str, user: str = "pi", timeout: float = 300.0) -> str:
         """What a shell command there prints. Raises CalledProcessError."""
@@ -247,7 +255,7 @@ class Machine:
             if self.process.poll() is not None:
                 raise NoMachine(f"qemu ended: {(self.folder / 'qemu.log').read_text()[-400:]}")
             try:
-                self.ssh("true", timeout=60)
+                self.ssh("true", timeout=150)
                 return
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
                 time.sleep(2)
@@ -268,7 +276,7 @@ def running(made: Image, folder: Path, cpu: str = "cortex-a53") -> Iterator[Mach
         port = probe.getsockname()[1]
     (folder / "ssh_config").write_text(
         f"Host *\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {made.key}\n  IdentitiesOnly yes\n"
-        f"  StrictHostKeyChecking no\n  UserKnownHostsFile {folder}/known_hosts\n  LogLevel ERROR\n  ConnectTimeout 30\n"
+        f"  StrictHostKeyChecking no\n  UserKnownHostsFile {folder}/known_hosts\n  LogLevel ERROR\n  ConnectTimeout 120\n"
     )
     command = [
         "nice",

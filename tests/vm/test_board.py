@@ -107,7 +107,7 @@ def test_a_login_script_that_prints(board: Machine, bundle: Path) -> None:
 
 
 def test_a_full_disk(board: Machine, bundle: Path) -> None:
-    board.ssh("fallocate -l $(($(df --output=avail -B1 / | tail -1) - 200000)) /root/full", "root")
+    board.ssh("fallocate -l $(($(df --output=avail -B1 / | tail -1) - 30000)) /root/full", "root")
     try:
         with pytest.raises(BoardError, match=r"No space left on device.*free some space"):
             deploy(bundle, f"{BOARD}:net")
@@ -147,7 +147,7 @@ def test_remedies_can_be_typed_as_they_stand(
         text = "\n".join(line for line in text.splitlines() if "IdentityFile" not in line) + "\n"
     config = tmp_path / "ssh_config"
     config.write_text(text)
-    monkeypatch.setenv("BITKILN_SSH", f"ssh -F {config}")
+    monkeypatch.setenv("BITKILN_SSH", f"ssh -F {config} -o ConnectTimeout=120")
     with pytest.raises(BoardError) as caught:
         deploy(bundle, f"{BOARD}:net")
     remedy = str(caught.value).partition("try: ")[2]
