@@ -104,11 +104,13 @@ def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
 
 def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, int]]:
     """The tiles of Winograd's algorithm that the target has kernels for; none where it does not apply."""
-    return kernel_set(target).winograd if conv2d_winograd.applies(workload) else ()
+    kernels = kernel_set(target)
+    fits = conv2d_winograd.applies(workload) and workload.out_channels % kernels.channels == 0
+    return kernels.winograd if fits else ()
 
 
 def _strassen(workload: Conv2d, target: Target) -> bool:
-    return kernel_set(target).assembly and conv2d_strassen.applies(workload)
+    return kernel_set(target).stacks and conv2d_strassen.applies(workload)
 
 
 def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.Tensor:

@@ -28,7 +28,7 @@ from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, split
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
-from bitkiln.schedules.microkernels import kernel_set
+from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, IMAGE_AHEAD, REACH_BYTES, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
@@ -72,21 +72,21 @@ def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
 
 def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target) -> Kernel:
     """The implementation with register ``tile`` (pixels, channels)."""
-    return _Direct(workload, tile, block, kernel_set(target).assembly).kernel()
+    return _Direct(workload, tile, block, kernel_set(target)).kernel()
 
 
 class _Direct:
-    def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int, assembly: bool) -> None:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int, kernels: KernelSet) -> None:
         tile_m, tile_n = tile
         self.workload = workload
-        self.assembly = assembly
+        self.assembly = assembly = kernels.assembly
         self.geometry = geometry(workload)
         self.groups = workload.groups
         self.out_per_group = workload.out_channels // workload.groups
         self.straight = not workload.pool and workload.out == "float32"
-        early = tiles.finished(workload.epilogue) if assembly and self.straight else len(workload.epilogue)
+        early = tiles.finished(workload.epilogue) if kernels.finishes and self.straight else len(workload.epilogue)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
-        self.finish = finish_of(replace(workload, epilogue=self.early)) if assembly else None
+        self.finish = finish_of(replace(workload, epilogue=self.early)) if kernels.finishes else None
         self.window = self.finish.window if self.finish else 1
         self.order = _window_order(workload) if self.window > 1 else np.arange(len(self.geometry.pixels))
         # The micro-kernels begin at 3 pixels; windows are not split.
@@ -95,12 +95,12 @@ class _Direct:
         pixels = len(self.order)
         self.tile_m = min(tile_m, max(pixels, self.least))
         self.pixel_runs = [at_least(run, self.least) for run in split(pixels, self.tile_m)]
-        self.panel_runs = split(self.out_per_group, tile_n, 4)
+        self.panel_runs = split(self.out_per_group, tile_n, kernels.channels)
         self.block = block or max(1, pixels // self.tile_m)
         self.row_length = tiles.row_length(self.geometry.row_length, assembly)
         self.depth = len(self.geometry.rows) * self.row_length
         self.panel_floats = self.depth * sum(run.count * run.size for run in self.panel_runs)
-        self.tiles = Tiles(self.early, self.finish, assembly)
+        self.tiles = Tiles(self.early, self.finish, kernels.product)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
         self.ahead, self.lines = self._fetched()

@@ -71,13 +71,14 @@ class Tile:
 class Tiles:
     """Emits tiles into the kernel under construction and remembers the micro-kernels that they call.
 
-    ``finish``: the epilogue as the micro-kernel does it, None where it cannot. Without ``assembly`` all is plain loops.
+    ``finish``: the epilogue as the micro-kernel does it, None where it cannot. ``product``: the micro-kernel of a set of
+    kernels; without it all is plain loops.
     """
 
-    def __init__(self, steps: Sequence[Step], finish: Finish | None, assembly: bool) -> None:
+    def __init__(self, steps: Sequence[Step], finish: Finish | None, product: Callable[..., Sgemm] | None) -> None:
         self.steps = steps
         self.finish = finish
-        self.assembly = assembly
+        self.product = product
         self._used: dict[str, Sgemm] = {}
 
     @property
@@ -91,17 +92,17 @@ class Tiles:
     def emit(self, tile: Tile, result: Any, taps: Taps) -> None:
         """The results of ``tile``; without taps its sums are zero."""
         whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
-        if self.finish is not None and whole and taps.count:
+        if self.product and self.finish is not None and whole and taps.count:
             finish = replace(self.finish, claims=tile.claimed is not None)
-            kernel = Sgemm(tile.pixels.size, tile.panels.size, finish, tile.reach, tile.ahead, tile.lines)
+            kernel = self.product(tile.pixels.size, tile.panels.size, finish, tile.reach, tile.ahead, tile.lines)
             self._call(kernel, tile, result, tile.to, tile.pitch, taps)
             return
         size = tile.panels.size
         sums = T.alloc_buffer((tile.pixels.size * size,), "float32", scope="local")
         if not taps.count:
             loops.fill(sums, 0, tile.pixels.size * size)
-        elif self.assembly:
-            kernel = Sgemm(tile.pixels.size, size, reach=tile.reach, ahead=tile.ahead, lines=tile.lines)
+        elif self.product:
+            kernel = self.product(tile.pixels.size, size, reach=tile.reach, ahead=tile.ahead, lines=tile.lines)
             self._call(kernel, tile, sums, 0, size, taps)
         else:
             self._plain(sums, tile, taps)

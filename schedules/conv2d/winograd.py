@@ -30,7 +30,8 @@ from bitkiln.schedules.binarize.a53 import FlatSigns
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.tiles import operands_behind, pack_panels
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
-from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
+from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
+from bitkiln.schedules.microkernels import KernelSet, a53, kernel_set
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
@@ -70,14 +71,16 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads:
     weights = 4 * positions * workload.channels * workload.out_channels
     stays = weights < target.cpu["l2_kib"] * 1024 * 5
     wide = "4x16" if tiles <= 4 else "8x12"
+    offered = [size_text(size) for size in kernel_set(target).sgemm]
+    small, wide = ("8x8" if "8x8" in offered else offered[0]), (wide if wide in offered else offered[0])
     if threads > 1 and stays and weights > target.cpu["l2_kib"] * 1024 * _RESIDENT:
-        return {"tile": "8x8" if tiles > 4 else wide, "block": 8}
-    return {"tile": "8x8" if stays and tiles > 4 else wide, "block": 1 if stays else 0}
+        return {"tile": small if tiles > 4 else wide, "block": 8}
+    return {"tile": small if stays and tiles > 4 else wide, "block": 1 if stays else 0}
 
 
 def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int, target: Target) -> Kernel:
     """The implementation with ``outputs`` (my, mx) and register ``tile`` (pixels, channels)."""
-    return Winograd(workload, outputs, tile, block, 1024 * int(target.cpu["l2_kib"])).kernel()
+    return Winograd(workload, outputs, tile, block, 1024 * int(target.cpu["l2_kib"]), kernel_set(target)).kernel()
 
 
 class Winograd:
@@ -88,9 +91,16 @@ class Winograd:
     taps: ClassVar[int] = 3
 
     def __init__(
-        self, workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int, cache_bytes: int = 0
+        self,
+        workload: Conv2d,
+        outputs: tuple[int, int],
+        tile: tuple[int, int],
+        block: int,
+        cache_bytes: int = 0,
+        kernels: KernelSet = a53.SET,
     ) -> None:
         self.workload = workload
+        self.set = kernels
         self.along = tuple(self.transforms[m] for m in outputs)
         self.outputs = outputs
         self.points = (self.along[0].points, self.along[1].points)
@@ -109,7 +119,9 @@ class Winograd:
         self.data_pitch = self.positions * workload.channels + _GAP
         self.inside = block > 0
         # A chunk: output channels that are multiplied before they are transformed back.
-        self.chunk_runs = split(workload.out_channels, tile[1] if self.inside else workload.out_channels, 4)
+        self.chunk_runs = split(
+            workload.out_channels, tile[1] if self.inside else workload.out_channels, kernels.channels
+        )
         self.tile_n = tile[1]
         weights = 4 * self.positions * workload.channels * workload.out_channels
         many = self.count // self.block >= _THREADS
@@ -125,7 +137,7 @@ class Winograd:
         self.early, self.late = steps[:early], steps[early:]
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
-        self.signs = FlatSigns(workload.sign_zero) if packs else None
+        self.signs = FlatSigns(workload.sign_zero) if packs and kernels.binarize else None
         strip_floats = self.results[0] * self.size[1] * workload.out_channels
         whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= _THREADS and strip_floats >= BATCH
         #: Whether results are computed in strips, a row of tiles each, and never are in memory as floats.
@@ -172,7 +184,7 @@ class Winograd:
         transformed = transformed.astype("float32")
         parts = []
         for run in self.chunk_runs:
-            panels = split(run.used, self.tile_n, 4)
+            panels = split(run.used, self.tile_n, self.set.channels)
             for first in range(run.first, run.first + run.count * run.size, run.size):
                 parts += [pack_panels(weights, panels) for weights in transformed[:, first : first + run.used]]
         return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
@@ -367,13 +379,14 @@ class Winograd:
         ends += [T.address_of(data[tile * self.data_pitch + position * channels]), T.address_of(self.pixels[0])]
         ends.append(T.address_of(self.weights[weights]))
         whole = self.inside and not self.by_panels
-        if self.inside and channels <= MOST_DEPTH:
+        if self.set.stacks and self.inside and channels <= MOST_DEPTH:
             stack = SgemmStack(tile_m, panels.size, channels)
             self.kernels[stack.symbol] = stack
             count = self.positions if whole else 1
             T.evaluate(T.call_extern("int32", stack.symbol, *ends, T.int64(count), T.int64(step)))
             return
-        kernel = Sgemm(tile_m, panels.size, reach=True)
+        assert self.set.product
+        kernel = self.set.product(tile_m, panels.size, reach=True)
         self.kernels[kernel.symbol] = kernel
         sums = [T.address_of(self.rows[0]), T.int64(1), T.int64(channels // STEP)]
         count, pitch, image_pitch = panels.count, self.positions * step, 0

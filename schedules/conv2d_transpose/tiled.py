@@ -26,7 +26,7 @@ from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.conv2d_transpose.phases import Phase, border, phases
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
-from bitkiln.schedules.microkernels import kernel_set
+from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES
 from bitkiln.schedules.workload import ConvTranspose2d
 from bitkiln.targets import Target
@@ -51,7 +51,7 @@ def default(workload: ConvTranspose2d, target: Target) -> dict[str, int | str]:
 
 def emit(workload: ConvTranspose2d, tile: tuple[int, int], order: str, target: Target) -> Kernel:
     """The implementation with register ``tile`` (pixels, channels)."""
-    return _Tiled(workload, tile, order, kernel_set(target).assembly).kernel()
+    return _Tiled(workload, tile, order, kernel_set(target)).kernel()
 
 
 def _row_cycles(workload: ConvTranspose2d, tile_m: int, tile_n: int) -> float:
@@ -75,14 +75,15 @@ class _Part:
 
 
 class _Tiled:
-    def __init__(self, workload: ConvTranspose2d, tile: tuple[int, int], order: str, assembly: bool) -> None:
+    def __init__(self, workload: ConvTranspose2d, tile: tuple[int, int], order: str, kernels: KernelSet) -> None:
+        assembly = kernels.assembly
         self.workload = workload
         self.order = order
         self.per_group = workload.channels // workload.groups
         self.out_per_group = workload.out_channels // workload.groups
         self.least = _LEAST if assembly else 1
         self.tile_m = max(min(tile[0], workload.width), self.least)
-        self.panels = split(self.out_per_group, tile[1], 4)
+        self.panels = split(self.out_per_group, tile[1], kernels.channels)
         self.border = border(workload)
         self.padded = (
             workload.height + self.border[0] + self.border[2],
@@ -96,9 +97,9 @@ class _Tiled:
                 self._add(y, x, assembly)
         #: The different numbers of pixels in a row of a phase.
         self.counts = sorted({part.x.count for part in self.parts})
-        count = tiles.finished(workload.epilogue) if assembly else len(workload.epilogue)
+        count = tiles.finished(workload.epilogue) if kernels.finishes else len(workload.epilogue)
         early, self.late = workload.epilogue[:count], workload.epilogue[count:]
-        self.tiles = Tiles(early, tiles.finish_of(early) if assembly else None, assembly)
+        self.tiles = Tiles(early, tiles.finish_of(early) if kernels.finishes else None, kernels.product)
         whole_rows = all(part.taps.length == self._length(part.x)[0] for part in self.parts if part.rows)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(self.border) or not whole_rows

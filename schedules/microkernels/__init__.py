@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bitkiln.schedules.microkernels import a53
+from bitkiln.schedules.microkernels import a53, a53_32
 from bitkiln.schedules.microkernels.sets import PLAIN, KernelSet
 from bitkiln.targets import Target, UnknownTarget
 
 __all__ = ["SETS", "KernelSet", "kernel_set"]
 
 #: The sets by the names that targets know them by.
-SETS = {each.name: each for each in (PLAIN, a53.SET)}
+SETS = {each.name: each for each in (PLAIN, a53.SET, a53_32.SET)}
 
 
 def kernel_set(target: Target) -> KernelSet:

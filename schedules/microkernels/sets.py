@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 #: Pixels x output channels, or rows x columns of pixels.
 Size = tuple[int, int]
@@ -20,8 +22,15 @@ class KernelSet:
     sgemm: tuple[Size, ...]
     sgemm_few: Size
     sgemm_sevens: Size
-    #: Whether ``sgemm`` are micro-kernels, rather than tiles of loops that LLVM vectorises.
-    assembly: bool = False
+    #: The micro-kernel of a float product, with the arguments and the C call of ``a53.sgemm.Sgemm``; without it ``sgemm`` are
+    #: tiles of loops that LLVM vectorises.
+    product: Callable[..., Any] | None = None
+    #: Whether it applies a ``Finish`` to its sums.
+    finishes: bool = False
+    #: Channels that the size of every panel is a multiple of.
+    channels: int = 4
+    #: Whether it has the product of a stack of tiles (``a53.sgemm_stack``).
+    stacks: bool = False
     #: Outputs of a tile of Winograd's algorithm.
     winograd: tuple[Size, ...] = ()
     #: First layers, read from the image as it comes.
@@ -34,6 +43,11 @@ class KernelSet:
     binarize: bool = False
     #: Pooling by lines of channels.
     pool: bool = False
+
+    @property
+    def assembly(self) -> bool:
+        """Whether float products are micro-kernels."""
+        return self.product is not None
 
 
 #: For CPUs that nobody has written micro-kernels for.

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import tvm
 
+from bitkiln import targets
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Conv2d, Workload
+from bitkiln.targets import Target
+
+
+def without_set() -> Target:
+    """A target of a CPU that nobody has written micro-kernels for."""
+    return replace(targets.load("rasp3b32"), kernels="")
 
 
 def example(workload: Workload, seed: int = 0) -> list[np.ndarray]:

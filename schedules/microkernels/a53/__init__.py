@@ -3,6 +3,7 @@
 Sizes keep all sums in registers beside what feeds them; docs/kernels.md and docs/kernels-binary.md have the cycles of each.
 """
 
+from bitkiln.schedules.microkernels.a53.sgemm import Sgemm
 from bitkiln.schedules.microkernels.sets import KernelSet
 
 SET = KernelSet(
@@ -11,7 +12,9 @@ SET = KernelSet(
     sgemm=((8, 8), (8, 12), (7, 12), (11, 8), (6, 12), (6, 16), (4, 16), (4, 20)),
     sgemm_few=(4, 16),
     sgemm_sevens=(7, 12),
-    assembly=True,
+    product=Sgemm,
+    finishes=True,
+    stacks=True,
     winograd=((4, 4), (2, 2), (2, 4), (1, 2)),
     stem=True,
     depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),

@@ -14,8 +14,8 @@ vector's ``ldr d``: one cycle of the vector pipe each.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 
@@ -112,6 +112,31 @@ def add(target: str, source: str, value: int) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """How an instruction set loads 128 bits, each instruction a cycle of the vector pipe or beside one.
+
+    ``low``: of a register's number and an address. ``word``: of a carrier, an address and which of the ``words`` integer loads
+    that bring the high half. ``join``: of a register's number and a carrier. ``pause``: an operation of the vector pipe that
+    changes nothing, of the number of a register that it may read.
+    """
+
+    words: int
+    low: Callable[[int, str], str]
+    word: Callable[[str, str, int], str]
+    join: Callable[[int, str], str]
+    pause: Callable[[int], str]
+
+
+A64 = Halves(
+    words=1,
+    low=lambda register, address: f"ldr d{register}, {address}",
+    word=lambda carrier, address, _: f"ldr {carrier}, {address}",
+    join=lambda register, carrier: f"ins v{register}.d[1], {carrier}",
+    pause=lambda register: f"fmov wzr, s{register}",
+)
+
+
+@dataclass(frozen=True)
 class Load:
     """A vector load inside a loop.
 
@@ -138,9 +163,10 @@ class Loop:
     """A loop whose ``loads`` are woven into its ``arithmetic`` in the order the core likes.
 
     ``control``: integer operations that end an iteration, in order; the last two may change addresses, the others must
-    not change those that later loads use. ``branch`` closes it, e.g. "b.ge". ``scratch``: four x registers that carry high
-    halves. ``idle``: a v register that the loop does not write with arithmetic.
+    not change those that later loads use. ``branch`` closes it, e.g. "b.ge". ``scratch``: what carries high halves, e.g. x
+    registers. ``idle``: a v register that the loop does not write with arithmetic.
     ``hints``: prefetches of cache lines; they issue beside arithmetic, evenly spread, as far as there is room.
+    ``moves``: operations that move a pointer, by its name: each behind the last instruction that uses it.
     """
 
     arithmetic: Sequence[str]
@@ -151,6 +177,8 @@ class Loop:
     scratch: Sequence[str]
     idle: int
     hints: Sequence[str] = ()
+    halves: Halves = A64
+    moves: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _found(self) -> _Plan | None:
@@ -177,42 +205,58 @@ class Loop:
         # As many high halves under way as there are registers that carry them: alone each would wait for its own.
         for first in range(0, len(whole), len(self.scratch)):
             group = list(zip(whole[first : first + len(self.scratch)], self.scratch, strict=False))
-            lines += [f"ldr {temp}, {load.high}" for (load, _), temp in group]
-            lines += [f"ldr d{load.register}, {load.low}" for (load, _), _ in group]
-            lines += [f"ins v{load.register}.d[1], {temp}" for (load, _), temp in group]
+            for (load, _), temp in group:
+                lines += [self.halves.word(temp, str(load.high), i) for i in range(self.halves.words)]
+            lines += [self.halves.low(load.register, load.low) for (load, _), _ in group]
+            lines += [self.halves.join(load.register, temp) for (load, _), temp in group]
         for load, slot in self._plan.placed:
-            if slot.high < 0 <= slot.join and load.high:
-                lines.append(f"ldr {self.scratch[slot.temp]}, {load.high}")
+            if slot.join >= 0 and load.high:
+                temp = self.scratch[slot.temp]
+                lines += [self.halves.word(temp, load.high, i) for i, high in enumerate(slot.highs) if high < 0]
             if slot.low < 0 and not (slot.join < 0 and load.high):
-                lines.append(f"ldr d{load.register}, {load.low}")
+                lines.append(self.halves.low(load.register, load.low))
         return lines
 
     def body(self) -> list[str]:
         """The iteration, with its label and its branch."""
         return [f"{self.label}:", *self.iteration(), f"{self.branch} {self.label}b"]
 
-    def iteration(self) -> list[str]:
-        """The iteration alone; its last instruction is arithmetic, beside which a branch may issue."""
+    def iteration(self, last: bool = False) -> list[str]:
+        """The iteration alone; its last instruction is arithmetic, beside which a branch may issue.
+
+        Of the ``last`` one nothing is loaded that another iteration would use.
+        """
         period, slots = self._plan.period, self._plan.placed
         pipe: dict[int, list[str]] = dict(zip(self._plan.cycles, ([text] for text in self.arithmetic), strict=True))
         for load, slot in slots:
-            address = load.addresses(slot.low < 0)[0]
-            pipe.setdefault(slot.low % period, []).insert(0, f"ldr d{load.register}, {address}")
-            if load.high:
-                pipe.setdefault(slot.join % period, []).append(f"ins v{load.register}.d[1], {self.scratch[slot.temp]}")
+            if not (last and slot.low < 0):
+                address = load.addresses(slot.low < 0)[0]
+                pipe.setdefault(slot.low % period, []).insert(0, self.halves.low(load.register, address))
+            if load.high and not (last and slot.join < 0):
+                joined = self.halves.join(load.register, self.scratch[slot.temp])
+                pipe.setdefault(slot.join % period, []).append(joined)
         for cycle, text in zip(self._plan.control_cycles(self), self.control, strict=True):
             pipe[cycle].append(text)
         for load, slot in slots:
-            if load.high:
-                high = load.addresses(slot.high < 0)[1]
-                pipe[slot.high % period].append(f"ldr {self.scratch[slot.temp]}, {high}")
+            for i, cycle in enumerate(slot.highs if load.high else ()):
+                if not (last and cycle < 0):
+                    high = str(load.addresses(cycle < 0)[1])
+                    pipe[cycle % period].append(self.halves.word(self.scratch[slot.temp], high, i))
         alone = [cycle for cycle in self._plan.cycles[:-1] if len(pipe[cycle]) == 1]
         for i, hint in enumerate(self.hints[: len(alone)]):
             pipe[alone[len(alone) * i // len(self.hints)]].append(hint)
         for _, slot in slots:
             # Without an instruction there the pause would close up, and the load would wait four cycles.
-            pipe.setdefault((slot.low - 4) % period, [f"fmov wzr, s{self.idle}"])
+            pipe.setdefault((slot.low - 4) % period, [self.halves.pause(self.idle)])
+        self._move(pipe)
         return [text for cycle in sorted(pipe) for text in pipe[cycle]]
+
+    def _move(self, pipe: dict[int, list[str]]) -> None:
+        """Puts each of ``moves`` beside arithmetic that issues alone, or else where it costs half a cycle."""
+        for pointer, text in self.moves.items():
+            used = max(cycle for cycle, texts in pipe.items() if any(f"[{pointer}," in line for line in texts))
+            behind = [cycle for cycle in self._plan.cycles[:-1] if cycle > used and len(pipe[cycle]) == 1]
+            pipe[behind[0] if behind else max(used, self._plan.cycles[-2])].append(text)
 
     @property
     def cycles(self) -> int:
@@ -222,10 +266,10 @@ class Loop:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Cycles of a load's three instructions; negative: in the iteration before. ``temp`` carries its high half."""
+    """Cycles of a load's instructions; negative: in the iteration before. ``temp`` carries its high half."""
 
     low: int
-    high: int
+    highs: tuple[int, ...]
     join: int
     temp: int
 
@@ -323,7 +367,9 @@ def _complete(loop: Loop, draft: _Draft) -> _Plan | None:
     placed = []
     for load, low in draft.lows:
         beside = (
-            _beside(low, free, taken, draft.period, 0 if not load.ahead else -draft.period) if load.high else (low, 0)
+            _beside(low, free, taken, draft.period, 0 if not load.ahead else -draft.period, loop.halves.words)
+            if load.high
+            else ((low,), 0)
         )
         if not beside:
             return None
@@ -331,13 +377,17 @@ def _complete(loop: Loop, draft: _Draft) -> _Plan | None:
     return _Plan(draft.period, draft.cycles, draft.lows, draft.late, tuple(placed))
 
 
-def _beside(low: int, free: set[int], taken: list[set[int]], period: int, least: int) -> tuple[int, int] | None:
-    """A cycle beside arithmetic, and a scratch register, for the high half of the vector that begins to load at ``low``."""
-    for high in range(low + 1, max(low - 12, least - 1), -1):
-        life = {cycle % period for cycle in range(high, low + 5)}
+def _beside(
+    low: int, free: set[int], taken: list[set[int]], period: int, least: int, words: int
+) -> tuple[tuple[int, ...], int] | None:
+    """Cycles beside arithmetic, and a scratch register, for the high half of the vector that begins to load at ``low``."""
+    spots = [high for high in range(low + 1, max(low - 12 * words, least - 1), -1) if high % period in free]
+    for last in range(len(spots) - words + 1):
+        highs = spots[last : last + words][::-1]
+        life = {cycle % period for cycle in range(highs[0], low + 5)}
         temp = next((i for i, cycles in enumerate(taken) if not cycles & life), None)
-        if high % period in free and temp is not None:
-            free.discard(high % period)
+        if temp is not None:
+            free.difference_update(high % period for high in highs)
             taken[temp] |= life
-            return high, temp
+            return tuple(highs), temp
     return None

@@ -16,8 +16,10 @@ values of k the vector pipe is busy tile_m*tile_n cycles with arithmetic and 2*c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -81,6 +83,8 @@ class Sgemm:
     reach: bool = False
     ahead: int = IMAGE_AHEAD
     lines: int = 0
+    #: Vector registers.
+    file: ClassVar[int] = 32
 
     @property
     def symbol(self) -> str:
@@ -101,7 +105,7 @@ class Sgemm:
     @property
     def loop(self) -> asm.Loop:
         """The loop over ``STEP`` values of k."""
-        return inner_loop(self.tile_m, self.tile_n, self.reach, self.ahead, self.lines)
+        return inner_loop(replace(self, finish=Finish()))
 
     @cached_property
     def vectors(self) -> int:
@@ -121,6 +125,46 @@ class Sgemm:
     def sum(self, m: int, vector: int) -> int:
         """Register of a sum."""
         return m * self.vectors + vector
+
+    def places(self, weights: int, pixels: int) -> tuple[int, int]:
+        """The first registers of so many registers of pixels and of weights; both are behind the sums."""
+        return self.file - weights - pixels, self.file - weights
+
+    def multiply(self, total: int, weight: int, pixel: int, lane: int) -> str:
+        """A vector of sums plus weights times a value of a pixel."""
+        return asm.Product(total, f"v{weight}.4s", f"v{pixel}.s[{lane}]")
+
+    def load(self, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
+        """The load of a vector of weights, ("weight", k, vector), or of two pixels' values, ("pixel", k / 2, pair)."""
+        kind, k, number = key
+        ahead: tuple[str, str | None] | None
+        if kind == "weight":
+            at, step = (k * self.tile_n + number * 4) * 4, self.tile_n * 4 * STEP
+            ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")
+            return asm.Load(register, f"[x4, #{at}]", f"[x4, #{at + 8}]", ahead, after, before)
+        low = f"x{POINTERS[2 * number]}"
+        high = f"x{POINTERS[2 * number + 1]}" if 2 * number + 1 < self.tile_m else None
+        offset = CURRENT_HALF if k else CURRENT
+        ahead = None if k else (f"[{low}, {NEXT}]", f"[{high}, {NEXT}]" if high else None)
+        return asm.Load(register, f"[{low}, {offset}]", f"[{high}, {offset}]" if high else None, ahead, after, before)
+
+    def weave(self, arithmetic: Sequence[str], loads: Sequence[asm.Load], idle: int) -> asm.Loop:
+        """The loop of these."""
+        control = [
+            f"mov {CURRENT}, {NEXT}",
+            f"add {CURRENT_HALF}, {NEXT}, #8",
+            f"subs {LEFT}, {LEFT}, #1",
+            f"add x4, x4, #{self.tile_n * 4 * STEP}",
+            f"add {NEXT}, {NEXT}, #16",
+        ]
+        hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, self.tile_n * 4 * STEP, 64)]
+        if self.fetches_image and self.lines:
+            control.insert(2, f"add {FAR}, {FAR}, #{64 * self.lines}")
+            hints += [f"prfm pldl1keep, [{FAR}, #{64 * line}]" for line in range(self.lines)]
+        elif self.fetches_image:
+            control[2:2] = asm.add(FAR, NEXT, self.ahead)
+            hints += [f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[: self.tile_m]]
+        return asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, idle, hints)
 
 
 @cache
@@ -247,11 +291,10 @@ def _store(tile: Sgemm, m: int) -> list[str]:
 
 
 @cache
-def inner_loop(tile_m: int, tile_n: int, reach: bool, ahead: int = IMAGE_AHEAD, lines: int = 0) -> asm.Loop:
+def inner_loop(tile: Sgemm) -> asm.Loop:
     """The loop over ``STEP`` values of k: the best of those that differ in the order of the sums within one k and in the use
     of spare registers.
     """
-    tile = Sgemm(tile_m, tile_n, reach=reach, ahead=ahead, lines=lines)
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
         order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
@@ -287,13 +330,12 @@ def _pairwise(tile: Sgemm, vectors: range) -> list[tuple[int, int]]:
 
 def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) -> asm.Loop | None:
     """The loop with ``sets`` sets of pixel registers and all that is left for weights; None if it cannot be."""
-    spare = 32 - tile.tile_m * tile.vectors - tile.pairs * sets - tile.vectors
+    spare = tile.file - tile.tile_m * tile.vectors - tile.pairs * sets - tile.vectors
     if spare < 0:
         return None
     # Weight registers take turns; the turn must close within the loop.
     weights = next(n for n in range(min(tile.vectors + spare, 4 * tile.vectors), 0, -1) if tile.vectors * STEP % n == 0)
-    first_weight = 32 - weights
-    first_pixel = first_weight - tile.pairs * sets
+    first_pixel, first_weight = tile.places(weights, tile.pairs * sets)
 
     def weight(k: int, v: int) -> int:
         return first_weight + (k * tile.vectors + v) % weights
@@ -301,10 +343,7 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
     def pixel(k: int, pair: int) -> int:
         return first_pixel + (k // 2 % sets) * tile.pairs + pair
 
-    arithmetic = [
-        asm.Product(tile.sum(m, v), f"v{weight(k, v)}.4s", f"v{pixel(k, m // 2)}.s[{m % 2 * 2 + k % 2}]")
-        for k, m, v in order
-    ]
+    arithmetic = [tile.multiply(tile.sum(m, v), weight(k, v), pixel(k, m // 2), m % 2 * 2 + k % 2) for k, m, v in order]
     uses: dict[tuple[str, int, int], list[int]] = {}
     for index, (k, m, v) in enumerate(order):
         uses.setdefault(("weight", k, v), []).append(index)
@@ -318,34 +357,6 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         ]
         wrapped = [other[-1] for name, other in uses.items() if registers[name] == registers[key]]
         after = max(last) if last else max(wrapped) - len(order)
-        loads.append(_load(tile, key, registers[key], after, indices[0]))
-    control = [
-        f"mov {CURRENT}, {NEXT}",
-        f"add {CURRENT_HALF}, {NEXT}, #8",
-        f"subs {LEFT}, {LEFT}, #1",
-        f"add x4, x4, #{tile.tile_n * 4 * STEP}",
-        f"add {NEXT}, {NEXT}, #16",
-    ]
-    hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, tile.tile_n * 4 * STEP, 64)]
-    if tile.fetches_image and tile.lines:
-        control.insert(2, f"add {FAR}, {FAR}, #{64 * tile.lines}")
-        hints += [f"prfm pldl1keep, [{FAR}, #{64 * line}]" for line in range(tile.lines)]
-    elif tile.fetches_image:
-        control[2:2] = asm.add(FAR, NEXT, tile.ahead)
-        hints += [f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[: tile.tile_m]]
-    loop = asm.Loop(arithmetic, loads, control, "b.ge", "1", _SCRATCH, first_pixel, hints)
+        loads.append(tile.load(key, registers[key], after, indices[0]))
+    loop = tile.weave(arithmetic, loads, first_pixel)
     return loop if loop.feasible else None
-
-
-def _load(tile: Sgemm, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
-    kind, k, number = key
-    ahead: tuple[str, str | None] | None
-    if kind == "weight":
-        at, step = (k * tile.tile_n + number * 4) * 4, tile.tile_n * 4 * STEP
-        ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")
-        return asm.Load(register, f"[x4, #{at}]", f"[x4, #{at + 8}]", ahead, after, before)
-    low = f"x{POINTERS[2 * number]}"
-    high = f"x{POINTERS[2 * number + 1]}" if 2 * number + 1 < tile.tile_m else None
-    offset = CURRENT_HALF if k else CURRENT
-    ahead = None if k else (f"[{low}, {NEXT}]", f"[{high}, {NEXT}]" if high else None)
-    return asm.Load(register, f"[{low}, {offset}]", f"[{high}, {offset}]" if high else None, ahead, after, before)

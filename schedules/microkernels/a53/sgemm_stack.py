@@ -56,7 +56,7 @@ class SgemmStack:
 def _assembly(stack: SgemmStack) -> str:
     enter, leave = asm.saved(19, 30, vectors=True)
     tile = Sgemm(stack.tile_m, stack.tile_n, reach=True)
-    loop = inner_loop(stack.tile_m, stack.tile_n, True)
+    loop = inner_loop(Sgemm(stack.tile_m, stack.tile_n, reach=True))
     pointers = POINTERS[: stack.tile_m]
     count = f"subs {LEFT}, {LEFT}, #1"
     steps = [list(loop.iteration()) for _ in range(stack.depth // STEP)]

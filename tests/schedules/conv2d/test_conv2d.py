@@ -15,7 +15,7 @@ from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
-from tests.schedules.kernels import bound, defined, example, on_host
+from tests.schedules.kernels import bound, defined, example, on_host, without_set
 
 SAME = (1, 1, 1, 1)
 ADD, RELU, LEAKY = Step("add", "channel"), Step("relu"), Step("leaky", values=(0.1,))
@@ -75,7 +75,7 @@ def close(result: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
 @pytest.mark.parametrize("workload", DIRECT + DEPTHWISE, ids=Conv2d.key)
 def test_plain_loops_compute_the_definition(workload):
     """Kernels of a CPU without a set call no assembly: they run on any machine."""
-    target = targets.load("rasp3b32")
+    target = without_set()
     kernel = conv2d.emit(workload, conv2d.default(workload, target), target)
     assert not kernel.microkernels
     args = example(workload)
@@ -124,6 +124,22 @@ def test_strassen_is_the_default_where_sums_are_long():
     assert conv2d.default(Conv2d(7, 7, 1152, 320, (1, 1)), target)["algorithm"] == "direct"
     # Sums of whole numbers that have to be exact are made directly.
     assert not conv2d_strassen.applies(Conv2d(14, 14, 512, 512, (1, 1), whole=True))
+
+
+def test_32_bit_micro_kernels_compute_the_definition(run_kernels):
+    target = targets.load("rasp3b32")
+    cases = [(work, {"algorithm": "direct", "tile": "4x8", "block": i % 3}) for i, work in enumerate(DIRECT)]
+    wide = [work for work in WINOGRAD if work.out_channels % 8 == 0]
+    for outputs, block in (("4x4", 1), ("2x4", 0), ("2x2", 2)):
+        cases += [(work, {"algorithm": f"winograd {outputs}", "tile": "4x8", "block": block}) for work in wide]
+    kernels = [conv2d.emit(work, knobs, target) for work, knobs in cases]
+    assert all(kernel.microkernels for kernel in kernels)
+    args = [example(work) for work, _ in cases]
+    one, three = run_kernels([work for work, _ in cases], kernels, args, target, [1, 3])
+    for (work, knobs), given, first, second in zip(cases, args, one, three, strict=True):
+        tolerance = 2e-6 if knobs["algorithm"] == "direct" else 2e-5
+        assert close(first, defined(work, given), tolerance), (work.key(), knobs)
+        assert np.array_equal(first, second), (work.key(), knobs)
 
 
 @pytest.mark.parametrize("workload", DEPTHWISE, ids=Conv2d.key)

@@ -11,7 +11,7 @@ from bitkiln.schedules import conv2d_transpose
 from bitkiln.schedules.conv2d_transpose.phases import border, phases
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import ConvTranspose2d, from_json, to_json
-from tests.schedules.kernels import bound, defined, example, on_host
+from tests.schedules.kernels import bound, defined, example, on_host, without_set
 
 ADD, RELU = Step("add", "channel"), Step("relu")
 WORKLOADS = [
@@ -41,7 +41,7 @@ def points(workload, target):
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=ConvTranspose2d.key)
 def test_plain_loops_compute_the_definition(workload):
-    target, args = targets.load("rasp3b32"), example(workload)
+    target, args = without_set(), example(workload)
     expected = defined(workload, args)
     assert close(compute(workload, args), expected)
     for knobs in points(workload, target):

@@ -32,7 +32,7 @@ def test_offered_tiles_come_near_the_peak(tile_m, tile_n):
 def test_no_vector_load_four_cycles_after_a_multiply_add(tile_m, tile_n):
     """Counted in the order of the text, where an instruction that pairs takes no cycle."""
     cycle, multiplied, wrong, previous = -1, set(), 0, ""
-    for line in inner_loop(tile_m, tile_n, True).iteration() * 2:
+    for line in inner_loop(Sgemm(tile_m, tile_n, reach=True)).iteration() * 2:
         name = line.split()[0]
         vector_load = re.match(r"ldr d", line) is not None
         if name in ("fmla", "fmov") or vector_load or (name == "ins" and previous != "ldr d"):

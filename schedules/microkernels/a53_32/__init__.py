@@ -1,0 +1,18 @@
+"""The Cortex-A53's page in AArch32 state: the same datapath with 16 vector registers of 128 bits, and A32 for A64.
+
+What is not here is done by plain loops.
+"""
+
+from bitkiln.schedules.microkernels.a53_32.sgemm import Sgemm
+from bitkiln.schedules.microkernels.sets import KernelSet
+
+SET = KernelSet(
+    "a53_32",
+    # Sums of 4 channels a register: 8 of 16, beside two sets of pixels' registers and 4 of weights.
+    sgemm=((4, 8),),
+    sgemm_few=(4, 8),
+    sgemm_sevens=(4, 8),
+    product=Sgemm,
+    channels=8,
+    winograd=((4, 4), (2, 2), (2, 4)),
+)
