@@ -202,8 +202,11 @@ def pack_signs(target: Buffer, to: Any, source: Buffer, start: Any, channels: in
         byte(channels // 8, channels % 8)
 
 
-def finish(workload: Conv2d, result: Buffer, out: Buffer) -> None:
-    """Pools ``result``, the convolution after its epilogue, or packs its signs, or both, into ``out``."""
+def finish(workload: Conv2d, result: Buffer, out: Buffer, pooled: bool = False) -> None:
+    """Pools ``result``, the convolution after its epilogue, or packs its signs, or both, into ``out``.
+
+    ``pooled``: it is pooled already, where ``workload`` pools, and lacks its signs alone.
+    """
     channels = workload.out_channels
     conv_size = (*workload.conv_size, channels)
     height, width = workload.out_size
@@ -213,9 +216,9 @@ def finish(workload: Conv2d, result: Buffer, out: Buffer) -> None:
         pixel = y * width + x
         if workload.pool and not bits:
             pool_pixel(target, pixel * channels, result, conv_size, workload.pool, (y, x))
-        elif workload.pool:
-            pooled = T.alloc_buffer((channels,), "float32")
-            pool_pixel(pooled, 0, result, conv_size, workload.pool, (y, x))
-            pack_signs(target, pixel * packed(channels), pooled, 0, channels, workload.sign_zero)
+        elif workload.pool and not pooled:
+            window = T.alloc_buffer((channels,), "float32")
+            pool_pixel(window, 0, result, conv_size, workload.pool, (y, x))
+            pack_signs(target, pixel * packed(channels), window, 0, channels, workload.sign_zero)
         else:
             pack_signs(target, pixel * packed(channels), result, pixel * channels, channels, workload.sign_zero)

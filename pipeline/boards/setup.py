@@ -49,9 +49,15 @@ SECRET = "secret"
 
 PROBE = """
 import json, os, platform, sys
+try:
+    with open("/proc/cpuinfo") as file:
+        cpu = file.read(1 << 16).split()
+except OSError:
+    cpu = []
 print(json.dumps({
     "bits": 64 if sys.maxsize > 2**32 else 32, "machine": platform.machine(), "python": sys.version_info[:2],
     "glibc": (os.confstr("CS_GNU_LIBC_VERSION") or " 0").split()[-1], "home": os.path.expanduser("~"),
+    "armv7": "Features" in cpu and "crc32" not in cpu,
     "ssh": os.environ.get("SSH_CONNECTION", "").split()}))
 """
 
@@ -88,6 +94,9 @@ def probe(remote: Remote) -> Mapping[str, Any]:
         raise BoardError(f"{remote.host}: python3 there gives no sensible answer")
     if facts["machine"] not in MACHINES:
         raise BoardError(f"{remote.host} is {facts['machine']}, not an ARM board of {' or '.join(MACHINES)}")
+    # LLVM uses what ARMv8 added to 32-bit code, of which the kernel shows crc32.
+    if facts["bits"] == 32 and facts.get("armv7"):
+        raise BoardError(f"{remote.host} has a CPU of ARMv7, a Raspberry Pi 2's perhaps: kernels are for a Cortex-A53")
     if tuple(facts["python"]) < OLDEST_PYTHON:
         raise BoardError(
             f"{remote.host} has Python {_dotted(facts['python'])}: {_dotted(OLDEST_PYTHON)} or later is needed"

@@ -26,25 +26,19 @@ from bitkiln.schedules.bconv2d import image, result
 from bitkiln.schedules.bconv2d.epilogue_a53 import Epilogue
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel, size_of
-from bitkiln.schedules.microkernels.a53 import SET
-from bitkiln.schedules.microkernels.a53 import bgemm as bgemm_a53
-from bitkiln.schedules.microkernels.a53 import bpack as bpack_a53
+from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.bgemm_tile import OVERREAD
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
-#: Tiles: pixels x vectors of 8 channels.
-TILES = tuple((pixels, channels // LANES) for pixels, channels in SET.bgemm)
-#: The one with whole lines of floats of many channels, for results that are written faster than they are computed.
-WIDE = TILES[-1]
-
-#: Words of a pixel up to which ``WIDE`` wins where the result does not fit the L2 cache.
+#: Words of a pixel up to which the set's last tile, with whole lines of floats of many channels,
+#: wins where the result does not fit the L2 cache.
 _SHORT_AND_LARGE = 16
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     """The tuning space."""
-    return {"tile": [_name(tile) for tile in TILES], "chunk": [0, 1, 2, 4, 8]}
+    return {"tile": [_name(tile) for tile in _tiles(target)], "chunk": [0, 1, 2, 4, 8]}
 
 
 def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
@@ -53,21 +47,29 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
     A product too short to hide the traffic of its floats takes the tile that meets memory in order itself.
     """
     where, threads = Geometry(workload, alignment=2), int(target.cpu["cores"])
+    offered = _tiles(target)
+    wide = offered[-1]
     words = where.taps * where.pixel_bytes // 2
     leaves_l2 = 4 * where.pixels * workload.out_channels > target.cpu["l2_kib"] * 1024
-    short = words <= (_SHORT_AND_LARGE if leaves_l2 else TILES[0][0])
-    tile = WIDE if short and workload.out == "float32" and where.channel_groups >= WIDE[1] else TILES[0]
-    tile = next((each for each in (tile, *TILES) if _unbroken(workload, each[1])), tile)
+    short = words <= (_SHORT_AND_LARGE if leaves_l2 else offered[0][0])
+    tile = wide if short and workload.out == "float32" and where.channel_groups >= wide[1] else offered[0]
+    tile = next((each for each in (tile, *offered) if _unbroken(workload, each[1])), tile)
     tiles = where.pixels // tile[0]
     if tiles < 2 * threads:
         return {"tile": _name(tile), "chunk": 0}
-    return {"tile": _name(tile), "chunk": 2 if tiles >= 8 * threads and tile != WIDE else 1}
+    return {"tile": _name(tile), "chunk": 2 if tiles >= 8 * threads and tile != wide else 1}
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
     """The implementation at one point of the space."""
     pixels, vectors = size_of(knobs["tile"])
-    return _Emitter(workload, pixels, vectors // LANES, int(knobs["chunk"]), int(target.cpu["cores"])).kernel()
+    kernels, threads = kernel_set(target), int(target.cpu["cores"])
+    return _Emitter(workload, pixels, vectors // LANES, int(knobs["chunk"]), threads, kernels).kernel()
+
+
+def _tiles(target: Target) -> tuple[tuple[int, int], ...]:
+    """Pixels x vectors of 8 channels."""
+    return tuple((pixels, channels // LANES) for pixels, channels in kernel_set(target).bgemm)
 
 
 def _unbroken(workload: Conv2d, vectors: int) -> bool:
@@ -101,13 +103,17 @@ class _Buffers:
 
 
 class _Emitter:
-    def __init__(self, workload: Conv2d, pixels: int, vectors: int, chunk: int, threads: int) -> None:
+    def __init__(
+        self, workload: Conv2d, pixels: int, vectors: int, chunk: int, threads: int, kernels: KernelSet
+    ) -> None:
+        assert kernels.binary
+        self.set = kernels.binary
         self.where = Geometry(workload, alignment=2)
         self.spec = result.Spec(self.where, "uint16")
-        self.epilogue = Epilogue(self.where) if Epilogue.applies(self.where) else None
+        self.epilogue = Epilogue(self.where) if self.set.floats and Epilogue.applies(self.where) else None
         self.words = self.where.taps * self.where.pixel_bytes // 2
         self.tile, self.chunk, self.threads = pixels, chunk, threads
-        self.pack = bpack_a53.PackPairs(len(self.where.runs), self.where.run_bytes)
+        self.pack: MicroKernel = self.set.pack(len(self.where.runs), self.where.run_bytes)
         self.blocks = _blocks(self.where.channel_groups, vectors)
         if self.epilogue and not all(self.epilogue.fits(block.vectors) for block in self.blocks):
             self.epilogue = None
@@ -166,6 +172,11 @@ class _Emitter:
         if self.where.workload.threshold == "element":
             return "each"
         return "some" if self.where.true_zeros else "one"
+
+    @property
+    def _compares(self) -> bool:
+        """Whether a micro-kernel holds the counts against the bounds."""
+        return self._bound_rows in self.set.rows and self.where.workload.thresholds <= self.set.thresholds
 
     def _by_pixels(self) -> None:
         chunks, rest = divmod(self._tiles, self.chunk)
@@ -227,10 +238,10 @@ class _Emitter:
             T.address_of(buffers.weights[group * (self.words * LANES)]),
         )
         y, x = first // width, first % width
-        if self.spec.bits:
+        if self.spec.bits and self._compares:
             table, rows = buffers.results
             self._call(
-                bgemm_a53.Bits(pixels, vectors, self.words, self._bound_rows, self.where.workload.thresholds),
+                self.set.bits(pixels, vectors, self.words, self._bound_rows, self.where.workload.thresholds),
                 *sources,
                 T.address_of(buffers.target[0, y, x, group]),
                 self.where.channel_groups,
@@ -247,7 +258,7 @@ class _Emitter:
             )
         else:
             counts = T.alloc_buffer((pixels * vectors * LANES,), "uint16", scope="local")
-            self._call(bgemm_a53.Counts(pixels, vectors, self.words), *sources, T.address_of(counts[0]))
+            self._call(self.set.counts(pixels, vectors, self.words), *sources, T.address_of(counts[0]))
             writer = result.Writer(self.spec, buffers.results, buffers.target)
             with T.serial(pixels) as pixel, T.serial(vectors) as vector:
                 writer.store(first + pixel, group + vector, counts, (pixel * vectors + vector) * LANES)

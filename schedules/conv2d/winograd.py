@@ -206,7 +206,7 @@ class Winograd:
         if self.signs:
             self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.table_buffers, _THREADS)
         elif not self.straight:
-            loops.finish(work, self.result, self.out)
+            loops.finish(work, self.result, self.out, pooled=self.complete)
 
     def _strips(self) -> None:
         """Threads share the rows of tiles. A row's results become bits as long as they are in the cache."""

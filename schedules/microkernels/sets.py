@@ -11,6 +11,20 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class BinaryKernels:
+    """The micro-kernels of a binary product, with the arguments and the C calls of those of ``a53.bpack`` and ``a53.bgemm``."""
+
+    pack: Callable[..., Any]
+    counts: Callable[..., Any]
+    bits: Callable[..., Any]
+    #: What ``bits`` takes: the numbers of rows of bounds, and the most thresholds.
+    rows: tuple[str, ...]
+    thresholds: int
+    #: Whether there is a product with an epilogue of floats (``a53.bgemm_float``).
+    floats: bool = False
+
+
+@dataclass(frozen=True)
 class KernelSet:
     """The micro-kernels of a CPU; of what is empty or false there are none, and plain loops do the work.
 
@@ -39,6 +53,7 @@ class KernelSet:
     depthwise: tuple[Size, ...] = ()
     #: Products of bits: pixels x output channels.
     bgemm: tuple[Size, ...] = ()
+    binary: BinaryKernels | None = None
     #: Signs of floats to bits.
     binarize: bool = False
     #: Pooling by lines of channels.

@@ -167,7 +167,10 @@ def kernel_cycles(bench: _Bench) -> KernelCycles:
         options = ["roi=1", f"out={reports}"]
         try:
             command, _ = simulator.qemu_command(
-                {"cpu": target.cpu, "dram": target.dram}, program, sysroot=userland(target).root, options=options
+                {"cpu": target.cpu, "dram": target.dram, "userland": target.userland},
+                program,
+                sysroot=userland(target).root,
+                options=options,
             )
         except Missing as missing:
             pytest.skip(str(missing))

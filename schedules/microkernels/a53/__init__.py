@@ -3,8 +3,10 @@
 Sizes keep all sums in registers beside what feeds them; docs/kernels.md and docs/kernels-binary.md have the cycles of each.
 """
 
+from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
+from bitkiln.schedules.microkernels.a53.bpack import PackPairs
 from bitkiln.schedules.microkernels.a53.sgemm import Sgemm
-from bitkiln.schedules.microkernels.sets import KernelSet
+from bitkiln.schedules.microkernels.sets import BinaryKernels, KernelSet
 
 SET = KernelSet(
     "a53",
@@ -20,6 +22,7 @@ SET = KernelSet(
     depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),
     # Counts of 8 channels a register; the last size writes whole cache lines of floats.
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
+    binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 3, floats=True),
     binarize=True,
     pool=True,
 )

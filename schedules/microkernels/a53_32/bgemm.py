@@ -1,14 +1,14 @@
 """The binary product in A32 for the Cortex-A53: counts of differing bits, or the bits of a comparison with bounds.
 
-The arithmetic is that of ``a53.bgemm_tile``: exclusive or, bits counted in bytes, added up; three operations of 128 bits for 128
-products. Here are 16 vector registers, so a tile has up to 4 pixels x 2 vectors of 8 channels: 8 accumulators, 2 weights, 4 pixels,
+The arithmetic is that of ``a53.bgemm_tile``: exclusive or, bits counted in bytes, added up; three operations of 128 bits for
+128 products. With 16 vector registers a tile has up to 4 pixels x 2 vectors of 8 channels: 8 accumulators, 2 weights, 4 pixels,
 2 temporaries. Around the arithmetic stand loads that no 128-bit operation waits for:
 
 - a pixel's word is an ``ldrh`` beside an operation, and a ``vdup``, of which two issue in a cycle;
 - a vector of weights is a ``vldr d``, two ``ldr`` beside operations, and ``vmov d, r, r`` beside a ``vldr``.
 
-A step of the whole tile takes 28 cycles for 1024 products. That a ``vdup`` or ``vmov d, r, r`` takes one half of the datapath in
-this state too, nobody has measured.
+A step of the whole tile takes 28 cycles for 1024 products. That a ``vdup`` or ``vmov d, r, r`` takes one half of the datapath
+in this state too, nobody has measured.
 """
 
 from __future__ import annotations
@@ -167,7 +167,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Bits:
-    """As ``a53.bgemm.Bits``, of one threshold and one row of bounds for all pixels."""
+    """As ``a53.bgemm.Bits``, of one threshold.
+
+    Where the pixels have rows of bounds of their own, be they "some" or "each", every pixel's is looked up.
+    """
 
     pixels: int
     vectors: int
@@ -178,22 +181,34 @@ class Bits:
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
-        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_bits_a53_32"
+        return f"bk_bgemm_{self.pixels}x{self.vectors * 8}_k{self.words}_bits_{self.rows}_a53_32"
 
     def assembly(self) -> str:
         """The routine."""
         tile = Tile(self.pixels, self.vectors, self.words)
-        lines = [*tile.counts(), *rules.named("compare", [*self._compare(tile)]), *rules.named("pack bits", [*self._pack(tile)])]
+        lines = [
+            *tile.counts(),
+            *rules.named("compare", [*self._compare(tile)]),
+            *rules.named("pack bits", [*self._pack(tile)]),
+        ]
         registers = {**tile.registers, _OUT: "result", _STRIDE: "bytes from pixel to pixel of the result"}
         return asm.routine(self.symbol, tile.framed(lines), registers)
 
     def _compare(self, tile: Tile) -> Iterator[str]:
         """Masks in the accumulators: all ones where the count is below the bound."""
-        yield f"ldr r4, [sp, #{asm.FRAME + tile.room}]"
+        stack = asm.FRAME + tile.room
+        yield f"ldr r4, [sp, #{stack}]"
         registers = ", ".join(f"d{2 * _FIRST_WEIGHT + i}" for i in range(2 * self.vectors))
-        yield f"vld1.16 {{{registers}}}, [r4]"
-        for accumulator in tile.accumulators:
-            yield f"vcgt.u16 q{accumulator}, q{_FIRST_WEIGHT + accumulator % self.vectors}, q{accumulator}"
+        if self.rows == "one":
+            yield f"vld1.16 {{{registers}}}, [r4]"
+        else:
+            yield from (f"ldr r5, [sp, #{stack + 4}]", f"lsl r7, {_STRIDE}, #4")
+        for pixel in range(self.pixels):
+            if self.rows != "one":
+                yield from (f"ldr r6, [r5, #{4 * pixel}]", "mla r6, r6, r7, r4", f"vld1.16 {{{registers}}}, [r6]")
+            for vector in range(self.vectors):
+                accumulator = pixel * self.vectors + vector
+                yield f"vcgt.u16 q{accumulator}, q{_FIRST_WEIGHT + vector}, q{accumulator}"
 
     def _pack(self, tile: Tile) -> Iterator[str]:
         """Lanes' masks to bits, bytes in order of pixels, and their stores."""

@@ -131,6 +131,7 @@ class Answers:
     ("facts", "complaint"),
     [
         ({"bits": 32, "machine": "armv6l"}, "armv6l"),
+        ({"bits": 32, "machine": "armv7l", "armv7": True}, "ARMv7"),
         ({"machine": "x86_64"}, "x86_64, not an ARM board"),
         ({"python": [3, 7]}, "Python 3.7: 3.9 or later"),
         ({"glibc": "2.24"}, "glibc 2.24: 2.28 or later"),

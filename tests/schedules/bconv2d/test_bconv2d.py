@@ -10,7 +10,7 @@ from bitkiln.schedules import bconv2d as binary_conv2d
 from bitkiln.schedules.bconv2d.geometry import Geometry
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
-from tests.schedules.kernels import bound, defined, example, on_host, same
+from tests.schedules.kernels import bound, defined, example, on_host, same, without_set
 
 SAME = (1, 1, 1, 1)
 MUL, ADD, TENSOR, HALF = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor"), Step("add", "half")
@@ -65,7 +65,7 @@ KNOBS = [
 
 @pytest.mark.parametrize("workload", [*WORKLOADS, *GROUPED], ids=Conv2d.key)
 def test_plain_loops_compute_the_definition(workload):
-    target = targets.load("rasp3b32")
+    target = without_set()
     kernel = binary_conv2d.emit(workload, binary_conv2d.default(workload, target), target)
     assert not kernel.microkernels
     args = example(workload)
@@ -85,12 +85,18 @@ def test_micro_kernels_compute_the_definition(workload, run_kernel):
         assert same(run_kernel(workload, kernel, args, target, threads), expected), chosen
 
 
-@pytest.mark.parametrize("workload", [WORKLOADS[4], WORKLOADS[10], GROUPED[0]], ids=Conv2d.key)
-def test_32_bit_boards_compute_the_definition(workload, run_kernel):
+def test_32_bit_boards_compute_the_definition(run_kernels):
+    """Every workload by both orders of the loops, on one thread and on three."""
     target = targets.load("rasp3b32")
-    args = example(workload)
-    kernel = binary_conv2d.emit(workload, {}, target)
-    assert same(run_kernel(workload, kernel, args, target, 2), defined(workload, args))
+    cases = [(work, {"tile": "4x16", "chunk": chunk}) for work in WORKLOADS for chunk in (0, 2)]
+    cases += [(work, {}) for work in GROUPED]
+    kernels = [binary_conv2d.emit(work, knobs, target) for work, knobs in cases]
+    assert all(kernel.microkernels for kernel in kernels[: 2 * len(WORKLOADS)])
+    args = [example(work) for work, _ in cases]
+    one, three = run_kernels([work for work, _ in cases], kernels, args, target, [1, 3])
+    for (work, knobs), given, first, second in zip(cases, args, one, three, strict=True):
+        assert same(first, defined(work, given)), (work.key(), knobs)
+        assert np.array_equal(first, second), (work.key(), knobs)
 
 
 def test_every_point_of_the_space_is_valid():

@@ -55,6 +55,7 @@ WINOGRAD = [
     Conv2d(12, 13, 16, 24, (3, 3), padding=SAME, epilogue=(ADD, LEAKY), pool=HALF),
     Conv2d(9, 11, 4, 24, (3, 3), padding=SAME, epilogue=(Step("add", "tensor"), RELU), pool=OVERLAPPING),
     Conv2d(4, 4, 32, 40, (3, 3), padding=SAME, pool=HALF, out="bits"),
+    Conv2d(8, 8, 8, 12, (3, 3), padding=SAME, pool=HALF, out="bits"),
     Conv2d(3, 3, 4, 4, (3, 3)),
 ]
 DEPTHWISE = [
