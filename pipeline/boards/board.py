@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +12,9 @@ from bitkiln.pipeline.boards import answers
 from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.answers import KernelFailed, Measurement, Output
 from bitkiln.pipeline.boards.place import AtTracker
-from bitkiln.pipeline.boards.session import Session
+from bitkiln.pipeline.boards.session import Lines, Session
 from bitkiln.pipeline.boards.simulated import Machine, identify, measure_once
 from bitkiln.pipeline.boards.tracker import TrackerClient
-from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 
@@ -82,8 +80,7 @@ class TrackerBoard:
     tracker: TrackerClient
     key: str
     wait: float = 300.0
-    _open: set[Session] = field(default_factory=set, init=False)
-    _ended: bool = field(default=False, init=False)
+    _lines: Lines = field(default_factory=Lines, init=False)
 
     @classmethod
     def at(cls, where: AtTracker) -> TrackerBoard:
@@ -92,21 +89,11 @@ class TrackerBoard:
 
     def hang_up(self) -> None:
         """Cut all calls in flight, of all threads: they and later ones raise BoardError."""
-        self._ended = True
-        for session in list(self._open):
-            session.hang_up()
+        self._lines.end()
 
-    @contextmanager
-    def session(self, seconds: float) -> Iterator[Session]:
+    def session(self, seconds: float) -> Session:
         """A conversation of at most so many seconds with the next board that is free."""
-        with Session(self.tracker, self.key, seconds, self.wait) as session:
-            self._open.add(session)
-            try:
-                if self._ended:
-                    raise BoardError(f"board {session.board}: the session was ended")
-                yield session
-            finally:
-                self._open.discard(session)
+        return Session(self.tracker, self.key, seconds, self.wait, self._lines)
 
     def identity(self) -> Mapping[str, Any]:
         """What the board that answers is."""

@@ -36,11 +36,16 @@ class Session:
     time is over.
     """
 
-    def __init__(self, tracker: TrackerClient, key: str, seconds: float, wait: float) -> None:
+    def __init__(
+        self, tracker: TrackerClient, key: str, seconds: float, wait: float, lines: Lines | None = None
+    ) -> None:
+        """``lines`` may cut it, also while it is being opened."""
+        self._lines = lines or Lines()
         self._functions: dict[str, Any] = {}
         deadline = time.monotonic() + wait
         refusals: list[NoBoard] = []
         while len(refusals) < OPENINGS:
+            self._lines.check()
             try:
                 offer = tracker.request(key, max(0.0, deadline - time.monotonic()))
             except NoBoard as error:
@@ -60,10 +65,11 @@ class Session:
         key_words = f"client:{offer.secret} -timeout={int(seconds + 1)}".encode()
         greeting = struct.pack("<ii", RPC_MAGIC, len(key_words)) + key_words
         self._relay = Relay(offer.address, seconds + GRACE, greeting)
+        self._lines.add(self._relay)
         try:
             self._remote = rpc.connect("127.0.0.1", self._relay.port, offer.secret, session_timeout=int(seconds + 1))
         except Exception as error:
-            self._relay.close()
+            self._hang_up()
             raise NoBoard(f"board {self.board} does not take our session: {_reason(error)}")
 
     def __enter__(self) -> Session:
@@ -74,15 +80,15 @@ class Session:
     ) -> None:
         self.close()
 
-    def hang_up(self) -> None:
-        """Cut the connection, from any thread: whoever waits for the board gets a BoardError."""
+    def _hang_up(self) -> None:
         self._relay.close()
+        self._lines.remove(self._relay)
 
     def close(self) -> None:
         """Give the board back."""
         # Dropping a remote function tells the board and waits for its answer with Python's lock held, which the relay
         # needs; on a connection that is cut already it does neither.
-        self._relay.close()
+        self._hang_up()
         self._functions.clear()
         self._remote = None
 
@@ -128,6 +134,35 @@ def ask(address: Address) -> dict[str, Any]:
     except OSError as error:
         raise NoBoard(f"the board at {address} gives no answer ({error.strerror or error})") from None
     return answers.identity(answers.parsed(text, f"board {address}"), f"board {address}")
+
+
+class Lines:
+    """The connections of some sessions, which ``end`` cuts from any thread: whoever waits in one gets a BoardError."""
+
+    def __init__(self) -> None:
+        self._open: set[Relay] = set()
+        self._ended = False
+
+    def check(self) -> None:
+        """Raise BoardError after the end."""
+        if self._ended:
+            raise BoardError("the sessions with the boards were ended")
+
+    def add(self, relay: Relay) -> None:
+        """A connection that was opened; it is cut at once after the end."""
+        self._open.add(relay)
+        if self._ended:
+            relay.close()
+
+    def remove(self, relay: Relay) -> None:
+        """One that was closed."""
+        self._open.discard(relay)
+
+    def end(self) -> None:
+        """Cut all connections, and those opened later."""
+        self._ended = True
+        for relay in list(self._open):
+            relay.close()
 
 
 def _reach(address: Address) -> socket.socket:

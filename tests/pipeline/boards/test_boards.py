@@ -255,7 +255,7 @@ def test_hanging_up_cuts_the_calls_of_one_board_alone(farm, kernels):
     hung, other = (TrackerBoard(TrackerClient(address), key, wait=60) for _ in range(2))
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(hung.measure, kernels["hang"], Request(limit_seconds=300))
-        while not hung._open and not lost.done():
+        while not hung._lines._open and not lost.done():
             time.sleep(0.02)
         other.hang_up()
         with pytest.raises(BoardError):
