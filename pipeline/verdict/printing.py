@@ -64,7 +64,7 @@ def _gained(made: schema.Build) -> str:
     if not tuning["tasks"]:
         return "nothing: no layer leaves a choice of kernels"
     gain, trials = tuning["gain"] or 1.0, sum(task["trials"] for task in tuning["tasks"])
-    times = f"tuned layers {tuning['default_ms']:.2f} ms by default, {tuning['best_ms']:.2f} ms now"
+    times = f"tuned layers {tuning['default_ms']:.2f} ms by default, {tuning['best_ms']:.2f} ms now ({tuning['measured_by']})"
     if gain >= 1.005:
         return f"{gain:.2f} times: {times}; {known}"
     if trials <= len(tuning["tasks"]):
