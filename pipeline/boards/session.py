@@ -162,7 +162,7 @@ class Lines:
         """Cut all connections, and those opened later."""
         self._ended = True
         for relay in list(self._open):
-            relay.close()
+            relay.cut()
 
 
 def _reach(address: Address) -> socket.socket:
@@ -203,9 +203,13 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name="board-relay", daemon=True)
         self._thread.start()
 
+    def cut(self) -> None:
+        """Have the relay's thread hang up, without waiting for it."""
+        self._closer.close()
+
     def close(self) -> None:
         """Hang up."""
-        self._closer.close()
+        self.cut()
         self._thread.join(10)
 
     def _run(self) -> None:
