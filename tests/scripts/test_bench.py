@@ -158,7 +158,7 @@ def test_a_model_that_is_none_is_refused(tmp_path):
 
 
 class FakeBench:
-    target = BOARD
+    target, threads = BOARD, 1
 
     def measure(self, work: networks.Work, engine: str, folder: Path) -> tuple[int, float, str]:
         if engine == "ncnn":
