@@ -147,7 +147,7 @@ def mutated(good: Any, random: Random) -> bytes:
         value = _restructured(value, random)
     try:
         data = bytearray(json.dumps(value).encode())
-    except ValueError:
+    except (ValueError, RecursionError):  # Deeper than we can write.
         data = bytearray(b"[" * random.choice((10, 5_000)))
     for _ in range(random.choice((0, 0, 1, 3))):
         _scratch(data, random)
