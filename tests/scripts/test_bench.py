@@ -80,9 +80,9 @@ def test_our_kernel_of_a_layer_has_the_same_work(layer):
 
 
 def test_our_layers_are_checked_against_the_plain_definition():
-    from benchmarks.ours import expected, workload
+    from benchmarks.ours import workload
     from bitkiln.pipeline.tune.builder import SEED
-    from bitkiln.pipeline.tune.data import arguments
+    from bitkiln.pipeline.tune.data import arguments, reference_result
 
     layer = networks.Layer(3, 8, 6, binary=False)
     data, weight, bias = arguments(workload(layer), SEED)
@@ -90,7 +90,8 @@ def test_our_layers_are_checked_against_the_plain_definition():
     for tensor, values in zip(model.graph.initializer, (weight.transpose(0, 3, 1, 2), bias), strict=True):
         tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
     wanted = peers.reference(model, np.ascontiguousarray(data.transpose(0, 3, 1, 2))).transpose(0, 2, 3, 1)
-    assert np.frombuffer(expected(workload(layer)), np.float32) == pytest.approx(wanted.ravel(), rel=1e-5, abs=1e-5)
+    ours = np.frombuffer(reference_result(workload(layer), SEED), np.float32)
+    assert ours == pytest.approx(wanted.ravel(), rel=1e-5, abs=1e-5)
 
 
 def test_json_rows_have_the_agreed_fields():
