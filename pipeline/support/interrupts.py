@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-#: Seconds in which a command may unwind by itself.
-GRACE = 0.6
+#: Seconds in which a command may unwind by itself, on a machine with a core to spare; on a loaded one, as many times as long
+#: as it has processes to a core, up to the second figure.
+GRACE, MOST_LOAD = 0.6, 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -115,8 +116,13 @@ def _watch(reader: int) -> None:
     """Wait for a signal, give the main thread its time or until a second one, and end the process."""
     if not _heard(reader, None):
         return
-    if _heard(reader, GRACE) is not False:
+    if _heard(reader, _grace()) is not False:
         leave()
+
+
+def _grace() -> float:
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return GRACE * min(MOST_LOAD, max(1.0, load))
 
 
 def _heard(reader: int, seconds: float | None) -> bool | None:

@@ -302,7 +302,7 @@ def test_interrupted_at_any_stage_it_leaves_nothing(tmp_path, monkeypatch, stage
     began = time.monotonic()
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=30)
-    assert time.monotonic() - began < 5, "a second, and what a busy machine adds"
+    assert time.monotonic() - began < 8, "a second, and what a busy machine adds"
     assert process.returncode == 128 + number
     assert "Traceback" not in output
     assert "internal error" not in output
