@@ -22,6 +22,7 @@ from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.cli.options import ThreadCounts
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.support.files import atomic_write
+from bitkiln.pipeline.support.threads import counts_for
 
 ENGINES = (report.OURS, *peers.PEERS)
 
@@ -87,10 +88,11 @@ def main(
     holding = ExitStack()
     try:
         target = targets.load(target_name)
+        counts = counts_for(target, threads)
         works = chosen([*networks.known(), *map(networks.from_file, model)], only)
         real = holding.enter_context(SshBoard(Remote(board))) if board else None
-        benches = [Bench(target, count, real) for count in threads]
-        bounds = [[bound_ms(work.onnx(False), target, count) for work in works] for count in threads]
+        benches = [Bench(target, count, real) for count in counts]
+        bounds = [[bound_ms(work.onnx(False), target, count) for work in works] for count in counts]
     except (BitkilnError, targets.UnknownTarget) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2)

@@ -23,6 +23,7 @@ from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.common.preprocessing import preparation
 from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.support.threads import counts_for
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.targets import Target
 
@@ -84,7 +85,7 @@ def compile_lowered(
     """
     console = console or Console(quiet=True)
     network = read_network(module)
-    least, *more = sorted(set(threads or [target.cores]))
+    least, *more = counts_for(target, threads)
     chosen = choose_kernels(module, network, target, records, least)
     several = where_they_differ(choose_kernels(module, network, target, records, more[-1]), chosen) if more else {}
     plan = plan_network(model, network, chosen, several)

@@ -26,6 +26,7 @@ from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file, on_cores
 from bitkiln.pipeline.support import interrupts
+from bitkiln.pipeline.support.threads import counts_for
 from bitkiln.pipeline.tune.belief import compare_identity
 from bitkiln.pipeline.tune.builder import Builder
 from bitkiln.pipeline.tune.farm import CheckedBoards
@@ -137,7 +138,7 @@ def tune(
     Boards are those with ``key`` at ``tracker`` ("HOST:PORT"); without a tracker, ``boards`` simulated ones. Raises BoardError
     when no board is left, SetupError, RecordError; all finished trials are on disk by then.
     """
-    tasks = extract_tasks(models, target, threads or (target.cores,))
+    tasks = extract_tasks(models, target, counts_for(target, threads))
     if not tasks and console:
         console.print(f"nothing to tune: no layer of {', '.join(model.name for model in models)} leaves a choice")
     return tune_tasks(tasks, target, logs, budget, tracker, key, boards, console) if tasks else []

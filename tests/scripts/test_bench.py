@@ -142,7 +142,8 @@ def test_a_document_keeps_what_is_around_its_marks():
         (["--engines", "ncn"], "ncn is not among: bitkiln, onnxruntime, ncnn, litert"),
         (["--engines", ","], "nothing is not among"),
         (["--model", "/nowhere/a.onnx", "--only", "a", "--engines", "ncnn"], "/nowhere/a.onnx: cannot be read"),
-        (["--threads", "9"], "9 is not in the range"),
+        (["--threads", "9"], "rasp3b has 4 cores"),
+        (["--threads", "0", "--only", "none"], "0: a network runs on 1 to"),
     ],
 )
 def test_refusals_are_one_line(arguments, words):

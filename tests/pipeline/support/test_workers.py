@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -34,7 +35,12 @@ def pool(monkeypatch, tmp_path):
 
 
 def children() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if "test_workers" in " ".join(each.cmdline())]
+    found = []
+    for each in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may end, or be dead already.
+            if "test_workers" in " ".join(each.cmdline()):
+                found.append(each)
+    return found
 
 
 def test_answers_come_from_workers_whatever_they_print(pool):
