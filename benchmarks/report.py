@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,6 +15,8 @@ OURS = "bitkiln"
 FAILED = "not measured: "
 #: Lines of a document between which the table belongs.
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+#: Characters of a line of Markdown, at most.
+LINE = 150
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def to_markdown(rows: Sequence[Row], title: str) -> str:
     heads, lines = table(rows)
     rules = ["---", *(["---:"] * (len(heads) - 1))]
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *lines))
-    return f"{title}\n\n{body}\n\n" + "".join(f"- {note}\n" for note in notes(rows))
+    lists = [textwrap.fill(f"- {note}", LINE, subsequent_indent="  ", break_on_hyphens=False) for note in notes(rows)]
+    return f"{title}\n\n{body}\n\n" + "".join(f"{text}\n" for text in lists)
 
 
 def into_document(document: str, section: str) -> str:
