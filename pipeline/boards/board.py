@@ -44,7 +44,17 @@ class Request:
 #: How errors name a board of this machine.
 SIMULATED = "the simulated board"
 
-__all__ = ["Board", "KernelFailed", "LocalBoard", "Measurement", "Output", "Request", "TrackerBoard", "measure_in"]
+__all__ = [
+    "Board",
+    "KernelFailed",
+    "LocalBoard",
+    "Measurement",
+    "Output",
+    "Request",
+    "TrackerBoard",
+    "measure_in",
+    "with_files",
+]
 
 
 class Board(Protocol):
@@ -118,6 +128,12 @@ class TrackerBoard:
             return measure_in(session, library, request, inputs, known)
 
 
+def with_files(request: Request, inputs: Mapping[str, bytes] | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The request as a board reads it, and the files it names: the raw tensors of ``inputs``."""
+    names = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
+    return {**asdict(request), "inputs": names}, {names[name]: data for name, data in (inputs or {}).items()}
+
+
 def measure_in(
     session: Session,
     library: Path,
@@ -127,10 +143,10 @@ def measure_in(
 ) -> Measurement:
     """``Board.measure`` on the board of a session."""
     session.upload("model.so", library)
-    files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
-    for name, data in (inputs or {}).items():
-        session.upload(files[name], data)
-    answer = session.call("bitkiln.measure", "model.so", json.dumps({**asdict(request), "inputs": files}))
+    wanted, files = with_files(request, inputs)
+    for name, data in files.items():
+        session.upload(name, data)
+    answer = session.call("bitkiln.measure", "model.so", json.dumps(wanted))
     return answers.measurement(answer, session.download, known, f"board {session.board}")
 
 
@@ -160,9 +176,9 @@ class LocalBoard:
         """See ``Board``."""
         with scratch_folder() as name:
             folder = Path(name)
-            files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
-            for name, data in (inputs or {}).items():
-                (folder / files[name]).write_bytes(data)
+            wanted, files = with_files(request, inputs)
+            for file, data in files.items():
+                (folder / file).write_bytes(data)
             machine = Machine(self.target, self.timing, self.options)
-            answer = measure_once(machine, library, {**asdict(request), "inputs": files}, folder)
+            answer = measure_once(machine, library, wanted, folder)
             return answers.measurement(answer, lambda file: (folder / file).read_bytes(), known, SIMULATED)

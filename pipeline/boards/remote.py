@@ -6,14 +6,13 @@ import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from bitkiln.pipeline.boards import answers
 from bitkiln.pipeline.boards.answers import Measurement
-from bitkiln.pipeline.boards.board import Request
+from bitkiln.pipeline.boards.board import Request, with_files
 from bitkiln.pipeline.boards.setup import DEVICE, PROGRAMS, probe
 from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.errors import BoardError
@@ -73,14 +72,15 @@ class SshBoard:
         known: Collection[str] = (),
     ) -> Measurement:
         """See ``Board``."""
-        files = {name: f"input-{index}" for index, name in enumerate(inputs or {})}
+        wanted, files = with_files(request, inputs)
         with scratch_folder() as name:
-            for tensor, data in (inputs or {}).items():
-                (Path(name) / files[tensor]).write_bytes(data)
+            for file, data in files.items():
+                (Path(name) / file).write_bytes(data)
             (Path(name) / "model.so").write_bytes(library.read_bytes())
             self.remote.copy(sorted(Path(name).iterdir()), self._folder)
-        wanted = json.dumps({**asdict(request), "inputs": files})
-        answer = self._asked(["--measure", "model.so", "--request", wanted], request.limit_seconds + PATIENCE)
+        answer = self._asked(
+            ["--measure", "model.so", "--request", json.dumps(wanted)], request.limit_seconds + PATIENCE
+        )
         return answers.measurement(answer, self._read, known, self.remote.host)
 
     def _read(self, file: str) -> bytes:

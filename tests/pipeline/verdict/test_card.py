@@ -96,7 +96,7 @@ def test_a_gallery_marks_the_best(card: schema.Card, tmp_path: Path) -> None:
         stage.write(with_accuracy(card, name, ms, right), tmp_path / name)
     stage.write(card, tmp_path / "unknown")
     found = gallery.entries(tmp_path, tmp_path / "index.html")
-    assert {entry.name for entry in found if entry.best} == {"fast", "right"}
+    assert {entry["name"] for entry in found if entry["best"]} == {"fast", "right"}
     made = api.gallery(tmp_path, title="Mine & yours")
     assert not wrong(made, schema.Gallery)
     text = Path(made["page"]).read_text()
