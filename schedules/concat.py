@@ -48,7 +48,7 @@ def default(workload: Concat, target: Target, threads: int = 1) -> dict[str, int
     return {}
 
 
-def emit(workload: Concat, knobs: Knobs, target: Target) -> Kernel:
+def emit(workload: Concat, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """Rows in parallel, pixel by pixel: the result is written in order, so that its lines are never read."""
     arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
     with IRBuilder() as builder, T.prim_func():

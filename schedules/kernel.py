@@ -85,5 +85,5 @@ class Operator(Protocol):
     def default(self, workload: Any, target: Target, threads: int = 1) -> dict[str, int | str]:
         """The untuned default, a good guess within the space for so many threads."""
 
-    def emit(self, workload: Any, knobs: Knobs, target: Target) -> Kernel:
+    def emit(self, workload: Any, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
         """The implementation at one point of the space."""

@@ -55,7 +55,7 @@ def default(workload: Resize, target: Target, threads: int = 1) -> dict[str, int
     return {}
 
 
-def emit(workload: Resize, knobs: Knobs, target: Target) -> Kernel:
+def emit(workload: Resize, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """Rows in parallel."""
     return _Resize(workload).kernel()
 

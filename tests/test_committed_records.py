@@ -89,5 +89,5 @@ def _best_knobs(task: Task, records: Records) -> Mapping[str, Any]:
 
 def _cycles(task: Task, records: Records, library: Path) -> float:
     best = records.best(task.key, task.target, task.threads)
-    build_kernel_library(task.workload, best.knobs, task.target, library)
+    build_kernel_library(task.workload, best.knobs, task.target, library, task.threads)
     return LocalBoard(task.target).measure(library, Request(task.threads)).value

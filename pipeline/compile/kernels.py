@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 
 from bitkiln.pipeline.compile.plan import Network
@@ -69,8 +70,13 @@ def choose_kernels(
 
 def where_they_differ(several: Mapping[str, ChosenKernel], one: Mapping[str, ChosenKernel]) -> dict[str, ChosenKernel]:
     """Of the kernels for ``several`` threads those that are others than for ``one``, under symbols of their own."""
-    differing = {name: kernel for name, kernel in several.items() if kernel.knobs != one[name].knobs}
+    differing = {name: kernel for name, kernel in several.items() if not _same(kernel, one[name])}
     return {name: replace(kernel, symbol=f"{kernel.symbol}_several") for name, kernel in differing.items()}
+
+
+def _same(one: ChosenKernel, other: ChosenKernel) -> bool:
+    """Some kernels are others for several threads at the same knobs."""
+    return one.knobs == other.knobs and tvm_ffi.structural_equal(one.func, other.func)
 
 
 def _identity(func: tirx.PrimFunc) -> str:
@@ -87,7 +93,7 @@ def _choose(
         return ChosenKernel(symbol, name, generic.schedule(func), "generic")
     workload = from_json(str(func.attrs[WORKLOAD_ATTR]))
     knobs, record = choose_knobs(workload, target, records, threads)
-    kernel = operator_for(workload).emit(workload, knobs, target)
+    kernel = operator_for(workload).emit(workload, knobs, target, threads)
     source, proof = ("tuned", record.as_json()) if record else ("default", None)
     kind = workload.key().split()[0]
     return ChosenKernel(symbol, kind, kernel.func, source, kernel, workload, dict(knobs), proof)

@@ -19,12 +19,12 @@ from bitkiln.schedules.workload import Workload
 from bitkiln.targets import Target
 
 
-def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: Path) -> Kernel:
+def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: Path, threads: int = 1) -> Kernel:
     """Link one kernel as a network of one step whose arguments, as packed, are all inputs: the unit of tuning.
 
     Inputs are called ``arg0``, ``arg1``, ... and the output ``out``. Tables the kernel needs are embedded.
     """
-    kernel = operator_for(workload).emit(workload, knobs, target)
+    kernel = operator_for(workload).emit(workload, knobs, target, threads)
     link_kernel(kernel, target, out, kind=workload.key().split()[0])
     return kernel
 

@@ -58,12 +58,16 @@ class Builder:
         self._pool.close()
         self._folder.cleanup()
 
-    def build(self, workload: Workload, knobs: Mapping[str, int | str], target: Target) -> Artifact:
-        """Build one candidate. Raises BuildFailed; SetupError where it is this machine that fails, not the candidate."""
+    def build(self, workload: Workload, knobs: Mapping[str, int | str], target: Target, threads: int = 1) -> Artifact:
+        """Build one candidate for so many threads.
+
+        Raises BuildFailed; SetupError where it is this machine that fails, not the candidate.
+        """
         require_space(Path(self._folder.name))
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         try:
-            complaint = self._pool.ask([to_json(workload), dict(knobs), target.name, str(folder)], BUILD_SECONDS)
+            wanted = [to_json(workload), dict(knobs), target.name, threads, str(folder)]
+            complaint = self._pool.ask(wanted, BUILD_SECONDS)
         except TimeoutError:
             complaint = f"the compiler took more than {BUILD_SECONDS:g} s"
         except WorkerDied as problem:
@@ -80,7 +84,7 @@ def prepare() -> None:
     from bitkiln.pipeline import compile  # noqa: F401
 
 
-def build(workload_json: str, knobs: dict[str, int | str], target_name: str, folder: str) -> str:
+def build(workload_json: str, knobs: dict[str, int | str], target_name: str, threads: int, folder: str) -> str:
     """In a worker: build a candidate and its inputs into ``folder``; gives what went wrong, or nothing."""
     import numpy as np
 
@@ -90,7 +94,8 @@ def build(workload_json: str, knobs: dict[str, int | str], target_name: str, fol
 
     try:
         workload = from_json(workload_json)
-        kernel = build_kernel_library(workload, knobs, targets.load(target_name), Path(folder) / "model.so")
+        library = Path(folder) / "model.so"
+        kernel = build_kernel_library(workload, knobs, targets.load(target_name), library, threads)
         sources = arguments(workload, SEED)
         for index, argument in enumerate(kernel.arguments):
             if isinstance(argument, Constant):

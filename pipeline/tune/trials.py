@@ -59,7 +59,7 @@ class Trials:
     def reference(self, task: Task) -> tuple[Expected, Record]:
         """Build and measure the untuned default of ``task``. Raises BoardError where even that fails."""
         try:
-            artifact = self._builder.build(task.workload, task.default, task.target)
+            artifact = self._builder.build(task.workload, task.default, task.target, task.threads)
         except BuildFailed as problem:
             raise BoardError(f"{task.key}: the untuned default does not compile ({problem})")
         try:
@@ -81,7 +81,7 @@ class Trials:
     def candidate(self, task: Task, knobs: Mapping[str, int | str], expected: Expected, best: Record) -> Record:
         """Try one candidate; whatever becomes of it is a record. Raises BoardLost."""
         try:
-            artifact = self._builder.build(task.workload, knobs, task.target)
+            artifact = self._builder.build(task.workload, knobs, task.target, task.threads)
         except BuildFailed as problem:
             return _failure(task, knobs, "build", str(problem), best)
         try:

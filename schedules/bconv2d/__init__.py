@@ -45,7 +45,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     return a53.default(workload, target) if _microkernels(workload, target) else {}
 
 
-def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
+def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """The implementation at one point of the space."""
     if _microkernels(workload, target):
         return a53.emit(workload, knobs, target)

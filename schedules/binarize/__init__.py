@@ -34,7 +34,7 @@ def default(workload: Binarize, target: Target, threads: int = 1) -> dict[str, i
     return {}
 
 
-def emit(workload: Binarize, knobs: Knobs, target: Target) -> Kernel:
+def emit(workload: Binarize, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """The implementation."""
     if kernel_set(target).binarize and binarize_a53.applies(workload):
         return binarize_a53.emit(workload, int(target.cpu["cores"]))

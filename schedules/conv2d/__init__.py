@@ -54,7 +54,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     if is_stem(workload, target):
         return {"algorithm": "stem winograd" if conv2d_stem_winograd.applies(workload) else "stem"}
     if _is_tiled_depthwise(workload, target):
-        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload)[0]}
+        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload, threads)[0]}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": "depthwise", "pixels": 4}
     # Threads share memory: a byte takes as long as ever, and the sums of all threads are done meanwhile.
@@ -72,8 +72,8 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
 
 
-def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
-    """The implementation at one point of the space."""
+def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
+    """The implementation at one point of the space, for so many threads; any number may run it."""
     algorithm = str(knobs["algorithm"]).split()
     if algorithm == ["stem"]:
         return conv2d_stem.emit(workload)
@@ -83,13 +83,13 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target) -> Kernel:
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     if algorithm == ["depthwise"]:
         if "tile" in knobs:
-            return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]))
+            return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]), threads)
         return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
     tile, block = size_of(knobs["tile"]), int(knobs["block"])
     if algorithm == ["strassen"]:
         return conv2d_strassen.emit(workload, tile, block)
     if algorithm[0] == "winograd":
-        return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target)
+        return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
     return conv2d_direct.emit(workload, tile, block, target)
 
 

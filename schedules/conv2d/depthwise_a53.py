@@ -37,16 +37,16 @@ def applies(workload: Conv2d) -> bool:
 
 
 @cache
-def tiles(workload: Conv2d) -> tuple[str, ...]:
+def tiles(workload: Conv2d, threads: int = 1) -> tuple[str, ...]:
     """The tiles whose values fit the registers: first those whose bands fit the L2 cache, by their cycles."""
-    cells = {tile: Cells(workload, tile) for tile in TILES}
+    cells = {tile: Cells(workload, tile, threads) for tile in TILES}
     estimates = {tile: (each.beyond_cache, each.cycles) for tile, each in cells.items()}
     return tuple(sorted((tile for tile in TILES if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
 
 
-def emit(workload: Conv2d, tile: str) -> Kernel:
-    """The implementation with tiles of ``tile`` output pixels."""
-    return _Emitter(Cells(workload, tile)).kernel()
+def emit(workload: Conv2d, tile: str, threads: int = 1) -> Kernel:
+    """The implementation with tiles of ``tile`` output pixels, in cells for so many threads."""
+    return _Emitter(Cells(workload, tile, threads)).kernel()
 
 
 class _Emitter:

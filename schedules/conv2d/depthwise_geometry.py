@@ -39,7 +39,7 @@ class Cells:
     large to be in the L2 cache already.
     """
 
-    def __init__(self, workload: Conv2d, tile: str) -> None:
+    def __init__(self, workload: Conv2d, tile: str, threads: int = 1) -> None:
         self.workload = workload
         height, width = workload.conv_size
         rows, columns = size_of(tile)
@@ -47,7 +47,7 @@ class Cells:
         most = _BLOCK_BYTES // (BLOCK * 4)
         self.fetches = workload.height * workload.width * workload.channels * 4 > _IN_CACHE
         across = (most // self.reach(0, self.tile[0]) - self.reach(1, 1)) // (self.tile[1] * workload.strides[1])
-        while self.fetches and across > 1 and self._cell_bytes(across * self.tile[1]) > _CELL_BYTES:
+        while threads > 1 and self.fetches and across > 1 and self._cell_bytes(across * self.tile[1]) > _CELL_BYTES:
             across -= 1
         self.columns = self._split(max(across, 1))
         self.block_width = max(self.reach(1, columns.end - columns.start) for columns in self.columns)
@@ -55,7 +55,7 @@ class Cells:
         while self.rows < height and self._fits(self.rows + self.tile[0], most):
             self.rows += self.tile[0]
         self.rows = min(self.rows, height)
-        self.groups = self._groups()
+        self.groups = self._groups() if threads > 1 else 1
 
     def reach(self, axis: int, outputs: int) -> int:
         """Image rows or columns, zeros included, that ``outputs`` neighbouring outputs read."""

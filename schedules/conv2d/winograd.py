@@ -78,9 +78,12 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads:
     return {"tile": small if stays and tiles > 4 else wide, "block": 1 if stays else 0}
 
 
-def emit(workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int, target: Target) -> Kernel:
-    """The implementation with ``outputs`` (my, mx) and register ``tile`` (pixels, channels)."""
-    return Winograd(workload, outputs, tile, block, 1024 * int(target.cpu["l2_kib"]), kernel_set(target)).kernel()
+def emit(
+    workload: Conv2d, outputs: tuple[int, int], tile: tuple[int, int], block: int, target: Target, threads: int
+) -> Kernel:
+    """The implementation with ``outputs`` (my, mx) and register ``tile`` (pixels, channels), for so many ``threads``."""
+    cache_bytes = 1024 * int(target.cpu["l2_kib"])
+    return Winograd(workload, outputs, tile, block, cache_bytes, kernel_set(target), threads).kernel()
 
 
 class Winograd:
@@ -98,6 +101,7 @@ class Winograd:
         block: int,
         cache_bytes: int = 0,
         kernels: KernelSet = a53.SET,
+        threads: int = 1,
     ) -> None:
         self.workload = workload
         self.set = kernels
@@ -127,7 +131,10 @@ class Winograd:
         many = self.count // self.block >= _THREADS
         #: Whether threads share the panels of a block, rather than the blocks.
         self.by_panels = (
-            self.inside and self.chunk_runs[0].count >= _THREADS and (not many or weights > cache_bytes * _RESIDENT > 0)
+            threads > 1
+            and self.inside
+            and self.chunk_runs[0].count >= _THREADS
+            and (not many or weights > cache_bytes * _RESIDENT > 0)
         )
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"

@@ -47,7 +47,7 @@ def default(workload: ConvTranspose2d, target: Target, threads: int = 1) -> dict
     return {} if depthwise.applies(workload) else tiled.default(workload, target)
 
 
-def emit(workload: ConvTranspose2d, knobs: Knobs, target: Target) -> Kernel:
+def emit(workload: ConvTranspose2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """The implementation at one point of the space."""
     if depthwise.applies(workload):
         return depthwise.emit(workload)

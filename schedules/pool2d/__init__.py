@@ -56,7 +56,7 @@ def default(workload: Pool2d, target: Target, threads: int = 1) -> dict[str, int
     return {}
 
 
-def emit(workload: Pool2d, knobs: Knobs, target: Target) -> Kernel:
+def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """Rows of the result in parallel; the window is clipped to the input, channels are vector lanes."""
     arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
     with IRBuilder() as builder, T.prim_func():

@@ -18,7 +18,7 @@ from bitkiln.pipeline.boards.board import LocalBoard, Request
 from bitkiln.pipeline.boards.emulated import on_emulator
 from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.compile import compile_lowered
-from bitkiln.pipeline.compile.kernels import choose_kernels
+from bitkiln.pipeline.compile.kernels import ChosenKernel, choose_kernels, where_they_differ
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.compile.single import build_kernel_library
 from bitkiln.pipeline.errors import BundleError, ModelError
@@ -188,6 +188,24 @@ def test_records_choose_the_knobs_and_the_manifest_says_so(tmp_path: Path) -> No
     assert step["chosen"] == "tuned" and step["knobs"] == knobs and step["record"] == {"measured_by": "a test"}
     assert step["workload"] == CONV.key() and step["macs"] == CONV.macs and not step["binary"]
     assert step["weight_bytes"] == 4 * (16 * 9 * 8 + 16)
+
+
+def test_a_kernel_may_differ_for_several_threads_at_the_same_knobs() -> None:
+    """Cells of a depthwise layer are narrow where several threads each have one in the L2 cache."""
+    target = targets.load("rasp3b")
+    narrow, same = Conv2d(112, 112, 96, 96, (3, 3), padding=(1, 1, 1, 1), groups=96), CONV
+    for workload, differs in ((narrow, True), (same, False)):
+        operator = operator_for(workload)
+        knobs = operator.default(workload, target)
+        one, four = (
+            {
+                "f": ChosenKernel(
+                    "kernel0", "conv2d", operator.emit(workload, knobs, target, count).func, "default", knobs=knobs
+                )
+            }
+            for count in (1, 4)
+        )
+        assert bool(where_they_differ(four, one)) is differs
 
 
 @dataclass

@@ -99,8 +99,16 @@ def test_winograd_computes_the_definition(workload, run_kernel):
     target = targets.load("rasp3b")
     args = example(workload)
     expected = defined(workload, args)
-    for outputs, tile, block in (("4x4", "8x8", 1), ("2x4", "4x20", 0), ("2x2", "7x12", 2), ("1x2", "8x8", 0)):
-        kernel = conv2d.emit(workload, {"algorithm": f"winograd {outputs}", "tile": tile, "block": block}, target)
+    points = (
+        ("4x4", "8x8", 1, 1),
+        ("4x4", "8x8", 1, 4),
+        ("2x4", "4x20", 0, 1),
+        ("2x2", "7x12", 2, 4),
+        ("1x2", "8x8", 0, 1),
+    )
+    for outputs, tile, block, threads in points:
+        knobs = {"algorithm": f"winograd {outputs}", "tile": tile, "block": block}
+        kernel = conv2d.emit(workload, knobs, target, threads)
         assert close(run_kernel(workload, kernel, args, target, 3), expected, 2e-5), kernel.notes
 
 

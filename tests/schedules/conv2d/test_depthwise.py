@@ -39,7 +39,8 @@ def test_tiles_compute_the_definition(workload, run_kernels):
     args = example(workload)
     expected = defined(workload, args)
     tiles = conv2d_depthwise_a53.tiles(workload)
-    kernels = [conv2d_depthwise_a53.emit(workload, tile) for tile in tiles]
+    kernels = [conv2d_depthwise_a53.emit(workload, tile, threads) for threads in (1, 4) for tile in tiles]
+    tiles *= 2
     count = len(kernels)
     results = run_kernels([workload] * count, kernels, [args] * count, RASP3B, (1, 4))
     for by_threads in results:
