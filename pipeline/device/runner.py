@@ -16,11 +16,13 @@ if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.abspath(_
 import argparse
 import array
 import ast
+import contextlib
 import ctypes
 import hashlib
 import heapq
 import io
 import json
+import operator
 import random
 import resource
 import stat
@@ -377,8 +379,9 @@ class Model:
 
     def boxes(self, threshold: float | None = None, overlap: float | None = None, most: int = 100) -> list[Box]:
         """What the last run found, in pixels of the image it was prepared with, or else of the network's input."""
-        room = (_Box * max(most, 1))()
-        limits = [-1.0 if limit is None else limit for limit in (threshold, overlap)]
+        most = positive("most", most)
+        room = (_Box * most)()
+        limits = [-1.0 if limit is None else fraction(limit) for limit in (threshold, overlap)]
         count = self._seeing().bk_detect(self._handle, limits[0], limits[1], room, most)
         self._check(min(count, 0))
         return [Box(self.label(b.label), b.score, b.left, b.top, b.right, b.bottom, b.label) for b in room[:count]]
@@ -442,6 +445,17 @@ class Model:
     @staticmethod
     def _text(value: bytes) -> str:
         return value.decode("utf-8", "replace")
+
+
+def fraction(limit: float) -> float:
+    """A threshold or an overlap; RunnerError where it is not within 0..1."""
+    try:
+        number = float(limit)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise RunnerError(f"a threshold or overlap of {limit!r}: give a number within 0..1")
+    return number
 
 
 def to_bytes(values: Any, info: TensorInfo) -> bytes:
@@ -616,6 +630,8 @@ def write_file(path: str, content: bytes | memoryview) -> None:
 #: Layouts of pixels in memory, in the order of bitkiln.h's enum bk_pixels, and their bytes a pixel (of YUV: the first plane's).
 PIXELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4, "RGBX": 4, "BGRX": 4, "GREY": 1, "YUV420": 1, "NV12": 1}
 
+PLANES = ("YUV420", "NV12")
+
 MAX_PIXELS = 64000000
 MAX_SIDE = 32768
 
@@ -656,26 +672,30 @@ def pillow() -> Any:
 def read_photo(path: str) -> Any:
     """The image in a file as ``plain_image`` makes it; RunnerError where it is none, or too large."""
     image_module = pillow()
+    with readable(path), image_module.open(path) as opened:
+        check_size(path, *opened.size)
+        return plain_image(opened)
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever Pillow raises of an image, as a RunnerError that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow complains of damaged tags, and reads on.
-            with image_module.open(path) as opened:
-                check_size(path, *opened.size)
-                return plain_image(opened)
+            yield
     except FileNotFoundError:
-        raise RunnerError(f"{path}: no such file")
+        raise RunnerError(f"{name}: no such file")
     except RunnerError as error:
-        raise RunnerError(str(error) if str(error).startswith(path) else f"{path}: {error}")
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        struct.error,
-        zlib.error,
-        IndexError,
-        image_module.DecompressionBombError,
-    ):
-        raise RunnerError(f"{path}: not an image that Pillow can read")
+        raise RunnerError(str(error) if str(error).startswith(name) else f"{name}: {error}")
+    except MemoryError:
+        raise
+    except pillow().DecompressionBombError:
+        raise RunnerError(f"{name}: too many pixels; at most {MAX_PIXELS // 1000000} million: make it smaller")
+    except Exception as error:  # Its decoders raise a dozen types of files that are damaged.
+        if isinstance(error, OSError) and error.errno:
+            raise RunnerError(f"{name}: {error.strerror}")
+        raise RunnerError(f"{name}: not an image that Pillow can read, or a damaged one")
 
 
 def check_size(name: str, width: int, height: int) -> None:
@@ -690,17 +710,20 @@ def plain_image(image: Any) -> Any:
     """A PIL image upright, of 8 bits, in RGB or grey ("L"): 16 bits are scaled, transparent parts are laid on white."""
     from PIL import ImageOps
 
-    image_module = pillow()
+    image_module, kind = pillow(), image.format
     image = ImageOps.exif_transpose(image)
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):
-        wide = image.convert("I")
-        low, high = wide.getextrema()
-        if low < 0 or high > 65535:
-            raise RunnerError(f"its pixels go from {low} to {high}; 0 to 65535 are supported")
-        return wide.point(lambda value: value * (1 / 257.0) + 0.5).convert("L")
+        if image.mode == "I" and kind not in ("PNG", "PPM"):  # of which Pillow gives 16 bits so
+            raise RunnerError("its pixels are whole numbers of nobody knows what range; save it with 8 or 16 bits")
+        if clear is not None:
+            raise RunnerError("grey of 16 bits with a transparent shade; save it with 8 bits")
+        return image.convert("I").point(lambda value: value * (1 / 257.0) + 0.5).convert("L")
     if image.mode == "F":
         raise RunnerError("its pixels are fractions of nobody knows what; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if isinstance(clear, tuple) and max(clear) > 255:  # Pillow compares it with pixels that have lost their lower bits.
+        raise RunnerError("colours of 16 bits of which one is transparent; save it with 8 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or clear is not None:
         image = image.convert("RGBA")
         white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
         return image_module.alpha_composite(white, image).convert("RGB")
@@ -721,21 +744,55 @@ def to_frame(
     layout; OpenCV's are "BGR". Of "YUV420" and "NV12" they are (rows * 3 / 2, stride), as Pi cameras give them. Bytes need
     ``pixels`` and ``size``, (width, height); ``stride`` and ``rows`` where the buffer is padded. ``video_range``: Y is 16..235.
     """
-    if pixels and pixels not in PIXELS:
-        raise RunnerError("pixels {!r} are none of {}".format(pixels, ", ".join(PIXELS)))
     if isinstance(frame, Frame):
         return frame
-    if isinstance(frame, (str, os.PathLike)):
-        frame = read_photo(os.fspath(frame))
-    if hasattr(frame, "getbands"):
-        check_size("the image", *frame.size)
-        frame = plain_image(frame)
-        return Frame(frame.tobytes(), frame.size[0], frame.size[1], "GREY" if frame.mode == "L" else "RGB")
+    if pixels not in ("", *PIXELS):
+        raise RunnerError("pixels {!r} are none of {}".format(pixels, ", ".join(PIXELS)))
+    if video_range and pixels not in PLANES:
+        raise RunnerError("video_range is of {} alone".format(" and ".join(PLANES)))
+    size = None if size is None else whole_numbers("size", size, 2)
+    stride, rows = whole_numbers("stride and rows", (stride, rows), 2)
+    is_file = isinstance(frame, (str, os.PathLike))
+    if is_file or hasattr(frame, "getbands"):
+        if pixels or size or stride or rows:
+            raise RunnerError(
+                "files and PIL images say themselves how their pixels lie: leave pixels, size, stride and rows out"
+            )
+        image = read_photo(os.fspath(frame)) if is_file else plain_copy(frame)
+        return Frame(image.tobytes(), image.size[0], image.size[1], "GREY" if image.mode == "L" else "RGB")
     if isinstance(frame, (bytes, bytearray, memoryview)):
         if not pixels or size is None:
             raise RunnerError("bytes of an image need pixels (such as 'RGB' or 'YUV420') and size, (width, height)")
         return Frame(bytes(frame), size[0], size[1], pixels, stride, rows, video_range)
+    if stride or rows:
+        raise RunnerError("stride and rows are of bytes alone: an array's shape says them")
     return array_to_frame(frame, pixels, size, video_range)
+
+
+def plain_copy(image: Any) -> Any:
+    """A PIL image as ``plain_image`` makes it; RunnerError where it cannot be read, or is too large."""
+    with readable("the image"):
+        check_size("the image", *image.size)
+        return plain_image(image)
+
+
+def whole_numbers(name: str, values: Sequence[Any], count: int) -> tuple[int, ...]:
+    """``count`` integers of whatever type; RunnerError where they are something else."""
+    try:
+        numbers = tuple(map(operator.index, values))
+    except TypeError:
+        numbers = ()
+    if len(numbers) != count:
+        raise RunnerError(f"{name}: {values!r}; {count} whole number{'s' * (count > 1)} wanted")
+    return numbers
+
+
+def positive(name: str, value: Any) -> int:
+    """``value``, an integer of whatever type, from 1."""
+    (number,) = whole_numbers(name, (value,), 1)
+    if number < 1:
+        raise RunnerError(f"{name} is {number}: give a number from 1")
+    return number
 
 
 def array_to_frame(frame: Any, pixels: str, size: Sequence[int] | None, video_range: bool) -> Frame:
@@ -743,11 +800,11 @@ def array_to_frame(frame: Any, pixels: str, size: Sequence[int] | None, video_ra
     if not all(hasattr(frame, name) for name in ("shape", "dtype", "tobytes")):
         raise RunnerError(f"a frame is an array, a PIL image, a path or bytes, not {type(frame).__name__}")
     shape = tuple(frame.shape)
-    if str(frame.dtype) == "uint16":
+    if str(frame.dtype) == "uint16" and pixels not in PLANES:
         frame = ((frame.astype("uint32") + 128) // 257).astype("uint8")
     if str(frame.dtype) != "uint8":
         raise RunnerError(f"frames are uint8, 0 to 255, not {frame.dtype}; raw tensors go through set_input")
-    if pixels in ("YUV420", "NV12"):
+    if pixels in PLANES:
         if len(shape) != 2 or shape[0] % 3:
             raise RunnerError(f"{pixels} is an array of (rows * 3 / 2, stride), not {show_shape(shape)}")
         rows = shape[0] // 3 * 2
@@ -757,6 +814,8 @@ def array_to_frame(frame: Any, pixels: str, size: Sequence[int] | None, video_ra
     pixels = pixels or {1: "GREY", 3: "RGB", 4: "RGBA"}.get(channels, "")
     if len(shape) not in (2, 3) or PIXELS.get(pixels) != channels:
         raise RunnerError(f"a frame is (height, width) or (height, width, 3 or 4), not {show_shape(shape)}")
+    if size and size != shape[1::-1]:
+        raise RunnerError("size {}x{} is not that of the array, {}x{}".format(*size, *shape[1::-1]))
     return Frame(frame.tobytes(), shape[1], shape[0], pixels)
 
 
@@ -1060,6 +1119,7 @@ def check(bundle: Bundle, threads: int) -> None:
 
 def best_classes(values: Any, labels: Sequence[str], count: int) -> list[tuple[str, float]]:
     """[(label, score)] of the highest scores."""
+    count = positive("top", count)
     scores = values.data if isinstance(values, Tensor) else array.array(DTYPES[str(values.dtype)][0], values.tobytes())
     # A list of all, sorted, would take some hundred bytes for each.
     order = heapq.nsmallest(count, range(len(scores)), lambda i: -scores[i] if scores[i] == scores[i] else float("inf"))

@@ -23,6 +23,9 @@ _RESIZES = ("stretch", "short-side", "letterbox")
 #: Sides of the smallest image in grey: less is some other tensor.
 _SMALLEST = 4
 
+#: What a photo's short side is resized to, at most: as long as a photo's side may be (runner.py).
+_LARGEST_SIDE = 32768
+
 
 def plain_image(spec: TensorSpec) -> Preprocessing | None:
     """For one image in colour or grey, pixels of 0..255 stretched to its size; None for other tensors."""
@@ -78,12 +81,7 @@ def with_options(model: Model, path: Path, options: ImportOptions) -> Model:
     pixels = model.inputs[0]
     whole = pixels.dtype if pixels.dtype != "float32" and pixels.quantization is None else ""
     chosen = _with_range(chosen, str(path), given, origins, whole)
-    for name in ("resize", "resize_to"):
-        if name in given:
-            chosen = replace(chosen, **{name: given[name]})
-            origins["resize"] = "--resize" if "resize" in given else "--resize-to"
-    if chosen.resize == "short-side" and not chosen.resize_to:
-        chosen = replace(chosen, resize_to=max(chosen.height, chosen.width))
+    chosen = _with_resize(chosen, path, options, origins)
     _check(path, chosen)
     if origins.get("range") != model.origins.get("range"):
         chosen = in_integers(chosen, model.inputs[0])
@@ -126,6 +124,21 @@ def _with_range(
     return replace(chosen, mean=found.mean, scale=found.scale)
 
 
+def _with_resize(chosen: Preprocessing, path: Path, options: ImportOptions, origins: dict[str, str]) -> Preprocessing:
+    """``chosen`` with what --resize and --resize-to say; the latter alone asks for a short side of that."""
+    if options.resize is None and options.resize_to is None:
+        return chosen
+    origins["resize"] = "--resize" if options.resize is not None else "--resize-to"
+    chosen = replace(chosen, resize=options.resize or "short-side")
+    if chosen.resize != "short-side":
+        if options.resize_to is not None:
+            raise ModelError(f"{path}: --resize-to is the short side's, not of --resize {chosen.resize}; leave one out")
+        return chosen
+    if options.resize_to is not None:
+        return replace(chosen, resize_to=options.resize_to)
+    return chosen if chosen.resize_to else replace(chosen, resize_to=max(chosen.height, chosen.width))
+
+
 def _stated_order(chosen: Preprocessing, given: Mapping[str, object]) -> str | None:
     """The order the preset's values have to be in; None leaves it to the preset."""
     if "channel_order" in given:
@@ -138,12 +151,15 @@ def _check(path: Path, chosen: Preprocessing) -> None:
         raise ModelError(f"{path}: channel order {chosen.channel_order!r} is none of {', '.join(_ORDERS)}")
     if (chosen.channel_order == "GREY") != (len(chosen.mean) == 1):
         channels = len(chosen.mean)
-        raise ModelError(f"{path}: channel order {chosen.channel_order} does not fit an image of {channels} channels")
+        raise ModelError(
+            f"{path}: channel order {chosen.channel_order} does not fit an image of {channels} channel{'s' * (channels > 1)}"
+        )
     if chosen.resize not in _RESIZES:
         raise ModelError(f"{path}: resize {chosen.resize!r} is none of {', '.join(_RESIZES)}")
-    if chosen.resize == "short-side" and chosen.resize_to < max(chosen.height, chosen.width):
+    if chosen.resize == "short-side" and not max(chosen.height, chosen.width) <= chosen.resize_to <= _LARGEST_SIDE:
         raise ModelError(
-            f"{path}: a short side of {chosen.resize_to} is less than the {chosen.height}x{chosen.width} crop"
+            f"{path}: a short side of {chosen.resize_to}; at least the {chosen.height}x{chosen.width} crop and at most "
+            f"{_LARGEST_SIDE} are possible"
         )
 
 

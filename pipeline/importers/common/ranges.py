@@ -90,10 +90,10 @@ def _is_unit(where: str, mean: Numbers | None, std: Numbers | None) -> bool:
     for name, values, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
         if values is None or all(each == neutral for each in values):
             continue
-        largest = max(map(abs, values))
-        if largest < 1:
+        sizes = [abs(each) for each in values if each != neutral]
+        if max(sizes) < 1:
             found[name] = True
-        elif largest >= (2.0 if name == "mean" else 4.0):
+        elif min(sizes) >= (2.0 if name == "mean" else 4.0):
             found[name] = False
         else:
             raise ModelError(
@@ -121,8 +121,10 @@ def _check(where: str, name: str, values: Numbers | None, channels: int) -> None
         )
     if not all(math.isfinite(each) for each in values):
         raise ModelError(f"{where}: --{name} {_text(values)} is not finite")
-    if name == "mean" and max(map(abs, values)) > _LARGEST_MEAN:
-        raise ModelError(f"{where}: --mean {_text(values)} is beyond pixel values, which are 0..255")
+    if name == "mean" and not all(0 <= each <= _LARGEST_MEAN for each in values):
+        raise ModelError(
+            f"{where}: --mean {_text(values)} is no mean of pixel values, which are 0..255; it is subtracted"
+        )
     if name == "std" and not all(0 < each <= _LARGEST_MEAN for each in values):
         raise ModelError(f"{where}: --std {_text(values)} is no deviation of pixel values, which are 0..255")
     if name == "scale" and not all(1 / _LARGEST_SCALE**2 <= abs(each) <= _LARGEST_SCALE for each in values):

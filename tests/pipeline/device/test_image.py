@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -172,6 +174,16 @@ def test_video_range_is_widened(plain: runner.Model) -> None:
         (np.zeros((24, 32, 3), "uint8"), {"pixels": "rgb"}, "pixels 'rgb' are none of RGB"),
         (np.zeros((24, 32), "uint8"), {"pixels": "RGB"}, "a frame is"),
         (np.zeros((25, 32), "uint8"), {"pixels": "YUV420"}, "YUV420 is an array of"),
+        (np.zeros((36, 32), "uint16"), {"pixels": "YUV420"}, "frames are uint8"),
+        (np.zeros((24, 32, 3), "uint8"), {"size": (24, 32)}, "size 24x32 is not that of the array, 32x24"),
+        (np.zeros((24, 32, 3), "uint8"), {"stride": 200}, "an array's shape says them"),
+        (np.zeros((24, 32, 3), "uint8"), {"video_range": True}, "of YUV420 and NV12 alone"),
+        (np.zeros((24, 32, 3), "uint8"), {"pixels": ["RGB"]}, "are none of RGB"),
+        (Image.new("RGB", (32, 24)), {"pixels": "BGR"}, "say themselves how their pixels lie"),
+        ("photo.jpg", {"size": (32, 24)}, "say themselves how their pixels lie"),
+        (Image.new("I", (32, 24)), {}, "whole numbers of nobody knows what range"),
+        (bytes(24), {"pixels": "GREY", "size": 24}, "2 whole numbers wanted"),
+        (bytes(24), {"pixels": "GREY", "size": (4.0, 6.0)}, "2 whole numbers wanted"),
         (bytes(24), {}, "need pixels"),
         (bytes(24), {"pixels": "RGB", "size": (32, 24)}, "the image takes 2304 bytes, 24 were given"),
         (bytes(24), {"pixels": "RGB", "size": (0, 24)}, "make no sense"),
@@ -200,6 +212,18 @@ def test_files_of_16_bits_are_scaled(tmp_path: Path) -> None:
     assert np.asarray(image).tolist() == [[0, 1, 1, 128, 255]]
 
 
+def png_with_a_clear_colour(folder: Path, mode: str, shade: int | tuple[int, ...]) -> str:
+    """A PNG of one pixel of 16 bits, whose colour is the transparent one."""
+    shades = struct.pack(">H" if mode == "I;16" else ">HHH", *np.atleast_1d(shade))
+    head = struct.pack(">IIBBBBB", 1, 1, 16, 0 if mode == "I;16" else 2, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"tRNS", shades), (b"IDAT", zlib.compress(b"\0" + shades)), (b"IEND", b""))
+    written = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    (folder / "clear.png").write_bytes(b"\x89PNG\r\n\x1a\n" + written)
+    return str(folder / "clear.png")
+
+
 def test_files_of_print_colours_palettes_and_transparency(tmp_path: Path) -> None:
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     red = np.asarray(runner.read_photo(saved(tmp_path, cmyk, "print.jpg", quality=100)))
@@ -209,15 +233,59 @@ def test_files_of_print_colours_palettes_and_transparency(tmp_path: Path) -> Non
     palette.putdata([0, 1])
     read = runner.read_photo(saved(tmp_path, palette, transparency=1))
     assert np.asarray(read).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    for mode, shade in (("I;16", 1000), ("RGB", (1000, 2000, 3000))):  # Pillow compares 16 bits with 8.
+        clear = png_with_a_clear_colour(tmp_path, mode, shade)
+        with pytest.raises(runner.RunnerError, match=r"of 16 bits .*; save it with 8 bits"):
+            runner.read_photo(clear)
     half = Image.new("LA", (1, 1), (0, 128))
     assert np.asarray(runner.read_photo(saved(tmp_path, half))).tolist() == [[[127] * 3]]
 
 
-def test_photos_are_turned_upright(tmp_path: Path) -> None:
+#: EXIF's orientations (CIPA DC-008, tag 274): how the stored picture is made of the upright one.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+    9: lambda upright: upright,  # no orientation
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+def test_photos_are_turned_upright(tmp_path: Path, kind: str) -> None:
+    upright = pixels(5, 4)
+    for number, stored in STORED.items():
+        exif = Image.Exif()
+        exif[0x0112] = number
+        image = Image.fromarray(np.ascontiguousarray(stored(upright)))
+        path = saved(tmp_path, image, f"photo.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {}))
+        frame = runner.to_frame(path)
+        np.testing.assert_array_equal(np.frombuffer(frame.data, "uint8").reshape(4, 5, 3), upright, err_msg=str(number))
+
+
+def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+    """Pillow's decoders raise a dozen types; orientations are read once, of the file."""
+    random, refused = np.random.default_rng(0), 0
     exif = Image.Exif()
     exif[0x0112] = 6
-    read = runner.read_photo(saved(tmp_path, Image.new("RGB", (10, 20)), "photo.jpg", exif=exif))
-    assert read.size == (20, 10)
+    for kind in ("jpg", "png", "gif", "webp", "tiff", "bmp"):
+        content = np.frombuffer(
+            Path(saved(tmp_path, Image.fromarray(pixels(16, 12)), f"p.{kind}", exif=exif)).read_bytes(), "uint8"
+        )
+        for _ in range(60):
+            damaged = content[: random.integers(1, len(content) + 1)].copy()
+            damaged[random.integers(0, min(len(damaged), 200), 3)] = random.integers(0, 256, 3)
+            (tmp_path / "damaged").write_bytes(damaged.tobytes())
+            try:
+                runner.to_frame(str(tmp_path / "damaged"))
+            except runner.RunnerError as error:
+                refused += 1
+                assert "damaged" in str(error) and "\n" not in str(error)
+    assert refused > 100
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
@@ -235,6 +303,10 @@ def test_absurd_images_are_refused_before_memory_is_taken(tmp_path: Path) -> Non
     wide = saved(tmp_path, Image.new("1", (1, 40000)))
     with pytest.raises(runner.RunnerError, match="1 x 40000 pixels; at most"):
         runner.read_photo(wide)
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(Path(wide).read_bytes().replace(struct.pack(">II", 1, 40000), struct.pack(">II", 60000, 60000)))
+    with pytest.raises(runner.RunnerError, match=r"too many pixels|damaged"):
+        runner.read_photo(str(bomb))
     with pytest.raises(runner.RunnerError, match="20000 x 4000 pixels"):
         runner.to_frame(Image.new("1", (20000, 4000)))
 

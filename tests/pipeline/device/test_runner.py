@@ -435,6 +435,18 @@ def test_top_is_stable_and_ignores_nan() -> None:
     assert runner.best_classes(values, ["a", "b", "c"], 3) == [("c", 0.75), ("a", 0.5), ("class 3", 0.5)]
 
 
+@pytest.mark.parametrize("count", [0, -1, 1.5, "a", None])
+def test_impossible_numbers_of_classes_are_refused(count: object) -> None:
+    with pytest.raises(runner.RunnerError, match="top"):
+        runner.best_classes(np.zeros((1, 3), "float32"), [], count)
+
+
+@pytest.mark.parametrize("limit", [-0.5, 1.5, float("nan"), "a"])
+def test_impossible_thresholds_are_refused(limit: object) -> None:
+    with pytest.raises(runner.RunnerError, match=r"within 0\.\.1"):
+        runner.fraction(limit)
+
+
 def test_a_difference_of_nan_or_infinity_counts() -> None:
     one, nan, infinity = (np.array([value], "float32") for value in (1, np.nan, np.inf))
     assert (

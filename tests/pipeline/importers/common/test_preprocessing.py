@@ -85,7 +85,12 @@ def test_numbers_of_either_range():
         ({"scale": (0.0,)}, "leaves nothing"),
         ({"scale": (float("nan"),)}, "not finite"),
         ({"std": (0.0,)}, "no deviation"),
-        ({"mean": (300.0,)}, "beyond pixel values"),
+        ({"mean": (300.0,)}, "no mean of pixel values"),
+        ({"mean": (-123.0,)}, "it is subtracted"),
+        ({"mean": (0.5, 120.0, 120.0)}, "may be of pixels of 0..1 or of 0..255"),
+        ({"resize_to": 0}, "a short side of 0"),
+        ({"resize_to": 10**9}, "at most 32768"),
+        ({"resize": "letterbox", "resize_to": 100}, "not of --resize letterbox"),
         ({"mean": (0.1, 0.2)}, "2 values, the image 3 channels"),
     ],
 )
@@ -100,7 +105,7 @@ def test_images_in_grey():
         assert (how.height, how.width, how.channel_order, how.scale) == (28, 28, "GREY", (1 / 255,))
     with pytest.raises(ModelError, match="three channels"):
         chosen(network(1, 1, 28, 28), normalize="imagenet")
-    with pytest.raises(ModelError, match="does not fit an image of 1 channels"):
+    with pytest.raises(ModelError, match="does not fit an image of 1 channel"):
         chosen(network(1, 1, 28, 28), channel_order="RGB")
     assert plain_image(TensorSpec("x", (1, 1, 1, 16000), layout="NCHW")) is None
     assert plain_image(TensorSpec("x", (4, 3, 8, 8), layout="NCHW")) is None
@@ -114,6 +119,7 @@ def test_what_is_said_of_photos():
     model = chosen(normalize="0..1", resize="short-side", resize_to=12, channel_order="RGB")
     (line,) = preparation(model)
     assert line == "photos: short side to 12, centre 8x8 (--resize), RGB (--channel-order), 0..1 (--normalize 0..1)"
+    assert "short side to 12, centre 8x8 (--resize-to)" in preparation(chosen(resize_to=12))[0]
     model = chosen(mean=(0.5,), std=(0.5,), resize="letterbox")
     assert "bars of 127.5 (--resize)" in preparation(model)[0]
     assert "-1..1 (--mean, --std of pixels of 0..1)" in preparation(model)[0]
