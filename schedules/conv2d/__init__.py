@@ -76,9 +76,9 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
     """The implementation at one point of the space, for so many threads; any number may run it."""
     algorithm = str(knobs["algorithm"]).split()
     if algorithm == ["stem"]:
-        return conv2d_stem.emit(workload)
+        return conv2d_stem.emit(workload, kernel_set(target))
     if algorithm == ["stem", "winograd"]:
-        return conv2d_stem_winograd.emit(workload, (7, 8), 1)
+        return conv2d_stem_winograd.emit(workload, kernel_set(target))
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     if algorithm == ["depthwise"]:
@@ -95,7 +95,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
 
 def is_stem(workload: Conv2d, target: Target) -> bool:
     """Whether it is a first layer, which has one schedule that none of the others comes near."""
-    return kernel_set(target).stem and conv2d_stem.applies(workload)
+    return conv2d_stem.applies(workload, kernel_set(target))
 
 
 def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:

@@ -22,7 +22,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops, pool2d
 from bitkiln.schedules.conv2d.stem_image import ImageRows
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
-from bitkiln.schedules.microkernels.a53 import stem as stem_a53
+from bitkiln.schedules.microkernels import KernelSet, a53
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.stem import CHANNELS, Stem
 from bitkiln.schedules.workload import Conv2d, Pool, packed
@@ -37,31 +37,30 @@ _PARTS = 4
 _AHEAD = 4
 
 
-def applies(workload: Conv2d) -> bool:
+def applies(workload: Conv2d, kernels: KernelSet = a53.SET) -> bool:
     """Whether this schedule can compute ``workload``."""
-    if workload.binary or workload.dilation != (1, 1):
+    if workload.binary or workload.dilation != (1, 1) or not kernels.stem:
         return False
     if workload.groups > 1 and (workload.shift or workload.layout != "NHWC"):
         return False
     most = _MOST_CHANNELS if workload.groups == 1 else _MOST_CHANNELS_OF_GROUP
     if _channels(workload) > most or workload.out_channels // workload.groups % CHANNELS:
         return False
-    stem = _stem(workload)
-    enough = _used_width(workload, stem) >= stem.pixels
-    return enough and stem_a53.fits(stem.channels, stem.kernel, stem.strides, stem.pool)
+    stem = _stem(workload, kernels)
+    return _used_width(workload, stem) >= stem.pixels and stem.fits
 
 
-def emit(workload: Conv2d) -> Kernel:
+def emit(workload: Conv2d, kernels: KernelSet = a53.SET) -> Kernel:
     """The implementation."""
-    return (_PooledStrips if _PooledStrips.applies(workload) else _Strips)(workload).kernel()
+    return (_PooledStrips if _PooledStrips.applies(workload, kernels) else _Strips)(workload, kernels).kernel()
 
 
-def _stem(workload: Conv2d) -> Stem:
-    inside = all(map(steps_a53.by_channel, workload.epilogue))
-    steps = tuple(step.op for step in workload.epilogue) if inside else ()
-    pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32"
-    stem = Stem(_channels(workload), workload.kernel, workload.strides, steps, pool)
-    return replace(stem, pool=pool and not stem.looped)
+def _stem(workload: Conv2d, kernels: KernelSet) -> Stem:
+    assert kernels.stem
+    stem: Stem = kernels.stem(_channels(workload), workload.kernel, workload.strides, (), False)
+    inside = all(steps_a53.by_channel(step, len(stem.operand_registers)) for step in workload.epilogue)
+    pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32" and not stem.looped
+    return replace(stem, steps=tuple(step.op for step in workload.epilogue) if inside else (), pool=pool)
 
 
 def _channels(workload: Conv2d) -> int:
@@ -75,9 +74,10 @@ def _used_width(workload: Conv2d, stem: Stem) -> int:
 
 
 class _Strips:
-    def __init__(self, workload: Conv2d) -> None:
+    def __init__(self, workload: Conv2d, kernels: KernelSet) -> None:
         self.workload = workload
-        self.stem = _stem(workload)
+        self.kernels = kernels
+        self.stem = _stem(workload, kernels)
         self.micro: list[MicroKernel] = []
         self.rows_in = ImageRows(workload)
         self.channels, self.pitch = self.rows_in.channels, self.rows_in.pitch
@@ -224,12 +224,12 @@ class _PooledStrips(_Strips):
     """
 
     @staticmethod
-    def applies(workload: Conv2d) -> bool:
+    def applies(workload: Conv2d, kernels: KernelSet) -> bool:
         """Whether all steps of the epilogue are the micro-kernel's, and a maximum follows whose windows leave nothing out.
 
         Writing and reading a row through memory must also take longer than computing some rows again at the seams.
         """
-        stem, pool = _stem(workload), workload.pool
+        stem, pool = _stem(workload, kernels), workload.pool
         if pool is None or stem.pool or pool.kind != "max" or (workload.epilogue and not stem.steps):
             return False
         again = pool.kernel[0] - pool.strides[0]
@@ -237,8 +237,8 @@ class _PooledStrips(_Strips):
         # A float takes 4 cycles through memory and back, and a third of a cycle for each tap to compute.
         return 0 <= again * (_PARTS - 1) * taps / 3 < 4 * workload.conv_size[0]
 
-    def __init__(self, workload: Conv2d) -> None:
-        super().__init__(workload)
+    def __init__(self, workload: Conv2d, kernels: KernelSet) -> None:
+        super().__init__(workload, kernels)
         if workload.pool is None:
             raise ValueError(f"no pooling follows {workload.key()}")
         self.window = workload.pool
@@ -295,7 +295,9 @@ class _PooledStrips(_Strips):
         if work.out != "bits":
             with T.serial(self.pooled) as row:
                 y = strip * self.pooled + row
-                self.micro += pool2d.emit_row(self.out, y, self.result, size, window, work.out_channels, row)
+                self.micro += pool2d.emit_row(
+                    self.out, y, self.result, size, window, work.out_channels, row, self.kernels
+                )
             return
         rows = T.decl_buffer((1, *size, work.out_channels), "float32", data=self.result.data)
         width, channels = work.out_size[1], work.out_channels

@@ -25,6 +25,7 @@ from bitkiln.schedules.conv2d.stem_image import ImageRows
 from bitkiln.schedules.conv2d.winograd import Winograd, four_from
 from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS
 from bitkiln.schedules.kernel import Kernel
+from bitkiln.schedules.microkernels import KernelSet, a53
 from bitkiln.schedules.steps import commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
 
@@ -54,9 +55,10 @@ def applies(workload: Conv2d) -> bool:
     return min(workload.conv_size) >= _OUTPUTS and _pools(workload)
 
 
-def emit(workload: Conv2d, tile: tuple[int, int], block: int) -> Kernel:
-    """The implementation with register ``tile`` (Winograd tiles, channels), ``block`` groups of them at a time."""
-    return _Phases(workload, tile, block).kernel()
+def emit(workload: Conv2d, kernels: KernelSet = a53.SET) -> Kernel:
+    """The implementation: a row has a multiple of seven tiles in the networks we know."""
+    tile = min(kernels.sgemm_sevens[0], 7), 8
+    return _Phases(workload, tile, kernels).kernel()
 
 
 def _pools(workload: Conv2d) -> bool:
@@ -75,7 +77,7 @@ class _Phases(Winograd):
     transforms: ClassVar = {_OUTPUTS: FOUR_TAPS}
     taps: ClassVar = _TAPS
 
-    def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int) -> None:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], kernels: KernelSet) -> None:
         self.overlapping = workload.pool if _overlaps(workload) else None
         height, width = workload.conv_size
         phases = Conv2d(
@@ -87,7 +89,7 @@ class _Phases(Winograd):
             epilogue=workload.epilogue,
             pool=None if self.overlapping else workload.pool,
         )
-        super().__init__(phases, (_OUTPUTS, _OUTPUTS), tile, block)
+        super().__init__(phases, (_OUTPUTS, _OUTPUTS), tile, block=1, kernels=kernels)
         self.layer = workload
         self.rows_in = ImageRows(workload)
         self.data_shape, self.out_spec = workload.shapes[0][0], workload.shapes[-1]
@@ -245,7 +247,7 @@ class _Phases(Winograd):
         window = self._window(3, 2)
         with T.serial(_OUTPUTS // _STRIDE) as row:
             y = strip * (_OUTPUTS // _STRIDE) + row
-            self.micro += pool2d.emit_row(self.out, y, self.result, size, window, channels, row)
+            self.micro += pool2d.emit_row(self.out, y, self.result, size, window, channels, row, self.set)
 
     def _join(self, seams: Any, part: int, y: int) -> None:
         """Row ``y`` of the result, whose windows begin in the last row of ``part``."""

@@ -47,8 +47,8 @@ class KernelSet:
     stacks: bool = False
     #: Outputs of a tile of Winograd's algorithm.
     winograd: tuple[Size, ...] = ()
-    #: First layers, read from the image as it comes.
-    stem: bool = False
+    #: First layers, read from the image as it comes: the micro-kernel, with the arguments and the C call of ``a53.stem.Stem``.
+    stem: Callable[..., Any] | None = None
     #: Depthwise convolution: rows x columns of output pixels.
     depthwise: tuple[Size, ...] = ()
     #: Products of bits: pixels x output channels.
@@ -56,8 +56,8 @@ class KernelSet:
     binary: BinaryKernels | None = None
     #: Signs of floats to bits.
     binarize: bool = False
-    #: Pooling by lines of channels.
-    pool: bool = False
+    #: Pooling by lines of channels: the micro-kernel, with the arguments and the C call of ``a53.pool.PoolRow``.
+    pool: Callable[..., Any] | None = None
 
     @property
     def assembly(self) -> bool:

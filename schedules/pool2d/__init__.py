@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules import loops
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
-from bitkiln.schedules.microkernels import kernel_set
+from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.pool2d import a53 as pool2d_a53
 from bitkiln.schedules.steps import expression
 from bitkiln.schedules.workload import Pool, Pool2d, packed
@@ -65,38 +65,41 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         data, *operands, out = (
             T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(workload.shapes)
         )
-        lines = _by_lines(workload, target)
+        kernels, micro = kernel_set(target), None
+        size = (workload.height, workload.width)
+        lines = not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
         with T.parallel(workload.out_size[0]) as y:
             if lines:
-                _lines_row(workload, data, operands, out, y)
+                micro = _lines_row(workload, data, operands, out, y, kernels)
             elif workload.bits:
                 pool_row(data, workload.pool, y, _store_bits(workload, operands, out, y))
             elif workload.out == "bits":
                 _signs_row(workload, data, operands, out, y)
             else:
                 pool_row(data, workload.pool, y, _store_floats(workload, operands, out, y))
-    if lines:
-        micro = pool2d_a53.kernel(workload.pool, workload.channels)
+    if micro:
         return Kernel(builder.get(), arguments, (micro,), "lines of 16 channels")
     return Kernel(builder.get(), arguments, notes="plain")
 
 
-def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any) -> None:
-    """Emits row ``y`` by the micro-kernel; the epilogue runs in place over the row while it is in the cache."""
+def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any, kernels: KernelSet) -> MicroKernel:
+    """Emits row ``y`` by a micro-kernel; the epilogue runs in place over the row while it is in the cache."""
+    assert kernels.pool
     size, width, channels = (workload.height, workload.width), workload.out_size[1], workload.channels
     source = loops.flat(data, math.prod(size) * channels)
     bits = workload.out == "bits"
     row = T.alloc_buffer((width * channels,), "float32") if bits else loops.flat(out, math.prod(workload.shapes[-1][0]))
     to = 0 if bits else y * (width * channels)
-    pool2d_a53.emit_row(row, to, source, size, workload.pool, channels, y)
+    micro = pool2d_a53.emit_row(row, to, source, size, workload.pool, channels, y, kernels.pool)
     if workload.epilogue:
         loops.apply_late(row, to, y * width, width, (width, channels), workload.epilogue, operands)
     if bits:
         _pack_row(workload, row, out, y)
+    return micro
 
 
 def emit_row(
-    out: Any, y: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, row: Any
+    out: Any, y: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, row: Any, kernels: KernelSet
 ) -> list[MicroKernel]:
     """Emits row ``y`` of ``out`` [1, OH, OW, C], by micro-kernels where they apply.
 
@@ -104,20 +107,14 @@ def emit_row(
 
     Returns the micro-kernels that it calls.
     """
-    if pool2d_a53.applies(window, size, channels):
+    if kernels.pool and pool2d_a53.applies(window, size, channels, kernels):
         shape = [int(extent) for extent in out.shape]
         target = loops.flat(out, math.prod(shape))
-        pool2d_a53.emit_row(target, y * (shape[2] * channels), source, size, window, channels, row)
-        return [pool2d_a53.kernel(window, channels)]
+        to = y * (shape[2] * channels)
+        return [pool2d_a53.emit_row(target, to, source, size, window, channels, row, kernels.pool)]
     image = T.decl_buffer((1, *size, channels), "float32", data=source.data)
     pool_row(image, window, row, lambda x, channel, value: T.buffer_store(out, value, [0, y, x, channel]))
     return []
-
-
-def _by_lines(workload: Pool2d, target: Target) -> bool:
-    """Whether a micro-kernel of the target serves ``workload``."""
-    size = (workload.height, workload.width)
-    return kernel_set(target).pool and not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels)
 
 
 def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:

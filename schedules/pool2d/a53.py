@@ -1,13 +1,15 @@
-"""Pooling of floats on the Cortex-A53: which windows the micro-kernel serves, and its calls for a row."""
+"""Pooling of floats by lines of channels: which windows a micro-kernel serves, and its calls for a row."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.pool import BLOCK, MOST, PoolRow
 from bitkiln.schedules.workload import Pool
 
@@ -15,31 +17,36 @@ from bitkiln.schedules.workload import Pool
 _MOST_CHANNELS = 1024
 
 
-def applies(window: Pool, size: tuple[int, int], channels: int) -> bool:
-    """Whether the micro-kernel pools floats of an image of ``size`` (H, W): whole cache lines, and few taps."""
-    if channels % BLOCK or channels > _MOST_CHANNELS or max(window.kernel) > MOST:
+def applies(window: Pool, size: tuple[int, int], channels: int, kernels: KernelSet) -> bool:
+    """Whether a micro-kernel pools floats of an image of ``size`` (H, W): whole cache lines, and few taps."""
+    if not kernels.pool or channels % BLOCK or channels > _MOST_CHANNELS or max(window.kernel) > MOST:
         return False
     if window.strides[1] > window.kernel[1] or min(window.out_size(*size)) < 1:
         return False
     return window.kind == "max" or not any(window.padding)
 
 
-def kernel(window: Pool, channels: int) -> PoolRow:
-    """The micro-kernel of ``window``."""
-    return PoolRow(window.kind, window.kernel, window.strides[1], channels)
-
-
-def emit_row(target: Any, to: Any, source: Any, size: tuple[int, int], window: Pool, channels: int, y: Any) -> None:
+def emit_row(
+    target: Any,
+    to: Any,
+    source: Any,
+    size: tuple[int, int],
+    window: Pool,
+    channels: int,
+    y: Any,
+    kernel: Callable[..., PoolRow],
+) -> PoolRow:
     """Emits output row ``y`` of pooling ``source``, a flat image of ``size`` (H, W), to the flat ``target`` from ``to`` on.
 
-    A pixel outside of the image is replaced by the nearest one inside, which changes no maximum.
+    ``kernel``: the set's; gives the micro-kernel that is called. A pixel outside of the image is replaced by the nearest one
+    inside, which changes no maximum.
     """
     height, width = size
     pitch = width * channels
     rows = [y * window.strides[0] - window.padding[0] + tap for tap in range(window.kernel[0])]
     if window.padding[0] or window.padding[2]:
         rows = [tirx.min(tirx.max(row, 0), height - 1) for row in rows]
-    micro = kernel(window, channels)
+    micro = kernel(window.kind, window.kernel, window.strides[1], channels)
     for first, pixels, columns in _runs(window, size):
         offsets = [T.int64((column - columns[0]) * channels * 4) for column in columns]
         pointers = [T.address_of(source[row * pitch + columns[0] * channels]) for row in rows]
@@ -53,6 +60,7 @@ def emit_row(target: Any, to: Any, source: Any, size: tuple[int, int], window: P
                 T.int64(pixels),
             )
         )
+    return micro
 
 
 def _filled(values: list[Any]) -> list[Any]:

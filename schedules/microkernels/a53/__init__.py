@@ -5,7 +5,9 @@ Sizes keep all sums in registers beside what feeds them; docs/kernels.md and doc
 
 from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53.pool import PoolRow
 from bitkiln.schedules.microkernels.a53.sgemm import Sgemm
+from bitkiln.schedules.microkernels.a53.stem import Stem
 from bitkiln.schedules.microkernels.sets import BinaryKernels, KernelSet
 
 SET = KernelSet(
@@ -18,11 +20,11 @@ SET = KernelSet(
     finishes=True,
     stacks=True,
     winograd=((4, 4), (2, 2), (2, 4), (1, 2)),
-    stem=True,
+    stem=Stem,
     depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),
     # Counts of 8 channels a register; the last size writes whole cache lines of floats.
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 3, floats=True),
     binarize=True,
-    pool=True,
+    pool=PoolRow,
 )

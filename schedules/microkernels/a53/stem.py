@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import ClassVar
 
 from bitkiln.schedules.microkernels.a53 import asm, stream
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
@@ -46,6 +47,14 @@ class Stem:
     steps: tuple[str, ...]
     pool: bool
     claims: bool = False
+    #: Registers: pointers to the image's rows and to the weights; of operands; what carries their high halves.
+    row_pointers: ClassVar[Sequence[str]] = _ROWS
+    weights: ClassVar[str] = _WEIGHTS
+    operand_registers: ClassVar[Sequence[int]] = _OPERAND_REGISTERS
+    words: ClassVar[Sequence[str]] = _WORDS
+    #: How the instruction set is written.
+    writer: ClassVar[stream.Writer] = stream.A64
+    step_writer: ClassVar[steps_a53.Writer] = steps_a53.A64
 
     @property
     def rows(self) -> int:
@@ -87,47 +96,69 @@ class Stem:
     @property
     def cycles(self) -> int:
         """Cycles of a tile's sums when every load hits."""
-        return _sums(self)[1] * (self.kernel[0] if self.looped else 1)
+        return sums_of(self)[1] * (self.kernel[0] if self.looped else 1)
+
+    @property
+    def sums(self) -> list[int]:
+        """Registers of all sums."""
+        return [
+            self.sum(row, pixel, v) for row in range(self.rows) for pixel in range(self.pixels) for v in range(_VECTORS)
+        ]
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of the image from tile to tile."""
+        return self.pixels * self.strides[1] * self.channels * 4
+
+    @property
+    def fits(self) -> bool:
+        """Whether a tile's image values fit the registers and its code the instruction cache."""
+        if self.kernel[1] * self.channels > _UNROLLED or self.image_rows > len(self.row_pointers):
+            return False
+        try:
+            return not (self.looped and self.pool) and self.cycles > 0
+        except ValueError:
+            return False
 
     def sum(self, row: int, pixel: int, vector: int) -> int:
         """Register of a sum."""
         return (row * self.pixels + pixel) * _VECTORS + vector
 
+    def load_rows(self, registers: Sequence[int], first: int) -> list[str]:
+        """Rows of the steps' numbers from the ``first`` on, two ``registers`` each."""
+        pairs = zip(registers[::_VECTORS], registers[1::_VECTORS], strict=True)
+        return [f"ldp q{a}, q{b}, [{_OPERANDS}, #{(first + row) * CHANNELS * 4}]" for row, (a, b) in enumerate(pairs)]
 
-def fits(channels: int, kernel: tuple[int, int], strides: tuple[int, int], pool: bool) -> bool:
-    """Whether a tile's image values fit the registers and its code the instruction cache."""
-    stem = Stem(channels, kernel, strides, (), pool)
-    if kernel[1] * channels > _UNROLLED or stem.image_rows > len(_ROWS) or (stem.looped and pool):
-        return False
-    try:
-        return stem.cycles > 0
-    except ValueError:
-        return False
+    def maximum(self, a: int, b: int) -> str:
+        """The greater of two registers, in the first."""
+        return f"fmax v{a}.4s, v{a}.4s, v{b}.4s"
 
 
 @cache
-def _sums(stem: Stem) -> tuple[list[str], int]:
+def sums_of(stem: Stem) -> tuple[list[str], int]:
     """The sums, and their cycles. Pixels far apart have a vector each at any time: they may be too many to share."""
     found = []
-    for shared in (True, False):
+    for shared in ("rows", "row", ""):
         with suppress(ValueError):
-            found.append(stream.schedule(_operations(stem, shared), _OPERAND_REGISTERS, _WORDS))
+            operations = _operations(stem, shared)
+            found.append(stream.schedule(operations, stem.operand_registers, stem.words, stem.writer))
     if not found:
         raise ValueError(f"the image values of {stem.symbol} do not fit the registers")
     return min(found, key=lambda plan: plan[1])
 
 
-def _operations(stem: Stem, shared: bool) -> list[stream.MultiplyAdd]:
+def _operations(stem: Stem, shared: str) -> list[stream.MultiplyAdd]:
     """Multiply-adds in the order of the weights: each pair of weight vectors serves all pixels of the tile.
 
-    ``shared``: a vector of the image stays in its register for all pixels that use it; else it is loaded for each of them.
+    ``shared``: a vector of the image stays in its register for all pixels of a "row" of the kernel that use it, or of all
+    "rows"; else it is loaded for each of them.
     """
     operations = []
     for ky in range(1 if stem.looped else stem.kernel[0]):
         for k in range(stem.kernel[1] * stem.channels):
             at = (ky * stem.kernel[1] * stem.channels + k) * CHANNELS * 4
             for vector in range(_VECTORS):
-                weight = stream.Value(_WEIGHTS, at + 16 * vector)
+                weight = stream.Value(stem.weights, at + 16 * vector)
                 for row in range(stem.rows):
                     for pixel in range(stem.pixels):
                         scalar, lane = _tap(stem, ky + row * stem.strides[0], ky, pixel, k, shared)
@@ -136,14 +167,14 @@ def _operations(stem: Stem, shared: bool) -> list[stream.MultiplyAdd]:
     return operations
 
 
-def _tap(stem: Stem, image_row: int, ky: int, pixel: int, k: int, shared: bool) -> tuple[stream.Value, int]:
+def _tap(stem: Stem, image_row: int, ky: int, pixel: int, k: int, shared: str) -> tuple[stream.Value, int]:
     """Where tap ``k`` of a kernel row lies for ``pixel``: a vector of the image and a lane."""
     element = pixel * stem.strides[1] * stem.channels + k
     # Adjacent output rows share image rows: a vector stays in its register from one kernel row to the next.
-    tag = 0 if stem.strides[0] == 1 else ky
+    tag = 0 if stem.strides[0] == 1 and shared == "rows" else ky
     if not shared:
         tag = ky * stem.kernel[1] * stem.channels + k // 4
-    return stream.Value(_ROWS[image_row], element // 4 * 16, tag), element % 4
+    return stream.Value(stem.row_pointers[image_row], element // 4 * 16, tag), element % 4
 
 
 @cache
@@ -151,24 +182,20 @@ def _assembly(stem: Stem) -> str:
     enter, leave = asm.saved(19, 24, vectors=True)
     # They spread over the sums, but for those that a loop repeats.
     claims = _claims(stem)
-    tile_bytes = stem.pixels * stem.strides[1] * stem.channels * 4
     lines = [
         *enter,
         *([f"mov {_CLAIMED}, x7"] if stem.claims else []),
         f"mov {_ROWS[0]}, {_IMAGE}",
         *(f"add {b}, {a}, {_IMAGE_PITCH}" for a, b in pairwise(_ROWS[: stem.image_rows])),
         "1:",
-        *stream.with_guests(_rows(stem) if stem.looped else _sums(stem)[0], [] if stem.looped else claims),
-        *asm.beside(_epilogue(stem), claims if stem.looped else []),
+        *stream.with_guests(_rows(stem) if stem.looped else sums_of(stem)[0], [] if stem.looped else claims),
+        *asm.beside(epilogue(stem), claims if stem.looped else []),
         *asm.named("store", _store(stem)),
-        *(f"add {row}, {row}, #{tile_bytes}" for row in _ROWS[: stem.image_rows]),
+        *(f"add {row}, {row}, #{stem.tile_bytes}" for row in _ROWS[: stem.image_rows]),
         f"subs {_TILES}, {_TILES}, #1",
         "b.gt 1b",
         *leave,
         "ret",
-    ]
-    sums = [
-        stem.sum(row, pixel, v) for row in range(stem.rows) for pixel in range(stem.pixels) for v in range(_VECTORS)
     ]
     registers = {
         _OUT: "result",
@@ -180,7 +207,7 @@ def _assembly(stem: Stem) -> str:
         _TILES: "tiles left",
         ", ".join(_ROWS[: stem.image_rows]): "image rows of the tile",
         **({_CLAIMED: "lines that later tiles store"} if stem.claims else {}),
-        asm.span(sorted(sums)): f"sums, {stem.rows} x {stem.pixels} pixels x 8 channels",
+        asm.span(sorted(stem.sums)): f"sums, {stem.rows} x {stem.pixels} pixels x 8 channels",
         asm.span(_OPERAND_REGISTERS): "image and weights, then the steps' numbers",
     }
     return asm.routine(stem.symbol, lines, registers)
@@ -206,7 +233,7 @@ def _rows(stem: Stem) -> list[str]:
         *(f"movi v{i}.16b, #0" for i in range(stem.pixels * _VECTORS)),
         f"mov {left}, #{stem.kernel[0]}",
         "2:",
-        *_sums(stem)[0],
+        *sums_of(stem)[0],
         f"add {row}, {row}, {_IMAGE_PITCH}",
         *asm.add(_WEIGHTS, _WEIGHTS, weights),
         f"subs {left}, {left}, #1",
@@ -216,13 +243,13 @@ def _rows(stem: Stem) -> list[str]:
     ]
 
 
-def _epilogue(stem: Stem) -> list[str]:
-    lines, operand = [], 0
+def epilogue(stem: Stem) -> list[str]:
+    """The steps on the sums; all other vector registers are free."""
+    lines, operand, free = [], 0, stem.operand_registers
     for step in stem.steps:
         rows = steps_a53.rows([step])
-        registers = range(steps_a53.FIRST_OPERAND, steps_a53.FIRST_OPERAND + rows * _VECTORS)
-        for row, register in enumerate(registers[::_VECTORS]):
-            lines.append(f"ldp q{register}, q{register + 1}, [{_OPERANDS}, #{(operand + row) * CHANNELS * 4}]")
+        registers = free[: rows * _VECTORS]
+        lines += stem.load_rows(registers, operand)
         operand += rows
         sums = [
             (stem.sum(row, pixel, vector), registers[vector::_VECTORS])
@@ -230,21 +257,21 @@ def _epilogue(stem: Stem) -> list[str]:
             for row in range(stem.rows)
             for pixel in range(stem.pixels)
         ]
-        lines += steps_a53.lines(step, sums, range(registers.stop, 32))
+        lines += steps_a53.lines(step, sums, free[len(registers) :], stem.step_writer)
     return lines
 
 
 def _store(stem: Stem) -> list[str]:
     if stem.pool:
-        return [*_pool(stem), *_store_pixels(stem, range(0, stem.pixels, 2))]
+        return [*pool(stem), *_store_pixels(stem, range(0, stem.pixels, 2))]
     return _store_pixels(stem, range(stem.pixels))
 
 
-def _pool(stem: Stem) -> list[str]:
+def pool(stem: Stem) -> list[str]:
     """The maximum of 2x2 pixels, left in the sums of the first row's even pixels."""
     pairs = [(stem.sum(0, pixel, v), stem.sum(1, pixel, v)) for pixel in range(stem.pixels) for v in range(_VECTORS)]
     pairs += [(stem.sum(0, p, v), stem.sum(0, p + 1, v)) for p in range(0, stem.pixels, 2) for v in range(_VECTORS)]
-    return [f"fmax v{a}.4s, v{a}.4s, v{b}.4s" for a, b in pairs]
+    return [stem.maximum(a, b) for a, b in pairs]
 
 
 def _store_pixels(stem: Stem, pixels: Sequence[int]) -> list[str]:

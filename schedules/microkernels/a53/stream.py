@@ -7,10 +7,11 @@ The rules are those of ``asm``: one 128-bit operation a cycle; ``ldr d`` takes a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from bitkiln.schedules.microkernels.a53 import asm
 from bitkiln.schedules.microkernels.a53.asm import Arithmetic, Product
 
 #: Cycles from ``ldr x`` to ``ins``, between the loads of a train, and from ``ins`` to arithmetic.
@@ -42,15 +43,36 @@ class MultiplyAdd:
     first: bool
 
 
+@dataclass(frozen=True)
+class Writer:
+    """How an instruction set writes a stream.
+
+    ``whole``: a load of 128 bits, of a register's number and a value. ``multiply``: of an operation and the numbers of the
+    registers that hold its vector and its scalar.
+    """
+
+    halves: asm.Halves
+    whole: Callable[[int, Value], Sequence[str]]
+    multiply: Callable[[MultiplyAdd, int, int], str]
+
+
+def _multiply(operation: MultiplyAdd, vector: int, scalar: int) -> str:
+    factor = f"v{scalar}.4s" if operation.lane is None else f"v{scalar}.s[{operation.lane}]"
+    return Product(operation.sum, f"v{vector}.4s", factor, operation.first)
+
+
+A64 = Writer(asm.A64, lambda register, value: [f"ldr q{register}, [{value.base}, #{value.offset}]"], _multiply)
+
+
 def schedule(
-    operations: Sequence[MultiplyAdd], registers: Sequence[int], words: Sequence[str]
+    operations: Sequence[MultiplyAdd], registers: Sequence[int], words: Sequence[str], writer: Writer = A64
 ) -> tuple[list[str], int]:
     """The instructions of ``operations`` with their loads, and the cycles they take when every load hits.
 
-    ``registers``: v registers for operands, free before and after; ``words``: x registers that carry high halves. Raises
-    ValueError where the values in use at one moment do not fit the registers.
+    ``registers``: v registers for operands, free before and after; ``words``: what carries high halves, e.g. x registers.
+    Raises ValueError where the values in use at one moment do not fit the registers.
     """
-    stream = _Stream(operations, registers, words)
+    stream = _Stream(operations, registers, words, writer)
     stream.preload()
     while stream.position < len(operations):
         stream.issue_cycle()
@@ -71,7 +93,10 @@ def with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
 class _Stream:
     """The machine's state while the line is written, cycle by cycle."""
 
-    def __init__(self, operations: Sequence[MultiplyAdd], registers: Sequence[int], words: Sequence[str]) -> None:
+    def __init__(
+        self, operations: Sequence[MultiplyAdd], registers: Sequence[int], words: Sequence[str], writer: Writer
+    ) -> None:
+        self.writer = writer
         self.operations = operations
         self.free = list(registers)
         self.words = list(words)
@@ -87,8 +112,10 @@ class _Stream:
         self.waiting = sorted(self.first_use, key=lambda value: self.first_use[value])
         self.register: dict[Value, int] = {}
         self.ready: dict[Value, int] = {}
-        #: Values whose high half has yet to be loaded; then those on the way: value, word, cycle of arrival.
+        #: Values whose high half has yet to be loaded; the one of which so many words are; then those on the way: value, word,
+        #: cycle of arrival.
         self.halves: list[Value] = []
+        self.begun: tuple[Value, str, int] | None = None
         self.joins: list[tuple[Value, str, int]] = []
         self.next_load: int | None = None
 
@@ -96,7 +123,7 @@ class _Stream:
         """The first operations' values by whole loads: no fmla is under way that would hold them up."""
         while self.waiting and self.free and self.first_use[self.waiting[0]] < URGENT:
             value = self._take_register()
-            self.lines.append(f"ldr q{self.register[value]}, [{value.base}, #{value.offset}]")
+            self.lines += self.writer.whole(self.register[value], value)
             self.ready[value] = self.cycle + QUAD_TO_USE
             self.cycle += QUAD_ISSUE
 
@@ -130,24 +157,29 @@ class _Stream:
 
     def _load(self) -> None:
         value = self._take_register()
-        self.lines.append(f"ldr d{self.register[value]}, [{value.base}, #{value.offset}]")
+        self.lines.append(self.writer.halves.low(self.register[value], f"[{value.base}, #{value.offset}]"))
         self.halves.append(value)
         self._join()
 
     def _load_word(self) -> bool:
-        if not self.halves or not self.words:
-            return False
-        value, word = self.halves.pop(0), self.words.pop(0)
-        self.lines.append(f"ldr {word}, [{value.base}, #{value.offset + 8}]")
-        self.joins.append((value, word, self.cycle + WORD_TO_JOIN))
+        if self.begun is None:
+            if not self.halves or not self.words:
+                return False
+            self.begun = self.halves.pop(0), self.words.pop(0), 0
+        value, word, loaded = self.begun
+        self.lines.append(self.writer.halves.word(word, f"[{value.base}, #{value.offset + 8}]", loaded))
+        self.begun = value, word, loaded + 1
+        if loaded + 1 == self.writer.halves.words:
+            self.begun = None
+            self.joins.append((value, word, self.cycle + WORD_TO_JOIN))
         return True
 
     def _join(self) -> bool:
-        """``ins`` of the oldest high half, if it has arrived."""
+        """Joins the oldest high half to its register, if it has arrived."""
         if not self.joins or self.joins[0][2] > self.cycle:
             return False
         value, word, _ = self.joins.pop(0)
-        self.lines.append(f"ins v{self.register[value]}.d[1], {word}")
+        self.lines.append(self.writer.halves.join(self.register[value], word))
         self.ready[value] = self.cycle + JOIN_TO_USE
         self.words.append(word)
         return True
@@ -156,7 +188,7 @@ class _Stream:
         """Keeps an fmla out of this cycle: without an instruction of the vector pipe the gap would close up."""
         previous = self.operations[max(self.position - 1, 0)].vector
         register = self.register.get(previous, self.register[self.operations[0].vector])
-        self.lines.append(Arithmetic(f"fmov wzr, s{register}"))
+        self.lines.append(Arithmetic(self.writer.halves.pause(register)))
 
     def _multiply(self) -> None:
         """The next multiply-add; while its operands are under way, whatever brings them nearer."""
@@ -168,8 +200,7 @@ class _Stream:
                 raise ValueError("the values of one moment do not fit the registers")
             return
         vector, scalar = (self.register[value] for value in operands)
-        factor = f"v{scalar}.4s" if operation.lane is None else f"v{scalar}.s[{operation.lane}]"
-        self.lines.append(Product(operation.sum, f"v{vector}.4s", factor, operation.first))
+        self.lines.append(self.writer.multiply(operation, vector, scalar))
         self._load_word()
         for value in dict.fromkeys(operands):
             if self.last_use[value] == self.position:

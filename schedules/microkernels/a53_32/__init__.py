@@ -5,7 +5,9 @@ What is not here is done by plain loops.
 
 from bitkiln.schedules.microkernels.a53_32.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53_32.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53_32.pool import PoolRow
 from bitkiln.schedules.microkernels.a53_32.sgemm import Sgemm
+from bitkiln.schedules.microkernels.a53_32.stem import Stem
 from bitkiln.schedules.microkernels.sets import BinaryKernels, KernelSet
 
 SET = KernelSet(
@@ -17,7 +19,9 @@ SET = KernelSet(
     product=Sgemm,
     channels=8,
     winograd=((4, 4), (2, 2), (2, 4)),
+    stem=Stem,
     # Counts of 8 channels a register, beside weights, pixels and two temporaries.
     bgemm=((4, 16),),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 1),
+    pool=PoolRow,
 )

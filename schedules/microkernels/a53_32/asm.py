@@ -7,7 +7,7 @@ beside the next vector's ``vldr d``. There is no zero register: a pause is a com
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from bitkiln.schedules.microkernels.a53 import asm
 
@@ -50,3 +50,40 @@ def add(target: str, source: str, value: int) -> list[str]:
     if value < 256:
         return [f"add {target}, {source}, #{value}"]
     return [*constant(target, value), f"add {target}, {target}, {source}"]
+
+
+def move(pointer: str, value: int) -> list[str]:
+    """Moves ``pointer`` on by ``value`` bytes, backwards if it is negative."""
+    name = "add" if value > 0 else "sub"
+    parts = [abs(value) & 0xFF << shift for shift in (0, 8, 16, 24)]
+    return [f"{name} {pointer}, {pointer}, #{part}" for part in parts if part]
+
+
+def doubles(vectors: Sequence[int]) -> str:
+    """The list of the halves of vector registers: "d0, d1, d2, d3"."""
+    return ", ".join(f"d{2 * vector + half}" for vector in vectors for half in range(2))
+
+
+#: The largest offset of a ``vldr``, and the step by which a pointer goes on that would be further away.
+_REACH, _STRIDE = 1020, 512
+
+
+def within_reach(lines: Sequence[str], pointer: str) -> list[str]:
+    """``lines``, which read from ``pointer`` on, so that no offset is too large for a vector load.
+
+    The pointer goes on beside arithmetic that has nothing beside it, and comes back in the end. Raises ValueError where loads
+    outrun it.
+    """
+    address = re.compile(rf"\[{pointer}, #(\d+)\]")
+    offsets = [int(found[1]) if (found := address.search(line)) else None for line in lines]
+    base, result = 0, []
+    for at, (line, offset) in enumerate(zip(lines, offsets, strict=True)):
+        if offset is not None and offset - base > _REACH:
+            raise ValueError(f"{line}: {pointer} cannot go on in time")
+        result.append(line if offset is None else address.sub(f"[{pointer}, #{offset - base}]", line))
+        alone = isinstance(line, asm.Arithmetic) and isinstance((*lines, "")[at + 1], asm.Arithmetic)
+        ahead = next((each for each in offsets[at + 1 :] if each is not None), 0)
+        if alone and ahead - base > _STRIDE:
+            result += move(pointer, _STRIDE)
+            base += _STRIDE
+    return result + (move(pointer, -base) if base else [])

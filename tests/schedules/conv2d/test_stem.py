@@ -6,6 +6,7 @@ import pytest
 
 from bitkiln import targets
 from bitkiln.schedules.conv2d import stem as conv2d_stem
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import defined, example, same
@@ -43,12 +44,16 @@ WORKLOADS = [
 ]
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
-def test_strips_give_what_the_definition_gives(workload, run_kernel):
-    assert conv2d_stem.applies(workload)
-    args = example(workload)
-    result = run_kernel(workload, conv2d_stem.emit(workload), args, targets.load("rasp3b"), 2)
-    assert same(result, defined(workload, args))
+@pytest.mark.parametrize("board", ["rasp3b", "rasp3b32"])
+def test_strips_give_what_the_definition_gives(board, run_kernels):
+    target = targets.load(board)
+    kernels = kernel_set(target)
+    assert all(conv2d_stem.applies(workload, kernels) for workload in WORKLOADS)
+    emitted = [conv2d_stem.emit(workload, kernels) for workload in WORKLOADS]
+    args = [example(workload) for workload in WORKLOADS]
+    (results,) = run_kernels(WORKLOADS, emitted, args, target, [2])
+    for workload, arguments, result in zip(WORKLOADS, args, results, strict=True):
+        assert same(result, defined(workload, arguments)), workload.key()
 
 
 @pytest.mark.parametrize(

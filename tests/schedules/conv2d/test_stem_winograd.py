@@ -30,16 +30,20 @@ WORKLOADS = [
 ]
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
-def test_phases_give_what_the_definition_gives(workload, run_kernel):
-    target = targets.load("rasp3b")
-    args = example(workload)
-    expected = defined(workload, args)
-    knobs = conv2d.default(workload, target)
-    assert knobs == {"algorithm": "stem winograd"}
-    assert knobs["algorithm"] in conv2d.space(workload, target)["algorithm"]
-    result = run_kernel(workload, conv2d.emit(workload, knobs, target), args, target, 3)
-    assert np.abs(result - expected).max() <= ERROR * np.abs(expected).max()
+@pytest.mark.parametrize("board", ["rasp3b", "rasp3b32"])
+def test_phases_give_what_the_definition_gives(board, run_kernels):
+    target = targets.load(board)
+    args = [example(workload) for workload in WORKLOADS]
+    kernels = []
+    for workload in WORKLOADS:
+        knobs = conv2d.default(workload, target)
+        assert knobs == {"algorithm": "stem winograd"}
+        assert knobs["algorithm"] in conv2d.space(workload, target)["algorithm"]
+        kernels.append(conv2d.emit(workload, knobs, target))
+    (results,) = run_kernels(WORKLOADS, kernels, args, target, [3])
+    for workload, arguments, result in zip(WORKLOADS, args, results, strict=True):
+        expected = defined(workload, arguments)
+        assert np.abs(result - expected).max() <= ERROR * np.abs(expected).max(), workload.key()
 
 
 @pytest.mark.parametrize(

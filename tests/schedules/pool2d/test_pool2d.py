@@ -9,7 +9,7 @@ from bitkiln import targets
 from bitkiln.schedules import pool2d
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Pool, Pool2d
-from tests.schedules.kernels import bound, defined, example, on_host, same
+from tests.schedules.kernels import bound, defined, example, on_host, same, without_set
 
 BORDER = (1, 1, 1, 1)
 WORKLOADS = [
@@ -39,20 +39,22 @@ LINES = [
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=Pool2d.key)
-def test_kernels_compute_the_definition(workload):
-    target = targets.load("rasp3b32")
+def test_plain_kernels_compute_the_definition(workload):
+    target = without_set()
     kernel = pool2d.emit(workload, {}, target)
     args = example(workload)
     assert same(on_host(kernel.func, bound(kernel, args), workload), defined(workload, args))
 
 
-@pytest.mark.parametrize("workload", [*LINES, WORKLOADS[2], WORKLOADS[7]], ids=Pool2d.key)
-def test_kernels_of_64_bit_boards_compute_the_definition(workload, run_kernel):
-    target = targets.load("rasp3b")
-    args = example(workload)
-    kernel = pool2d.emit(workload, {}, target)
-    assert bool(kernel.microkernels) == (workload in LINES)
-    assert same(run_kernel(workload, kernel, args, target, 3), defined(workload, args))
+@pytest.mark.parametrize("board", ["rasp3b", "rasp3b32"])
+def test_kernels_compute_the_definition(board, run_kernels):
+    target, workloads = targets.load(board), [*LINES, WORKLOADS[2], WORKLOADS[7]]
+    args = [example(workload) for workload in workloads]
+    kernels = [pool2d.emit(workload, {}, target) for workload in workloads]
+    assert [bool(kernel.microkernels) for kernel in kernels] == [workload in LINES for workload in workloads]
+    (results,) = run_kernels(workloads, kernels, args, target, [3])
+    for workload, arguments, result in zip(workloads, args, results, strict=True):
+        assert same(result, defined(workload, arguments)), workload.key()
 
 
 def test_maximum_of_signs_is_the_sign_of_the_maximum():
