@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import networks, peers, picture, report
 from benchmarks.bounds import bound_ms
-from benchmarks.measurements import Bench
+from benchmarks.measurements import Bench, Figure
 from benchmarks.networks import Work
 from benchmarks.report import Row
 from bitkiln import targets
@@ -27,8 +29,10 @@ from bitkiln.pipeline.support.threads import counts_for
 ENGINES = (report.OURS, *peers.PEERS)
 
 
-def _engines(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+def _engines(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
     """Split a list of engines at commas."""
+    if value is None:
+        return None
     names = [name.strip() for name in value.split(",") if name.strip()]
     unknown = [name for name in names if name not in ENGINES]
     if unknown or not names:
@@ -41,7 +45,12 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option(
     "--only", metavar="WORK,...", help="Only these works, or those whose name starts so, e.g. 'card-,float conv'."
 )
-@click.option("--engines", metavar="NAME,...", default=",".join(ENGINES), show_default=True, callback=_engines)
+@click.option(
+    "--engines",
+    metavar="NAME,...",
+    callback=_engines,
+    help=f"Of {', '.join(ENGINES)}; default: all that the board has.",
+)
 @click.option("--no-peers", is_flag=True, help="Only bitkiln.")
 @click.option(
     "--model", type=click.Path(path_type=Path), multiple=True, help="An ONNX network to measure as well (.xz allowed)."
@@ -55,6 +64,13 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Threads of each engine; a table each.",
 )
 @click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=min(os.cpu_count() or 1, 4),
+    show_default=True,
+    help="Other engines measured at a time; simulated cycles do not depend on it.",
+)
+@click.option(
     "--board", metavar="USER@HOST", help="Measure bitkiln on this board, over ssh; the other engines run on none."
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the rows here.")
@@ -64,17 +80,25 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str) -> 
     type=click.Path(path_type=Path),
     help=f"Write the table here; in a file with the lines {report.BEGIN} and {report.END}, between them.",
 )
+@click.option(
+    "--summary",
+    "summary_file",
+    type=click.Path(path_type=Path),
+    help="Write a table of the whole networks here, for all numbers of threads; between the same lines.",
+)
 @click.option("--svg", "svg_file", type=click.Path(path_type=Path), help="Write a picture of the whole networks here.")
 def main(
     target_name: str,
     only: str | None,
-    engines: list[str],
+    engines: list[str] | None,
     no_peers: bool,
     model: tuple[Path, ...],
     threads: tuple[int, ...],
+    jobs: int,
     board: str | None,
     json_file: Path | None,
     markdown_file: Path | None,
+    summary_file: Path | None,
     svg_file: Path | None,
 ) -> None:
     """Measure networks and layers on a simulated Cortex-A53, with bitkiln and with other engines' PyPI wheels.
@@ -96,6 +120,7 @@ def main(
     except (BitkilnError, targets.UnknownTarget) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2)
+    wanted = engines or [report.OURS, *peers.of(target.architecture)]
     what = f"{board}, kernels for {target.description}" if board else f"Simulated {target.description}"
     tables: list[tuple[str, list[Row]]] = []
     with holding:
@@ -104,7 +129,8 @@ def main(
                 cores = "1 thread" if bench.threads == 1 else f"{bench.threads} threads on {bench.threads} cores"
                 rows: list[Row] = []
                 tables.append((f"{what}: one frame, warm, {cores}", rows))
-                rows.extend(run(zip(works, least, strict=True), [report.OURS] if no_peers or board else engines, bench))
+                wanted = [report.OURS] if no_peers or board else wanted
+                rows.extend(run(zip(works, least, strict=True), wanted, bench, jobs))
         except KeyboardInterrupt:
             print("bench: interrupted: these are the rows until here", file=sys.stderr)
     console = Console()
@@ -115,9 +141,9 @@ def main(
     if json_file:
         _write(json_file, report.to_json(every))
     if markdown_file:
-        document = markdown_file.read_text(encoding="utf-8") if markdown_file.exists() else ""
-        section = "\n".join(report.to_markdown(rows, title) for title, rows in tables if rows)
-        _write(markdown_file, report.into_document(document, section))
+        _insert(markdown_file, "\n".join(report.to_markdown(rows, title) for title, rows in tables if rows))
+    if summary_file:
+        _insert(summary_file, f"{what}: one frame, warm\n\n{report.summary([rows for _, rows in tables])}")
     if svg_file:
         title, rows = tables[0]
         _write(svg_file, picture.to_svg(rows, title))
@@ -135,25 +161,45 @@ def chosen(works: Sequence[Work], only: str | None) -> list[Work]:
     return found
 
 
-def run(works: Iterable[tuple[Work, float]], engines: Sequence[str], bench: Bench) -> Iterator[Row]:
-    """Measure every work, which comes with its bound, with every engine; a failure becomes a row without figures."""
-    for work, bound in works:
-        for engine in engines:
-            print(f"{work.name}: {engine} ...", file=sys.stderr, flush=True)
-            yield row(work, engine, bound, bench)
+def run(works: Iterable[tuple[Work, float]], engines: Sequence[str], bench: Bench, jobs: int = 1) -> Iterator[Row]:
+    """Measure every work, which comes with its bound, with every engine; a failure becomes a row without figures.
+
+    Other engines are programs of their own, of which ``jobs`` run at a time; ours compiles in this thread.
+    """
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        due = [(work, engine, bound) for work, bound in works for engine in engines]
+        others = {
+            (work.name, engine): pool.submit(row, work, engine, bound, bench)
+            for work, engine, bound in due
+            if engine != report.OURS
+        }
+        for work, engine, bound in due:
+            other = others.get((work.name, engine))
+            yield other.result() if other else row(work, engine, bound, bench)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def row(work: Work, engine: str, bound: float, bench: Bench) -> Row:
     """One measurement."""
-    cycles, ms = None, None
+    print(f"{work.name}: {engine} ...", file=sys.stderr, flush=True)
     try:
         with tempfile.TemporaryDirectory(prefix="bitkiln-bench-") as folder:
-            cycles, ms, how = bench.measure(work, engine, Path(folder))
+            figure = bench.measure(work, engine, Path(folder))
     except BitkilnError as error:
-        how = f"{report.FAILED}{error}"
+        figure = Figure(None, None, f"{report.FAILED}{error}")
     except Exception as error:  # Whatever else an engine or a converter trips over must not cost the other rows.
-        how = f"{report.FAILED}{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return Row(work.name, engine, cycles, ms, bound, bench.target.name, how, bench.threads)
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        figure = Figure(None, None, f"{report.FAILED}{said}")
+    name, threads = bench.target.name, bench.threads
+    return Row(work.name, engine, figure.cycles, figure.ms, bound, name, figure.how, threads, figure.error)
+
+
+def _insert(path: Path, section: str) -> None:
+    """Put ``section`` between the marks of the document at ``path``."""
+    document = path.read_text(encoding="utf-8") if path.exists() else ""
+    _write(path, report.into_document(document, section))
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,14 +24,17 @@ def layers(model: onnx.ModelProto) -> list[LayerWork]:
     values = [*graph.input, *graph.value_info, *graph.output]
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in values}
     return [
-        _layer(node, numpy_helper.to_array(weights[node.input[1]]), shapes[node.output[0]])
+        _layer(node, numpy_helper.to_array(weights[node.input[1]]), shapes[node.input[0]], shapes[node.output[0]])
         for node in graph.node
-        if node.op_type in ("Conv", "Gemm")
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm")
     ]
 
 
-def _layer(node: onnx.NodeProto, weight: np.ndarray, out: list[int]) -> LayerWork:
+def _layer(node: onnx.NodeProto, weight: np.ndarray, source: list[int], out: list[int]) -> LayerWork:
     binary = bool(np.all(np.abs(weight) == 1))
-    # An output element takes one MAC for each weight of its channel.
-    macs = math.prod(out) * (math.prod(weight.shape[1:]) if node.op_type == "Conv" else weight.size // out[-1])
+    # An output element takes one MAC for each weight of its channel; of a transposed convolution, an input element does.
+    if node.op_type == "Gemm":
+        macs = math.prod(out) * (weight.size // out[-1])
+    else:
+        macs = math.prod(out if node.op_type == "Conv" else source) * math.prod(weight.shape[1:])
     return LayerWork(node.name, node.op_type, macs, binary, weight.size // 8 if binary else weight.size * 4)

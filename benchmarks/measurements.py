@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import peers, report, wheels
+from benchmarks import peers, report
 from benchmarks.networks import Work
 from benchmarks.stand import Stand
 from bitkiln.pipeline.errors import SetupError
@@ -16,6 +17,19 @@ from bitkiln.targets.sim import unlike
 if TYPE_CHECKING:
     from benchmarks.ours import Ours
     from bitkiln.pipeline.boards.board import Board
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Cycles (None where the clock is unknown) and ms of a frame, or None where it was not measured; how it was, or why not.
+
+    ``error`` is how far another engine's output was off, of its norm.
+    """
+
+    cycles: int | None
+    ms: float | None
+    how: str
+    error: float | None = None
 
 
 class Bench:
@@ -36,10 +50,10 @@ class Bench:
 
         return Ours(self.target, self.threads, self.board)
 
-    def measure(self, work: Work, engine: str, folder: Path) -> tuple[int | None, float, str]:
-        """Cycles and ms of a warm frame and how they were measured; ``folder`` takes files. Raises BitkilnError."""
+    def measure(self, work: Work, engine: str, folder: Path) -> Figure:
+        """A warm frame; ``folder`` takes files. Raises BitkilnError."""
         if engine == report.OURS:
-            return self._ours.measure(work, folder)
+            return Figure(*self._ours.measure(work, folder))
         measured = peers.measure(engine, work, self._stand, folder, self.threads)
         ms = measured.cycles / (self.target.mhz * 1e3)
-        return measured.cycles, ms, f"{measured.measured_by}; {engine} {wheels.VERSIONS[engine]}, as float"
+        return Figure(measured.cycles, ms, measured.measured_by, measured.error)

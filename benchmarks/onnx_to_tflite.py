@@ -18,7 +18,11 @@ from bitkiln.pipeline.errors import UnsupportedLayer
 
 ACTIVATION = tflite.ActivationFunctionType
 #: Operators whose options can name a fused activation.
-FUSING = frozenset({"CONV_2D", "ADD", "SUB", "MUL", "FULLY_CONNECTED"})
+FUSING = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "FULLY_CONNECTED"})
+#: Clamps that can be fused, by their bounds.
+CLAMPS = {(-1, 1): "RELU_N1_TO_1", (0, 6): "RELU6"}
+#: Where the axes of a value of so many dimensions are in the file: channels last, those of groups among them.
+ORDERS = {4: (0, 2, 3, 1), 5: (0, 3, 4, 1, 2)}
 
 
 def convert(model: onnx.ModelProto) -> bytes:
@@ -45,8 +49,9 @@ class _Converter:
             if method is None:
                 raise UnsupportedLayer(f"node {node.name or node.output[0]} ({node.op_type}) has no LiteRT form here")
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            self.tensors[node.output[0]] = method(node, **attributes)
-        return self.file.write(source, self.tensors[self.graph.output[0].name])
+            results = method(node, **attributes)
+            self.tensors |= zip(node.output, [results] if isinstance(results, int) else results, strict=True)
+        return self.file.write(source, [self.tensors[value.name] for value in self.graph.output])
 
     def shape(self, name: str) -> list[int]:
         """Of an ONNX value, in the file's order."""
@@ -89,6 +94,12 @@ class _Converter:
         filling = self.file.constant(np.array(value, np.float32))
         return self.file.operator("PADV2", [source, amounts, filling], size, "PadV2Options")
 
+    def axis(self, node: onnx.NodeProto, axis: int) -> int:
+        """The file's axis of the axis of a node's operand."""
+        dimensions = len(self.shapes[node.input[0]])
+        axis %= dimensions
+        return ORDERS[dimensions].index(axis) if dimensions in ORDERS else axis
+
     def _Conv(
         self,
         node: onnx.NodeProto,
@@ -98,17 +109,44 @@ class _Converter:
         dilations: tuple[int, ...] = (1, 1),
         group: int = 1,
     ) -> int:
-        if group != 1 or list(dilations) != [1, 1]:
-            raise UnsupportedLayer(f"node {node.name or node.output[0]} (Conv): groups or dilation have no LiteRT form")
         source, shape = self.tensors[node.input[0]], self.shape(node.input[0])
+        weight = self.constants[node.input[1]].transpose(0, 2, 3, 1)
+        depthwise = group == shape[3] and group > 1
+        if (group != 1 and not depthwise) or list(dilations) != [1, 1]:
+            raise UnsupportedLayer(f"node {node.name or node.output[0]} (Conv): groups or dilation have no LiteRT form")
         padding = padding_of(shape, kernel_shape, strides, pads)
         if padding is None:
             source, padding = self.padded(source, shape, list(pads)), tflite.Padding.VALID
-        weight = self.constants[node.input[1]].transpose(0, 2, 3, 1)
         bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
-        inputs = [source, self.file.constant(weight), self.file.constant(bias)]
         options = {"Padding": padding, "StrideH": strides[0], "StrideW": strides[1], "FusedActivationFunction": 0}
-        return self.file.operator("CONV_2D", inputs, self.shape(node.output[0]), "Conv2DOptions", **options)
+        name, table = "CONV_2D", "Conv2DOptions"
+        if depthwise:
+            # One filter, with the results of all channels side by side.
+            name, table, weight = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", weight.transpose(3, 1, 2, 0)
+            options["DepthMultiplier"] = weight.shape[3] // group
+        inputs = [source, self.file.constant(np.ascontiguousarray(weight)), self.file.constant(bias)]
+        return self.file.operator(name, inputs, self.shape(node.output[0]), table, **options)
+
+    def _ConvTranspose(
+        self,
+        node: onnx.NodeProto,
+        kernel_shape: list[int],
+        strides: tuple[int, ...] = (1, 1),
+        pads: tuple[int, ...] = (0, 0, 0, 0),
+        group: int = 1,
+        **_: object,
+    ) -> int:
+        shape = self.shape(node.output[0])
+        if group != 1 or any(pads) or list(kernel_shape) != list(strides):
+            raise UnsupportedLayer(
+                f"node {node.name or node.output[0]} (ConvTranspose): only as large as its stride here"
+            )
+        weight = self.constants[node.input[1]].transpose(1, 2, 3, 0)
+        bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
+        constants = (np.array(shape, np.int32), np.ascontiguousarray(weight))
+        inputs = [*map(self.file.constant, constants), self.tensors[node.input[0]], self.file.constant(bias)]
+        options = {"Padding": tflite.Padding.VALID, "StrideH": strides[0], "StrideW": strides[1]}
+        return self.file.operator("TRANSPOSE_CONV", inputs, shape, "TransposeConvOptions", **options)
 
     def _BatchNormalization(self, node: onnx.NodeProto, epsilon: float = 1e-5, **_: object) -> int:
         gamma, beta, mean, variance = (self.constants[name].astype(np.float64) for name in node.input[1:5])
@@ -170,10 +208,12 @@ class _Converter:
         return self.file.operator("RESHAPE", inputs, shape, "ReshapeOptions")
 
     def _Clip(self, node: onnx.NodeProto) -> int:
-        if [self.constants[name].item() for name in node.input[1:]] != [-1, 1]:
-            raise UnsupportedLayer(f"node {node.name or node.output[0]} (Clip): only -1..1 has a LiteRT form here")
-        fused = self.fused(node, ACTIVATION.RELU_N1_TO_1)
-        return fused if fused is not None else self.unary(node, "RELU_N1_TO_1")
+        name = CLAMPS.get(tuple(self.constants[name].item() for name in node.input[1:]))
+        if name is None:
+            clamps = " and ".join(f"{low}..{high}" for low, high in CLAMPS)
+            raise UnsupportedLayer(f"node {node.name or node.output[0]} (Clip): only {clamps} have a LiteRT form here")
+        fused = self.fused(node, getattr(ACTIVATION, name))
+        return fused if fused is not None else self.unary(node, name)
 
     def _Relu(self, node: onnx.NodeProto) -> int:
         fused = self.fused(node, ACTIVATION.RELU)
@@ -188,6 +228,65 @@ class _Converter:
 
     def _Softmax(self, node: onnx.NodeProto, **_: object) -> int:
         return self.unary(node, "SOFTMAX", "SoftmaxOptions", Beta=1.0)
+
+    def _Sigmoid(self, node: onnx.NodeProto) -> int:
+        return self.unary(node, "LOGISTIC")
+
+    def _HardSwish(self, node: onnx.NodeProto) -> int:
+        return self.unary(node, "HARD_SWISH", "HardSwishOptions")
+
+    def _HardSigmoid(self, node: onnx.NodeProto, alpha: float = 0.2, beta: float = 0.5) -> int:
+        # As TensorFlow exports it: a sixth of relu6(x + 3).
+        if abs(alpha - 1 / 6) > 1e-6 or beta != 0.5:
+            raise UnsupportedLayer(
+                f"node {node.name or node.output[0]} (HardSigmoid): only x/6 + 1/2 has a LiteRT form here"
+            )
+        x, shape = self.tensors[node.input[0]], self.shape(node.output[0])
+        for name, table, value, activation in (
+            ("ADD", "AddOptions", 3, ACTIVATION.RELU6),
+            ("MUL", "MulOptions", 1 / 6, 0),
+        ):
+            inputs = [x, self.file.constant(np.array([value], np.float32))]
+            x = self.file.operator(name, inputs, shape, table, FusedActivationFunction=activation)
+        return x
+
+    def _Concat(self, node: onnx.NodeProto, axis: int) -> int:
+        shape = self.shape(node.output[0])
+        options = {"Axis": self.axis(node, axis), "FusedActivationFunction": 0}
+        inputs = [self.tensors[name] for name in node.input]
+        return self.file.operator("CONCATENATION", inputs, shape, "ConcatenationOptions", **options)
+
+    def _Split(self, node: onnx.NodeProto, axis: int = 0, **_: object) -> list[int]:
+        shapes = [self.shape(name) for name in node.output]
+        if any(shape != shapes[0] for shape in shapes):
+            raise UnsupportedLayer(
+                f"node {node.name or node.output[0]} (Split): unequal parts have no LiteRT form here"
+            )
+        where = self.file.constant(np.array(self.axis(node, axis), np.int32))
+        inputs, count = [where, self.tensors[node.input[0]]], len(shapes)
+        return self.file.operator_of_many("SPLIT", inputs, shapes, "SplitOptions", NumSplits=count)
+
+    def _Reshape(self, node: onnx.NodeProto, **_: object) -> int:
+        before, after = (self.shapes[name] for name in (node.input[0], node.output[0]))
+        if len(before) < 4 or len(after) < 4 or (before[0], before[-2:]) != (after[0], after[-2:]):
+            raise UnsupportedLayer(f"node {node.name or node.output[0]} (Reshape): only channels into groups and back")
+        shape = self.shape(node.output[0])
+        inputs = [self.tensors[node.input[0]], self.file.constant(np.array(shape, np.int32))]
+        return self.file.operator("RESHAPE", inputs, shape, "ReshapeOptions")
+
+    def _Transpose(self, node: onnx.NodeProto, perm: list[int]) -> int:
+        order = ORDERS.get(len(perm), tuple(range(len(perm))))
+        moved = np.array([order.index(perm[axis]) for axis in order], np.int32)
+        inputs = [self.tensors[node.input[0]], self.file.constant(moved)]
+        return self.file.operator("TRANSPOSE", inputs, self.shape(node.output[0]), "TransposeOptions")
+
+    def _Resize(self, node: onnx.NodeProto, mode: bytes = b"nearest", **attributes: object) -> int:
+        how = (mode, attributes.get("coordinate_transformation_mode"), attributes.get("nearest_mode"))
+        if how != (b"nearest", b"asymmetric", b"floor"):
+            raise UnsupportedLayer(f"node {node.name or node.output[0]} (Resize): only nearest, asymmetric, floor")
+        shape = self.shape(node.output[0])
+        inputs = [self.tensors[node.input[0]], self.file.constant(np.array(shape[1:3], np.int32))]
+        return self.file.operator("RESIZE_NEAREST_NEIGHBOR", inputs, shape, "ResizeNearestNeighborOptions")
 
     def _Sign(self, node: onnx.NodeProto) -> int:
         return self.unary(node, "SIGN")
@@ -207,7 +306,7 @@ class _Converter:
 
 def nhwc(shape: list[int]) -> list[int]:
     """An image's shape in the file's order; other shapes as they are."""
-    return [shape[0], shape[2], shape[3], shape[1]] if len(shape) == 4 else list(shape)
+    return [shape[axis] for axis in ORDERS.get(len(shape), range(len(shape)))]
 
 
 def padding_of(shape: list[int], kernel: list[int], strides: tuple[int, ...], pads: tuple[int, ...]) -> int | None:

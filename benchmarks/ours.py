@@ -40,7 +40,7 @@ class Ours:
 
         ``folder`` takes files. Raises BitkilnError.
         """
-        measured, kernels = self._layer(work.layer, folder) if work.layer else self._network(work.model, folder)
+        measured, kernels = self._layer(work.layer, folder) if work.layer else self._network(work, folder)
         by = measured.measured_by if measured.complete else f"{measured.measured_by}, {UNMODELLED}"
         if measured.kind == "board":
             by += f" at {measured.clock_mhz:g} MHz" if measured.clock_mhz else " at an unknown clock"
@@ -49,7 +49,11 @@ class Ours:
         cycles = measured.cycles
         return cycles and round(cycles), 1e3 * measured.seconds, f"{by}; kernels: {kernels}"
 
-    def _network(self, source: str, folder: Path) -> tuple[Measurement, str]:
+    def _network(self, work: Work, folder: Path) -> tuple[Measurement, str]:
+        source = work.model
+        if not source:
+            source = str(folder / "network.onnx")
+            Path(source).write_bytes(work.onnx(False).SerializeToString())
         model = load_model(source)
         threads = [self.request.threads]
         bundle = compile_model(model, self.target, self.records, folder / "bundle", threads=threads)
@@ -62,7 +66,7 @@ class Ours:
     def _layer(self, layer: Layer, folder: Path) -> tuple[Measurement, str]:
         work = workload(layer)
         knobs, record = choose_knobs(work, self.target, self.records, self.request.threads)
-        problem = build(to_json(work), dict(knobs), self.target.name, str(folder))
+        problem = build(to_json(work), dict(knobs), self.target.name, self.request.threads, str(folder))
         if problem:
             raise BitkilnError(f"its kernel does not compile ({problem})")
         artifact = Artifact(folder)

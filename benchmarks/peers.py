@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ import onnx
 
 from benchmarks import onnx_to_tflite, wheels
 from benchmarks.networks import Work
-from benchmarks.stand import Measurement, Stand
-from bitkiln.pipeline.errors import ModelError, SetupError, VerifyError
+from benchmarks.stand import Job, Measurement, Stand
+from bitkiln.pipeline.errors import ModelError, SetupError
 
 CONVERSION_TIMEOUT = 300.0
 #: Of the output's norm. Winograd loses little; a binarised network flips some signs where a float stem rounds.
@@ -25,10 +25,17 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Peer:
-    """``convert`` writes the network's files into a folder and returns them; ``same_pools`` as in Work."""
+    """``engine`` and ``options`` as in guest.py; ``wheel`` is its package on PyPI.
 
+    ``convert`` writes the network's files into a folder and returns them; ``same`` as in Work.
+    """
+
+    engine: str
+    wheel: str
     convert: Callable[[onnx.ModelProto, Path], list[Path]]
-    same_pools: bool = False
+    same: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
+    precision: str = "as float"
 
 
 def to_ncnn(model: onnx.ModelProto, folder: Path) -> list[Path]:
@@ -62,39 +69,44 @@ def to_tflite(model: onnx.ModelProto, folder: Path) -> list[Path]:
 
 
 PEERS: Mapping[str, Peer] = {
-    "onnxruntime": Peer(to_onnx),
-    "ncnn": Peer(to_ncnn),
-    "litert": Peer(to_tflite, same_pools=True),
+    "onnxruntime": Peer("onnxruntime", "onnxruntime", to_onnx),
+    "ncnn": Peer("ncnn", "ncnn", to_ncnn),
+    "ncnn-bf16": Peer(
+        "ncnn", "ncnn", to_ncnn, options={"bf16": True}, precision="weights and activations kept as bf16"
+    ),
+    "litert": Peer("litert", "ai-edge-litert", to_tflite, same=True),
+    "tflite-runtime": Peer("tflite-runtime", "tflite-runtime", to_tflite, same=True),
 }
 
 
+def of(architecture: str) -> list[str]:
+    """The peers that boards of ``architecture`` are asked for."""
+    known = {*wheels.VERSIONS[architecture], *wheels.MISSING[architecture]}
+    return [name for name, peer in PEERS.items() if peer.wheel in known]
+
+
 def measure(name: str, work: Work, stand: Stand, folder: Path, threads: int) -> Measurement:
-    """Convert ``work`` for the peer and time it; ``folder`` takes the files.
+    """Convert ``work`` for the peer, check its answer and time it; ``folder`` takes the files.
 
     Raises BitkilnError where the peer cannot run it or computes something else.
     """
-    peer = PEERS[name]
-    model = work.onnx(peer.same_pools)
+    peer, architecture = PEERS[name], stand.target.architecture
+    if peer.wheel not in wheels.VERSIONS[architecture]:
+        why = wheels.MISSING[architecture].get(peer.wheel, f"{name} is not measured on {architecture}")
+        raise SetupError(why)
+    model = work.onnx(peer.same)
     data = work.input(model)
-    measured = stand.measure(name, peer.convert(model, folder), data, threads)
-    check(measured.output, reference(model, data))
-    return measured
+    job = Job(peer.engine, peer.convert(model, folder), data, reference(model, data), TOLERANCE, threads, peer.options)
+    measured = stand.measure(job)
+    version = wheels.VERSIONS[architecture][peer.wheel]
+    return replace(measured, measured_by=f"{measured.measured_by}; {peer.wheel} {version}, {peer.precision}")
 
 
-def reference(model: onnx.ModelProto, data: np.ndarray) -> np.ndarray:
+def reference(model: onnx.ModelProto, data: np.ndarray) -> list[np.ndarray]:
     """What the network answers according to onnxruntime on this machine."""
     try:
         import onnxruntime
     except ImportError:
         raise SetupError("onnxruntime is missing, which checks the engines' outputs: pip install 'bitkiln[dev]'")
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: data})[0]
-
-
-def check(output: np.ndarray, expected: np.ndarray) -> None:
-    """Refuse the figure of an engine that computed something else: a wrong conversion can be fast."""
-    if output.size != expected.size:
-        raise VerifyError(f"its output has {output.size} elements instead of {expected.size}")
-    error = np.linalg.norm(output.ravel() - expected.ravel()) / np.linalg.norm(expected)
-    if not error <= TOLERANCE:
-        raise VerifyError(f"its output is {error:.0%} off the reference's")
+    return session.run(None, {session.get_inputs()[0].name: data})

@@ -17,13 +17,16 @@ FAILED = "not measured: "
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 #: Characters of a line of Markdown, at most.
 LINE = 150
+#: An error, of an output's norm, that is more than another order of additions makes.
+WORTH_SAYING = 0.001
 
 
 @dataclass(frozen=True)
 class Row:
     """One engine on one work. ``cycles`` and ``ms`` are None where it could not run; ``how`` then says why.
 
-    ``bound_ms`` is the least time that ``threads`` cores of ``target`` could take. ``how`` names what measured it.
+    ``bound_ms`` is the least time that ``threads`` cores of ``target`` could take. ``how`` names what measured it; ``error`` is
+    how far another engine's output was off, of its norm.
     """
 
     work: str
@@ -34,6 +37,7 @@ class Row:
     target: str
     how: str
     threads: int = 1
+    error: float | None = None
 
 
 def to_json(rows: Sequence[Row]) -> str:
@@ -45,8 +49,9 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines: a line for each work, its bound, every engine's ms, and two ratios.
 
     "x bound" is our time as a multiple of the bound; "x faster" is the best other engine's time as a multiple of ours.
+    An engine that ran nothing has no column.
     """
-    engines = list(dict.fromkeys(row.engine for row in rows))
+    engines = list(dict.fromkeys(row.engine for row in rows if row.ms is not None))
     ours = [OURS] if OURS in engines else []
     others = [engine for engine in engines if engine != OURS]
     heads = ["ms", "bound", *ours, *others]
@@ -77,24 +82,61 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What one must know to read the table: how each engine was measured, on which works if not all alike, and failures."""
     lines = []
     for engine in dict.fromkeys(row.engine for row in rows):
-        works: dict[str, list[str]] = {}
-        for row in rows:
-            if row.engine == engine and row.cycles is not None:
-                works.setdefault(row.how, []).append(row.work)
-        alike = len(works) == 1
-        lines += [
-            f"{engine}: {how}" if alike else f"{engine}, {', '.join(names)}: {how}" for how, names in works.items()
-        ]
-    return lines + [f"{row.engine}, {row.work}: {row.how}" for row in rows if row.cycles is None]
+        of_engine = [row for row in rows if row.engine == engine]
+        for measured in (True, False):
+            works: dict[str, list[str]] = {}
+            for row in of_engine:
+                if (row.cycles is not None) == measured:
+                    works.setdefault(row.how, []).append(row.work)
+            alike = len(works) == 1 and (measured or len(works[next(iter(works))]) == len(of_engine))
+            for how, names in works.items():
+                lines.append(f"{engine}: {how}" if alike else f"{engine}, {', '.join(names)}: {how}")
+        off = [row.error for row in of_engine if row.error is not None]
+        if off and max(off) >= WORTH_SAYING:
+            lines.append(f"{engine}: its outputs are {min(off):.1%} to {max(off):.1%} off the reference's")
+    return lines
+
+
+def summary(tables: Sequence[Sequence[Row]]) -> str:
+    """A table in Markdown of all whole networks: for each number of threads our ms, the best other engine's, and the ratio.
+
+    A line below names the network where another engine comes nearest.
+    """
+    tables = [[row for row in rows if " conv " not in row.work] for rows in tables]
+    counts = [rows[0].threads for rows in tables if rows]
+    heads = ["ms"] + [head for count in counts for head in (f"bitkiln, {_threads(count)}", "best other", "x faster")]
+    lines, ratios = [], []
+    for work in dict.fromkeys(row.work for rows in tables for row in rows):
+        cells = [work]
+        for rows in tables:
+            times = {row.engine: row.ms for row in rows if row.work == work and row.ms}
+            own = times.pop(OURS, None)
+            best = min(times, key=lambda engine: times[engine], default=None)
+            cells += [_ms(own), f"{_ms(times[best])} {best}" if best else "-"]
+            cells.append(f"{times[best] / own:.2f}" if best and own else "-")
+            if best and own:
+                ratios.append((times[best] / own, f"{work} on {_threads(rows[0].threads)}, {best}"))
+        lines.append(cells)
+    text = _markdown([heads, *lines])
+    return text + (f"\nNearest: {min(ratios)[1]}, {min(ratios)[0]:.2f} times our time.\n" if ratios else "")
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head."""
+    rules = ["---", *(["---:"] * (len(lines[0]) - 1))]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (lines[0], rules, *lines[1:]))
 
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:
     """The table with its notes as a section of Markdown."""
     heads, lines = table(rows)
-    rules = ["---", *(["---:"] * (len(heads) - 1))]
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *lines))
+    body = _markdown([heads, *lines])
     lists = [textwrap.fill(f"- {note}", LINE, subsequent_indent="  ", break_on_hyphens=False) for note in notes(rows)]
-    return f"{title}\n\n{body}\n\n" + "".join(f"{text}\n" for text in lists)
+    return f"{title}\n\n{body}\n" + "".join(f"{text}\n" for text in lists)
 
 
 def into_document(document: str, section: str) -> str:

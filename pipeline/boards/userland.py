@@ -77,17 +77,18 @@ class Userland:
         return [*self.qemu, *extra, program, *argv[1:]]
 
 
-def userland(target: Target) -> Userland:
-    """The userland for ``target``, built in the cache on first use. Raises SetupError."""
+def userland(target: Target, packages: Sequence[str] = ()) -> Userland:
+    """The userland for ``target``, with more of Debian's ``packages``; built in the cache on first use. Raises SetupError."""
     with missing_as_setup_error():
         command = emulator().command(target.userland["qemu"])
-        root = made_once(userland_folder(target), lambda scratch: _build(target, scratch))
+        root = made_once(userland_folder(target, packages), lambda scratch: _build(target, packages, scratch))
     return Userland(root, (*command, "-cpu", target.userland["qemu_cpu"], "-L", str(root)))
 
 
-def userland_folder(target: Target) -> Path:
-    """Where the userland for ``target`` is, once it is built."""
-    digest = hashlib.sha256(f"{debian.SUITE} {PACKAGES} 4".encode()).hexdigest()[:12]
+def userland_folder(target: Target, packages: Sequence[str] = ()) -> Path:
+    """Where the userland for ``target``, with more ``packages``, is once it is built."""
+    content = f"{debian.SUITE} {(*PACKAGES, *packages)} 4"
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return cache_directory() / "userland" / f"{target.userland['debian_arch']}-{digest}"
 
 
@@ -100,15 +101,15 @@ def missing_as_setup_error() -> Iterator[None]:
         raise SetupError(str(problem)) from None
 
 
-def _build(target: Target, scratch: Path) -> Path:
+def _build(target: Target, packages: Sequence[str], scratch: Path) -> Path:
     architecture = target.userland["debian_arch"]
     needs.find("mmdebstrap")
     print(
-        f"building an {architecture} userland (once, about 10 s): {userland_folder(target)}",
+        f"building an {architecture} userland (once, about 10 s): {userland_folder(target, packages)}",
         file=sys.stderr,
         flush=True,
     )
-    tree = debian.unpack(architecture, PACKAGES, scratch)
+    tree = debian.unpack(architecture, (*PACKAGES, *packages), scratch)
     if not (tree / "usr/bin" / PYTHON).exists():
         raise Missing(
             f"the {architecture} userland has no {PYTHON}", "is Debian 12 what this machine's archive serves?"

@@ -3,6 +3,7 @@
 Without them libraries pick kernels and block sizes for the host's CPU.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,5 +69,10 @@ def _cache(folder: Path, kind: str, level: int, kib: object, ways: object, share
 
 
 def _write(path: Path, text: str) -> None:
+    """Leaves a file alone that says so already: other programs may be running in the userland and read it."""
+    if path.exists() and path.read_text() == text:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)
