@@ -32,7 +32,7 @@ class FakeBuilder:
     def close(self) -> None:
         """Nothing was begun."""
 
-    def build(self, workload, knobs, target) -> Artifact:
+    def build(self, workload, knobs, target, threads=1) -> Artifact:
         if knobs.get("tile") == "broken":
             raise BuildFailed("no registers left")
         return Artifact(Path("/nonexistent"))
