@@ -69,7 +69,7 @@ def _layers(rng: np.random.Generator) -> list[LayerRecord]:
     convolution = {
         "receptiveField": 3,
         "stride": 1,
-        "convolutionMethod": 1,
+        "method": 1,
         "weights_rows": 12,
         "weights_columns": 3,
         "weights_channels": 3,

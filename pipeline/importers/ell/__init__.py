@@ -23,7 +23,7 @@ from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import digest
 from bitkiln.pipeline.importers.common.building import build_main
 from bitkiln.pipeline.importers.common.options import ImportOptions
-from bitkiln.pipeline.importers.ell.archive import EllGraph, Node, read_graph, shape_of, shown
+from bitkiln.pipeline.importers.ell.archive import EllGraph, Node, layout_of, read_graph, shape_of, shown
 from bitkiln.pipeline.importers.ell.layers import Layer, Tensor, constant, import_layer
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
 
@@ -121,23 +121,48 @@ def _import_node(
 ) -> Tensor:
     sources = [values[source] for source in node.inputs]
     if node.kind in _TENSOR_NODES:
+        for name, source in zip(_INPUT_LAYOUTS.get(node.kind, ()), sources, strict=False):
+            check_layout(node, node.fields, name, source)
         return _TENSOR_NODES[node.kind](node, sources, emit)
-    return import_layer(Layer(node, sources[0], emit, options.leaky_factor))
+    check_layout(node, node.beside, "inputLayout", sources[0])
+    result = import_layer(Layer(node, sources[0], emit, options.leaky_factor))
+    check_layout(node, node.beside, "outputLayout", result)
+    _check_input_shape(node, sources[0])
+    return result
+
+
+def _check_input_shape(node: Node, source: Tensor) -> None:
+    """What the node says of its input's shape, which counts the border or not, is so."""
+    stated = node.beside.get("inputShape")
+    rows, columns, channels = source.size
+    border = 2 * source.padding
+    if stated is not None and shape_of(node.where, stated) not in (
+        source.size,
+        (rows + border, columns + border, channels),
+    ):
+        raise ModelError(f"{node.where}: inputShape is {shown(stated)}, its input is {source.size}")
 
 
 def _reorder(node: Node, sources: list[Tensor], emit: Callable[..., relax.Var]) -> Tensor:
     """A change of memory layout: of the values, only the border around them changes."""
     source = _only(node, sources)
-    size, padding = _layout(node, "outputLayout")
+    size, padding = layout_of(node.where, node.fields, "outputLayout")
     if size != source.size:
         raise ModelError(f"{node.where}: makes {size} of a tensor of {source.size}")
-    fill = node.fields.get("paddingValue", 0)
-    return Tensor(source.expr, size, padding, float(fill) if type(fill) in (int, float) else None)
+    return Tensor(source.expr, size, padding, _fill(node, "paddingValue"))
+
+
+def _fill(node: Node, name: str) -> float | None:
+    """What a node writes into the border around its result."""
+    value = node.fields.get(name, 0)
+    if type(value) not in (int, float) or not np.isfinite(value):
+        raise ModelError(f"{node.where}: {name} is {shown(value)}")
+    return float(value)
 
 
 def _reinterpret(node: Node, sources: list[Tensor], emit: Callable[..., relax.Var]) -> Tensor:
     source = _only(node, sources)
-    size, padding = _layout(node, "outputLayout")
+    size, padding = layout_of(node.where, node.fields, "outputLayout")
     if source.padding or padding or np.prod(size) != np.prod(source.size):
         raise UnsupportedLayer(f"{node.where}: reinterprets {source.size} as {size} with padding; not supported")
     return Tensor(emit(relax.op.reshape(source.expr, (1, *size))), size)
@@ -151,12 +176,21 @@ def _combine(node: Node, sources: list[Tensor], emit: Callable[..., relax.Var]) 
         raise ModelError(
             f"{node.where}: its inputs are {[source.size for source in sources]}; two equal ones are needed"
         )
-    padding = _layout(node, "outputLayout")[1] if "outputLayout" in node.fields else 0
-    return Tensor(emit(_OPERATIONS[operation](sources[0].expr, sources[1].expr)), sources[0].size, padding)
+    size, padding = (
+        layout_of(node.where, node.fields, "outputLayout") if "outputLayout" in node.fields else (sources[0].size, 0)
+    )
+    if size != sources[0].size:
+        raise ModelError(f"{node.where}: makes {size} of tensors of {sources[0].size}")
+    result = emit(_OPERATIONS[operation](sources[0].expr, sources[1].expr))
+    return Tensor(result, size, padding, _fill(node, "padding"))
 
 
 def _constant(node: Node, sources: list[Tensor], emit: Callable[..., relax.Var]) -> Tensor:
-    size = _layout(node, "layout")[0] if "layout" in node.fields else shape_of(node.where, node.fields.get("shape"))
+    size = (
+        layout_of(node.where, node.fields, "layout")[0]
+        if "layout" in node.fields
+        else shape_of(node.where, node.fields.get("shape"))
+    )
     try:
         array = np.array(node.fields.get("values", []), np.float32)
     except (ValueError, TypeError):
@@ -188,25 +222,17 @@ def _only(node: Node, sources: list[Tensor]) -> Tensor:
     return sources[0]
 
 
-def _layout(node: Node, name: str) -> tuple[tuple[int, int, int], int]:
-    """(active size, border) of a memory layout; the border must be even and the order row-major."""
-    table = node.fields.get(name)
-    if not isinstance(table, dict):
-        raise ModelError(f"{node.where}: has no {name}")
-    size = shape_of(node.where, table.get("size"))
-    extent = shape_of(node.where, table.get("extent", list(size)))
-    offset, order = (_list(table.get(key)) for key in ("offset", "order"))
-    border = (extent[0] - size[0]) // 2
-    even = extent == (size[0] + 2 * border, size[1] + 2 * border, size[2]) and border >= 0
-    if not even or offset not in ([], [0], [border, border, 0]) or order not in ([], [0], [0, 1, 2]):
-        layout = shown({"size": size, "extent": extent, "offset": offset, "order": order})
-        raise UnsupportedLayer(f"{node.where}: memory layout {layout} is not supported")
-    return size, border
+def check_layout(node: Node, table: Mapping[str, Any], name: str, tensor: Tensor) -> None:
+    """ModelError where ``table`` states a memory layout that is not the one ``tensor`` has."""
+    if name in table and layout_of(node.where, table, name) != (tensor.size, tensor.padding):
+        size, padding = layout_of(node.where, table, name)
+        raise ModelError(
+            f"{node.where}: {name} is of {size} with a border of {padding}, the tensor is {tensor.size} with {tensor.padding}"
+        )
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
+#: Where nodes that are no layers repeat the layouts of their inputs.
+_INPUT_LAYOUTS = {"ReorderDataNode": ("inputLayout",), "BinaryOperationNode": ("inputLayout1", "inputLayout2")}
 
 _TENSOR_NODES = {
     "BinaryOperationNode": _combine,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.common.archive import read_model_text
+from bitkiln.pipeline.importers.ell.fields import check_fields
 
 #: Lists at least this long become numpy arrays as soon as they are parsed: a list of Python floats takes 8 times the room.
 _ARRAY_FROM = 64
@@ -54,7 +55,7 @@ class Node:
     """One step of the network.
 
     ``kind`` is the type without template arguments ("BiasLayer", "ReorderDataNode"); ``where`` names it in messages;
-    ``fields`` is the layer's own table (for layers) or the node's.
+    ``fields`` is the layer's own table (for layers) or the node's; ``beside`` the table of the node that a layer is in.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Node:
     where: str
     fields: Mapping[str, Any]
     inputs: tuple[str, ...]
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class EllGraph:
 
 def read_graph(path: Path) -> EllGraph:
     """Read ``path`` (.ell or .ell.zip); ModelError says what is wrong with it, UnsupportedLayer names a foreign node."""
-    tables = _node_tables(path, _parse(path))
+    document = _parse(path)
+    tables = _node_tables(path, document)
     _check_types(path, tables)
     order = _in_order(path, tables)
     aliases: dict[str, str] = {}
@@ -87,8 +90,9 @@ def read_graph(path: Path) -> EllGraph:
     outputs: list[str] = []
     for node_id in order:
         table = tables[node_id]
-        kind, full = _type_of(table)
+        kind, full = type_of(table)
         where = f"{path}: node {node_id} ({full})"
+        check_fields(where, kind, table)
         if kind in _INPUTS:
             inputs.append((node_id, _input_shape(where, table)))
         elif kind == "ClockNode":
@@ -107,9 +111,12 @@ def read_graph(path: Path) -> EllGraph:
     if len(inputs) != 1:
         raise ModelError(f"{path}: has {len(inputs)} input nodes; networks with one input are supported")
     input_id, shape = inputs[0]
-    return EllGraph(
-        path, input_id, _predictor_shape(path, tables) or shape, tuple(nodes), _outputs(path, outputs, nodes)
-    )
+    inner = _predictor_shape(path, tables) or shape
+    if np.prod(inner) != np.prod(shape):
+        raise ModelError(f"{path}: node {input_id}: is of {shape}, its predictor's input layer of {inner}")
+    stated = _stated_outputs(path, document, aliases, {input_id, *(node.id for node in nodes)})
+    results = _outputs(path, stated or outputs, nodes)
+    return EllGraph(path, input_id, inner, tuple(nodes), results)
 
 
 def _parse(path: Path) -> Any:
@@ -140,13 +147,16 @@ def _node_tables(path: Path, document: Any) -> dict[str, Mapping[str, Any]]:
     nodes = model.get("nodes") if isinstance(model, dict) else None
     if not isinstance(nodes, list) or not nodes or not all(isinstance(node, dict) for node in nodes):
         raise ModelError(f"{path}: is not an ELL archive (no model with nodes)")
+    check_fields(f"{path}: its model", "Model", model)
+    if model is not document:
+        check_fields(f"{path}: its map", "Map", document)
     tables = {str(node.get("id", "")): node for node in nodes}
     if len(tables) != len(nodes):
         raise ModelError(f"{path}: two nodes have the same id")
     return tables
 
 
-def _type_of(table: Mapping[str, Any]) -> tuple[str, str]:
+def type_of(table: Mapping[str, Any]) -> tuple[str, str]:
     """(type without template arguments, full type)."""
     full = table.get("_type", "without a type")
     full = full if isinstance(full, str) and len(full) < 200 else shown(full)
@@ -158,7 +168,7 @@ def _check_types(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
     known = {*_INPUTS, *_PASS_THROUGH, *_TENSOR_NODES, _PREDICTOR, "ClockNode", "ParametricReLUActivationLayerNode"}
     known |= {f"{layer}Node" for layer in LAYERS}
     for node_id, table in tables.items():
-        kind, full = _type_of(table)
+        kind, full = type_of(table)
         if kind not in known:
             raise UnsupportedLayer(f"{path}: node {node_id} has type {full}, which bitkiln cannot run")
 
@@ -172,11 +182,12 @@ def _layer_chain(
     if not sources:
         raise ModelError(f"{where}: has no input")
     if kind != _PREDICTOR:
-        return [_layer(where, node_id, table.get("layer"), sources)]
+        return [_layer(where, node_id, table.get("layer"), sources, table)]
     predictor = table.get("predictor")
     layers = predictor.get("layers") if isinstance(predictor, dict) else None
     if not isinstance(predictor, dict) or not isinstance(layers, list):
         raise ModelError(f"{where}: its predictor has no layers")
+    check_fields(f"{where}, its predictor", "NeuralNetworkPredictor", predictor)
     chain: list[Node] = []
     first = predictor.get("inputLayer")
     for index, layer in enumerate([first, *layers] if isinstance(first, dict) else layers):
@@ -185,25 +196,40 @@ def _layer_chain(
     return chain
 
 
-def _layer(where: str, node_id: str, layer: Any, sources: tuple[str, ...]) -> Node:
+def _layer(
+    where: str, node_id: str, layer: Any, sources: tuple[str, ...], beside: Mapping[str, Any] | None = None
+) -> Node:
     if not isinstance(layer, dict):
         raise ModelError(f"{where}: has no layer table")
-    kind, full = _type_of(layer)
+    kind, full = type_of(layer)
     part = node_id.partition(".")[2]
     where = f"{where}, layer {part} ({full})" if part else where
     if kind not in (*LAYERS, "InputLayer"):
         raise UnsupportedLayer(f"{where}: layers of this type are not supported")
-    return Node(node_id, kind, full, where, layer, sources)
+    check_fields(where, kind, layer)
+    return Node(node_id, kind, full, where, layer, sources, beside or {})
 
 
 def _ports(where: str, table: Mapping[str, Any]) -> list[str]:
     """Ids of the nodes whose whole output feeds this one, in order."""
-    names = [name for name in ("input", "input1", "input2", "inputs") if name in table]
+    names = [name for name in ("input", "input1", "input2", "inputs", *_numbered(where, table)) if name in table]
     ports = [port for name in names for port in (table[name] if isinstance(table[name], list) else [table[name]])]
+    for port in ports:
+        if isinstance(port, dict):
+            check_fields(f"{where}, its input port", "InputPort", port)
     texts = [port.get("input") if isinstance(port, dict) else port for port in ports]
     if not all(isinstance(text, str) for text in texts):
         raise ModelError(f"{where}: its inputs are {shown(texts)}, not ports of other nodes")
     return [source for text in texts if text for source in _port_sources(where, text)]
+
+
+def _numbered(where: str, table: Mapping[str, Any]) -> list[str]:
+    """The names of the ports of a splice, which counts them."""
+    found = {name for name in table if name.startswith("input_")}
+    names = [f"input_{index}" for index in range(len(found))]
+    if found and (found != set(names) or table.get("numInputs") != len(found)):
+        raise ModelError(f"{where}: counts {shown(table.get('numInputs'))} inputs, and has {shown(sorted(found))}")
+    return names
 
 
 def _port_sources(where: str, text: str) -> list[str]:
@@ -218,7 +244,7 @@ def _port_sources(where: str, text: str) -> list[str]:
 def _in_order(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Ids such that every node follows its inputs (depth first, without recursion)."""
     sources = {
-        node_id: _ports(f"{path}: node {node_id} ({_type_of(table)[1]})", table) for node_id, table in tables.items()
+        node_id: _ports(f"{path}: node {node_id} ({type_of(table)[1]})", table) for node_id, table in tables.items()
     }
     order: dict[str, None] = {}
     for root in tables:
@@ -245,6 +271,19 @@ def _resolve(aliases: Mapping[str, str], node_id: str) -> str:
     return aliases.get(node_id, node_id)
 
 
+def _stated_outputs(path: Path, document: Any, aliases: Mapping[str, str], known: Collection[str]) -> list[str]:
+    """The nodes whose outputs the map hands on; empty where the archive has no map, or it does not say."""
+    where = f"{path}: outputElements"
+    texts = document.get("outputElements", []) if "model" in document else []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ModelError(f"{where} are {shown(texts)}, not ports of nodes")
+    ids = [_resolve(aliases, source) for text in texts for source in _port_sources(where, text)]
+    for node_id in ids:
+        if node_id not in known:
+            raise ModelError(f"{where} name node {node_id}, which does not exist")
+    return ids
+
+
 def _outputs(path: Path, outputs: list[str], nodes: list[Node]) -> tuple[str, ...]:
     if not nodes:
         raise ModelError(f"{path}: has no layers")
@@ -253,10 +292,18 @@ def _outputs(path: Path, outputs: list[str], nodes: list[Node]) -> tuple[str, ..
 
 def _input_shape(where: str, table: Mapping[str, Any]) -> tuple[int, int, int]:
     """Active size of an input node, wherever its generation writes it."""
-    layout = table.get("layout") or table.get("outputLayout") or {}
-    size = layout.get("size") if isinstance(layout, dict) else None
-    size = size or table.get("shape") or table.get("outputShape") or [1, 1, table.get("size", 0)]
-    return shape_of(where, size)
+    port = table.get("output")
+    holders = (table, "layout"), (table, "outputLayout"), (port if isinstance(port, dict) else {}, "layout")
+    stated = next((pair for pair in holders if pair[0].get(pair[1])), None)
+    if stated is not None:
+        shape, border = layout_of(where, *stated)
+        if border:
+            raise UnsupportedLayer(f"{where}: its input has a border of {border}; not supported")
+    else:
+        shape = shape_of(where, table.get("shape") or table.get("outputShape") or [1, 1, table.get("size", 0)])
+    if "size" in table and table["size"] != int(np.prod(shape)):
+        raise ModelError(f"{where}: its size is {shown(table['size'])}, its shape {shape}")
+    return shape
 
 
 def _predictor_shape(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> tuple[int, int, int] | None:
@@ -265,7 +312,7 @@ def _predictor_shape(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> tup
         predictor = table.get("predictor")
         layer = predictor.get("inputLayer") if isinstance(predictor, dict) else None
         if isinstance(layer, dict):
-            where = f"{path}: node {node_id} ({_type_of(table)[1]}), input layer"
+            where = f"{path}: node {node_id} ({type_of(table)[1]}), input layer"
             rows, columns, channels = shape_of(where, layer.get("outputShape"))
             padding = 2 * whole_number(where, "outputPaddingSize", layer.get("outputPaddingSize", 0))
             return shape_of(where, [rows - padding, columns - padding, channels])
@@ -279,6 +326,29 @@ def shape_of(where: str, value: Any) -> tuple[int, int, int]:
     if len(numbers) != 3 or not all(type(number) is int and 0 < number < 1 << 20 for number in numbers):
         raise ModelError(f"{where}: {shown(value)} is not a shape of rows, columns and channels")
     return tuple(numbers)
+
+
+def layout_of(where: str, table: Mapping[str, Any], name: str) -> tuple[tuple[int, int, int], int]:
+    """(active size, border) of a memory layout; the border must be even and the order row-major."""
+    layout = table.get(name)
+    if not isinstance(layout, dict):
+        raise ModelError(f"{where}: has no {name}")
+    check_fields(f"{where}, {name}", "MemoryLayout", layout)
+    size = shape_of(where, layout.get("size"))
+    extent = shape_of(where, layout.get("extent", list(size)))
+    offset, order, steps = (_list(layout.get(key)) for key in ("offset", "order", "increment"))
+    border = (extent[0] - size[0]) // 2
+    even = extent == (size[0] + 2 * border, size[1] + 2 * border, size[2]) and border >= 0
+    dense = len(steps) < 3 or steps == [extent[1] * extent[2], extent[2], 1]
+    in_order = order in ([], [0], [0, 1], [0, 1, 2])
+    if not even or offset not in ([], [0], [border, border, 0]) or not in_order or not dense:
+        text = shown({"size": size, "extent": extent, "offset": offset, "order": order, "increment": steps})
+        raise UnsupportedLayer(f"{where}: memory layout {text} is not supported")
+    return size, border
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def whole_number(where: str, name: str, value: Any, low: int = 0, high: int = 1 << 20) -> int:

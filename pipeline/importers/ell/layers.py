@@ -21,6 +21,7 @@ from tvm import relax
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.errors import ModelError, UnsupportedLayer
 from bitkiln.pipeline.importers.ell.archive import Node, shape_of, shown, whole_number
+from bitkiln.pipeline.importers.ell.fields import check_fields
 
 #: Lowest float32: ELL's "min" padding, which never wins a maximum.
 LOWEST = float(np.finfo(np.float32).min)
@@ -99,7 +100,8 @@ def import_layer(layer: Layer) -> Tensor:
     _, height, width, channels = (int(extent) for extent in result.ty.shape.values)
     size = (height, width, channels)
     # Old archives declare one element for a softmax over many.
-    if layer.node.kind != "SoftmaxLayer" and size != layer.output_size:
+    old = layer.node.kind == "SoftmaxLayer" and layer.output_size == (1, 1, 1)
+    if size != layer.output_size and not old:
         raise layer.error(f"gives {_by(size)}, the archive says {_by(layer.output_size)}")
     scheme = layer.number("outputPaddingScheme")
     return Tensor(result, size, layer.number("outputPaddingSize"), _FILL.get(scheme))
@@ -181,7 +183,7 @@ def _binary_convolution(layer: Layer) -> relax.Expr:
         padding=_window_padding(layer, kernel, stride),
         pad_value=pad_value,
     )
-    if layer.number("weightsScale") == 0:
+    if layer.number("weightsScale", 0, 1) == 0:
         return layer.emit(product)
     means = constant(layer.values("filterMeans", (1, 1, 1, filters)))
     return layer.emit(relax.op.multiply(layer.emit(product, "dot"), means))
@@ -259,17 +261,29 @@ def _activation(layer: Layer) -> relax.Expr:
     nested = layer.node.fields.get("activation")
     table = nested if isinstance(nested, dict) else layer.node.fields
     kind = str(nested.get("_type", "")) if isinstance(nested, dict) else layer.node.full_type
+    if isinstance(nested, dict):
+        check_fields(f"{layer.node.where}, activation", kind.partition("<")[0], nested)
     x = layer.source.expr
     if "ParametricReLU" in kind:
         return _parametric_relu(layer, table)
     if "LeakyReLU" in kind:
         return layer.emit(relax.op.nn.leakyrelu(x, _slope(layer, table)))
-    if "HardSigmoid" in kind or "HardTanh" in kind:
-        raise UnsupportedLayer(f"{layer.node.where}: activation {shown(kind)} is not supported")
+    if "HardTanh" in kind:
+        return layer.emit(relax.op.clip(x, -1.0, 1.0))
+    if "HardSigmoid" in kind:
+        return _hard_sigmoid(layer)
     for name, operator in (("ReLU", relax.op.nn.relu), ("Sigmoid", relax.op.sigmoid), ("Tanh", relax.op.tanh)):
         if name in kind:
             return layer.emit(operator(x))
     raise UnsupportedLayer(f"{layer.node.where}: activation {shown(kind)} is not supported")
+
+
+def _hard_sigmoid(layer: Layer) -> relax.Expr:
+    """0.2 x + 0.5 within 0..1."""
+    shape = (1, 1, 1, 1)
+    scaled = layer.emit(relax.op.multiply(layer.source.expr, constant(np.full(shape, 0.2, np.float32))), "scaled")
+    moved = layer.emit(relax.op.add(scaled, constant(np.full(shape, 0.5, np.float32))), "moved")
+    return layer.emit(relax.op.clip(moved, 0.0, 1.0))
 
 
 def _slope(layer: Layer, table: Mapping[str, Any]) -> float:
