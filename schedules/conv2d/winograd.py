@@ -2,7 +2,8 @@
 
 Tiles of my x mx outputs. The input is transformed to V [tile][position][channel], multiplied at each position with the packed,
 transformed weights U to M, by the matrix micro-kernel, and M transformed back; then come epilogue, pooling where the window
-divides the tile, and the store. Two loop orders:
+divides the tile, and the store. Where there is a micro-kernel of packed pixels, V is [group of tiles][position][channel][tile].
+Two loop orders:
 
 - ``block`` n: blocks of n groups of ``tile_m`` tiles; for each panel of ``tile_n`` output channels the micro-kernel itself
   goes through the positions, and M [tile][position][tile_n] stays in the L1 cache. U [panel][position][channel][tile_n] is
@@ -33,7 +34,7 @@ from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Tran
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, a53, kernel_set
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
 from bitkiln.schedules.steps import before_exponentials, commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -117,8 +118,12 @@ class Winograd:
         self.size = workload.out_size if self.complete else workload.conv_size
         self.tiles = tuple(-(-extent // count) for extent, count in zip(self.size, self.results, strict=True))
         self.count = self.tiles[0] * self.tiles[1]
-        # The micro-kernels begin at 3 pixels.
-        self.tile_m = min(tile[0], max(3, self.count))
+        #: Tiles whose values stand side by side in V: a micro-kernel of packed pixels takes them so.
+        self.side = kernels.panels.tile_m if kernels.panels else 1
+        if kernels.panels:
+            tile = kernels.panels.tile_m, kernels.panels.tile_n
+        # The other micro-kernels begin at 3 pixels.
+        self.tile_m = tile[0] if kernels.panels else min(tile[0], max(3, self.count))
         self.block = min(block or self.count, -(-self.count // self.tile_m)) * self.tile_m
         self.data_pitch = self.positions * workload.channels + _GAP
         self.inside = block > 0
@@ -151,7 +156,7 @@ class Winograd:
         self.strips = bool(self.signs) and whole and strip_floats % 8 == 0 and not self.by_panels
         #: The first row that ``result`` holds.
         self.strip_row: Any = 0
-        self.kernels: dict[str, Sgemm | SgemmStack] = {}
+        self.kernels: dict[str, MicroKernel] = {}
         #: Micro-kernels beside those of products.
         self.micro: list[MicroKernel] = [self.signs.micro] if self.signs else []
         #: Shape of the data, shape and dtype of the output, and arguments behind those of a convolution.
@@ -229,11 +234,13 @@ class Winograd:
             self.signs.emit_run(self.result, 0, bits, strip * (strip_floats // 8), strip_floats, self.table_buffers)
 
     def _block(self, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
-        groups = [Run(run.first, run.count, max(run.size, 3), run.used) for run in split(tiles, self.tile_m)]
+        least = self.side if self.side > 1 else 3
+        groups = [Run(run.first, run.count, max(run.size, least), run.used) for run in split(tiles, self.tile_m)]
         room = groups[-1].first + groups[-1].count * groups[-1].size
         data = T.alloc_buffer((room * self.data_pitch + _GAP,), "float32")
         with loop(tiles) as tile:
-            self._transform_data(data, tile * self.data_pitch, first + tile)
+            within = tile % self.side
+            self._transform_data(data, (tile - within) * self.data_pitch + within, first + tile)
         if self.straight and self.window == (1, 1):
             self._claim(first, tiles)
 
@@ -363,8 +370,8 @@ class Winograd:
             for px in range(points_x):
                 column = _through(self.along[0].data, [row[px] for row in rows])
                 for py, value in enumerate(column):
-                    at = to + (py * points_x + px) * channels + vector * _LANES
-                    T.buffer_store(data, value, [four_from(at)])
+                    at = to + ((py * points_x + px) * channels + vector * _LANES) * self.side
+                    T.buffer_store(data, value, [T.ramp(at, self.side, _LANES)])
 
     def _call(
         self,
@@ -383,9 +390,16 @@ class Winograd:
         weights = chunk * self.positions * channels + (position * width + panels.first) * channels
         step = panels.size * 4
         ends = [T.address_of(products[out]), T.int64(self.result_pitch * 4)]
-        ends += [T.address_of(data[tile * self.data_pitch + position * channels]), T.address_of(self.pixels[0])]
-        ends.append(T.address_of(self.weights[weights]))
+        image = T.address_of(data[tile * self.data_pitch + position * channels * self.side])
         whole = self.inside and not self.by_panels
+        if self.set.panels:
+            packed = self.set.panels(share=not whole)
+            self.kernels[packed.symbol] = packed
+            count, pitch = (self.positions, step) if whole else (panels.count, self.positions * step)
+            ends += [image, T.address_of(self.weights[weights]), T.int64(channels // STEP)]
+            T.evaluate(T.call_extern("int32", packed.symbol, *ends, T.int64(count), T.int64(pitch)))
+            return
+        ends += [image, T.address_of(self.pixels[0]), T.address_of(self.weights[weights])]
         if self.set.stacks and self.inside and channels <= MOST_DEPTH:
             stack = SgemmStack(tile_m, panels.size, channels)
             self.kernels[stack.symbol] = stack

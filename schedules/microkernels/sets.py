@@ -45,6 +45,9 @@ class KernelSet:
     channels: int = 4
     #: Whether it has the product of a stack of tiles (``a53.sgemm_stack``).
     stacks: bool = False
+    #: The product of packed pixels, with the arguments and the C call of ``a53_32.panels.Panels``: Winograd's algorithm takes
+    #: it where there is one.
+    panels: Callable[..., Any] | None = None
     #: Outputs of a tile of Winograd's algorithm.
     winograd: tuple[Size, ...] = ()
     #: First layers, read from the image as it comes: the micro-kernel, with the arguments and the C call of ``a53.stem.Stem``.

@@ -5,6 +5,7 @@ What is not here is done by plain loops.
 
 from bitkiln.schedules.microkernels.a53_32.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53_32.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53_32.panels import Panels
 from bitkiln.schedules.microkernels.a53_32.pool import PoolRow
 from bitkiln.schedules.microkernels.a53_32.sgemm import Sgemm
 from bitkiln.schedules.microkernels.a53_32.stem import Stem
@@ -19,6 +20,7 @@ SET = KernelSet(
     product=Sgemm,
     channels=8,
     winograd=((4, 4), (2, 2), (2, 4)),
+    panels=Panels,
     stem=Stem,
     # Counts of 8 channels a register, beside weights, pixels and two temporaries.
     bgemm=((4, 16),),

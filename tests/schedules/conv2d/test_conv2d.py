@@ -137,15 +137,15 @@ def test_strassen_is_the_default_where_sums_are_long():
 
 def test_32_bit_micro_kernels_compute_the_definition(run_kernels):
     target = targets.load("rasp3b32")
-    cases = [(work, {"algorithm": "direct", "tile": "4x8", "block": i % 3}) for i, work in enumerate(DIRECT)]
+    cases = [(work, {"algorithm": "direct", "tile": "4x8", "block": i % 3}, 1) for i, work in enumerate(DIRECT)]
     wide = [work for work in WINOGRAD if work.out_channels % 8 == 0]
-    for outputs, block in (("4x4", 1), ("2x4", 0), ("2x2", 2)):
-        cases += [(work, {"algorithm": f"winograd {outputs}", "tile": "4x8", "block": block}) for work in wide]
-    kernels = [conv2d.emit(work, knobs, target) for work, knobs in cases]
+    for outputs, block, threads in (("4x4", 1, 1), ("2x4", 0, 1), ("2x2", 2, 4)):
+        cases += [(work, {"algorithm": f"winograd {outputs}", "tile": "4x8", "block": block}, threads) for work in wide]
+    kernels = [conv2d.emit(work, knobs, target, threads) for work, knobs, threads in cases]
     assert all(kernel.microkernels for kernel in kernels)
-    args = [example(work) for work, _ in cases]
-    one, three = run_kernels([work for work, _ in cases], kernels, args, target, [1, 3])
-    for (work, knobs), given, first, second in zip(cases, args, one, three, strict=True):
+    args = [example(work) for work, *_ in cases]
+    one, three = run_kernels([work for work, *_ in cases], kernels, args, target, [1, 3])
+    for (work, knobs, _), given, first, second in zip(cases, args, one, three, strict=True):
         tolerance = 2e-6 if knobs["algorithm"] == "direct" else 2e-5
         assert close(first, defined(work, given), tolerance), (work.key(), knobs)
         assert np.array_equal(first, second), (work.key(), knobs)
