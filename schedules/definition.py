@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 
 from bitkiln.schedules.steps import Step, expression, sign_bit
-from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool, operand_shapes, packed
+from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool, QConv2d, operand_shapes, packed
 
 
 def operand_tensors(steps: Sequence[Step], size: tuple[int, int, int]) -> list[te.Tensor]:
@@ -33,7 +33,7 @@ def pad(data: te.Tensor, padding: tuple[int, int, int, int], value: tirx.PrimExp
     return te.compute((1, height + top + bottom, width + left + right, channels), element, name="padded")
 
 
-def convolve(workload: Conv2d, padded: te.Tensor, tap: Callable[..., tirx.PrimExpr], name: str) -> te.Tensor:
+def convolve(workload: Conv2d | QConv2d, padded: te.Tensor, tap: Callable[..., tirx.PrimExpr], name: str) -> te.Tensor:
     """The sums of ``workload`` over the image ``padded``, [1, OH, OW, O]; ``tap(o, ry, rx, rc)`` is a weight, OHWI."""
     (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation
     out_per_group = workload.out_channels // workload.groups
@@ -47,7 +47,7 @@ def convolve(workload: Conv2d, padded: te.Tensor, tap: Callable[..., tirx.PrimEx
     return te.compute((1, *workload.conv_size, workload.out_channels), element, name=name)
 
 
-def taps(workload: Conv2d | ConvTranspose2d) -> tuple[tirx.IterVar, tirx.IterVar, tirx.IterVar]:
+def taps(workload: Conv2d | QConv2d | ConvTranspose2d) -> tuple[tirx.IterVar, tirx.IterVar, tirx.IterVar]:
     """Axes of a sum over the rows, columns and input channels of a group's kernel."""
     sizes = (*workload.kernel, workload.channels // workload.groups)
     ry, rx, rc = (te.reduce_axis((0, size), name) for size, name in zip(sizes, ("ry", "rx", "rc"), strict=True))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bitkiln.schedules import bconv2d as binary_conv2d
-from bitkiln.schedules import binarize, concat, conv2d, conv2d_transpose, pool2d, resize2d
+from bitkiln.schedules import binarize, concat, conv2d, conv2d_transpose, pool2d, qconv2d, resize2d
 from bitkiln.schedules.kernel import Operator
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Resize, Workload
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, QConv2d, Resize, Workload
 
 #: Part of a tuning record's identity: records of another version are kept but not used.
 SCHEDULE_VERSION = 1
@@ -15,6 +15,8 @@ def operator_for(workload: Workload) -> Operator:
     """The operator module that computes ``workload``."""
     if isinstance(workload, Conv2d):
         return binary_conv2d if workload.binary else conv2d
+    if isinstance(workload, QConv2d):
+        return qconv2d
     if isinstance(workload, ConvTranspose2d):
         return conv2d_transpose
     if isinstance(workload, Concat):

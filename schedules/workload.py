@@ -88,13 +88,7 @@ class Conv2d:
     @property
     def conv_size(self) -> tuple[int, int]:
         """Spatial size of the convolution's result, before pooling."""
-        top, left, bottom, right = self.padding
-        reach_y = (self.kernel[0] - 1) * self.dilation[0] + 1
-        reach_x = (self.kernel[1] - 1) * self.dilation[1] + 1
-        return (
-            (self.height + top + bottom - reach_y) // self.strides[0] + 1,
-            (self.width + left + right - reach_x) // self.strides[1] + 1,
-        )
+        return _conv_size(self)
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -150,6 +144,84 @@ class Conv2d:
         words += [f"threshold:{self.threshold}{several}"] if self.threshold else []
         words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.threshold else []
         return " ".join(words)
+
+
+@dataclass(frozen=True)
+class QConv2d:
+    """A convolution of whole numbers of 8 bits: clip(round(factor * (sum + bias)) + out_zero, low, high), of 8 bits again.
+
+    x int8[1, H, W, C], weights int16 OHWI. The sum is that of (x - ``zero``) * weight, exactly, in 32 bits; padding holds
+    ``zero``. It becomes a float32, as does its product with the factor; halves are rounded to even. Arguments: data, weight,
+    bias int32[O], factor float32[O]. Output: int8 [1, H', W', O].
+    ``segment`` and ``spill`` are what ``schedules.qconv2d.segments`` plans from the weights; without ``segment`` nothing is
+    planned, and sums have 32 bits throughout.
+    """
+
+    tag: ClassVar[str] = "qconv2d"
+    #: What follows the sums is always the same.
+    epilogue: ClassVar[tuple[Step, ...]] = ()
+    height: int
+    width: int
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    zero: int = 0
+    out_zero: int = 0
+    low: int = -128
+    high: int = 127
+    segment: int = 0
+    spill: int = 0
+
+    @property
+    def out(self) -> str:
+        """Type of the result."""
+        return "int8"
+
+    @property
+    def conv_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        return _conv_size(self)
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        return _conv_size(self)
+
+    @property
+    def depthwise(self) -> bool:
+        """Each group has one input channel and one output channel."""
+        return self.groups == self.channels == self.out_channels and self.groups > 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates; padded taps included."""
+        oh, ow = self.conv_size
+        return oh * ow * self.out_channels * self.kernel[0] * self.kernel[1] * (self.channels // self.groups)
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        return (
+            ((1, self.height, self.width, self.channels), "int8"),
+            ((self.out_channels, *self.kernel, self.channels // self.groups), "int16"),
+            ((self.out_channels,), "int32"),
+            ((self.out_channels,), "float32"),
+            ((1, *self.out_size, self.out_channels), "int8"),
+        )
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = [
+            "qconv2d",
+            *_window_words(self),
+            f"zero{self.zero:+d}{self.out_zero:+d}",
+            f"clip{self.low},{self.high}",
+        ]
+        return " ".join(words + ([f"segment{self.segment}+{self.spill}"] if self.segment else []))
 
 
 @dataclass(frozen=True)
@@ -384,7 +456,7 @@ class Resize:
         return " ".join([*words, *map(str, self.epilogue)])
 
 
-Workload = Conv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize
+Workload = Conv2d | QConv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize
 
 
 def packed(channels: int) -> int:
@@ -417,7 +489,9 @@ def to_json(workload: Workload) -> str:
 def from_json(text: str) -> Workload:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kind = {cls.tag: cls for cls in (Conv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize)}[table.pop("tag")]
+    kind = {cls.tag: cls for cls in (Conv2d, QConv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize)}[
+        table.pop("tag")
+    ]
     return kind(**{name: _revive(name, value) for name, value in table.items()})
 
 
@@ -429,7 +503,18 @@ def _revive(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _window_words(work: Conv2d | ConvTranspose2d) -> list[str]:
+def _conv_size(work: Conv2d | QConv2d) -> tuple[int, int]:
+    """Spatial size of a convolution's result."""
+    top, left, bottom, right = work.padding
+    reach_y = (work.kernel[0] - 1) * work.dilation[0] + 1
+    reach_x = (work.kernel[1] - 1) * work.dilation[1] + 1
+    return (
+        (work.height + top + bottom - reach_y) // work.strides[0] + 1,
+        (work.width + left + right - reach_x) // work.strides[1] + 1,
+    )
+
+
+def _window_words(work: Conv2d | QConv2d | ConvTranspose2d) -> list[str]:
     """Sizes and windows of a convolution, as its key has them."""
     words = [f"{work.height}x{work.width}x{work.channels}", f"o{work.out_channels}"]
     words += [

@@ -6,6 +6,7 @@ from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.concat import concat
 from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d, conv2d_transpose
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
+from bitkiln.pipeline.ops.qconv2d import qconv2d
 from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, call_of, has_workload, workload_of
 from bitkiln.pipeline.ops.resize2d import resize2d
 
@@ -24,6 +25,7 @@ __all__ = [
     "pack_bits",
     "pool2d",
     "prelu",
+    "qconv2d",
     "resize2d",
     "unpack_bits",
     "workload_of",

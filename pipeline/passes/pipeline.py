@@ -25,6 +25,7 @@ from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
 from bitkiln.pipeline.passes.layout import layout
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.merge_padding import merge_padding
+from bitkiln.pipeline.passes.quantized import quantized
 from bitkiln.pipeline.passes.split_groups import split_groups
 from bitkiln.pipeline.passes.to_operators import to_operators
 from bitkiln.targets import Target
@@ -89,6 +90,7 @@ PASSES = (
     Pass("dense_to_conv", _plain(dense_to_conv)),
     Pass("merge_padding", _plain(merge_padding)),
     Pass("binary", _binary),
+    Pass("quantized", _for_target(quantized), for_target=True),
     Pass("fold_affine", _plain(fold_affine)),
     Pass("channel_views", _plain(channel_views)),
     Pass("to_operators", _plain(to_operators)),
@@ -103,7 +105,7 @@ PASSES = (
 #: The last pass that ``survey`` runs: what comes after it makes kernels of what was found.
 LAST_SURVEYED = "fold_threshold"
 #: The last pass before the first one that a target decides.
-LAST_COMMON = "fuse_epilogue"
+LAST_COMMON = "binary"
 
 _NAMES = [each.name for each in PASSES]
 

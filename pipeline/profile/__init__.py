@@ -300,7 +300,10 @@ def print_table(profile: Profile, console: Console) -> None:
     table.add_row("total", "", f"{profile.cycles:,.0f}", f"{profile.ms:.3f}", "100%", *[""] * (5 if several else 3))
     console.print(table)
     if any((layer.roof_percent or 0) > 100 for layer in profile.layers):
-        console.print("Above 100 % of the roof: Winograd's method, with fewer multiplications than the MACs counted.")
+        console.print(
+            "Above 100 % of the roof, which counts products of floats: Winograd's method, with fewer multiplications than the "
+            "MACs counted, or whole numbers of 8 bits, of which a vector holds more."
+        )
     if not profile.complete:
         console.print("The simulator met instructions it has no rule for: these cycles are a guess.")
 

@@ -13,7 +13,7 @@ from bitkiln.pipeline.reference.resize import resize
 from bitkiln.pipeline.reference.values import Operator
 from bitkiln.pipeline.reference.windows import convolve, pool, spread
 from bitkiln.schedules import steps
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, Resize, Workload
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, QConv2d, Resize, Workload
 
 
 def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
@@ -28,6 +28,8 @@ def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
             taken = zip(args, workload.begins, workload.parts, strict=False)
             args = [*(part[..., begin : begin + count] for part, begin, count in taken), *args[parts:]]
         return steps.compute(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
+    if isinstance(workload, QConv2d):
+        return _compute_whole(workload, args)
     if isinstance(workload, ConvTranspose2d):
         work = workload
         value = spread(args[0], args[1], work.strides, work.padding, work.dilation, work.groups, work.output_padding)
@@ -62,6 +64,16 @@ def _compute_pool(workload: Pool2d, args: Sequence[np.ndarray]) -> np.ndarray:
         return sign_bits(value, workload.sign_zero) if workload.out == "bits" else value
     result = pack_bits(pool(unpack_bits(args[0], workload.channels), workload.pool))
     return result ^ args[1] if workload.invert else result
+
+
+def _compute_whole(workload: QConv2d, args: Sequence[np.ndarray]) -> np.ndarray:
+    """Sums of whole numbers, which float64 holds, and what the factor makes of them."""
+    data, weight, bias, factor = args
+    work = workload
+    whole = data.astype(np.float64) - work.zero
+    sums = convolve(whole, weight.astype(np.float64), work.strides, work.padding, work.dilation, work.groups, 0)
+    rounded = np.round((sums + bias).astype(np.float32) * factor.astype(np.float32)) + work.out_zero
+    return np.clip(rounded, work.low, work.high).astype(np.int8)
 
 
 def accumulate(workload: Conv2d, data: np.ndarray, weight: np.ndarray) -> np.ndarray:

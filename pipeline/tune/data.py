@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, Resize, Workload, packed
+from bitkiln.schedules.workload import (
+    Binarize,
+    Concat,
+    Conv2d,
+    ConvTranspose2d,
+    Pool2d,
+    QConv2d,
+    Resize,
+    Workload,
+    packed,
+)
 
 #: Largest difference of float results, relative to the largest of them.
 FLOAT_TOLERANCE = 1e-3
@@ -19,6 +29,8 @@ SIGN_TOLERANCE = 2e-3
 def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
     """An array for each argument of ``workload``, in order, fixed by ``seed``."""
     source = np.random.default_rng(seed)
+    if isinstance(workload, QConv2d):
+        return _whole_numbers(workload, source)
     shapes = list(workload.shapes[:-1])
     images = (workload.widths or workload.parts) if isinstance(workload, Concat) else (workload.channels,)
     arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
@@ -34,6 +46,18 @@ def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
         reach = max(1, workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups // 8)
         arrays.append(source.integers(-reach, reach, shapes.pop(0)[0], np.int32, endpoint=True))
     return arrays
+
+
+def _whole_numbers(workload: QConv2d, source: np.random.Generator) -> list[np.ndarray]:
+    """Any data; weights so small that no segment of them spills, whatever was planned."""
+    (data, _), (weight, _), (channels, _), *_ = workload.shapes
+    most = 255 // max(1, workload.segment)
+    return [
+        source.integers(-128, 127, data, np.int8, endpoint=True),
+        source.integers(-most, most, weight, np.int16, endpoint=True),
+        source.integers(-1000, 1000, channels, np.int32, endpoint=True),
+        source.uniform(0.001, 0.01, channels).astype(np.float32),
+    ]
 
 
 def reference_result(workload: Workload, seed: int) -> bytes:
@@ -61,6 +85,9 @@ def disagreement(workload: Workload, expected: bytes, found: bytes) -> str:
         return (
             f"{differing} of {8 * len(expected)} result bits differ from the default's" if differing > allowed else ""
         )
+    if dtype == "int8":
+        differing = int((np.frombuffer(expected, np.int8) != np.frombuffer(found, np.int8)).sum())
+        return f"{differing} of {len(expected)} results differ from the default's" if differing else ""
     reference, result = np.frombuffer(expected, np.float32), np.frombuffer(found, np.float32)
     with np.errstate(invalid="ignore"):
         error = np.abs(reference - result).max(initial=0.0) / max(1.0, float(np.abs(reference).max(initial=0.0)))

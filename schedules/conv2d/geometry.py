@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitkiln.schedules.workload import Conv2d
+from bitkiln.schedules.workload import Conv2d, QConv2d
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ def split(extent: int, tile: int, least: int = 1) -> list[Run]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the taps lie; offsets are in floats.
+    """Where the taps lie; offsets are in elements.
 
     ``padded``: height, width and channels of the image that is read, with its border. ``rows``: offset of each row of taps
-    from a pixel's first tap; a row is a run of ``row_length`` adjacent floats: a whole row of the kernel where its taps are
+    from a pixel's first tap; a row is a run of ``row_length`` adjacent elements: a whole row of the kernel where its taps are
     neighbours, else one tap. ``pixels``: offset of each output pixel's first tap.
     """
 
@@ -45,11 +45,11 @@ class Geometry:
 
     @property
     def size(self) -> int:
-        """Floats of the image that is read."""
+        """Elements of the image that is read."""
         return self.padded[0] * self.padded[1] * self.padded[2]
 
 
-def geometry(workload: Conv2d) -> Geometry:
+def geometry(workload: Conv2d | QConv2d) -> Geometry:
     """Where the taps of ``workload`` lie."""
     top, left, bottom, right = workload.padding
     height, width, channels = workload.height + top + bottom, workload.width + left + right, workload.channels

@@ -57,6 +57,8 @@ class KernelSet:
     #: Products of bits: pixels x output channels.
     bgemm: tuple[Size, ...] = ()
     binary: BinaryKernels | None = None
+    #: Products and depthwise convolutions of whole numbers of 8 bits.
+    whole: bool = False
     #: Signs of floats to bits.
     binarize: bool = False
     #: Pooling by lines of channels: the micro-kernel, with the arguments and the C call of ``a53.pool.PoolRow``.

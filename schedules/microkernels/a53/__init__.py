@@ -25,6 +25,7 @@ SET = KernelSet(
     # Counts of 8 channels a register; the last size writes whole cache lines of floats.
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 3, floats=True),
+    whole=True,
     binarize=True,
     pool=PoolRow,
 )

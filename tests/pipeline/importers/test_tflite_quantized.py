@@ -244,7 +244,7 @@ def test_networks_on_the_board(litert, tmp_path, dtype):
     lowered = lower(model, board)
     attributes = [function.attrs for _, function in lowered.module.functions.items() if function.attrs]
     keys = [str(each["bitkiln.workload"]) for each in attributes if "bitkiln.workload" in each]
-    assert sum('"whole": true' in key for key in keys) == 3
+    assert sum('"tag": "qconv2d"' in key for key in keys) == 3
     bundle = compile_model(model, board, NoRecords(), tmp_path / "bundle")
     x = net.inputs()
     try:

@@ -1,0 +1,113 @@
+"""Which layers of a quantised network are computed in 8 bits, and that they give what the floats give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from bitkiln import targets
+from bitkiln.pipeline import reference
+from bitkiln.pipeline.ir.graph import bindings, op_name
+from bitkiln.pipeline.passes.quantized import quantized
+from tests.schedules.kernels import without_set
+
+BOARD = targets.load("rasp3b")
+
+
+def conv(x, weight, **attributes):
+    return relax.op.nn.conv2d(
+        x, relax.const(weight.astype("float32")), data_layout="NHWC", kernel_layout="OHWI", **attributes
+    )
+
+
+def rescaled(builder, sums, rng, low=-128, high=127, name="layer"):
+    sums = builder.emit(sums, f"{name}_conv")
+    channels = int(sums.ty.shape.values[-1])
+    bias = rng.integers(-500, 500, channels).astype("float32")
+    factor = rng.uniform(0.002, 0.01, channels).astype("float32")
+    biased = builder.emit(relax.op.add(sums, relax.const(bias)), f"{name}_biased")
+    scaled = builder.emit(relax.op.multiply(biased, relax.const(factor)), f"{name}_scaled")
+    rounded = builder.emit(relax.op.round(scaled), f"{name}_rounded")
+    return builder.emit(relax.op.clip(rounded, low, high), name)
+
+
+def built(shape, body, dtype="int8"):
+    x = relax.Var("x", relax.TensorType(shape, dtype))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            floats = builder.emit(relax.op.astype(x, "float32"), "floats")
+            result = builder.emit_output(body(builder, builder.emit(relax.op.add(floats, relax.const(3.0)), "whole")))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def kinds(module):
+    return [op_name(value) for _, value in bindings(module["main"])]
+
+
+def same(module, changed, dtype="int8"):
+    """Both give the same numbers, which are not all alike."""
+    param = module["main"].params[0]
+    shape = [int(extent) for extent in param.ty.shape.values]
+    info = np.iinfo(dtype)
+    x = np.random.default_rng(1).integers(info.min, info.max + 1, shape).astype(dtype)
+    want, got = (reference.run(each, {"x": x})[0] for each in (module, changed))
+    assert np.ptp(want.astype(float)) > 3
+    np.testing.assert_array_equal(want, got)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_layers_follow_each_other_in_8_bits(rng, dtype):
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-127, 128, (12, 3, 3, 4)), padding=[1, 1, 1, 1]), rng, 0, 200)
+        weight = rng.integers(-127, 128, (12, 3, 3, 1))
+        return rescaled(builder, conv(first, weight, groups=12), rng, -131, 124, "depthwise")
+
+    module = built((1, 6, 7, 4), body, dtype)
+    changed = quantized(module, BOARD)
+    assert kinds(changed).count("bitkiln.qconv2d") == 2
+    assert "nn.conv2d" not in kinds(changed) and kinds(changed).count("round") == 0
+    same(module, changed, dtype)
+
+
+def test_what_else_reads_a_tensor_gets_floats(rng):
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="first")
+        pooled = builder.emit(relax.op.nn.max_pool2d(first, (2, 2), (2, 2), layout="NHWC"), "pooled")
+        second = rescaled(builder, conv(pooled, rng.integers(-255, 256, (8, 1, 1, 8))), rng, name="second")
+        half = builder.emit(relax.op.multiply(second, relax.const(0.37)), "half")
+        total = builder.emit(relax.op.add(half, pooled), "total")
+        summed = builder.emit(relax.op.clip(builder.emit(relax.op.round(total), "rounded"), -100, 100), "sum")
+        return rescaled(builder, conv(summed, rng.integers(-127, 128, (8, 1, 1, 8))), rng, name="third")
+
+    module = built((1, 4, 6, 8), body)
+    changed = quantized(module, BOARD)
+    assert kinds(changed).count("bitkiln.qconv2d") == 3
+    same(module, changed)
+
+
+def test_what_8_bits_do_not_hold_stays_in_floats(rng):
+    def body(builder, x):
+        wide = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, -200, 200, "wide")
+        heavy = rescaled(builder, conv(wide, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="after_wide")
+        many = rescaled(builder, conv(heavy, rng.integers(-400, 401, (8, 1, 1, 8))), rng, name="heavy")
+        parts = conv(many, rng.integers(-9, 10, (8, 1, 1, 4)), groups=2)
+        return rescaled(builder, parts, rng, name="grouped")
+
+    module = built((1, 4, 4, 8), body)
+    changed = quantized(module, BOARD)
+    assert "bitkiln.qconv2d" not in kinds(changed)
+    same(module, changed)
+
+
+def test_targets_without_such_kernels_keep_floats(rng):
+    module = built((1, 4, 4, 8), lambda builder, x: rescaled(builder, conv(x, np.ones((8, 1, 1, 8))), rng))
+    assert "bitkiln.qconv2d" in kinds(quantized(module, BOARD))
+    assert quantized(module, without_set()) is module
