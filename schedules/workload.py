@@ -153,7 +153,7 @@ class QConv2d:
     x int8[1, H, W, C], weights int16 OHWI. The sum is that of (x - ``zero``) * weight, exactly, in 32 bits; padding holds
     ``zero``. It becomes a float32, as does its product with the factor; halves are rounded to even. Arguments: data, weight,
     bias int32[O], factor float32[O]. Output: int8 [1, H', W', O].
-    ``segment`` and ``spill`` are what ``schedules.qconv2d.segments`` plans from the weights; without ``segment`` nothing is
+    ``segment`` and ``segments`` are what ``schedules.qconv2d.segments`` plans from the weights; without them nothing is
     planned, and sums have 32 bits throughout.
     """
 
@@ -174,7 +174,7 @@ class QConv2d:
     low: int = -128
     high: int = 127
     segment: int = 0
-    spill: int = 0
+    segments: int = 0
 
     @property
     def out(self) -> str:
@@ -221,7 +221,7 @@ class QConv2d:
             f"zero{self.zero:+d}{self.out_zero:+d}",
             f"clip{self.low},{self.high}",
         ]
-        return " ".join(words + ([f"segment{self.segment}+{self.spill}"] if self.segment else []))
+        return " ".join(words + ([f"segments{self.segments}x{self.segment}"] if self.segment else []))
 
 
 @dataclass(frozen=True)

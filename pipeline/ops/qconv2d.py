@@ -23,7 +23,7 @@ class QuantizedConvAttributes(TypedDict, total=False):
     low: int
     high: int
     segment: int
-    spill: int
+    segments: int
 
 
 def qconv2d(

@@ -20,7 +20,7 @@ from tvm.ir import _ffi_api as ir_ffi
 from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import WORKLOAD_ATTR, Pool, Workload, to_json
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Pool, QConv2d, Workload, to_json
 
 #: TVM's pattern kind for a function that fusion must leave alone (kOpaque).
 OPAQUE = 8
@@ -177,7 +177,9 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
     """``call`` with another epilogue."""
     begin, end = _operand_range(call)
     args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
-    return call_of(replace(workload_of(call), epilogue=tuple(steps)), args)
+    workload = workload_of(call)
+    assert not isinstance(workload, QConv2d), "what follows its sums is always the same"
+    return call_of(replace(workload, epilogue=tuple(steps)), args)
 
 
 def _operand_range(call: Call) -> tuple[int, int]:

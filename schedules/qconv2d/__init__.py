@@ -40,7 +40,7 @@ def planned(workload: QConv2d, weight: np.ndarray) -> QConv2d:
     if workload.groups > 1 or workload.out_channels < CHANNELS:
         return workload
     plan = segments.plan(product.steps_of(workload, weight), CHANNELS)
-    return replace(workload, segment=plan.length, spill=plan.spill)
+    return replace(workload, segment=plan.length, segments=plan.segments)
 
 
 def space(workload: QConv2d, target: Target) -> dict[str, list[int | str]]:

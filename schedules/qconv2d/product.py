@@ -2,8 +2,8 @@
 
 A block of 8 pixels is packed, [step][pixel] of 16 bits, and meets the weights of all panels, [panel][step][channel] of 16
 bits. The image is read in place, or from a copy with a border of the value that means zero. A step is a tap of one input
-channel; rows of taps are filled up to whole pieces of the packing with weights of zero. Where there are more weights than
-half of the L2 cache holds, all blocks are packed first, and each panel's weights meet all of them.
+channel; rows of taps are filled up to whole pieces of the packing, which no panel's plan takes. Where there are more weights
+than half of the L2 cache holds, all blocks are packed first, and each panel's weights meet all of them.
 
 The last block and the last panel repeat pixels and channels of the ones before them where there are too few.
 """
@@ -26,7 +26,7 @@ from bitkiln.schedules.microkernels.a53.ipack import PIECE, PIXELS, PackWhole
 from bitkiln.schedules.microkernels.a53.rescale import TABLE_BYTES
 from bitkiln.schedules.qconv2d import tables
 from bitkiln.schedules.qconv2d.plain import padded_image
-from bitkiln.schedules.qconv2d.segments import panels, spilled
+from bitkiln.schedules.qconv2d.segments import Layout, laid
 from bitkiln.schedules.workload import QConv2d
 from bitkiln.targets import Target
 
@@ -56,11 +56,10 @@ class _Product:
         self.blocks = -(-self.pixels // self.tile)
         self.panels = -(-workload.out_channels // CHANNELS)
         self.pieces = -(-self.geometry.row_length // PIECE)
-        depth = len(self.geometry.rows) * self.pieces * PIECE
-        self.segments = -(-depth // self.micro.steps) * self.micro.together
+        self.segments = -(-workload.segments // self.micro.together) * self.micro.together
         self.steps = self.segments * workload.segment
-        self.block_size = (self.steps + AHEAD) * PIXELS
-        self.panel_size = (self.steps + workload.spill) * CHANNELS
+        self.block_size = len(self.geometry.rows) * self.pieces * PIECE * PIXELS
+        self.panel_size = self.steps * CHANNELS
         weights, packed = 2 * self.panels * self.panel_size, 2 * self.blocks * self.block_size
         self.weights_once = weights > cache // 2 and packed <= cache * 3 // 4
         self.copies = any(workload.padding) or self.geometry.row_length % PIECE != 0
@@ -72,14 +71,17 @@ class _Product:
             Argument((0,), data_shape, "int8"),
             Argument((1,), (self.panels * self.panel_size + AHEAD * CHANNELS,), "int16", self.pack),
             Argument((1, 2, 3), (self.panels * TABLE_BYTES,), "int8", self.tables),
-            Argument((1,), (self.panels * (work.spill + 2),), "int32", self.spills),
+            Argument((1,), (self.panels * self.steps + AHEAD,), "int32", self.places),
+            Argument((1,), (self.panels,), "int32", self.counts),
             Constant(self._pixel_table()),
             Constant(np.array(self.geometry.rows, "int32")),
         )
         with IRBuilder() as builder, T.prim_func():
             T.func_name("qconv2d")
             T.func_attr({"tirx.noalias": True})
-            data, self.weights, self.table, self.spill, self.pixel_table, self.rows = loops.parameters(arguments)
+            data, self.weights, self.table, self.place, self.count, self.pixel_table, self.rows = loops.parameters(
+                arguments
+            )
             self.out = loops.flat(T.arg("out", T.buffer(out_shape, "int8")), math.prod(out_shape), "int8")
             flat = loops.flat(data, math.prod(data_shape), "int8")
             self.image = padded_image(work, flat, PIECE) if self.copies else flat
@@ -89,35 +91,34 @@ class _Product:
         return Kernel(builder.get(), arguments, (PackWhole(), self.micro), notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Weights OHWI as [panel][step, then spill][channel], and what is read ahead of the last."""
-        packed = np.zeros((self.panels, self.steps + self.workload.spill, CHANNELS), np.int16)
-        for to, (kept, steps, panel) in zip(packed, self._planned(arrays[0]), strict=True):
-            to[: kept.shape[1]] = kept.T
-            to[self.steps : self.steps + len(steps)] = (panel - kept)[:, steps].T
-        return np.concatenate([packed.ravel(), np.zeros(AHEAD * CHANNELS, np.int16)])
+        """Weights OHWI as [panel][step][channel], and what is read ahead of the last."""
+        return self._filled(self._laid(arrays).weights, CHANNELS)
 
-    def spills(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Of each panel how many steps it spills, where they lie among the packed pixels, in bytes, and a number read ahead."""
-        table = np.zeros((self.panels, self.workload.spill + 2), np.int32)
-        for row, (_, steps, _) in zip(table, self._planned(arrays[0]), strict=True):
-            row[0] = len(steps)
-            row[1 : 1 + len(steps)] = steps * (2 * PIXELS)
-        return table.ravel()
+    def places(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Where among the packed pixels each step of a panel finds its own, in bytes."""
+        return self._filled((self._laid(arrays).steps * (2 * PIXELS)).astype(np.int32)[..., None], 1)
+
+    def counts(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The segments of each panel."""
+        counts, together = self._laid(arrays).counts, self.micro.together
+        return (-(-counts // together) * together).astype(np.int32)
+
+    def _laid(self, arrays: Sequence[np.ndarray]) -> Layout:
+        found = laid(steps_of(self.workload, arrays[0]), CHANNELS, self.workload.segment)
+        if found.counts.max() > self.workload.segments:
+            raise ValueError(f"weights need {found.counts.max()} segments: {self.workload.key()}")
+        return found
+
+    def _filled(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """[panel][step][width], as many steps as there is room for, and those that are read ahead of the last."""
+        filled = np.zeros((self.panels, self.steps, width), rows.dtype)
+        used = min(self.steps, rows.shape[1])
+        filled[:, :used] = rows[:, :used]
+        return np.concatenate([filled.ravel(), np.zeros(AHEAD * width, rows.dtype)])
 
     def tables(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """What the sums of each panel end with."""
         return tables.of(self.workload, arrays)
-
-    def _planned(self, weight: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each panel what stays in segments [channel, step], the steps that spill, and all weights."""
-        found = [
-            (*spilled(panel, self.workload.segment), panel)
-            for panel in panels(steps_of(self.workload, weight), CHANNELS)
-        ]
-        most = max(len(steps) for _, steps, _ in found)
-        if most > self.workload.spill:
-            raise ValueError(f"weights spill {most} steps: {self.workload.key()}")
-        return found
 
     def _pixel_table(self) -> np.ndarray:
         """Byte offsets of each block's pixels, the last of a short block repeated."""
@@ -162,7 +163,6 @@ class _Product:
         work = self.workload
         pixel = T.min(block * self.tile, self.pixels - self.tile)
         channel = T.min(panel * CHANNELS, work.out_channels - CHANNELS)
-        spill = panel * (work.spill + 2)
         T.evaluate(
             T.call_extern(
                 "int32",
@@ -172,9 +172,8 @@ class _Product:
                 T.address_of(packed[at]),
                 T.address_of(self.weights[panel * self.panel_size]),
                 T.address_of(self.table[panel * TABLE_BYTES]),
-                T.address_of(self.spill[spill + 1]),
-                T.int64(self.segments),
-                T.Cast("int64", self.spill[spill]),
+                T.address_of(self.place[panel * self.steps]),
+                T.Cast("int64", self.count[panel]),
             )
         )
 

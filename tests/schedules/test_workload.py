@@ -43,7 +43,7 @@ EXAMPLES = (
     Pool2d(8, 8, 12, Pool((3, 3), (2, 2), (1, 1, 1, 1)), bits=True, invert=True),
     Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1), shift=True),
     Conv2d(56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1), layout="NCHW"),
-    QConv2d(56, 56, 64, 64, (1, 1), zero=-3, out_zero=4, segment=4, spill=2),
+    QConv2d(56, 56, 64, 64, (1, 1), zero=-3, out_zero=4, segment=4, segments=16),
 )
 
 
@@ -78,7 +78,7 @@ FULL = [
         {"out", "sign_zero"},
     ),
     (ConvTranspose2d(9, 9, 8, 8, (3, 3)), set()),
-    (QConv2d(9, 9, 8, 8, (3, 3), segment=4), set()),
+    (QConv2d(9, 9, 8, 8, (3, 3), segment=4, segments=18), set()),
     (Binarize(9, 9, 8), set()),
     (Pool2d(9, 9, 8, Pool((3, 3), (2, 2)), out="bits"), set()),
     (Concat(9, 9, (8, 8), begins=(0, 8), widths=(16, 24)), set()),

@@ -1,8 +1,8 @@
 """The product of whole numbers of 8 bits for the Cortex-A53, whose sums stay in 16 bits for a segment of products.
 
 ``mla`` multiplies 8 numbers of 16 bits in a cycle, twice what 32 bits allow, as long as no sum leaves 16 bits. So sums
-of ``segment`` products are kept in 16 bits, and then added to those of 32 bits by ``saddw``. What a segment's weights are too
-large for, its *spill*, is multiplied apart, with sums of 32 bits throughout (``schedules.qconv2d.segments`` plans both).
+of ``segment`` products are kept in 16 bits, and then added to those of 32 bits by ``saddw``. ``schedules.qconv2d.segments``
+plans which steps make a segment; a table says where in the panel of pixels each finds its numbers.
 
 A step multiplies a number of each pixel by those of 8 output channels: ``pixels`` products and two vectors to load, each as
 ``ldr d``, ``ldr x`` beside a product and ``ins`` beside the next vector's ``ldr d``. A vector of pixels is loaded two
@@ -20,10 +20,10 @@ from bitkiln.schedules.microkernels.a53.rescale import Constants, rescaled
 
 #: Output channels of a panel.
 CHANNELS = 8
-#: Steps that are loaded beyond the last one: of pixels, and of weights.
-AHEAD = 2
-#: Lines of weights and pixels are fetched so far ahead.
-_FETCHED = 384
+#: Steps of weights, and places of pixels, that are loaded beyond the last one.
+AHEAD = 4
+#: Bytes by which lines of weights and of pixels are fetched ahead; pixels are not read in order, but within a window.
+_FETCHED, _FETCHED_PIXELS = 384, 1024
 _LINE, _STEP = 64, 16
 _SHORT, _LONG = 8, 16
 _CONSTANTS = Constants(factors=(0, 1), zero=2, low=3, high=4)
@@ -31,13 +31,12 @@ _CONSTANTS = Constants(factors=(0, 1), zero=2, low=3, high=4)
 
 @dataclass(frozen=True)
 class WholeProduct:
-    """``void symbol(out, int64 pitch, panel, weights, table, spilled, int64 segments, int64 spill)``.
+    """``void symbol(out, int64 pitch, panel, weights, table, places, int64 segments)``.
 
-    ``panel``: int16 [steps][8], as ``PackWhole`` lays it out. ``weights``: int16 [segments * segment][8], then [spill][8].
-    ``spilled``: int32 [spill], the byte offsets in ``panel`` of what the spill's weights are multiplied by. Result m, int8
-    [8], is written at ``out`` + m * ``pitch``: clip(round(float(sum + bias) * factor) + zero, low, high), with numbers from
-    ``table`` (``rescale``). ``segments`` is a multiple of ``together``, and not 0. ``AHEAD`` more steps of panel and weights,
-    and one more offset, are read.
+    ``panel``: int16 [steps][8], as ``PackWhole`` lays it out. ``weights``: int16 [segments * segment][8]. ``places``: int32
+    [segments * segment], the byte offsets in ``panel`` of what they are multiplied by. Result m, int8 [8], is written at
+    ``out`` + m * ``pitch``: clip(round(float(sum + bias) * factor) + zero, low, high), with numbers from ``table``
+    (``rescale``). ``segments`` is a multiple of ``together``, and not 0. Of weights and places ``AHEAD`` more are read.
     """
 
     pixels: int
@@ -68,16 +67,17 @@ class WholeProduct:
             "x2": "panel of pixels",
             "x3": "weights",
             "x4": "table: biases, factors, limits",
-            "x5": "offsets of the spill",
+            "x5": "places of pixels",
             "x6": "segments left",
-            "x7": "steps of the spill left",
-            "x8": "begin of the panel",
+            "x7": "the next place",
+            "x8": "upper half of the first pixels",
             "x9, x10": "upper halves of vectors on their way",
+            "x11": "pixels to fetch",
             "v0-v7": "pixels and weights of a few steps",
             asm.span(pixels): "sums of the segment, 16 bits",
             asm.span(range(_LONG, _LONG + 2 * self.pixels)): "sums, 32 bits",
         }
-        lines = [*enter, *self._begin(), *self._loop(), *self._widened(), *self._spilled(), *self._end(), *leave, "ret"]
+        lines = [*enter, *self._begin(), *self._loop(), *self._widened(), *self._end(), *leave, "ret"]
         return asm.routine(self.symbol, lines, registers)
 
     def _slots(self) -> tuple[list[int], list[int]]:
@@ -93,15 +93,15 @@ class WholeProduct:
 
     def _begin(self) -> Iterator[str]:
         pixels, weights = self._slots()
-        yield from (f"ldp q{_LONG}, q{_LONG + 1}, [x4]", "mov x8, x2")
-        yield from (f"ldr q{pixels[0]}, [x2]", f"ldr q{weights[0]}, [x3]")
-        yield from (f"ldr d{pixels[1]}, [x2, #{_STEP}]", f"ldr x9, [x2, #{_STEP + 8}]", f"ldr x10, [x3, #{_STEP + 8}]")
+        yield from ("ldp w9, w10, [x5]", "ldr w7, [x5, #8]", "add x8, x2, #8", "mov x11, x2")
+        yield from (f"ldp q{_LONG}, q{_LONG + 1}, [x4]", f"ldr q{pixels[0]}, [x2, x9]", f"ldr q{weights[0]}, [x3]")
+        yield from (f"ldr d{pixels[1]}, [x2, x10]", "ldr x9, [x8, x10]", f"ldr x10, [x3, #{_STEP + 8}]")
         yield from (f"movi v{_SHORT + i}.2d, #0" for i in range(self.pixels))
         for i in range(2, 2 * self.pixels, 2):
             yield from (f"mov v{_LONG + i + half}.16b, v{_LONG + half}.16b" for half in (0, 1))
 
     def _loop(self) -> Iterator[str]:
-        """The segments. Between iterations x9 and x10 hold the next upper halves of pixels and of weights."""
+        """The segments. From one to the next x9 and x10 hold upper halves of pixels and of weights, x7 the place after."""
         yield "1:"
         for step in range(self.steps):
             yield from self._step(step)
@@ -117,22 +117,23 @@ class WholeProduct:
         half = len(products) // 2
         yield from (f"ldr d{next_w}, [x3, #{_STEP * (step + 1)}]", f"ins v{next_x}.d[1], x9")
         yield from asm.beside(products[:half], guests[0])
-        yield from (f"ldr d{later}, [x2, #{_STEP * (step + 2)}]", f"ins v{next_w}.d[1], x10")
+        yield from (f"ldr d{later}, [x2, x7]", f"ins v{next_w}.d[1], x10")
         ends = [*guests[1], *(self._moves() if last else [])]
         yield from asm.beside(products[half:], ends)
 
     def _guests(self, step: int) -> tuple[list[str], list[str]]:
         """What issues beside the products of a step before its second vector load, and behind it."""
-        first = [f"ldr x9, [x2, #{_STEP * (step + 2) + 8}]"]
-        second = [f"ldr x10, [x3, #{_STEP * (step + 2) + 8}]"]
+        first = ["ldr x9, [x8, x7]"]
+        second = [f"ldr x10, [x3, #{_STEP * (step + 2) + 8}]", f"ldr w7, [x5, #{4 * (step + 3)}]"]
         if step % (_LINE // _STEP) == 0:
             first.append(f"prfm pldl1keep, [x3, #{_FETCHED + _STEP * step}]")
-            first.append(f"prfm pldl1keep, [x2, #{_FETCHED + _STEP * step}]")
+            first.append(f"prfm pldl1keep, [x11, #{_FETCHED_PIXELS + _STEP * step}]")
         return first, second
 
     def _moves(self) -> list[str]:
         size = _STEP * self.steps
-        return [f"add x2, x2, #{size}", f"add x3, x3, #{size}", f"subs x6, x6, #{self.together}"]
+        moves = [f"add {pointer}, {pointer}, #{size}" for pointer in ("x3", "x11")]
+        return [*moves, f"add x5, x5, #{4 * self.steps}", f"subs x6, x6, #{self.together}"]
 
     def _products(self, step: int, x: int, w: int) -> Iterator[str]:
         """The products of a step. Those that begin a segment follow the widening of the one before."""
@@ -152,17 +153,6 @@ class WholeProduct:
         """The last segment's sums."""
         for pixel in range(self.pixels):
             yield from self._widen(pixel)
-
-    def _spilled(self) -> Iterator[str]:
-        """The spill: a step of it has 16 products of 32 bits where a segment's has 8."""
-        yield from ("cbz x7, 3f", "ldrsw x9, [x5], #4", "2:", "ldr q1, [x3], #16", "ldr q0, [x8, x9]")
-        products = []
-        for pixel in range(self.pixels):
-            long = _LONG + 2 * pixel
-            products.append(f"smlal v{long}.4s, v1.4h, v0.h[{pixel}]")
-            products.append(f"smlal2 v{long + 1}.4s, v1.8h, v0.h[{pixel}]")
-        yield from asm.beside(products, ["subs x7, x7, #1", "ldrsw x9, [x5], #4"])
-        yield from ("b.ne 2b", "3:")
 
     def _end(self) -> Iterator[str]:
         """Results, in the registers of the sums of 16 bits."""

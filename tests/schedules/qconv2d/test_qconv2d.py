@@ -10,6 +10,7 @@ import pytest
 from bitkiln import targets
 from bitkiln.pipeline.reference import compute
 from bitkiln.schedules import qconv2d
+from bitkiln.schedules.qconv2d.segments import laid
 from bitkiln.schedules.workload import QConv2d
 from tests.schedules.kernels import bound, defined, on_host, without_set
 
@@ -85,7 +86,8 @@ def test_kernels_of_64_bit_boards_compute_the_definition(run_kernels):
 def test_segments_of_every_length(run_kernel, length):
     target = targets.load("rasp3b")
     workload, args = arguments(QConv2d(4, 5, 48, 16, (1, 1), zero=-128), "uniform")
-    workload = replace(workload, segment=length, spill=48)
+    segments = laid(args[1].reshape(16, 48), 8, length).counts.max()
+    workload = replace(workload, segment=length, segments=int(segments))
     kernel = qconv2d.emit(workload, {}, target)
     assert (run_kernel(workload, kernel, args, target, 1) == compute(workload, args)).all()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitkiln.schedules.qconv2d.segments import LENGTHS, panels, plan, spilled
+from bitkiln.schedules.qconv2d.segments import LENGTHS, laid, panels, plan
 
 CHANNELS = 8
 
@@ -22,37 +22,46 @@ def drawn(kind, channels, steps):
             return np.where(np.arange(steps) % 2, 127, -128) * np.ones((channels, 1), int)
         case "nine bits":
             return rng.choice([-255, 255], (channels, steps))
+        case "few":
+            return rng.integers(-128, 128, (channels, steps)) * (np.arange(steps) % 7 == 3)
     return np.zeros((channels, steps), int)
 
 
-KINDS = ("uniform", "normal", "lowest", "alternating", "nine bits", "zero")
-
-
-def worst(kept, length):
-    """The largest and the smallest sum of a segment, over all data of 8 bits, whatever part of it was added up."""
-    filled = np.pad(kept, ((0, 0), (0, -kept.shape[1] % length))).reshape(len(kept), -1, length)
-    positive, negative = np.maximum(filled, 0).sum(axis=-1), np.minimum(filled, 0).sum(axis=-1)
-    return (127 * positive - 128 * negative).max(), (127 * negative - 128 * positive).min()
+KINDS = ("uniform", "normal", "lowest", "alternating", "nine bits", "few", "zero")
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_segment_leaves_16_bits(kind, length):
-    weights = drawn(kind, CHANNELS, 50)
-    kept, steps = spilled(weights, length)
-    highest, lowest = worst(kept, length)
-    assert highest <= 32767 and lowest >= -32768
-    assert set(np.flatnonzero((kept != weights).any(axis=0))) == set(steps)
+def test_no_segment_leaves_16_bits_and_all_weights_are_there(kind, length):
+    weights = drawn(kind, 20, 90)
+    found = laid(weights, CHANNELS, length)
+    segments = found.weights.astype(int).reshape(len(found.counts), -1, length, CHANNELS)
+    positive, negative = np.maximum(segments, 0).sum(axis=2), np.maximum(-segments, 0).sum(axis=2)
+    # Of all data of 8 bits, those that make the largest and the smallest sum.
+    assert (127 * positive + 128 * negative).max() <= 32767
+    assert (128 * positive + 127 * negative).max() <= 32768
+    for steps, parts, count, panel in zip(
+        found.steps, found.weights, found.counts, panels(weights, CHANNELS), strict=True
+    ):
+        total = np.zeros((90, CHANNELS), int)
+        np.add.at(total, steps[: count * length], parts[: count * length].astype(int))
+        assert (panel == total.T).all()
+        assert not parts[count * length :].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_holds_what_its_panels_spill(kind):
+def test_a_plan_has_room_for_every_panel(kind):
     weights = drawn(kind, 20, 70)
     found = plan(weights, CHANNELS)
     assert found.length in LENGTHS
-    assert max(len(spilled(panel, found.length)[1]) for panel in panels(weights, CHANNELS)) == found.spill
+    assert laid(weights, CHANNELS, found.length).counts.max() == found.segments
 
 
-def test_small_weights_make_long_segments_that_spill_nothing():
+def test_small_weights_make_long_segments():
     found = plan(np.random.default_rng(0).integers(-7, 8, (16, 256)), CHANNELS)
-    assert (found.length, found.spill) == (LENGTHS[-1], 0)
+    assert (found.length, found.segments) == (LENGTHS[-1], 256 // LENGTHS[-1])
+
+
+def test_normal_weights_take_hardly_more_steps_than_they_are():
+    found = plan(drawn("normal", 64, 256), CHANNELS)
+    assert found.length >= 5 and found.length * found.segments <= 1.15 * 256
