@@ -78,13 +78,19 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str | No
     "--markdown",
     "markdown_file",
     type=click.Path(path_type=Path),
-    help=f"Write the table here; in a file with the lines {report.BEGIN} and {report.END}, between them.",
+    help="Write the table here; in a file with a part of the name of --section, as that part.",
 )
 @click.option(
     "--summary",
     "summary_file",
     type=click.Path(path_type=Path),
-    help="Write a table of the whole networks here, for all numbers of threads; between the same lines.",
+    help="Write a table of the whole networks here, for all numbers of threads; likewise.",
+)
+@click.option(
+    "--section",
+    default=report.SECTION,
+    show_default=True,
+    help="The part of those documents: from a line `<!-- NAME -->` to a line `<!-- /NAME -->`.",
 )
 @click.option("--svg", "svg_file", type=click.Path(path_type=Path), help="Write a picture of the whole networks here.")
 def main(
@@ -99,6 +105,7 @@ def main(
     json_file: Path | None,
     markdown_file: Path | None,
     summary_file: Path | None,
+    section: str,
     svg_file: Path | None,
 ) -> None:
     """Measure networks and layers on a simulated Cortex-A53, with bitkiln and with other engines' PyPI wheels.
@@ -141,9 +148,9 @@ def main(
     if json_file:
         _write(json_file, report.to_json(every))
     if markdown_file:
-        _insert(markdown_file, "\n".join(report.to_markdown(rows, title) for title, rows in tables if rows))
+        _insert(markdown_file, section, "\n".join(report.to_markdown(rows, title) for title, rows in tables if rows))
     if summary_file:
-        _insert(summary_file, f"{what}: one frame, warm\n\n{report.summary([rows for _, rows in tables])}")
+        _insert(summary_file, section, f"{what}: one frame, warm\n\n{report.summary([rows for _, rows in tables])}")
     if svg_file:
         title, rows = tables[0]
         _write(svg_file, picture.to_svg(rows, title))
@@ -196,10 +203,10 @@ def row(work: Work, engine: str, bound: float, bench: Bench) -> Row:
     return Row(work.name, engine, figure.cycles, figure.ms, bound, name, figure.how, threads, figure.error)
 
 
-def _insert(path: Path, section: str) -> None:
-    """Put ``section`` between the marks of the document at ``path``."""
+def _insert(path: Path, section: str, text: str) -> None:
+    """Make ``text`` the part ``section`` of the document at ``path``."""
     document = path.read_text(encoding="utf-8") if path.exists() else ""
-    _write(path, report.into_document(document, section))
+    _write(path, report.into_document(document, text, section))
 
 
 def _write(path: Path, text: str) -> None:

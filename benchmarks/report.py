@@ -11,10 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import published
+
 OURS = "bitkiln"
 FAILED = "not measured: "
-#: Lines of a document between which the table belongs.
-BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+#: The name of the part of a document in which the table belongs, between a line `<!-- NAME -->` and a line `<!-- /NAME -->`.
+SECTION = "bench"
 #: Characters of a line of Markdown, at most.
 LINE = 150
 #: An error, of an output's norm, that is more than another order of additions makes.
@@ -104,10 +106,14 @@ def summary(tables: Sequence[Sequence[Row]]) -> str:
     """
     tables = [[row for row in rows if " conv " not in row.work] for rows in tables]
     counts = [rows[0].threads for rows in tables if rows]
-    heads = ["ms"] + [head for count in counts for head in (f"bitkiln, {_threads(count)}", "best other", "x faster")]
+    claims = {
+        row.work: claim for rows in tables for row in rows if (claim := published.of(row.work, row.target, row.threads))
+    }
+    heads = ["ms", *(["published"] if claims else [])]
+    heads += [head for count in counts for head in (f"bitkiln, {_threads(count)}", "best other", "x faster")]
     lines, ratios = [], []
     for work in dict.fromkeys(row.work for rows in tables for row in rows):
-        cells = [work]
+        cells = [work, *([f"{claims[work].ms:g}" if work in claims else "-"] if claims else [])]
         for rows in tables:
             times = {row.engine: row.ms for row in rows if row.work == work and row.ms}
             own = times.pop(OURS, None)
@@ -118,6 +124,7 @@ def summary(tables: Sequence[Sequence[Row]]) -> str:
                 ratios.append((times[best] / own, f"{work} on {_threads(rows[0].threads)}, {best}"))
         lines.append(cells)
     text = _markdown([heads, *lines])
+    text += "".join(f"\n{source}.\n" for source in dict.fromkeys(claim.source for claim in claims.values()))
     return text + (f"\nNearest: {min(ratios)[1]}, {min(ratios)[0]:.2f} times our time.\n" if ratios else "")
 
 
@@ -139,10 +146,10 @@ def to_markdown(rows: Sequence[Row], title: str) -> str:
     return f"{title}\n\n{body}\n" + "".join(f"{text}\n" for text in lists)
 
 
-def into_document(document: str, section: str) -> str:
-    """``document`` with ``section`` between its marks; the section alone where it has none."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def into_document(document: str, section: str, name: str = SECTION) -> str:
+    """``document`` with ``section`` as its part ``name``; the section alone where it has no such part."""
+    before, begin, rest = document.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
     return f"{before}{begin}\n{section}{end}{after}" if begin and end else section
 
 

@@ -215,3 +215,19 @@ PUBLISHED = {
     "googlenet": _published(googlenet, 224, (450.64, 223.78), (525.25, 180.91), (780.05, 323.74)),
     "resnet50": _published(resnet50, 224, (977.51, 583.57), (1136.96, 380.46), (1800.97, 777.44)),
 }
+
+#: Milliseconds on four threads of boards with 32-bit systems, the least and the most that is published. All by ncnn of 2018 and
+#: 2019, older than the wheel that is simulated: github Tencent/ncnn issue 795 (a Pi 3B and, quoted, a 3B+) and pull request 640
+#: (a 3B+). Raspbian had 32-bit systems only.
+PUBLISHED_32 = {
+    "squeezenet": (102.85, 117.58),
+    "mobilenet": (151.78, 214.80),
+    "mobilenet_v2": (193.14, 228.65),
+    "resnet18": (411.93, 556.46),
+    "alexnet": (275.54, 436.50),
+    "googlenet": (302.02, 365.26),
+}
+
+#: How many times longer a network takes in 32-bit code than in 64-bit code of one engine on one Cortex-A53, one thread,
+#: float32. Source: github PaddlePaddle/Paddle-Lite, docs/performance/benchmark.md, version 2.11 on a Snapdragon 625.
+WIDTHS = {"mobilenet": 147.85 / 143.64, "mobilenet_v2": 131.05 / 106.17, "resnet50": 886.98 / 831.62}

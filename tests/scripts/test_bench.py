@@ -152,10 +152,20 @@ def test_the_summary_names_the_best_other_engine_and_the_network_where_one_comes
     assert "conv" not in text and "Nearest: card-binary on 4 threads, litert, 0.90 times" in text
 
 
-def test_a_document_keeps_what_is_around_its_marks():
-    document = f"before\n{report.BEGIN}\nold table\n{report.END}\nafter\n"
-    assert report.into_document(document, "new\n") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+def test_a_document_keeps_what_is_around_its_part():
+    parts = ["before\n<!-- bench -->\n{}<!-- /bench -->\nbetween\n<!-- cards -->\n{}<!-- /cards -->\nafter\n"]
+    document = parts[0].format("old\n", "old too\n")
+    assert report.into_document(document, "new\n") == parts[0].format("new\n", "old too\n")
+    assert report.into_document(document, "new\n", "cards") == parts[0].format("old\n", "new\n")
     assert report.into_document("an older table", "new\n") == "new\n"
+
+
+def test_the_summary_shows_what_others_have_published_of_the_same_board():
+    ours = [Row("card-float", "bitkiln", 1, 100.0, 50.0, "rasp3b32-700", "simulated", 4)]
+    text = report.summary([ours])
+    assert "| ms | published | bitkiln, 4 threads |" in text and "| card-float | 590 | 100.0 |" in text
+    assert "Raspbian at 700 MHz" in text
+    assert "published" not in report.summary([[replace(ours[0], target="rasp3b32")]])
 
 
 @pytest.mark.parametrize(
