@@ -149,7 +149,7 @@ class Graph:
 
     def pads(self, x: str, kernel: int, stride: int) -> list[int]:
         """Top, left, bottom, right: so many that the image keeps its size, or the part that the stride leaves of it."""
-        total = max(kernel - stride - (-self.shapes[x][2] % stride), 0) if self.same else (kernel - 1) // 2 * 2
+        total = max(kernel - stride + (-self.shapes[x][2] % stride), 0) if self.same else (kernel - 1) // 2 * 2
         return [total // 2] * 2 + [total - total // 2] * 2
 
     def _windows(self, x: str, kernel: int, stride: int, pads: Sequence[int]) -> list[int]:

@@ -6,13 +6,14 @@ our benchmark's networks need is known; anything else raises ``UnsupportedLayer`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 import tflite
 from onnx import helper, numpy_helper
 
+from benchmarks.quantise import Range, quantise
 from benchmarks.tflite_file import TfliteFile
 from bitkiln.pipeline.errors import UnsupportedLayer
 
@@ -25,9 +26,12 @@ CLAMPS = {(-1, 1): "RELU_N1_TO_1", (0, 6): "RELU6"}
 ORDERS = {4: (0, 2, 3, 1), 5: (0, 3, 4, 1, 2)}
 
 
-def convert(model: onnx.ModelProto) -> bytes:
-    """The network as a ``.tflite`` file; ``model`` carries inferred shapes."""
-    return _Converter(model.graph).convert()
+def convert(model: onnx.ModelProto, ranges: Mapping[str, Range] | None = None) -> bytes:
+    """The network as a ``.tflite`` file; ``model`` carries inferred shapes.
+
+    With ``ranges``, which every value has, one of int8.
+    """
+    return _Converter(model.graph).convert(ranges)
 
 
 class _Converter:
@@ -40,8 +44,10 @@ class _Converter:
         self.shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
         self.readers = [name for node in graph.node for name in node.input]
         self.tensors: dict[str, int] = {}
+        #: Of tensors that no value of the ONNX graph stands for.
+        self.ranges: dict[int, Range] = {}
 
-    def convert(self) -> bytes:
+    def convert(self, ranges: Mapping[str, Range] | None) -> bytes:
         inputs = [value.name for value in self.graph.input if value.name not in self.constants]
         self.tensors[inputs[0]] = source = self.file.tensor(self.shape(inputs[0]))
         for node in self.graph.node:
@@ -51,6 +57,9 @@ class _Converter:
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             results = method(node, **attributes)
             self.tensors |= zip(node.output, [results] if isinstance(results, int) else results, strict=True)
+        if ranges is not None:
+            # A fused activation shares its tensor with the value in front of it, and comes later.
+            quantise(self.file, self.ranges | {tensor: ranges[name] for name, tensor in self.tensors.items()})
         return self.file.write(source, [self.tensors[value.name] for value in self.graph.output])
 
     def shape(self, name: str) -> list[int]:
@@ -248,6 +257,7 @@ class _Converter:
         ):
             inputs = [x, self.file.constant(np.array([value], np.float32))]
             x = self.file.operator(name, inputs, shape, table, FusedActivationFunction=activation)
+            self.ranges[x] = (0.0, 6.0)
         return x
 
     def _Concat(self, node: onnx.NodeProto, axis: int) -> int:

@@ -21,6 +21,8 @@ from bitkiln.pipeline.errors import ModelError, SetupError
 CONVERSION_TIMEOUT = 300.0
 #: Of the output's norm. Winograd loses little; a binarised network flips some signs where a float stem rounds.
 TOLERANCE = 0.1
+#: A quantised network with random weights is far from the float one; a wrong conversion is off by about its whole norm.
+INT8_TOLERANCE = 0.4
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Peer:
     same: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     precision: str = "as float"
+    tolerance: float = TOLERANCE
 
 
 def to_ncnn(model: onnx.ModelProto, folder: Path) -> list[Path]:
@@ -68,6 +71,28 @@ def to_tflite(model: onnx.ModelProto, folder: Path) -> list[Path]:
     return [path]
 
 
+def to_tflite_int8(model: onnx.ModelProto, folder: Path) -> list[Path]:
+    """The same of int8, by the ranges that its values take on a random image."""
+    path = folder / "network.tflite"
+    path.write_bytes(onnx_to_tflite.convert(model, _ranges(model)))
+    return [path]
+
+
+def _ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """The least and the greatest of every value, by name."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    source = next(value for value in model.graph.input if value.name not in constants)
+    shape = [dim.dim_value for dim in source.type.tensor_type.shape.dim]
+    image = np.random.default_rng(5).uniform(0, 255, shape).astype(np.float32)
+    inner = onnx.ModelProto()
+    inner.CopyFrom(model)
+    names = [name for node in model.graph.node for name in node.output]
+    del inner.graph.output[:]
+    inner.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    values = {source.name: image, **dict(zip(names, reference(inner, image), strict=True))}
+    return {name: (float(value.min()), float(value.max())) for name, value in values.items()}
+
+
 PEERS: Mapping[str, Peer] = {
     "onnxruntime": Peer("onnxruntime", "onnxruntime", to_onnx),
     "ncnn": Peer("ncnn", "ncnn", to_ncnn),
@@ -75,6 +100,9 @@ PEERS: Mapping[str, Peer] = {
         "ncnn", "ncnn", to_ncnn, options={"bf16": True}, precision="weights and activations kept as bf16"
     ),
     "litert": Peer("litert", "ai-edge-litert", to_tflite, same=True),
+    "litert-int8": Peer(
+        "litert", "ai-edge-litert", to_tflite_int8, same=True, precision="quantised to int8", tolerance=INT8_TOLERANCE
+    ),
     "tflite-runtime": Peer("tflite-runtime", "tflite-runtime", to_tflite, same=True),
 }
 
@@ -96,7 +124,9 @@ def measure(name: str, work: Work, stand: Stand, folder: Path, threads: int) -> 
         raise SetupError(why)
     model = work.onnx(peer.same)
     data = work.input(model)
-    job = Job(peer.engine, peer.convert(model, folder), data, reference(model, data), TOLERANCE, threads, peer.options)
+    job = Job(
+        peer.engine, peer.convert(model, folder), data, reference(model, data), peer.tolerance, threads, peer.options
+    )
     measured = stand.measure(job)
     version = wheels.VERSIONS[architecture][peer.wheel]
     return replace(measured, measured_by=f"{measured.measured_by}; {peer.wheel} {version}, {peer.precision}")

@@ -14,7 +14,7 @@ SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     shape: tuple[int, ...]
     dtype: str
     values: np.ndarray | None = None
@@ -27,7 +27,7 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Operator:
+class Operator:
     """``code`` is a builtin operator's number, or the name of a custom one with its ``options`` as bytes."""
 
     code: int | str
@@ -41,17 +41,17 @@ class _Operator:
 class TfliteFile:
     """Tensors and operators in the order they are added; tensors are named by their index."""
 
-    tensors: list[_Tensor] = field(default_factory=list)
-    operators: list[_Operator] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    operators: list[Operator] = field(default_factory=list)
 
     def tensor(self, shape: Sequence[int], dtype: str = "float32", **details: Any) -> int:
         """An activation; ``details`` are a name, a shape signature or a quantisation scale."""
-        self.tensors.append(_Tensor(tuple(shape), dtype, **details))
+        self.tensors.append(Tensor(tuple(shape), dtype, **details))
         return len(self.tensors) - 1
 
     def constant(self, values: np.ndarray, **details: Any) -> int:
         """A constant of any numeric type."""
-        self.tensors.append(_Tensor(values.shape, str(values.dtype), np.ascontiguousarray(values), **details))
+        self.tensors.append(Tensor(values.shape, str(values.dtype), np.ascontiguousarray(values), **details))
         return len(self.tensors) - 1
 
     def operator(
@@ -84,7 +84,7 @@ class TfliteFile:
         """As ``operator``, with a result of each of ``shapes``."""
         results = [self.tensor(shape, dtype, **(into or {})) for shape in shapes]
         code = getattr(tflite.BuiltinOperator, name)
-        self.operators.append(_Operator(code, tuple(inputs), tuple(results), table, options))
+        self.operators.append(Operator(code, tuple(inputs), tuple(results), table, options))
         return results
 
     def custom(
@@ -92,7 +92,7 @@ class TfliteFile:
     ) -> int:
         """Append the custom operator ``code``; an input that is left out is -1."""
         result = self.tensor(shape, dtype)
-        self.operators.append(_Operator(code, tuple(inputs), (result,), "", options))
+        self.operators.append(Operator(code, tuple(inputs), (result,), "", options))
         return result
 
     def write(self, source: int | Sequence[int], result: int | Sequence[int]) -> bytes:
@@ -167,7 +167,7 @@ def _operator_code(build: flatbuffers.Builder, code: int | str) -> int:
     return _table(build, "OperatorCode", DeprecatedBuiltinCode=min(code, 127), BuiltinCode=code, Version=1)
 
 
-def _tensor(build: flatbuffers.Builder, tensor: _Tensor, buffer: int) -> int:
+def _tensor(build: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
     fields = {"Shape": _numbers(build, tensor.shape), "Type": getattr(tflite.TensorType, tensor.dtype.upper())}
     if tensor.signature:
         fields["ShapeSignature"] = _numbers(build, tensor.signature)
@@ -183,7 +183,7 @@ def _tensor(build: flatbuffers.Builder, tensor: _Tensor, buffer: int) -> int:
     return _table(build, "Tensor", **fields, Buffer=buffer)
 
 
-def _operator(build: flatbuffers.Builder, code: int, operator: _Operator) -> int:
+def _operator(build: flatbuffers.Builder, code: int, operator: Operator) -> int:
     fields = {
         "OpcodeIndex": code,
         "Inputs": _numbers(build, operator.inputs),

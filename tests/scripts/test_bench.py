@@ -279,7 +279,7 @@ def test_another_process_installs_no_second_time(tmp_path, monkeypatch):
     assert len(calls) == 1 and len(set(folders)) == 1 and folders[0].is_dir()
 
 
-def conv_bn_shortcuts() -> onnx.ModelProto:
+def zoo_operators() -> onnx.ModelProto:
     """Every operator that the zoo's networks have and the cards' have not."""
     graph = Graph((1, 4, 8, 8), seed=5)
     x = graph.add("HardSwish", graph.depthwise(graph.input, 5, stride=2))
@@ -298,7 +298,7 @@ def test_the_converter_keeps_what_a_network_computes(tmp_path):
     from bitkiln.pipeline import reference
     from bitkiln.pipeline.importers import load_model
 
-    model = conv_bn_shortcuts()
+    model = zoo_operators()
     data = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
     path = tmp_path / "all.tflite"
     path.write_bytes(onnx_to_tflite.convert(model))
@@ -308,10 +308,46 @@ def test_the_converter_keeps_what_a_network_computes(tmp_path):
     assert guest.error([image.transpose(0, 3, 1, 2), scores], peers.reference(model, data), 1e-5) < 1e-5
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_the_zoo_converts_to_tflite(name):
-    done = operators(onnx_to_tflite.convert(ZOO[name](True)))
-    assert "PAD" not in done and "CONV_2D" in done
+@pytest.mark.parametrize("build", [*ZOO.values(), networks.card_binary])
+def test_padding_as_tensorflow_s_keeps_every_size_and_needs_no_pass_of_its_own(build):
+    one, other = build(False), build(True)
+    sizes = [[value.type.tensor_type.shape for value in model.graph.value_info] for model in (one, other)]
+    assert sizes[0] == sizes[1]
+    done = operators(onnx_to_tflite.convert(other))
+    assert not {"PAD", "PADV2"} & set(done) and "CONV_2D" in done
+
+
+def test_the_int8_form_computes_nearly_what_the_float_one_does(tmp_path):
+    """By our own importer and reference; its outputs are int8, with a scale."""
+    from bitkiln.pipeline import reference
+    from bitkiln.pipeline.importers import load_model
+
+    model = zoo_operators()
+    path = peers.to_tflite_int8(model, tmp_path)[0]
+    done = operators(path.read_bytes())
+    assert not {"QUANTIZE", "DEQUANTIZE"} & set(done)
+    imported = load_model(path)
+    (parameter,) = imported.module["main"].params
+    graph = tflite.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
+
+    def scale(tensor: int) -> tuple[float, int]:
+        how = graph.Tensors(tensor).Quantization()
+        return how.Scale(0), how.ZeroPoint(0)
+
+    image = np.random.default_rng(5).uniform(0, 255, (1, 4, 8, 8)).astype(np.float32)
+    step, zero = scale(graph.Inputs(0))
+    data = (np.round(image.transpose(0, 2, 3, 1) / step) + zero).astype(np.int8)
+    results = reference.run(imported.module, {parameter.name: np.ascontiguousarray(data)})
+    floats = []
+    for i, result in enumerate(results):
+        step, zero = scale(graph.Outputs(i))
+        floats.append((result.astype(np.float32) - zero) * step)
+    assert guest.error([floats[0].transpose(0, 3, 1, 2), floats[1]], peers.reference(model, image), 0.1) > 0
+
+
+def test_signs_have_no_int8_form(tmp_path):
+    with pytest.raises(UnsupportedLayer, match="RELU_N1_TO_1 has no int8 form"):
+        peers.to_tflite_int8(networks.card_binary(True), tmp_path)
 
 
 def operators(content: bytes) -> list[str]:
