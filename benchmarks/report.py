@@ -124,7 +124,8 @@ def summary(tables: Sequence[Sequence[Row]]) -> str:
                 ratios.append((times[best] / own, f"{work} on {_threads(rows[0].threads)}, {best}"))
         lines.append(cells)
     text = _markdown([heads, *lines])
-    text += "".join(f"\n{source}.\n" for source in dict.fromkeys(claim.source for claim in claims.values()))
+    sources = dict.fromkeys(claim.source for claim in claims.values())
+    text += "".join(f"\n{textwrap.fill(f'{source}.', LINE)}\n" for source in sources)
     return text + (f"\nNearest: {min(ratios)[1]}, {min(ratios)[0]:.2f} times our time.\n" if ratios else "")
 
 
