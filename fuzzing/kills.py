@@ -77,7 +77,7 @@ class Field:
         while orphans := self.orphans():
             assert time.monotonic() < deadline, f"{arguments}, {number.name} after {after:.2f} s leaves {orphans}"
             time.sleep(0.1)
-        assert "Traceback" not in self.said(), self.said()[-2000:]
+        assert not any(map(_is_ours, _tracebacks(self.said()))), self.said()[-2000:]
 
     def orphans(self) -> list[str]:
         """Processes that have our TMPDIR, other than this one."""
@@ -98,6 +98,16 @@ class Field:
     def leftovers(self) -> list[str]:
         """Temporary files and folders."""
         return sorted(path.name for path in (*self.scratch.glob("*"), *self.folder.glob(".*")))
+
+
+def _tracebacks(said: str) -> list[str]:
+    """What follows each heading of one."""
+    return said.split("Traceback (most recent call last)")[1:]
+
+
+def _is_ours(traceback: str) -> bool:
+    """Not of Python itself, which answers Ctrl-C so until a program of ours begins."""
+    return "/bitkiln/" in traceback or "/pipeline/" in traceback or "KeyboardInterrupt" not in traceback
 
 
 def whole_records(logs: Path) -> int:

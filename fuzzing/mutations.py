@@ -50,14 +50,17 @@ _RECORD = {
     **{"clock_mhz": 1200, "kind": "simulated", "measured_by": "simulated, v2", "time": "2026-01-01T00:00:00Z"},
     **{"tvm": "0.27.0", "schedule": 3, "health": {"load": 1}},
 }
+_EMPTY = {"size": 0, "sha256": hashlib.sha256().hexdigest()}
 _MANIFEST = {
     **{
         "format": 1,
         "target": "rasp3b",
-        "files": {},
+        "files": dict.fromkeys(runner.PROGRAMS, _EMPTY),
         "inputs": [_TENSOR],
         "outputs": [_TENSOR],
-        "model": {"name": "net"},
+        "model": {"name": "net", "sha256": ""},
+        "golden": {"inputs": ["i.npy"], "outputs": ["o.npy"]},
+        "preprocessing": {"height": 8, "width": 8, "mean": [0.5]},
     },
     "steps": [{"name": "a", "kind": "conv2d", "macs": 5, "weight_bytes": 3, "binary": False}],
     **{"requires": {"cpu": "aarch64", "glibc": "2.17"}, "memory": {"activations": 1, "boundary": 1, "constants": 1}},
@@ -105,24 +108,26 @@ def readers() -> Iterator[dict[str, tuple[Any, Reader]]]:
     """What is read, by name: something good to begin with, and its reader."""
     with tempfile.TemporaryDirectory(prefix="bitkiln-mutations-") as name:
         folder = Path(name)
+        for program in runner.PROGRAMS:
+            (folder / program).touch()
 
         def through_file(file: str, read: Callable[[Path], object], data: bytes) -> object:
             (folder / file).write_bytes(data)
             return read(folder / file)
-
-        def manifest(data: bytes) -> object:
-            (folder / "manifest.json").write_bytes(data)
-            try:
-                return open_bundle(folder).target
-            finally:
-                runner.Bundle(str(folder))
 
         def measured(data: bytes) -> object:
             return answers.measurement(answers.parsed(data, "pi"), lambda file: _RESULT, (), "pi")
 
         yield {
             "record": (_RECORD, records.parse),
-            "manifest": (_MANIFEST, manifest),
+            "manifest": (
+                _MANIFEST,
+                partial(through_file, "manifest.json", lambda path: open_bundle(path.parent).target),
+            ),
+            "manifest on the board": (
+                _MANIFEST,
+                partial(through_file, "manifest.json", lambda path: runner.Bundle(str(path.parent))),
+            ),
             "measurement": (_MEASURED, measured),
             "identity": (_IDENTITY, lambda data: answers.identity(answers.parsed(data, "pi"), "pi")),
             "health": (

@@ -17,16 +17,16 @@ SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def unpack(architecture: str, packages: Sequence[str], scratch: Path) -> Path:
-    """Unpack ``packages`` and all that they depend on into a new folder in ``scratch``. Raises Missing."""
+def unpack(architecture: str, packages: Sequence[str], scratch: Path, suite: str = SUITE) -> Path:
+    """Unpack ``packages`` of a release and all that they depend on into a new folder in ``scratch``. Raises Missing."""
     archive = scratch / "root.tar"
     # Nothing of the packages is run, so that nobody needs to be root and any architecture will do.
     build = [needs.find("mmdebstrap"), "--mode=chrootless", "--variant=extract", f"--architectures={architecture}"]
-    build += ["--skip=check/qemu,check/chrootless", f"--include={','.join(packages)}", SUITE, str(archive)]
+    build += ["--skip=check/qemu,check/chrootless", f"--include={','.join(packages)}", suite, str(archive)]
     mirror = archive_address()
     if mirror:
-        build.append(f"deb {f'[signed-by={KEYRING}] ' if KEYRING.exists() else ''}{mirror} {SUITE} main")
-    what = f"{SUITE} packages for {architecture}"
+        build.append(f"deb {f'[signed-by={KEYRING}] ' if KEYRING.exists() else ''}{mirror} {suite} main")
+    what = f"{suite} packages for {architecture}"
     run(build, f"fetching {what}")
     tree = scratch / "root"
     tree.mkdir()

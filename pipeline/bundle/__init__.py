@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from bitkiln import targets
+from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.device.replace_folder import recover, replace_folder
 from bitkiln.pipeline.device.verify_bundle import SIGNATURE
 from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
+from bitkiln.pipeline.support.checked import Malformed, decode
 from bitkiln.pipeline.support.files import ASIDE
 from bitkiln.pipeline.support.scratch import discard, scratch_beside
 from bitkiln.pipeline.support.text import printable
@@ -67,6 +69,9 @@ class Bundle:
 def open_bundle(folder: Path) -> Bundle:
     """Read and verify the bundle in ``folder``; raises BundleError."""
     bundle = Bundle(folder, _read_manifest(folder))
+    for name in runner.PROGRAMS:
+        if name not in bundle.manifest["files"]:
+            raise BundleError(f"{folder / MANIFEST}: does not list {name}; compile or copy the bundle again")
     for name, expected in bundle.manifest["files"].items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -83,11 +88,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder}: no bundle (it has no {MANIFEST}); bitkiln compile makes one")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(manifest, ensure_ascii=False).encode()  # fails where a text could not be printed
-        missing = {"format", "target", "files", "inputs", "outputs", "steps"} - manifest.keys()
-    except (ValueError, AttributeError):
-        raise BundleError(f"{path}: damaged; compile or copy the bundle again") from None
+        with path.open("rb") as file:
+            manifest = decode(file.read(runner.MAX_MANIFEST + 1), dict[str, Any], runner.MAX_MANIFEST)
+    except Malformed as problem:
+        raise BundleError(f"{path}: damaged ({problem}); compile or copy the bundle again") from None
+    missing = {"format", "target", "files", "inputs", "outputs", "steps"} - manifest.keys()
     if manifest.get("format") != FORMAT_VERSION:
         raise BundleError(
             f"{path}: format {printable(str(manifest.get('format')), 40)}, this bitkiln knows {FORMAT_VERSION}; compile again"
@@ -97,28 +102,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     steps = manifest["steps"] if isinstance(manifest["steps"], list) else []
     chosen = [step for step in steps if isinstance(step, dict) and "workload" in step]
     several = [step["several"] for step in chosen if "several" in step]
-    if not (_fits(manifest, _MANIFEST) and _fits(chosen, [_CHOSEN]) and _fits(several, [_SEVERAL])):
+    if not (runner.fits(manifest, _MANIFEST) and runner.fits(chosen, [_CHOSEN]) and runner.fits(several, [_SEVERAL])):
         raise BundleError(f"{path}: damaged, it holds something else than expected; compile or copy the bundle again")
     return manifest
 
 
-_TENSOR = {"name": str, "dtype": str, "shape": [int]}
 _STEP = {"name": str, "kind": str, "macs": (int, float), "weight_bytes": (int, float), "binary": bool}
-
-#: What a manifest must hold where commands take it for granted, and a step whose kernel was chosen for a workload.
-_MANIFEST = {"target": str, "files": dict, "inputs": [_TENSOR], "outputs": [_TENSOR], "steps": [_STEP], "model": dict}
+#: What a manifest must hold where commands take it for granted; see ``runner.fits``.
+_MANIFEST = {**runner.MANIFEST, "target": str, "steps": [_STEP], "model": {"name": str, "sha256": str}}
+#: A step whose kernel was chosen for a workload, and that kernel on several threads, where it is another.
 _CHOSEN = {"workload": str, "chosen": str, "knobs": dict}
-#: The kernel of such a step on several threads, where it is another.
 _SEVERAL = {"chosen": str, "knobs": dict}
-
-
-def _fits(value: Any, pattern: Any) -> bool:
-    """Is ``value`` of a type, a list of what fits the pattern's one item, or a table with what the pattern's keys ask for?"""
-    if isinstance(pattern, dict):
-        return isinstance(value, dict) and all(key in value and _fits(value[key], pattern[key]) for key in pattern)
-    if isinstance(pattern, list):
-        return isinstance(value, list) and all(_fits(item, pattern[0]) for item in value)
-    return isinstance(value, pattern)
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -892,18 +892,23 @@ MANIFEST = {
     "memory?": {"running?": int},
     "threads?": [int],
     "preprocessing?": {"height": int, "width": int, "mean": [_NUMBER]},
+    "head?": {"task": str, "classes": int},
 }
+# What every bundle holds.
+PROGRAMS = ("model.so", "runner.py")
 
 
 def fits(value: Any, pattern: Any) -> bool:
     """Is ``value`` of a type, a list of what fits the pattern's one item, or a dict with what the pattern's keys ask for?
 
-    A key "NAME?" may be absent or None; what "*" asks for holds for all values.
+    A key "NAME?" may be absent or None; what "*" asks for holds for all values. Numbers are of a size to calculate with.
     """
     if isinstance(pattern, list):
         return isinstance(value, list) and all(fits(item, pattern[0]) for item in value)
     if not isinstance(pattern, dict):
-        return isinstance(value, pattern) and (pattern is bool or not isinstance(value, bool))
+        if isinstance(value, bool):
+            return pattern is bool
+        return isinstance(value, pattern) and (not isinstance(value, _NUMBER) or abs(value) < 1 << 62)
     if not isinstance(value, dict):
         return False
     if "*" in pattern:
@@ -969,7 +974,7 @@ class Bundle:
     def check_files(self) -> None:
         """Raise RunnerError where a file is missing, altered, or lies in the folder though the manifest does not list it."""
         listed = self.manifest["files"]
-        for name in ("model.so", "runner.py"):
+        for name in PROGRAMS:
             if name not in listed:
                 raise RunnerError(
                     "{}: does not list {}; copy the bundle again".format(self.path("manifest.json"), name)

@@ -1,6 +1,7 @@
 """A whole arm64 Debian as a board: its own kernel, systemd and sshd on four CPUs under qemu-system-aarch64.
 
 The disk is made of packages, without running any program of theirs: what their scripts would have written is written here.
+Other systems are on it, an older, a newer and a 32-bit one: whoever logs in under the name of one is in it alone.
 It is kept in the cache under a name that says how it was made. Times that this board measures mean nothing.
 """
 
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,12 @@ PACKAGES = (
     *("gzip", "hostname", "init-system-helpers", "libc-bin", "login", "mount", "ncurses-base", "passwd", "sed", "tar"),
     *("util-linux", "mawk", "systemd-sysv", "openssh-server", "openssh-client", "python3", "dbus", "dbus-user-session"),
     *("libpam-systemd", "procps", "iproute2", "kmod", "busybox-static", "linux-image-arm64", "libstdc++6", "libgomp1"),
+)
+#: The other systems: release and architecture by the user who logs into them. Python 3.9, 3.13, and 3.11 of 32 bits.
+SYSTEMS = {"bullseye": ("bullseye", "arm64"), "trixie": ("trixie", "arm64"), "armhf": ("bookworm", "armhf")}
+SYSTEM_PACKAGES = (
+    *("base-files", "bash", "coreutils", "dash", "findutils", "grep", "gzip", "hostname", "libc-bin", "libgomp1"),
+    *("libstdc++6", "procps", "python3", "sed", "tar", "util-linux"),
 )
 #: What a virtio disk and network need.
 MODULES = ("virtio_mmio", "virtio_blk", "ext4", "crc32c_generic", "virtio_net", "virtio_rng")
@@ -117,8 +124,9 @@ def image() -> Image:
 
 def _digest() -> str:
     """Of all that decides what the image holds."""
-    parts = [inspect.getsource(each) for each in (_make, _write_initrd, _configure)]
-    return hashlib.sha256(repr((PACKAGES, MODULES, MASKED, INIT, USERS, parts)).encode()).hexdigest()[:12]
+    parts = [inspect.getsource(each) for each in (_make, _unpack, _write_initrd, _configure, _add_system)]
+    said = (PACKAGES, SYSTEMS, SYSTEM_PACKAGES, MODULES, MASKED, INIT, USERS, parts)
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
 
 def _make(place: Path) -> Path:
@@ -126,9 +134,7 @@ def _make(place: Path) -> Path:
     folder.mkdir()
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        root = debian.unpack("arm64", PACKAGES, Path(scratch))
-        for unneeded in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/firmware"):
-            shutil.rmtree(root / unneeded, ignore_errors=True)
+        root = _unpack("arm64", PACKAGES, Path(scratch), debian.SUITE)
         (kernel,) = [path.name for path in (root / "lib/modules").iterdir()]
         subprocess.run(["depmod", "-b", root, kernel], check=True)
         shutil.copy(root / f"boot/vmlinuz-{kernel}", folder / "vmlinuz")
@@ -136,11 +142,56 @@ def _make(place: Path) -> Path:
         shutil.rmtree(root / "lib/modules")
         shutil.rmtree(root / "boot")
         _configure(root, (folder / "key.pub").read_text())
+        for number, (name, (suite, architecture)) in enumerate(SYSTEMS.items(), 1001):
+            with tempfile.TemporaryDirectory(dir=folder) as other:
+                _unpack(architecture, SYSTEM_PACKAGES, Path(other), suite).rename(root / "systems" / name)
+            _add_system(root, name, number, (folder / "key.pub").read_text())
         disk = folder / "disk.img"
         with disk.open("wb") as file:
-            file.truncate(1 << 30)
+            file.truncate(2 << 30)
         subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "^metadata_csum_seed", "-d", root, disk], check=True)
     return folder
+
+
+def _unpack(architecture: str, packages: Sequence[str], scratch: Path, suite: str) -> Path:
+    """A system's files, without what only people read."""
+    root = debian.unpack(architecture, packages, scratch, suite)
+    for unneeded in (
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+        "usr/lib/firmware",
+        "var/lib/apt",
+        "var/cache/apt",
+    ):
+        shutil.rmtree(root / unneeded, ignore_errors=True)
+    return root
+
+
+def _add_system(root: Path, name: str, number: int, key: str) -> None:
+    """Make ``root``/systems/``name`` the system that the user ``name`` logs into."""
+    system = root / "systems" / name
+    user = f"{name}:x:{number}:{number}::/home/{name}:/bin/bash\n"
+    shadow = f"{name}:*:19000:0:99999:7:::\n"
+    for file, line in (("passwd", user), ("group", f"{name}:x:{number}:\n"), ("shadow", shadow)):
+        with (root / "etc" / file).open("a") as listed:
+            listed.write(line)
+    (system / "etc/passwd").write_text(f"root:x:0:0::/root:/bin/bash\n{user}")
+    (system / "etc/group").write_text(f"root:x:0:\n{name}:x:{number}:\n")
+    (system / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+    with (root / "etc/fstab").open("a") as mounts:
+        for each in ("dev", "proc"):
+            mounts.write(f"/{each} /systems/{name}/{each} none rbind 0 0\n")
+            (system / each).mkdir(exist_ok=True)
+    home = system / "home" / name
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    (home / ".ssh/authorized_keys").write_text(key)
+    for path in (home, *home.rglob("*")):
+        os.chown(path, number, number)
+    (system / "tmp").chmod(0o1777)
+    shell = system / "bin/sh"
+    if not shell.exists():
+        shell.symlink_to("dash")
 
 
 def _write_initrd(root: Path, kernel: str, scratch: Path, out: Path) -> None:
@@ -187,7 +238,9 @@ def _configure(root: Path, key: str) -> None:
         "etc/pam.d/common-password": "password required pam_deny.so\n",
         "etc/pam.d/common-session": session + "session optional pam_systemd.so\n",
         "etc/pam.d/common-session-noninteractive": session,
-        "etc/ssh/sshd_config": "UsePAM yes\nPasswordAuthentication no\nSubsystem sftp /usr/lib/openssh/sftp-server\n",
+        "etc/ssh/sshd_config": "UsePAM yes\nPasswordAuthentication no\nSubsystem sftp /usr/lib/openssh/sftp-server\n"
+        f"Match User {','.join(SYSTEMS)}\nChrootDirectory /systems/%u\n"
+        "AuthorizedKeysFile /systems/%u/home/%u/.ssh/authorized_keys\n",
         "etc/hostname": "board\n",
         "etc/hosts": "127.0.0.1 localhost board\n",
         "etc/fstab": "",
@@ -208,6 +261,7 @@ def _configure(root: Path, key: str) -> None:
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", root / "etc/ssh/ssh_host_ed25519_key"], check=True
     )
+    (root / "systems").mkdir()
     units = root / "etc/systemd/system"
     (units / "multi-user.target.wants").mkdir(parents=True, exist_ok=True)
     links = {units / "multi-user.target.wants/ssh.service": "/lib/systemd/system/ssh.service"}

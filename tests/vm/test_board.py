@@ -169,20 +169,11 @@ def tracker(secret: bytes) -> Iterator[TrackerProcess]:
 
 
 @contextmanager
-def joined(tracker: Address) -> Iterator[TrackerClient]:
-    """The board under the key "vm", through a tunnel that is held meanwhile."""
+def joined(tracker: Address, board: str, key: str, kept_by: str) -> Iterator[TrackerClient]:
+    """The board under a key of ``tracker``, through a tunnel that is held meanwhile; ``kept_by`` keeps its server running."""
     argv = [
-        sys.executable,
-        "-m",
-        "bitkiln",
-        "boards",
-        "setup",
-        BOARD,
-        "--tunnel",
-        "--tracker",
-        str(tracker),
-        "--key",
-        "vm",
+        *(sys.executable, "-m", "bitkiln", "boards", "setup", board, "--tunnel"),
+        *("--tracker", str(tracker), "--key", key),
     ]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
     assert process.stdout
@@ -194,7 +185,7 @@ def joined(tracker: Address) -> Iterator[TrackerClient]:
                 break
         else:
             pytest.fail("".join(lines))
-        assert any("systemd user service bitkiln-board" in line for line in lines), lines
+        assert any(kept_by in line for line in lines), lines
         yield TrackerClient(tracker)
     finally:
         process.terminate()
@@ -202,7 +193,7 @@ def joined(tracker: Address) -> Iterator[TrackerClient]:
 
 
 def test_a_service_outlives_kills_lost_links_and_resets(board: Machine, tracker: TrackerProcess) -> None:
-    with joined(tracker.address) as client:
+    with joined(tracker.address, BOARD, "vm", "systemd user service bitkiln-board") as client:
         assert board.ssh("systemctl --user is-active bitkiln-board").strip() == "active"
         former = board.ssh("systemctl --user show -p MainPID --value bitkiln-board").strip()
         board.ssh(f"kill -9 {former}")
@@ -222,9 +213,14 @@ def test_a_service_outlives_kills_lost_links_and_resets(board: Machine, tracker:
         time.sleep(10)
         board.wait()
         eventually(lambda: client.require("vm").free == 1)
-    argv = [sys.executable, "-m", "bitkiln", "boards", "setup", BOARD, "--remove"]
-    subprocess.run(argv, check=True, timeout=PATIENCE, capture_output=True)
+    removed(BOARD)
     assert board.ssh("ls .local/share 2> /dev/null; ls .config/systemd/user/*.service 2> /dev/null; true").strip() == ""
+
+
+def removed(board: str) -> None:
+    """Take what setting it up has put there away again."""
+    argv = [sys.executable, "-m", "bitkiln", "boards", "setup", board, "--remove"]
+    subprocess.run(argv, check=True, timeout=PATIENCE, capture_output=True)
 
 
 def _gone(client: TrackerClient) -> bool:
@@ -233,6 +229,40 @@ def _gone(client: TrackerClient) -> bool:
     except NoBoard:
         return True
     return False
+
+
+# --- Other systems -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("system_name", "version"), [("bullseye", "3.9"), ("trixie", "3.13")])
+def test_an_older_and_a_newer_python(
+    board: Machine, bundle: Path, tracker: TrackerProcess, system_name: str, version: str
+) -> None:
+    there = f"{system_name}@board"
+    assert board.ssh("python3 --version", system_name).startswith(f"Python {version}.")
+    deploy(bundle, f"{there}:net")
+    for threads in (1, 4):
+        assert "of the golden one" in board.ssh(f"cd net && python3 runner.py --check --threads {threads}", system_name)
+    assert profile_bundle(bundle, there).ms > 0
+    with joined(tracker.address, there, system_name, "background process") as client:
+        assert client.require(system_name).count == 1
+    removed(there)
+    assert board.ssh("ls -A .local/share; rm -rf net", system_name).strip() == ""
+
+
+def test_a_32_bit_system_on_a_64_bit_kernel(board: Machine, source: Path, bundle: Path, scratch: Path) -> None:
+    assert board.ssh("uname -m; getconf LONG_BIT || true", "armhf").split()[0] == "aarch64"
+    with pytest.raises(BoardError, match="32"):
+        deploy(bundle, "armhf@board:net")
+    assert board.ssh("ls -A", "armhf").split() == [".ssh"]
+    narrow = api.compile(source, scratch / "narrow", target="rasp3b32").folder
+    deploy(narrow, "armhf@board:net")
+    for threads in (1, 4):
+        assert "of the golden one" in board.ssh(f"cd net && python3 runner.py --check --threads {threads}", "armhf")
+    assert profile_bundle(narrow, "armhf@board").ms > 0
+    with pytest.raises(BoardError, match="64"):
+        deploy(narrow, f"{BOARD}:net")
+    board.ssh("rm -rf net", "armhf")
 
 
 def test_another_cpu_is_told_before_anything_is_measured(image: system.Image, tmp_path: Path, monkeypatch) -> None:

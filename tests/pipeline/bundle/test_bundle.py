@@ -70,12 +70,42 @@ def test_missing_files_are_found(toy_bundle: Bundle) -> None:
         open_bundle(toy_bundle.folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '"text"'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '"text"', "[" * 100_000, "9" * 9999]
+)
 def test_damaged_manifests_are_one_line(toy_bundle: Bundle, content: str) -> None:
     (toy_bundle.folder / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest\.json: (damaged|format)") as caught:
         open_bundle(toy_bundle.folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {}),
+        ("memory", {"running": 10**400}),
+        ("preprocessing", {"height": "x"}),
+        ("head", {"task": 5}),
+        ("golden", []),
+        ("files", {"model.so": 5}),
+    ],
+)
+def test_what_commands_take_for_granted_is_checked(toy_bundle: Bundle, key: str, value: object) -> None:
+    path = toy_bundle.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(BundleError, match=r"manifest\.json: damaged"):
+        open_bundle(toy_bundle.folder)
+
+
+@pytest.mark.parametrize("name", ["model.so", "runner.py"])
+def test_programs_are_listed(toy_bundle: Bundle, name: str) -> None:
+    path = toy_bundle.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"][name]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=name):
+        open_bundle(toy_bundle.folder)
 
 
 def test_a_manifest_cannot_name_files_outside(toy_bundle: Bundle) -> None:
