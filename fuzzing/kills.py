@@ -137,3 +137,5 @@ def kill_many(
     for index in range(count):
         field.killed(commands[names[index % len(names)]], random.uniform(0.02, seconds), random.choice(SIGNALS))
         look()
+        if (index + 1) % 50 == 0:
+            print(f"{index + 1} kills", flush=True)

@@ -220,4 +220,6 @@ def run(count: int, seed: str) -> Counter[str]:
                 raise AssertionError(
                     f"{seed}/{index}, {name}: {type(error).__name__}: {str(error)[:200]} of {data[:200]!r}"
                 ) from error
+            if (index + 1) % 100_000 == 0:
+                print(f"{index + 1:,} mutations", flush=True)
     return tally
