@@ -48,7 +48,8 @@ class Remote:
         begun, _, out = done.stdout.decode(errors="replace").rpartition(f"{_MARK}\n")
         said = done.stderr.decode(errors="replace")
         if done.returncode == _CONNECTION_FAILED and not begun and _MARK not in said:
-            raise BoardError(f"{self.host}: {cause_of(said)}; try: {self._remedy(said)}")
+            why = cause_of(said) or "the connection ended before the command began"
+            raise BoardError(f"{self.host}: {why}; try: {self._remedy(said)}")
         said = said.rpartition(f"{_MARK}\n")[2]
         if done.returncode != 0:
             raise BoardError(f"{self.host}: {cause_of(said) or f'{command!r} gave {done.returncode}'}")

@@ -54,5 +54,5 @@ def _shown(problem: Exception) -> str:
     """What does not fit, without the pattern of what would."""
     text = str(problem)
     if "matching regex" in text:
-        return f"text that a terminal would obey{text[text.rfind(' - at ') :]}"
+        return f"text of a form that does not belong there{text[text.rfind(' - at ') :]}"
     return text[:200]
