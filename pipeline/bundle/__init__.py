@@ -26,8 +26,8 @@ from bitkiln.pipeline.device.replace_folder import recover, replace_folder
 from bitkiln.pipeline.device.verify_bundle import SIGNATURE
 from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
-from bitkiln.pipeline.support.checked import Malformed, decode
-from bitkiln.pipeline.support.files import ASIDE
+from bitkiln.pipeline.support.checked import Malformed, table
+from bitkiln.pipeline.support.files import ASIDE, read_file
 from bitkiln.pipeline.support.scratch import discard, scratch_beside
 from bitkiln.pipeline.support.text import printable
 
@@ -88,8 +88,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{folder}: no bundle (it has no {MANIFEST}); bitkiln compile makes one")
     try:
-        with path.open("rb") as file:
-            manifest = decode(file.read(runner.MAX_MANIFEST + 1), dict[str, Any], runner.MAX_MANIFEST)
+        manifest = table(read_file(path, runner.MAX_MANIFEST), runner.MAX_MANIFEST)
     except Malformed as problem:
         raise BundleError(f"{path}: damaged ({problem}); compile or copy the bundle again") from None
     missing = {"format", "target", "files", "inputs", "outputs", "steps"} - manifest.keys()

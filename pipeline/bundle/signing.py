@@ -13,7 +13,7 @@ from pathlib import Path
 from bitkiln.pipeline.bundle import MANIFEST, open_bundle
 from bitkiln.pipeline.device.verify_bundle import IDENTITY, NAMESPACE, SIGNATURE
 from bitkiln.pipeline.errors import BundleError, InputError, SetupError
-from bitkiln.pipeline.support.files import atomic_write
+from bitkiln.pipeline.support.files import atomic_write, read_file
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.pipeline.support.text import printable
 
@@ -46,8 +46,7 @@ def allowed_signers(keys: Sequence[Path]) -> str:
     lines = []
     for path in keys:
         try:
-            with path.open("rb") as file:
-                text = file.read(MOST_BYTES).decode(errors="replace")
+            text = read_file(path, MOST_BYTES).decode(errors="replace")
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
         if "PRIVATE KEY" in text:

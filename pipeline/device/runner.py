@@ -571,12 +571,22 @@ def npy_bytes(values: Any) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + values.tobytes()
 
 
+def open_file(path: str) -> IO[bytes]:
+    """A file, opened to be read. Raises OSError, RunnerError for pipes and devices, which may never end."""
+    # Opening a pipe waits for whoever writes into it.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise RunnerError(f"{path}: is not a file")
+    return file
+
+
 def read_tensors(path: str) -> dict[str, Any]:
     """{name: array} of a .npz file, or {"": array} of a .npy file."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if file.read(2) == b"PK":
-                with zipfile.ZipFile(path) as archive:
+                with zipfile.ZipFile(file) as archive:
                     return {
                         name[:-4]: read_npy(archive.open(name), f"{path}:{name}")
                         for name in archive.namelist()
@@ -672,7 +682,7 @@ def pillow() -> Any:
 def read_photo(path: str) -> Any:
     """The image in a file as ``plain_image`` makes it; RunnerError where it is none, or too large."""
     image_module = pillow()
-    with readable(path), image_module.open(path) as opened:
+    with readable(path), open_file(path) as file, image_module.open(file) as opened:
         check_size(path, *opened.size)
         return plain_image(opened)
 

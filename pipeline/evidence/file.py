@@ -16,7 +16,7 @@ from msgspec import Meta
 from bitkiln.pipeline.boards.answers import Clock, Health, Kind
 from bitkiln.pipeline.errors import InputError
 from bitkiln.pipeline.support.checked import Count, Malformed, Name, Real, decode
-from bitkiln.pipeline.support.files import atomic_write
+from bitkiln.pipeline.support.files import atomic_write, read_file
 
 SCHEMA = "bitkiln.evidence/1"
 #: Bytes of the largest file that makes sense; one has some hundred thousand.
@@ -114,7 +114,7 @@ class Evidence(msgspec.Struct):
 def read_evidence(path: Path) -> Evidence:
     """The file's content. Raises InputError."""
     try:
-        return decode(path.read_bytes(), Evidence, MOST_BYTES)
+        return decode(read_file(path, MOST_BYTES), Evidence, MOST_BYTES)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except Malformed as problem:

@@ -28,7 +28,7 @@ from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import RecordError
 from bitkiln.pipeline.records.choice import Choice, choose
 from bitkiln.pipeline.support.checked import Count, Line, Malformed, Name, Positive, decode
-from bitkiln.pipeline.support.files import atomic_write
+from bitkiln.pipeline.support.files import atomic_write, read_file
 from bitkiln.targets import Target
 from bitkiln.targets.sim import MODEL_VERSION
 
@@ -210,7 +210,7 @@ class Log:
         """All records of the file. Raises RecordError when it cannot be read at all."""
         log = cls(path)
         try:
-            lines = path.read_bytes().split(b"\n")
+            lines = read_file(path).split(b"\n")
         except OSError as error:
             raise RecordError(f"{path}: cannot be read ({error.strerror})")
         if lines[-1] == b"":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -38,6 +38,11 @@ def decode(data: bytes, schema: type[T], most: int) -> T:
         raise Malformed(_shown(problem)) from None
     except ValueError:
         raise Malformed("torn or not JSON") from None
+
+
+def table(data: bytes, most: int) -> dict[str, Any]:
+    """``data``, JSON of at most ``most`` bytes, as an object of any content. Raises Malformed."""
+    return decode(data, dict[str, Any], most)
 
 
 def convert(value: object, schema: type[T]) -> T:

@@ -23,6 +23,27 @@ ENOUGH_BYTES, ENOUGH_FILES = 16_000_000, 64
 _MOST_LINKS = 40
 
 
+#: Bytes of a file that people or commands make: a list of photos, a profile, a log.
+MOST_BYTES = 1 << 28
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file. Raises OSError, also beyond ``most`` bytes, and for pipes and devices, which may not end."""
+    # Opening a pipe waits for whoever writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            number, why = (
+                (errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(kind) else (errno.EINVAL, "is not a file")
+            )
+            raise OSError(number, why, str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
+    return content
+
+
 @contextmanager
 def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path; on success flush it to disk and rename it over ``path``.

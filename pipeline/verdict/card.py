@@ -13,7 +13,8 @@ from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import InputError
 from bitkiln.pipeline.inspect.result import Row
 from bitkiln.pipeline.inspect.wording import image, logical, operation
-from bitkiln.pipeline.support.files import atomic_write
+from bitkiln.pipeline.support.checked import decode, table
+from bitkiln.pipeline.support.files import MOST_BYTES, atomic_write, read_file
 from bitkiln.pipeline.support.templating import render
 from bitkiln.pipeline.support.text import count, printable, size
 from bitkiln.pipeline.verdict.evaluate import measures
@@ -73,7 +74,7 @@ def _bundle(folder: Path) -> Path:
 def _read(path: Path, name: str) -> Any:
     """The object of the schema ``name`` in a file; None where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = table(read_file(path), MOST_BYTES)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("schema") == name else None
@@ -96,7 +97,7 @@ def _speeds(folder: Path, bundle: bundles.Bundle) -> list[schema.Speed]:
 def _architecture(folder: Path, steps: Sequence[dict[str, Any]]) -> list[schema.ArchitectureRow]:
     """The file's layers where a build has looked at them, else the bundle's steps."""
     try:
-        layers = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
+        layers = decode(read_file(folder / "layers.json"), list[Any], MOST_BYTES)
         return [_layer_row(layer) for layer in layers if not layer["absorbed"]]
     except (OSError, ValueError, KeyError, TypeError):
         return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -22,6 +21,8 @@ from bitkiln.pipeline.inspect import inspect_model
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.profile import LayerWork
 from bitkiln.pipeline.run import timed
+from bitkiln.pipeline.support.checked import table
+from bitkiln.pipeline.support.files import MOST_BYTES, read_file
 from bitkiln.pipeline.support.text import count, printable, size
 from bitkiln.targets import Target
 
@@ -93,8 +94,8 @@ def of_bundle(folder: Path, measure: bool, name: str) -> Item:
 def of_profile(path: Path, name: str) -> Item:
     """A profile that ``bitkiln profile --json`` printed. Raises InputError for another file."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("schema") != "bitkiln.profile/1":
+        found: Any = table(read_file(path), MOST_BYTES)
+        if found.get("schema") != "bitkiln.profile/1":
             raise ValueError
         target = targets.load(found["target"])
         steps = found["steps"]
@@ -108,7 +109,7 @@ def of_profile(path: Path, name: str) -> Item:
         ]  # fmt: skip
         rest = [float(step["ms"]) for step in steps if not step["macs"]]
         by, ms, bound = str(found["measured_by"]), float(found["ms"]), float(found["bound_ms"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else "not what bitkiln profile --json prints"
         raise InputError(f"{path}: {why}") from None
     return Item(_totals(name, "profile", target, cells, bound, ms, by), (*cells, _others(rest, found)))

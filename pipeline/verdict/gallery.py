@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from typing import Any
 from bitkiln.pipeline import schema
 from bitkiln.pipeline.errors import InputError
 from bitkiln.pipeline.schema import GalleryEntry
+from bitkiln.pipeline.support.checked import table
+from bitkiln.pipeline.support.files import MOST_BYTES, read_file
 from bitkiln.pipeline.support.templating import render
 from bitkiln.pipeline.verdict.card import DATA, PAGE
 
@@ -40,7 +41,7 @@ def entries(folder: Path, out: Path) -> list[GalleryEntry]:
 
 def _entries(path: Path, out: Path) -> list[GalleryEntry]:
     try:
-        card: Any = json.loads(path.read_text(encoding="utf-8"))
+        card: Any = table(read_file(path), MOST_BYTES)
         if card["schema"] != "bitkiln.card/1":
             return []
         accuracy: Any = card["accuracy"] or {}
@@ -63,7 +64,7 @@ def _entries(path: Path, out: Path) -> list[GalleryEntry]:
             )
             for speed in speeds
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         raise InputError(f"{path}: no card; bitkiln card BUNDLE -o DIR makes one") from None
 
 

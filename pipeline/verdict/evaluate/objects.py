@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bitkiln.pipeline.errors import InputError
+from bitkiln.pipeline.support.files import read_file
 from bitkiln.pipeline.verdict.evaluate.pictures import class_names, plain
 from bitkiln.pipeline.verdict.evaluate.precision import Object
 
@@ -54,7 +55,7 @@ def find_objects(folder: Path, listing: Path, labels: Sequence[str], classes: in
     bundle's and has as many as the bundle, they are the same in the order of their numbers.
     """
     try:
-        data = listing.read_bytes()
+        data = read_file(listing)
     except OSError as error:
         raise InputError(f"{listing}: {error.strerror}") from None
     if listing.suffix.lower() == ".json":

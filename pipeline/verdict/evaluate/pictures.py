@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitkiln.pipeline.errors import InputError
+from bitkiln.pipeline.support.files import read_file
 
 #: Endings of files that are taken for photos.
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
@@ -72,9 +73,11 @@ def _in_folders(folder: Path, names: Mapping[str, int], classes: int) -> Iterato
 def _listed(folder: Path, listing: Path, names: Mapping[str, int]) -> Iterator[Picture]:
     """Lines of a path and a class, parted by a tab, a comma or the last blank."""
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{listing}: cannot be read as a list of photos ({type(error).__name__})") from None
+        lines = read_file(listing).decode("utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{listing}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{listing}: no list of photos: it is not text in UTF-8") from None
     for at, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue

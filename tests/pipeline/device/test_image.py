@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -297,6 +299,14 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     floats = saved(tmp_path, Image.fromarray(np.zeros((4, 4), "float32")), "depth.tiff")
     with pytest.raises(runner.RunnerError, match=r"depth\.tiff: its pixels are fractions"):
         runner.read_photo(floats)
+
+
+@pytest.mark.parametrize("read", [runner.read_photo, runner.read_tensors])
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path, read: Callable[[str], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(runner.RunnerError, match="is not a file"):
+            read(str(path))
 
 
 def test_absurd_images_are_refused_before_memory_is_taken(tmp_path: Path) -> None:

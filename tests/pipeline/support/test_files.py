@@ -1,6 +1,7 @@
 """Atomic writes: the old file or the new one, never half of it, and never in place of a device."""
 
 import os
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.pipeline.support.files import atomic_write, cache_directory
+from bitkiln.pipeline.support.files import atomic_write, cache_directory, read_file
 
 
 def write(path: Path, text: str) -> None:
@@ -81,6 +82,26 @@ def test_a_device_is_written_into(tmp_path):
         write(path, "nothing")
         assert stat.S_ISCHR(device.stat().st_mode)
     assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "socket", "large"])
+def test_what_never_ends_is_not_read(tmp_path, kind):
+    path = tmp_path / "it"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "socket":
+            listener.bind(str(path))
+        else:
+            path.write_bytes(bytes(1001))
+        with pytest.raises(OSError, match="it"):
+            read_file(path, 1000)
+    (tmp_path / "file").write_bytes(b"abc")
+    assert read_file(tmp_path / "file") == b"abc"
 
 
 def test_an_open_file_is_written_into(tmp_path):
