@@ -1,8 +1,9 @@
 """Which boards of a farm are fit to measure: what each did, why one is set aside, and when it may come back.
 
 A board that gives wrong results, is throttled or loses its connection too often is set aside for a while. Then it has to
-measure the common kernel again, as all boards did before their first figure counted. What was learned is kept in a file of
-this user for ``bitkiln boards list``; nothing depends on that file.
+measure the common kernel again, as all boards did before their first figure counted. Of two boards that differ the first is
+believed; of three and more the one in the middle, so that one that lies from the beginning does not set the others aside.
+What was learned is kept in a file of this user for ``bitkiln boards list``; nothing depends on that file.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class _Member:
     until: float = 0.0
     times_aside: int = 0
     unfit: int = 0
+    #: Set aside for no other reason than that it differs from its like.
+    differs: bool = False
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_LOSSES))
 
 
@@ -95,24 +98,18 @@ class Roster:
         with self._lock:
             member = self._members.setdefault(board, _Member())
             self._note(member, found)
-            others = [
-                each.standing.sample_cycles
-                for name, each in self._members.items()
-                if name != board and each.checked and each.standing.sample_cycles
-            ]
-            cycles = found.cycles
-            if cycles and others and not problem:
-                problem = self._compare(board, cycles / statistics.median(others) - 1)
+            member.standing.sample_cycles = None if problem else found.cycles
             if problem:
                 self._set_aside(board, member, problem)
                 return False
-            member.standing.sample_cycles = cycles
             back = bool(member.times_aside) and not member.checked
-            member.checked, member.standing.aside = True, ""
+            self._take_back(member)
+            self._compare(board)
             self._keep()
-        if back:
+            fit = member.checked
+        if back and fit:
             self._say(f"board {board} is back")
-        return True
+        return fit
 
     def refuse(self, board: str, reason: str) -> None:
         """Set the board aside for what it is."""
@@ -148,15 +145,31 @@ class Roster:
                 member.checked = False
                 self._keep()
 
-    def _compare(self, board: str, difference: float) -> str:
-        """Report a board that differs from its like; gives what is wrong with one that differs too much."""
-        if abs(difference) > BEYOND:
-            return f"it takes {difference:+.0%} cycles for the common kernel, against the other boards"
-        if abs(difference) > REPORTED:
+    def _compare(self, latest: str) -> None:
+        """Set aside who differs too much from its like, take back who does not after all, and report ``latest``."""
+        known = {name: each.standing.sample_cycles for name, each in self._members.items()}
+        samples = {name: cycles for name, cycles in known.items() if cycles}
+        if latest not in samples or len(samples) < 2:
+            return
+        others = statistics.median(cycles for name, cycles in samples.items() if name != latest)
+        usual = statistics.median(samples.values()) if len(samples) > 2 else others
+        for name, cycles in samples.items() if len(samples) > 2 else [(latest, samples[latest])]:
+            member, difference = self._members[name], cycles / usual - 1
+            if abs(difference) > BEYOND and member.checked:
+                why = f"it takes {difference:+.0%} cycles for the common kernel, against the other boards"
+                self._set_aside(name, member, why)
+                member.differs = True
+            elif abs(difference) <= BEYOND and member.differs:
+                self._take_back(member)
+                self._say(f"board {name} is back: others take as many cycles for the common kernel")
+        difference = samples[latest] / others - 1
+        if self._members[latest].checked and abs(difference) > REPORTED:
             self._say(
-                f"warning: board {board} takes {difference:+.1%} cycles for the common kernel, against the other boards"
+                f"warning: board {latest} takes {difference:+.1%} cycles for the common kernel, against the other boards"
             )
-        return ""
+
+    def _take_back(self, member: _Member) -> None:
+        member.checked, member.differs, member.until, member.standing.aside = True, False, 0.0, ""
 
     def _note(self, member: _Member, found: Measurement) -> None:
         member.standing.clock_mhz, member.standing.health = found.clock_mhz, dict(found.health)
@@ -165,7 +178,7 @@ class Roster:
         seconds = min(ASIDE * 2**member.times_aside, LONGEST_ASIDE)
         member.until = self._now() + seconds
         member.times_aside += 1
-        member.checked, member.unfit = False, 0
+        member.checked, member.differs, member.unfit = False, False, 0
         member.standing.aside = printable(reason, 300)
         self._say(f"warning: board {board} is set aside for {seconds:.0f} s: {member.standing.aside}")
         self._keep()

@@ -73,6 +73,20 @@ def test_one_that_differs_much_or_lies_is_set_aside_and_comes_back(
     assert "back" in said[-1]
 
 
+@pytest.mark.parametrize("lie", [0.3e-3, 0.7e-3, 3e-3])
+def test_one_that_lies_from_the_beginning_sets_the_others_aside_no_longer_than_it_takes_to_know(
+    said: list[str], watch: Watch, lie: float
+) -> None:
+    boards = Roster(said.append, watch)
+    assert boards.checked("liar:1", replace(GOOD, value=lie), "")
+    assert not boards.checked("a:1", GOOD, ""), "of two nobody knows"
+    assert boards.aside("a:1") and not boards.aside("liar:1")
+    assert boards.checked("b:1", GOOD, "")
+    assert boards.aside("liar:1") and "liar:1" in "".join(said[-3:])
+    assert not boards.aside("a:1") and not boards.must_check("a:1")
+    assert any("a:1 is back" in line for line in said)
+
+
 def test_one_that_lies_again_waits_longer(boards: Roster, watch: Watch) -> None:
     for seconds in (roster.ASIDE, 2 * roster.ASIDE, 4 * roster.ASIDE):
         boards.checked("c:1", GOOD, "it lies")
