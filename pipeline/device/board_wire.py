@@ -54,11 +54,14 @@ def new_secret() -> bytes:
 def read_secret(path: Path) -> bytes:
     """The secret in a file that nobody else can read. Raises OSError, and ValueError for a file that will not do."""
     # Opening a pipe waits for whoever writes into it.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        about = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_mode & 0o077:
             raise ValueError(f"{path}: others can read this secret; make a new one where they cannot (mode 0600)")
-        content = file.read(80)
+        content = os.read(descriptor, 80)
+    finally:
+        os.close(descriptor)
     if not _SECRET.fullmatch(content):
         raise ValueError(f"{path}: holds no secret of 64 hexadecimal digits")
     return content.strip()

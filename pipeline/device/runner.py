@@ -574,11 +574,11 @@ def npy_bytes(values: Any) -> bytes:
 def open_file(path: str) -> IO[bytes]:
     """A file, opened to be read. Raises OSError, RunnerError for pipes and devices, which may never end."""
     # Opening a pipe waits for whoever writes into it.
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise RunnerError(f"{path}: is not a file")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_tensors(path: str) -> dict[str, Any]:

@@ -31,13 +31,12 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file. Raises OSError, also beyond ``most`` bytes, and for pipes and devices, which may not end."""
     # Opening a pipe waits for whoever writes into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        folder = stat.S_ISDIR(kind)
+        raise OSError(errno.EISDIR if folder else errno.EINVAL, "is a folder" if folder else "is not a file", str(path))
     with os.fdopen(descriptor, "rb") as file:
-        kind = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(kind):
-            number, why = (
-                (errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(kind) else (errno.EINVAL, "is not a file")
-            )
-            raise OSError(number, why, str(path))
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
