@@ -89,6 +89,8 @@ exec $b switch_root /mnt /sbin/init
 USERS = ("messagebus", "sshd", "systemd-network", "systemd-resolve", "polkitd", "systemd-timesync")
 #: Seconds to boot on a machine with much else to do.
 BOOT_SECONDS = 900.0
+#: Options of ssh for a board that takes its time to answer on a loaded machine. What is told first counts.
+PATIENT = "-o ConnectTimeout=120 -o ServerAliveInterval=120"
 
 
 class NoMachine(Exception):
@@ -285,8 +287,7 @@ class Machine:
     @property
     def environment(self) -> Mapping[str, str]:
         """With ssh told how to get there."""
-        # What is told first counts: an emulated board on a loaded machine takes its time to say hello.
-        return {**os.environ, "BITKILN_SSH": f"ssh -F {self.folder / 'ssh_config'} -o ConnectTimeout=120"}
+        return {**os.environ, "BITKILN_SSH": f"ssh -F {self.folder / 'ssh_config'} {PATIENT}"}
 
     def ssh(self, command: str, user: str = "pi", timeout: float = 300.0) -> str:
         """What a shell command there prints. Raises CalledProcessError."""

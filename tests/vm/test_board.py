@@ -147,7 +147,7 @@ def test_remedies_can_be_typed_as_they_stand(
         text = "\n".join(line for line in text.splitlines() if "IdentityFile" not in line) + "\n"
     config = tmp_path / "ssh_config"
     config.write_text(text)
-    monkeypatch.setenv("BITKILN_SSH", f"ssh -F {config} -o ConnectTimeout=120")
+    monkeypatch.setenv("BITKILN_SSH", f"ssh -F {config} {system.PATIENT}")
     with pytest.raises(BoardError) as caught:
         deploy(bundle, f"{BOARD}:net")
     remedy = str(caught.value).partition("try: ")[2]
