@@ -1,6 +1,6 @@
 """Depthwise 3x3 convolution of whole numbers: rows of the image with their border in a ring, results row by row.
 
-Threads take strips of result rows. A strip keeps four rows of the image, with what its border holds, in the L1 cache; every
+Threads take strips of result rows. A strip keeps three rows of the image, with what its border holds, in the L1 cache; every
 row of results is computed 8 channels at a time. Weights are packed [panel][row][column][channel].
 """
 
@@ -24,8 +24,8 @@ from bitkiln.schedules.qconv2d import tables
 from bitkiln.schedules.qconv2d.plain import Bordered
 from bitkiln.schedules.workload import QConv2d
 
-#: Rows of a ring: a power of two, not less than a kernel has.
-_RING = 4
+#: Rows of a ring: those that a row of results reads.
+_RING = TAPS
 #: Strips that threads share: as many as any of our boards has cores.
 _STRIPS = 4
 
@@ -46,7 +46,7 @@ class _Depthwise:
         self.workload = workload
         self.height, self.width = workload.out_size
         self.stride = workload.strides[0]
-        self.micro = WholeDepthwise(self.stride, self.width % TILE)
+        self.micro = WholeDepthwise(self.stride, self.width % TILE, tables.limited(workload))
         self.panels = len(tables.firsts(workload.channels))
         self.row = (workload.padding[1] + workload.width + workload.padding[3]) * workload.channels
 
@@ -95,6 +95,9 @@ class _Depthwise:
     def _panel(self, ring: Any, y: Any, panel: Any) -> None:
         work = self.workload
         channel = tirx.min(panel * CHANNELS, work.channels - CHANNELS)
+        # While a row of results is computed, the rows of the image that the next one reads first are fetched.
+        done = (y + 1) * self.stride + TAPS - self.stride - work.padding[0]
+        ahead = tirx.max(done * work.width, 0) * work.channels + panel * (-(-self.width // TILE) * self.micro.fetched)
         rows = [(y * self.stride + row) % _RING * self.row + channel for row in range(TAPS)]
         T.evaluate(
             T.call_extern(
@@ -106,5 +109,6 @@ class _Depthwise:
                 T.address_of(self.weights[panel * (TAPS * TAPS * CHANNELS)]),
                 T.address_of(self.table[panel * TABLE_BYTES]),
                 T.int64(-(-self.width // TILE)),
+                T.address_of(self.image[tirx.min(ahead, math.prod(work.shapes[0][0][1:]) - 1)]),
             )
         )

@@ -52,11 +52,11 @@ class _Product:
         self.geometry = geometry(workload)
         self.pixels = len(self.geometry.pixels)
         self.tile = min(self.pixels, min(_TILES, key=lambda tile: -(-self.pixels // tile) * (tile + 4)))
-        self.micro = WholeProduct(self.tile, workload.segment)
+        self.micro = WholeProduct(self.tile, workload.segment, tables.limited(workload))
         self.blocks = -(-self.pixels // self.tile)
         self.panels = -(-workload.out_channels // CHANNELS)
         self.pieces = -(-self.geometry.row_length // PIECE)
-        self.segments = -(-workload.segments // self.micro.together) * self.micro.together
+        self.segments = int(self._whole(np.array(workload.segments)))
         self.steps = self.segments * workload.segment
         self.block_size = len(self.geometry.rows) * self.pieces * PIECE * PIXELS
         self.panel_size = self.steps * CHANNELS
@@ -100,8 +100,12 @@ class _Product:
 
     def counts(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The segments of each panel."""
-        counts, together = self._laid(arrays).counts, self.micro.together
-        return (-(-counts // together) * together).astype(np.int32)
+        return self._whole(self._laid(arrays).counts).astype(np.int32)
+
+    def _whole(self, counts: np.ndarray) -> np.ndarray:
+        """So many segments as the micro-kernel takes, at least."""
+        together = self.micro.together
+        return np.asarray(np.maximum(self.micro.least, -(-counts // together) * together))
 
     def _laid(self, arrays: Sequence[np.ndarray]) -> Layout:
         found = laid(steps_of(self.workload, arrays[0]), CHANNELS, self.workload.segment)
@@ -135,8 +139,10 @@ class _Product:
             packed = T.alloc_buffer((self.block_size,), "int16")
             with T.serial(strip * self.blocks // strips, (strip + 1) * self.blocks // strips) as block:
                 self._pack_block(packed, 0, block)
-                with T.serial(self.panels) as panel:
-                    self._multiply(packed, 0, block, panel)
+                whole = self.workload.out_channels // CHANNELS
+                self._multiply(packed, 0, block, 0, whole)
+                if whole < self.panels:
+                    self._multiply(packed, 0, block, whole)
 
     def _panels_in_parallel(self) -> None:
         packed = T.alloc_buffer((self.blocks * self.block_size,), "int16")
@@ -159,7 +165,8 @@ class _Product:
             )
         )
 
-    def _multiply(self, packed: Any, at: Any, block: Any, panel: Any) -> None:
+    def _multiply(self, packed: Any, at: Any, block: Any, panel: Any, count: int = 1) -> None:
+        """A block and ``count`` panels from ``panel`` on."""
         work = self.workload
         pixel = T.min(block * self.tile, self.pixels - self.tile)
         channel = T.min(panel * CHANNELS, work.out_channels - CHANNELS)
@@ -173,7 +180,9 @@ class _Product:
                 T.address_of(self.weights[panel * self.panel_size]),
                 T.address_of(self.table[panel * TABLE_BYTES]),
                 T.address_of(self.place[panel * self.steps]),
-                T.Cast("int64", self.count[panel]),
+                T.address_of(self.count[panel]),
+                T.int64(count),
+                T.int64(self.steps),
             )
         )
 

@@ -21,6 +21,11 @@ def firsts(channels: int) -> list[int]:
     return [min(first, channels - CHANNELS) for first in range(0, channels, CHANNELS)]
 
 
+def limited(workload: QConv2d) -> bool:
+    """Whether results have other limits than int8."""
+    return (workload.low, workload.high) != (-128, 127)
+
+
 def of(workload: QConv2d, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The tables, int8, one after the other, as ``rescale`` reads them; ``arrays`` are weights, bias and factors."""
     bias, factor = shifted_bias(workload, arrays[0], arrays[1]), arrays[2].astype(np.float32)

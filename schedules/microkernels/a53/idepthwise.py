@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitkiln.schedules.microkernels.a53 import asm
+from bitkiln.schedules.microkernels.a53.igemm import CHANNELS
 from bitkiln.schedules.microkernels.a53.rescale import Constants, rescaled
 
 #: Results of a tile, and rows and columns of the kernel.
@@ -24,20 +25,27 @@ _TAKEN = ("x11", "x12", "x13")
 
 @dataclass(frozen=True)
 class WholeDepthwise:
-    """``void symbol(out, int64 pitch, row0, row1, row2, weights, table, int64 tiles)``.
+    """``void symbol(out, int64 pitch, row0, row1, row2, weights, table, int64 tiles, next)``.
 
     Writes a row of results of 8 channels, int8; a pixel's neighbour lies ``pitch`` bytes further, in the rows of the image
     int8 as well as in the results. ``weights`` int16 [3][3][8], ``table`` as ``rescale`` has it. ``rest``: how many results
-    the last of several tiles adds; it repeats others before them.
+    the last of several tiles adds; it repeats others before them. ``limits`` as ``WholeProduct`` has it.
+    Every tile fetches ``fetched`` bytes more of the image from ``next`` on.
     """
 
     stride: int
     rest: int
+    limits: bool = True
 
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
-        return f"bk_idepthwise_s{self.stride}r{self.rest}_a53"
+        return f"bk_idepthwise_s{self.stride}r{self.rest}{'_clip' if self.limits else ''}_a53"
+
+    @property
+    def fetched(self) -> int:
+        """Bytes that a tile fetches: what it uses up of the image where every row is used once more by the rows below."""
+        return TILE * CHANNELS * self.stride * self.stride
 
     def assembly(self) -> str:
         """The routine."""
@@ -49,6 +57,7 @@ class WholeDepthwise:
             "x5": "weights",
             "x6": "table: biases, factors, limits",
             "x7": "tiles left",
+            "x8": "what is fetched",
             "x9, x10": "bytes from tile to tile, of the image and of the results",
             "x11, x12, x13": "the next column",
             "x14": "a result",
@@ -71,6 +80,7 @@ class WholeDepthwise:
         yield from _CONSTANTS.loads("x6")
         yield from (f"ldr q{_WEIGHTS + i}, [x5, #{16 * i}]" for i in range(TAPS * TAPS))
         yield from ("lsl x10, x1, #2", f"lsl x9, x1, #{2 if self.stride == 1 else 3}")
+        yield f"ldr x8, [sp, #{asm.frame_bytes(0, 0, vectors=True)}]"
 
     def _tile(self) -> Iterator[str]:
         yield from (f"mov {taken}, {row}" for taken, row in zip(_TAKEN, _ROWS, strict=True))
@@ -81,11 +91,14 @@ class WholeDepthwise:
         for column in range(self._width):
             last = column + 1 == self._width
             yield from () if last else self._load(column + 1)
-            yield from self._multiply(column)
+            fetch = [f"prfm pldl1keep, [x8, #{at}]" for at in range(0, self.fetched, 64)] if column == 1 else []
+            yield from asm.beside(
+                list(self._multiply(column)), [*fetch, *([f"add x8, x8, #{self.fetched}"] * bool(fetch))]
+            )
             yield from () if last else self._widen(column + 1)
         longs = [(_SUMS + 2 * i, _SUMS + 2 * i + 1) for i in range(TILE)]
         results = range(_COLUMNS, _COLUMNS + TILE)
-        yield from rescaled(longs, results, _CONSTANTS)
+        yield from rescaled(longs, results, _CONSTANTS, self.limits)
         yield "mov x14, x0"
         for result in results:
             yield f"str d{result}, [x14]"

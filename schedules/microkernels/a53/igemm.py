@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitkiln.schedules.microkernels.a53 import asm
-from bitkiln.schedules.microkernels.a53.rescale import Constants, rescaled
+from bitkiln.schedules.microkernels.a53.rescale import TABLE_BYTES, Constants, rescaled
 
 #: Output channels of a panel.
 CHANNELS = 8
@@ -31,26 +31,34 @@ _CONSTANTS = Constants(factors=(0, 1), zero=2, low=3, high=4)
 
 @dataclass(frozen=True)
 class WholeProduct:
-    """``void symbol(out, int64 pitch, panel, weights, table, places, int64 segments)``.
+    """``void symbol(out, int64 pitch, pixels, weights, table, places, const int32 *counts, int64 panels, int64 steps)``.
 
-    ``panel``: int16 [steps][8], as ``PackWhole`` lays it out. ``weights``: int16 [segments * segment][8]. ``places``: int32
-    [segments * segment], the byte offsets in ``panel`` of what they are multiplied by. Result m, int8 [8], is written at
-    ``out`` + m * ``pitch``: clip(round(float(sum + bias) * factor) + zero, low, high), with numbers from ``table``
-    (``rescale``). ``segments`` is a multiple of ``together``, and not 0. Of weights and places ``AHEAD`` more are read.
+    For each of ``panels`` of 8 output channels: ``pixels``: int16 [..][8], as ``PackWhole`` lays it out. ``weights``: int16
+    [panels][steps][8]. ``places``: int32 [panels][steps], the byte offsets in ``pixels`` of what they are multiplied by.
+    ``counts``: int32 [panels], how many segments are multiplied: a multiple of ``together``, and at least ``least``.
+    Result m of panel p, int8 [8], is written at ``out`` + m * ``pitch`` + 8 p: clip(round(float(sum + bias) * factor) + zero,
+    low, high), with numbers from ``table`` [panels] (``rescale``); without ``limits`` clip is left out, as int8 does it. Of
+    weights and places ``AHEAD`` more are read.
     """
 
     pixels: int
     segment: int
+    limits: bool = True
 
     @property
     def symbol(self) -> str:
         """Its name in the object file."""
-        return f"bk_igemm_{self.pixels}x{CHANNELS}s{self.segment}_a53"
+        return f"bk_igemm_{self.pixels}x{CHANNELS}s{self.segment}{'_clip' if self.limits else ''}_a53"
 
     @property
     def together(self) -> int:
         """Segments of an iteration of the loop: one, or two where one is too short to load ahead in."""
         return 2 if self.segment < 3 else 1
+
+    @property
+    def least(self) -> int:
+        """The least number of segments: two iterations, of which the first is written out."""
+        return 2 * self.together
 
     @property
     def steps(self) -> int:
@@ -60,25 +68,30 @@ class WholeProduct:
     def assembly(self) -> str:
         """The routine."""
         enter, leave = asm.saved(0, 0, vectors=True)
-        pixels = range(_SHORT, _SHORT + self.pixels)
         registers = {
             "x0": "results",
             "x1": "bytes from pixel to pixel of the results",
-            "x2": "panel of pixels",
-            "x3": "weights",
+            "x2": "pixels",
+            "x3, x12": "weights, those of the next panel",
             "x4": "table: biases, factors, limits",
-            "x5": "places of pixels",
+            "x5, x13": "places of pixels, those of the next panel",
             "x6": "segments left",
             "x7": "the next place",
             "x8": "upper half of the first pixels",
             "x9, x10": "upper halves of vectors on their way",
             "x11": "pixels to fetch",
+            "x14, x15": "counts of segments, panels left",
+            "x16, x17": "bytes from panel to panel of weights and of places",
             "v0-v7": "pixels and weights of a few steps",
-            asm.span(pixels): "sums of the segment, 16 bits",
+            asm.span(range(_SHORT, _SHORT + self.pixels)): "sums of the segment, 16 bits",
             asm.span(range(_LONG, _LONG + 2 * self.pixels)): "sums, 32 bits",
         }
-        lines = [*enter, *self._begin(), *self._loop(), *self._widened(), *self._end(), *leave, "ret"]
-        return asm.routine(self.symbol, lines, registers)
+        setup = [
+            *(f"ldr x17, [sp, #{asm.frame_bytes(0, 0, vectors=True)}]", "mov x14, x6", "mov x15, x7"),
+            *("lsl x16, x17, #4", "lsl x17, x17, #2", "mov x12, x3", "mov x13, x5"),
+        ]
+        body = ["0:", *self._begin(), *self._first(), *self._loop(), *self._widened(), *self._end(), *self._next()]
+        return asm.routine(self.symbol, [*enter, *setup, *body, *leave, "ret"], registers)
 
     def _slots(self) -> tuple[list[int], list[int]]:
         """Registers of the pixels and of the weights of each step, such that what is loaded ahead overwrites nothing."""
@@ -91,34 +104,45 @@ class WholeProduct:
             weights[-1] = spare[2]
         return pixels, weights
 
+    @property
+    def _bias(self) -> int:
+        """The first of the registers of the biases: the last pixel's sums, which get theirs last."""
+        return _LONG + 2 * (self.pixels - 1)
+
     def _begin(self) -> Iterator[str]:
         pixels, weights = self._slots()
-        yield from ("ldp w9, w10, [x5]", "ldr w7, [x5, #8]", "add x8, x2, #8", "mov x11, x2")
-        yield from (f"ldp q{_LONG}, q{_LONG + 1}, [x4]", f"ldr q{pixels[0]}, [x2, x9]", f"ldr q{weights[0]}, [x3]")
-        yield from (f"ldr d{pixels[1]}, [x2, x10]", "ldr x9, [x8, x10]", f"ldr x10, [x3, #{_STEP + 8}]")
-        yield from (f"movi v{_SHORT + i}.2d, #0" for i in range(self.pixels))
-        for i in range(2, 2 * self.pixels, 2):
-            yield from (f"mov v{_LONG + i + half}.16b, v{_LONG + half}.16b" for half in (0, 1))
+        yield from ("mov x3, x12", "mov x5, x13", "ldr w6, [x14], #4", "ldp w9, w10, [x5]", "ldr w7, [x5, #8]")
+        yield from ("add x12, x12, x16", "add x13, x13, x17", "add x8, x2, #8", "mov x11, x2")
+        yield from (f"ldr q{weights[0]}, [x3]", f"ldp q{self._bias}, q{self._bias + 1}, [x4]")
+        yield from (f"ldr q{pixels[0]}, [x2, x9]", f"ldr d{pixels[1]}, [x2, x10]")
+        yield from ("ldr x9, [x8, x10]", f"ldr x10, [x3, #{_STEP + 8}]")
+
+    def _first(self) -> Iterator[str]:
+        """The first iteration, and of the next one the step that adds the first segment's sums to the biases."""
+        for step in range(self.steps):
+            yield from self._step(step, None if step < self.segment else self._bias)
+        if self.together == 1:
+            yield from (*self._step(0, self._bias), "b 2f")
 
     def _loop(self) -> Iterator[str]:
         """The segments. From one to the next x9 and x10 hold upper halves of pixels and of weights, x7 the place after."""
-        yield "1:"
-        for step in range(self.steps):
+        yield from ("1:", *self._step(0), "2:")
+        for step in range(1, self.steps):
             yield from self._step(step)
         yield "b.ne 1b"
 
-    def _step(self, step: int) -> Iterator[str]:
-        steps, last = self.steps, step == self.steps - 1
+    def _step(self, step: int, sums: int | None = 0) -> Iterator[str]:
+        """One step; one that begins a segment adds the sums of the one before to ``sums``, as ``_products`` says."""
+        steps = self.steps
         pixels, weights = self._slots()
-        x, w = pixels[step], weights[step]
         next_w, next_x, later = weights[(step + 1) % steps], pixels[(step + 1) % steps], pixels[(step + 2) % steps]
         guests = self._guests(step)
-        products = list(self._products(step, x, w))
+        products = list(self._products(step, sums))
         half = len(products) // 2
         yield from (f"ldr d{next_w}, [x3, #{_STEP * (step + 1)}]", f"ins v{next_x}.d[1], x9")
         yield from asm.beside(products[:half], guests[0])
         yield from (f"ldr d{later}, [x2, x7]", f"ins v{next_w}.d[1], x10")
-        ends = [*guests[1], *(self._moves() if last else [])]
+        ends = [*guests[1], *(self._moves() if step == steps - 1 else [])]
         yield from asm.beside(products[half:], ends)
 
     def _guests(self, step: int) -> tuple[list[str], list[str]]:
@@ -135,19 +159,24 @@ class WholeProduct:
         moves = [f"add {pointer}, {pointer}, #{size}" for pointer in ("x3", "x11")]
         return [*moves, f"add x5, x5, #{4 * self.steps}", f"subs x6, x6, #{self.together}"]
 
-    def _products(self, step: int, x: int, w: int) -> Iterator[str]:
-        """The products of a step. Those that begin a segment follow the widening of the one before."""
+    def _products(self, step: int, sums: int | None) -> Iterator[str]:
+        """The products of a step. Those that begin a segment follow the widening of the one before.
+
+        ``sums``: None where there was none before, the register of biases where those are its first sums, else 0.
+        """
+        pixels, weights = self._slots()
         begins = step % self.segment == 0
         for pixel in range(self.pixels):
-            short = _SHORT + pixel
-            if begins:
-                yield from self._widen(pixel)
-            yield f"{'mul' if begins else 'mla'} v{short}.8h, v{w}.8h, v{x}.h[{pixel}]"
+            if begins and sums is not None:
+                yield from self._widen(pixel, sums)
+            operation = "mul" if begins else "mla"
+            yield f"{operation} v{_SHORT + pixel}.8h, v{weights[step]}.8h, v{pixels[step]}.h[{pixel}]"
 
-    def _widen(self, pixel: int) -> Iterator[str]:
+    def _widen(self, pixel: int, sums: int = 0) -> Iterator[str]:
         long, short = _LONG + 2 * pixel, _SHORT + pixel
-        yield f"saddw v{long}.4s, v{long}.4s, v{short}.4h"
-        yield f"saddw2 v{long + 1}.4s, v{long + 1}.4s, v{short}.8h"
+        before = sums or long
+        yield f"saddw v{long}.4s, v{before}.4s, v{short}.4h"
+        yield f"saddw2 v{long + 1}.4s, v{before + 1}.4s, v{short}.8h"
 
     def _widened(self) -> Iterator[str]:
         """The last segment's sums."""
@@ -159,8 +188,13 @@ class WholeProduct:
         longs = [(_LONG + 2 * pixel, _LONG + 2 * pixel + 1) for pixel in range(self.pixels)]
         results = range(_SHORT, _SHORT + self.pixels)
         yield from _CONSTANTS.loads("x4")
-        yield from rescaled(longs, results, _CONSTANTS)
+        yield from rescaled(longs, results, _CONSTANTS, self.limits)
+        yield "mov x9, x0"
         for result in results:
-            yield f"str d{result}, [x0]"
+            yield f"str d{result}, [x9]"
             if result != results[-1]:
-                yield "add x0, x0, x1"
+                yield "add x9, x9, x1"
+
+    def _next(self) -> Iterator[str]:
+        """On to the next panel."""
+        yield from (f"add x0, x0, #{CHANNELS}", f"add x4, x4, #{TABLE_BYTES}", "subs x15, x15, #1", "b.ne 0b")

@@ -24,8 +24,13 @@ class Constants:
         yield from (f"ldr q{self.zero}, [{table}, #64]", f"ldp d{self.low}, d{self.high}, [{table}, #80]")
 
 
-def rescaled(longs: Sequence[tuple[int, int]], results: Sequence[int], constants: Constants) -> Iterator[str]:
-    """``results``, 8 bytes each, of sums of 32 bits: each pair of registers holds those of 8 channels."""
+def rescaled(
+    longs: Sequence[tuple[int, int]], results: Sequence[int], constants: Constants, limits: bool
+) -> Iterator[str]:
+    """``results``, 8 bytes each, of sums of 32 bits: each pair of registers holds those of 8 channels.
+
+    Without ``limits`` they are those of int8, which narrowing keeps to.
+    """
     both = [register for pair in longs for register in pair]
     yield from (f"scvtf v{long}.4s, v{long}.4s" for long in both)
     yield from (f"fmul v{long}.4s, v{long}.4s, v{constants.factors[i % 2]}.4s" for i, long in enumerate(both))
@@ -35,5 +40,7 @@ def rescaled(longs: Sequence[tuple[int, int]], results: Sequence[int], constants
             yield f"sqxtn{suffix} v{result}.{lanes}, v{pair[half]}.4s"
     yield from (f"sqadd v{result}.8h, v{result}.8h, v{constants.zero}.8h" for result in results)
     yield from (f"sqxtn v{result}.8b, v{result}.8h" for result in results)
+    if not limits:
+        return
     yield from (f"smax v{result}.8b, v{result}.8b, v{constants.low}.8b" for result in results)
     yield from (f"smin v{result}.8b, v{result}.8b, v{constants.high}.8b" for result in results)
