@@ -78,10 +78,11 @@ class _Quantized:
         if limits is None:
             return None
         low, high = limits
-        layer = self._layer(graph, value.args[0])
+        rounded, shift = _rounding(graph, value)
+        layer = self._layer(graph, rounded) if graph.used_once(value.args[0]) else None
         data = self._bytes_of(graph, layer.call.args[0]) if layer else None
         if layer is not None and data is not None:
-            tensor = graph.emit(_convolution(layer, data, limits), f"{name}.int8")
+            tensor = graph.emit(_convolution(layer, data, limits, shift), f"{name}.int8")
         elif name in self._wanted:
             tensor = _narrowed(graph, graph.emit(value, f"{name}.whole"), limits, name)
         else:
@@ -91,11 +92,11 @@ class _Quantized:
         zero = _zero(low, high)
         return relax.op.add(graph.emit(floats, f"{name}.floats"), constant(np.float32(-zero))) if zero else floats
 
-    def _layer(self, graph: Graph, rounded: relax.Expr) -> _Layer | None:
+    def _layer(self, graph: Graph, rounded: relax.Expr | None) -> _Layer | None:
         """The convolution of whole numbers whose sums are rescaled and ``rounded``, if nothing else reads it."""
-        expr = graph.made_by(rounded).args[0]
-        if not graph.used_once(rounded):
+        if rounded is None or not graph.used_once(rounded):
             return None
+        expr = graph.made_by(rounded).args[0]
         shape = shape_of(expr)
         channels = shape[-1]
         factor, bias = np.ones(channels, np.float32), np.zeros(channels, np.float32)
@@ -120,12 +121,24 @@ class _Quantized:
         """``data`` as int8; None where it may have more than 256 values."""
         if not isinstance(data, relax.Var):
             return None
+        shifted = graph.call_of(data, "add")
+        if data.name not in self._bytes and shifted is not None:
+            inner, by = self._stored(graph, shifted.args[0]), _whole_number(shifted.args[1])
+            if inner is not None and by is not None:
+                self._bytes[data.name] = _Bytes(inner.tensor, inner.zero - by, inner.low + by, inner.high + by)
         if data.name not in self._bytes:
             found = self._range(graph, data)
             if found is None or found[1] - found[0] > _MOST - _LEAST:
                 return None
             self._bytes[data.name] = _Bytes(_narrowed(graph, data, found, data.name), _zero(*found), *found)
         return self._bytes[data.name]
+
+    def _stored(self, graph: Graph, data: relax.Expr) -> _Bytes | None:
+        """``data`` where there is an int8 tensor of it already, the network's input among them."""
+        cast = graph.call_of(data, "astype")
+        if cast is not None and str(getattr(cast.args[0].ty, "dtype", "")) == "int8":
+            return _Bytes(cast.args[0], 0, _LEAST, _MOST)
+        return self._bytes.get(data.name) if isinstance(data, relax.Var) else None
 
     def _range(self, graph: Graph, expr: relax.Expr) -> tuple[int, int] | None:
         """The smallest and the largest whole number that ``expr`` may be."""
@@ -142,9 +155,9 @@ class _Quantized:
         if operator in _MOVING or operator == "astype":
             return self._range(graph, value.args[0])
         if operator == "add":
-            inner, array = self._range(graph, value.args[0]), array_of(value.args[1])
-            if inner is not None and array is not None and array.size == 1 and float(array.reshape(-1)[0]).is_integer():
-                return inner[0] + int(array.reshape(-1)[0]), inner[1] + int(array.reshape(-1)[0])
+            inner, by = self._range(graph, value.args[0]), _whole_number(value.args[1])
+            if inner is not None and by is not None:
+                return inner[0] + by, inner[1] + by
         if operator == "concat":
             parts = [self._range(graph, each) for each in getattr(value.args[0], "fields", [])]
             known = [part for part in parts if part is not None]
@@ -153,9 +166,27 @@ class _Quantized:
         return None
 
 
+def _whole_number(expr: relax.Expr) -> int | None:
+    """The one whole number that a constant is."""
+    array = array_of(expr)
+    if array is None or array.size != 1 or not float(array.reshape(-1)[0]).is_integer():
+        return None
+    return int(array.reshape(-1)[0])
+
+
+def _rounding(graph: Graph, clip: relax.Expr) -> tuple[relax.Expr | None, int]:
+    """What of a call of clip is a rounding's result, and the zero point that was added to it."""
+    inner, shift = clip.args[0], 0
+    shifted = graph.call_of(inner, "add")
+    by = _whole_number(shifted.args[1]) if shifted is not None else None
+    if shifted is not None and by is not None:
+        inner, shift = shifted.args[0], by
+    return (inner if graph.call_of(inner, "round") is not None else None), shift
+
+
 def _limits(graph: Graph, value: relax.Expr) -> tuple[int, int] | None:
     """The whole numbers that a call of clip lets through, if it follows a rounding and they are at most 256."""
-    if op_name(value) != "clip" or graph.call_of(value.args[0], "round") is None:
+    if op_name(value) != "clip" or _rounding(graph, value)[0] is None:
         return None
     low, high = clip_bounds(value)
     whole = np.isfinite([low, high]).all() and low.is_integer() and high.is_integer()
@@ -188,7 +219,8 @@ def _weights(conv: relax.Expr) -> np.ndarray | None:
     return array.astype(np.int16) if whole else None
 
 
-def _convolution(layer: _Layer, data: _Bytes, limits: tuple[int, int]) -> Call:
+def _convolution(layer: _Layer, data: _Bytes, limits: tuple[int, int], shift: int) -> Call:
+    """The layer on ``data``; ``shift`` is added to what it rounds."""
     attrs, weight, zero = layer.call.attrs, layer.weight, _zero(*limits)
     args = (
         data.tensor,
@@ -203,7 +235,7 @@ def _convolution(layer: _Layer, data: _Bytes, limits: tuple[int, int]) -> Call:
         dilation=pair(attrs["dilation"]),
         groups=int(attrs["groups"]),
         zero=data.zero,
-        out_zero=zero,
+        out_zero=zero + shift,
         low=limits[0] + zero,
         high=limits[1] + zero,
     )

@@ -77,6 +77,30 @@ def test_layers_follow_each_other_in_8_bits(rng, dtype):
     same(module, changed, dtype)
 
 
+def test_zero_points_are_part_of_the_numbers(rng):
+    """As ONNX's QLinearConv has it: a result is rounded, moved and limited, and moved back where it is read."""
+
+    def moved(builder, sums, name):
+        scaled = builder.emit(
+            relax.op.multiply(builder.emit(sums, f"{name}_conv"), relax.const(0.004)), f"{name}_scaled"
+        )
+        rounded = builder.emit(relax.op.round(scaled), f"{name}_rounded")
+        shifted = builder.emit(relax.op.add(rounded, relax.const(100.0)), f"{name}_shifted")
+        whole = builder.emit(relax.op.clip(shifted, 0, 255), name)
+        return builder.emit(relax.op.add(whole, relax.const(-100.0)), f"{name}_centred")
+
+    def body(builder, x):
+        first = moved(builder, conv(x, rng.integers(-127, 128, (9, 3, 3, 4)), padding=[1, 1, 1, 1]), "first")
+        return moved(builder, conv(first, rng.integers(-127, 128, (9, 1, 1, 9))), "second")
+
+    module = built((1, 6, 7, 4), body)
+    changed = quantized(module, BOARD)
+    assert kinds(changed).count("bitkiln.qconv2d") == 2
+    # The network's input is int8 already, and the result of the first is read as it is.
+    assert kinds(changed).count("astype") == 1
+    same(module, changed)
+
+
 def test_what_else_reads_a_tensor_gets_floats(rng):
     def body(builder, x):
         first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="first")
