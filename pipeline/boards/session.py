@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 RPC_MAGIC = 0xFF271
 #: How often a session is asked for. The process that a board forks for it may die before the first answer: memory, a signal.
 OPENINGS = 3
+#: More than any network's results; a board that sends more in a session sends without end.
+MOST_BYTES = 1 << 30
 #: Seconds by which the board may pass its session's limit before we hang up.
 GRACE = 5.0
 
@@ -117,6 +119,8 @@ class Session:
         except Exception as error:
             if self._relay.expired:
                 raise BoardError(f"board {self.board} gave no answer in {self._relay.seconds:g} s")
+            if self._relay.flooded:
+                raise BoardError(f"board {self.board} sent more than {MOST_BYTES >> 20} MiB: it was cut off")
             raise BoardError(f"board {self.board} failed: {_reason(error)}")
 
 
@@ -193,7 +197,7 @@ class Relay:
 
     def __init__(self, address: Address, seconds: float, greeting: bytes = b"") -> None:
         self.seconds = seconds
-        self.expired = False
+        self.expired = self.flooded = False
         self._greeting = greeting
         self._board = _reach(address)
         self._board.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -241,6 +245,7 @@ class Relay:
     def _hand_on(self, client: socket.socket) -> None:
         deadline = time.monotonic() + self.seconds
         other = {client: self._board, self._board: client}
+        sent = 0
         for end in other:
             end.settimeout(30)
         while True:
@@ -250,7 +255,9 @@ class Relay:
                 return
             for end in ready:
                 data = end.recv(1 << 18)
-                if not data:
+                sent += len(data) if end is self._board else 0
+                self.flooded = sent > MOST_BYTES
+                if not data or self.flooded:
                     return
                 other[end].sendall(data)
 
