@@ -31,14 +31,14 @@ class Graph:
         self,
         op: str,
         inputs: str | Sequence[str],
-        *operands: np.ndarray,
+        *operands: np.ndarray | np.generic,
         shape: Sequence[int] = (),
         **attributes: object,
     ) -> str:
         """A node that takes ``inputs``, then ``operands`` as constants; its result has the first input's shape or ``shape``."""
         result = f"{op.lower()}{len(self.nodes)}"
         names = [f"{result}.{i}" for i in range(len(operands))]
-        self.constants += [numpy_helper.from_array(o, n) for o, n in zip(operands, names, strict=True)]
+        self.constants += [numpy_helper.from_array(np.asarray(o), n) for o, n in zip(operands, names, strict=True)]
         sources = [inputs] if isinstance(inputs, str) else list(inputs)
         self.nodes.append(helper.make_node(op, [*sources, *names], [result], name=result, **attributes))
         self.shapes[result] = tuple(shape) or self.shapes[sources[0]]
@@ -63,7 +63,7 @@ class Graph:
             weight = np.where(weight > 0, 1, -1).astype(np.float32)
         operands = [weight, self.normal((out_channels,))] if bias else [weight]
         pads = self.pads(x, kernel, stride)
-        attributes = {"strides": [stride, stride]} if stride > 1 else {}
+        attributes: dict[str, object] = {"strides": [stride, stride]} if stride > 1 else {}
         attributes |= {"group": groups} if groups > 1 else {}
         shape = (1, out_channels, *self._windows(x, kernel, stride, pads))
         return self.add("Conv", x, *operands, shape=shape, kernel_shape=[kernel, kernel], pads=pads, **attributes)
@@ -133,8 +133,8 @@ class Graph:
     def shuffle(self, x: str, groups: int) -> str:
         """Interleave the channels of ``groups`` groups."""
         _, channels, height, width = shape = self.shapes[x]
-        for op, size in (("Reshape", (1, groups, channels // groups)), ("Transpose", (1, channels // groups, groups))):
-            size = (*size, height, width)
+        for op, split in (("Reshape", (groups, channels // groups)), ("Transpose", (channels // groups, groups))):
+            size = (1, *split, height, width)
             constants = [np.array(size, np.int64)] if op == "Reshape" else []
             x = self.add(op, x, *constants, shape=size, **({} if constants else {"perm": [0, 2, 1, 3, 4]}))
         return self.add("Reshape", x, np.array(shape, np.int64), shape=shape)

@@ -77,13 +77,13 @@ def _activations(file: TfliteFile, named: Sequence[tuple[str, Operator]], ranges
         known = united.get(first(tensor), (low, high))
         united[first(tensor)] = min(low, known[0]), max(high, known[1])
     unit = {result for name, operator in named if name in UNIT for result in operator.results}
-    for index, tensor in enumerate(file.tensors):
+    for index, known_tensor in enumerate(file.tensors):
         if not _is_activation(file, index):
             continue
         if index not in unit and first(index) not in united:
             raise UnsupportedLayer(f"the range of tensor {index} is not known")
         scale, zero = (1 / 256, -128) if index in unit else _scale(united[first(index)])
-        file.tensors[index] = replace(tensor, dtype="int8", scale=scale, zero=zero)
+        file.tensors[index] = replace(known_tensor, dtype="int8", scale=scale, zero=zero)
 
 
 def _is_activation(file: TfliteFile, tensor: int) -> bool:
