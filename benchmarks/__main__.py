@@ -18,6 +18,7 @@ from benchmarks.bounds import bound_ms
 from benchmarks.measurements import Bench, Figure
 from benchmarks.networks import Work
 from benchmarks.report import Row
+from benchmarks.reuse import Known
 from bitkiln import targets
 from bitkiln.pipeline.boards.remote import SshBoard
 from bitkiln.pipeline.boards.ssh import Remote
@@ -64,6 +65,12 @@ def _engines(context: click.Context, parameter: click.Parameter, value: str | No
     help="Threads of each engine; a table each.",
 )
 @click.option(
+    "--reuse",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rows that --json wrote: other engines' figures of the same model, wheel and work are taken from there.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=min(os.cpu_count() or 1, 4),
@@ -100,6 +107,7 @@ def main(
     no_peers: bool,
     model: tuple[Path, ...],
     threads: tuple[int, ...],
+    reuse: Path | None,
     jobs: int,
     board: str | None,
     json_file: Path | None,
@@ -120,6 +128,7 @@ def main(
     try:
         target = targets.load(target_name)
         counts = counts_for(target, threads)
+        known = Known(reuse)
         works = chosen([*networks.known(), *map(networks.from_file, model)], only)
         real = holding.enter_context(SshBoard(Remote(board))) if board else None
         benches = [Bench(target, count, real) for count in counts]
@@ -137,7 +146,7 @@ def main(
                 rows: list[Row] = []
                 tables.append((f"{what}: one frame, warm, {cores}", rows))
                 wanted = [report.OURS] if no_peers or board else wanted
-                rows.extend(run(zip(works, least, strict=True), wanted, bench, jobs))
+                rows.extend(run(zip(works, least, strict=True), wanted, bench, jobs, known))
         except KeyboardInterrupt:
             print("bench: interrupted: these are the rows until here", file=sys.stderr)
     console = Console()
@@ -168,22 +177,27 @@ def chosen(works: Sequence[Work], only: str | None) -> list[Work]:
     return found
 
 
-def run(works: Iterable[tuple[Work, float]], engines: Sequence[str], bench: Bench, jobs: int = 1) -> Iterator[Row]:
+def run(
+    works: Iterable[tuple[Work, float]], engines: Sequence[str], bench: Bench, jobs: int = 1, known: Known | None = None
+) -> Iterator[Row]:
     """Measure every work, which comes with its bound, with every engine; a failure becomes a row without figures.
 
-    Other engines are programs of their own, of which ``jobs`` run at a time; ours compiles in this thread.
+    Other engines are programs of their own, of which ``jobs`` run at a time, but for rows that are ``known``; ours compiles in
+    this thread.
     """
+    known = known or Known(None)
     pool = ThreadPoolExecutor(jobs)
     try:
-        due = [(work, engine, bound) for work, bound in works for engine in engines]
-        others = {
-            (work.name, engine): pool.submit(row, work, engine, bound, bench)
-            for work, engine, bound in due
-            if engine != report.OURS
-        }
-        for work, engine, bound in due:
-            other = others.get((work.name, engine))
-            yield other.result() if other else row(work, engine, bound, bench)
+        due = []
+        for work, bound in works:
+            for engine in engines:
+                measured = known.row(work.name, engine, bound, bench.target, bench.threads)
+                other = engine != report.OURS and measured is None
+                due.append(
+                    (work, engine, bound, measured, pool.submit(row, work, engine, bound, bench) if other else None)
+                )
+        for work, engine, bound, measured, running in due:
+            yield measured or (running.result() if running else row(work, engine, bound, bench))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -21,10 +21,12 @@ from benchmarks.bounds import bound_ms, layers
 from benchmarks.graph import Graph
 from benchmarks.measurements import Figure
 from benchmarks.report import Row
+from benchmarks.reuse import Known
 from benchmarks.stand import Job
 from benchmarks.zoo import ZOO
 from bitkiln import targets
 from bitkiln.pipeline.errors import BoardError, ModelError, SetupError, UnsupportedLayer
+from bitkiln.targets.sim import MODEL_VERSION
 
 BOARD = targets.load("rasp3b")
 
@@ -202,6 +204,32 @@ class FakeBench:
         if engine == "litert":
             raise IndexError("list index out of range")
         return Figure(1_200_000, 1.0, "pretended")
+
+
+def test_what_was_measured_as_it_would_be_now_is_not_measured_again(tmp_path):
+    (work,) = bench.chosen(networks.known(), "float conv 3x3 3->16")
+    how = f"simulated Cortex-A53, 1 core, model {MODEL_VERSION}, 1200 MHz; ncnn {wheels.VERSIONS['aarch64']['ncnn']}, as float"
+    row = Row(work.name, "ncnn", 600_000, 0.5, 4.5, "rasp3b", how, 1, 0.0)
+    (tmp_path / "rows.json").write_text(report.to_json([row, replace(row, engine="bitkiln")]))
+    known = Known(tmp_path / "rows.json")
+    ours, theirs = bench.run([(work, 4.5)], ["bitkiln", "ncnn"], FakeBench(), 1, known)
+    assert (ours.ms, theirs) == (1.0, row)
+    for other in (
+        replace(row, how=how.replace(MODEL_VERSION, "v0")),
+        replace(row, how=how.replace("ncnn ", "ncnn 1")),
+        replace(row, bound_ms=5.0),
+        replace(row, threads=4),
+        replace(row, ms=None),
+    ):
+        (tmp_path / "rows.json").write_text(report.to_json([other]))
+        assert Known(tmp_path / "rows.json").row(work.name, "ncnn", 4.5, BOARD, 1) is None, other
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"work": "a"}]', "[" * 100_000])
+def test_a_file_without_rows_is_refused(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(ModelError, match=r"rows\.json"):
+        Known(tmp_path / "rows.json")
 
 
 def test_a_failing_engine_becomes_a_row():
