@@ -148,8 +148,9 @@ def readers() -> Iterator[dict[str, tuple[Any, Reader]]]:
 def mutated(good: Any, random: Random) -> bytes:
     """``good`` as JSON with a few things wrong: in its structure, in its bytes, or both."""
     value = json.loads(json.dumps(good))
-    for _ in range(random.choice((0, 1, 1, 1, 2, 4))):
-        value = _restructured(value, random)
+    for index in range(random.choice((0, 1, 1, 1, 2, 4))):
+        # A hundred copies of a hundred copies would take us minutes to write.
+        value = _restructured(value, random, 1 if index else 100)
     try:
         data = bytearray(json.dumps(value).encode())
     except (ValueError, RecursionError):  # Deeper than we can write.
@@ -159,8 +160,8 @@ def mutated(good: Any, random: Random) -> bytes:
     return bytes(data)
 
 
-def _restructured(value: Any, random: Random) -> Any:
-    """With one part replaced, dropped, doubled, renamed or nested."""
+def _restructured(value: Any, random: Random, most: int) -> Any:
+    """With one part replaced, dropped, copied up to ``most`` times, renamed or nested."""
     if not isinstance(value, dict | list) or not value or random.random() < 0.05:
         if random.random() < 0.02:
             for _ in range(random.choice((50, 900))):
@@ -174,9 +175,9 @@ def _restructured(value: Any, random: Random) -> Any:
     elif what < 0.25 and isinstance(value, dict):
         value[str(random.choice(NASTY))[:50]] = value.pop(at)
     elif what < 0.3 and isinstance(value, list):
-        value += [value[at]] * random.choice((1, 100))
+        value += [value[at]] * random.choice((1, most))
     else:
-        value[at] = _restructured(value[at], random)
+        value[at] = _restructured(value[at], random, most)
     return value
 
 
