@@ -30,12 +30,14 @@ class Sample:
 
 
 def make_inputs(model: Model) -> dict[str, np.ndarray]:
-    """Seeded inputs for every parameter: random pixels, preprocessed, or where the model says nothing, normal numbers."""
+    """Seeded inputs for every parameter: of the first random pixels, preprocessed; where the model says nothing, and of the
+    others, normal numbers.
+    """
     rng = np.random.default_rng(SEED)
-    inputs = {}
+    inputs: dict[str, np.ndarray] = {}
     for param in model.module["main"].params:
         shape = tuple(int(size) for size in param.ty.shape.values)
-        inputs[param.name] = _random(rng, shape, str(param.ty.dtype), model.preprocessing)
+        inputs[param.name] = _random(rng, shape, str(param.ty.dtype), None if inputs else model.preprocessing)
     return inputs
 
 

@@ -145,7 +145,7 @@ def _node_tables(path: Path, document: Any) -> dict[str, Mapping[str, Any]]:
     """Nodes by id, in the file's order."""
     model = document.get("model", document) if isinstance(document, dict) else None
     nodes = model.get("nodes") if isinstance(model, dict) else None
-    if not isinstance(nodes, list) or not nodes or not all(isinstance(node, dict) for node in nodes):
+    if model is None or not isinstance(nodes, list) or not nodes or not all(isinstance(node, dict) for node in nodes):
         raise ModelError(f"{path}: is not an ELL archive (no model with nodes)")
     check_fields(f"{path}: its model", "Model", model)
     if model is not document:

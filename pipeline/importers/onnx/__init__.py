@@ -57,7 +57,10 @@ def load(path: Path, options: ImportOptions) -> Model:
     opset = _opset(path, proto)
     graph = join_masks(clean(expand(_graph(path, proto, opset))))
     inputs = _inputs(path, proto.graph, {name: shape for name, shape in options.shapes.items() if name not in fixed})
-    module, outputs = convert(graph, inputs)
+    try:
+        module, outputs = convert(graph, inputs)
+    except ModelError as error:
+        raise _of_another_batch(error, proto.graph, inputs) from None
     preprocessing, origins = _preprocessing(proto, graph, inputs[0])
     return Model(
         name=path.name.removesuffix(".xz").removesuffix(".onnx"),
@@ -92,6 +95,21 @@ def _batch_warnings(
                     f"output {output.name!r} still has {fixed} rows, as the file fixes: input {spec.name!r} has "
                     f"{spec.shape[0]} of the {fixed} it declares"
                 )
+
+
+def _of_another_batch(error: ModelError, graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> ModelError:
+    """``error``, with the batch that the file declares where --shape has given it another."""
+    for value, spec in zip(_free(graph, inputs), inputs, strict=True):
+        declared = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if declared and declared[0] > 1 and spec.shape[0] != declared[0]:
+            hint = f"the file is made for {value.name}={_by(tuple(declared))}: leave --shape out, or export it for one"
+            return type(error)(f"{error}; {hint}")
+    return error
+
+
+def _free(graph: onnx.GraphProto, inputs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
+    by_name = {value.name: value for value in graph.input}
+    return [by_name[spec.name] for spec in inputs]
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -140,3 +140,11 @@ def test_old_opsets(tmp_path, opset):
     (want,) = by_onnxruntime(path, {"x": x})
     (got,) = reference.run(load_model(path).module, {"x": x})
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_the_file_fixes_inside_is_named(tmp_path):
+    nodes = [node("Reshape", ["x", "rows"], ["f"]), node("MatMul", ["f", "w"])]
+    path = write(tmp_path, nodes, {"rows": np.int64([4, -1]), "w": (12, 5)}, np.zeros((4, 3, 2, 2), np.float32))
+    assert load_model(path).outputs[0].shape == (4, 5)
+    with pytest.raises(ModelError, match="the file is made for x=4,3,2,2"):
+        load_model(path, ImportOptions(shapes={"x": (1, 3, 2, 2)}))

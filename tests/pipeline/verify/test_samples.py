@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from bitkiln.pipeline.errors import InputError
+from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.model import Preprocessing
 from bitkiln.pipeline.verify.samples import make_inputs, read_samples
 
@@ -35,6 +38,16 @@ def test_random_inputs_look_like_preprocessed_pixels(model):
     assert pixels.shape == (1, 8, 8, 3)
     np.testing.assert_array_equal(pixels / np.float32([0.5, 1, 2]) + np.float32([100, 110, 120]) >= 0, True)
     np.testing.assert_array_equal(make_inputs(model)["x"], make_inputs(model)["x"])
+
+
+def test_only_the_first_input_is_an_image(tmp_path):
+    """A second tensor of four axes may have other channels."""
+    entries = [helper.make_tensor_value_info(name, 1, (1, count, 8, 8)) for name, count in (("x", 3), ("side", 2))]
+    result = helper.make_tensor_value_info("y", 1, None)
+    graph = helper.make_graph([helper.make_node("Concat", ["x", "side"], ["y"], axis=1)], "two", entries, [result])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    inputs = make_inputs(load_model(tmp_path / "m.onnx"))
+    assert inputs["x"].max() > 200 and inputs["side"].min() < 0
 
 
 def test_without_a_file_the_input_is_random(board, model):
