@@ -3,7 +3,8 @@
 A block of 8 pixels is packed, [step][pixel] of 16 bits, and meets the weights of all panels, [panel][step][channel] of 16
 bits. The image is read in place, or from a copy with a border of the value that means zero. A step is a tap of one input
 channel; rows of taps are filled up to whole pieces of the packing, which no panel's plan takes. Where there are more weights
-than half of the L2 cache holds, all blocks are packed first, and each panel's weights meet all of them.
+than half of the L2 cache holds, a group of blocks that fills the other half is packed first, and each panel's weights meet all
+of it.
 
 The last block and the last panel repeat pixels and channels of the ones before them where there are too few.
 """
@@ -19,7 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
-from bitkiln.schedules.conv2d.geometry import geometry
+from bitkiln.schedules.conv2d.geometry import geometry, split
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.a53.igemm import AHEAD, CHANNELS, WholeProduct
 from bitkiln.schedules.microkernels.a53.ipack import PIECE, PIXELS, PackWhole
@@ -60,8 +61,8 @@ class _Product:
         self.steps = self.segments * workload.segment
         self.block_size = len(self.geometry.rows) * self.pieces * PIECE * PIXELS
         self.panel_size = self.steps * CHANNELS
-        weights, packed = 2 * self.panels * self.panel_size, 2 * self.blocks * self.block_size
-        self.weights_once = weights > cache // 2 and packed <= cache * 3 // 4
+        weights = 2 * self.panels * self.panel_size
+        self.group = min(self.blocks, max(1, cache // 2 // (2 * self.block_size))) if weights > cache // 2 else 0
         self.copies = any(workload.padding) or self.geometry.row_length % PIECE != 0
 
     def kernel(self) -> Kernel:
@@ -85,8 +86,8 @@ class _Product:
             self.out = loops.flat(T.arg("out", T.buffer(out_shape, "int8")), math.prod(out_shape), "int8")
             flat = loops.flat(data, math.prod(data_shape), "int8")
             self.image = padded_image(work, flat, PIECE) if self.copies else flat
-            self._panels_in_parallel() if self.weights_once else self._blocks_in_parallel()
-        order = "weights read once" if self.weights_once else "pixels read once"
+            self._groups() if self.group else self._blocks_in_parallel()
+        order = f"{self.group} of {self.blocks} blocks meet each weight" if self.group else "pixels read once"
         notes = f"tiles of {self.tile} pixels x {CHANNELS} channels, segments of {work.segment}, {order}"
         return Kernel(builder.get(), arguments, (PackWhole(), self.micro), notes)
 
@@ -144,12 +145,15 @@ class _Product:
                 if whole < self.panels:
                     self._multiply(packed, 0, block, whole)
 
-    def _panels_in_parallel(self) -> None:
-        packed = T.alloc_buffer((self.blocks * self.block_size,), "int16")
-        with T.parallel(self.blocks) as block:
-            self._pack_block(packed, block * self.block_size, block)
-        with T.parallel(self.panels) as panel, T.serial(self.blocks) as block:
-            self._multiply(packed, block * self.block_size, block, panel)
+    def _groups(self) -> None:
+        packed = T.alloc_buffer((self.group * self.block_size,), "int16")
+        for run in split(self.blocks, self.group):
+            with T.serial(run.count) as group:
+                first = run.first + group * run.size
+                with T.parallel(run.used) as block:
+                    self._pack_block(packed, block * self.block_size, first + block)
+                with T.parallel(self.panels) as panel, T.serial(run.used) as block:
+                    self._multiply(packed, block * self.block_size, first + block, panel)
 
     def _pack_block(self, packed: Any, to: Any, block: Any) -> None:
         T.evaluate(

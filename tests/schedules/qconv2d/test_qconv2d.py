@@ -92,9 +92,17 @@ def test_segments_of_every_length(run_kernel, length):
     assert (run_kernel(workload, kernel, args, target, 1) == compute(workload, args)).all()
 
 
-def test_weights_read_once_where_they_are_many(run_kernel):
+@pytest.mark.parametrize(
+    ("workload", "group"),
+    [
+        (QConv2d(3, 5, 600, 240, (1, 1), zero=5), "2 of 2 blocks"),
+        (QConv2d(9, 9, 200, 80, (3, 3), padding=BORDER, zero=5), "9 of 11 blocks"),
+    ],
+    ids=["all", "groups"],
+)
+def test_many_weights_meet_groups_of_blocks(run_kernel, workload, group):
     target = targets.load("rasp3b")
-    workload, args = arguments(QConv2d(3, 5, 600, 240, (1, 1), zero=5), "uniform")
+    workload, args = arguments(workload, "uniform")
     kernel = qconv2d.emit(workload, {}, target)
-    assert "weights read once" in kernel.notes
+    assert group in kernel.notes
     assert (run_kernel(workload, kernel, args, target, 3) == compute(workload, args)).all()
