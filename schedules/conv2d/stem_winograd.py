@@ -175,7 +175,7 @@ class _Phases(Winograd):
         if not self.joining:
             super()._store(outputs, pixel, channel)
             return
-        steps, width = self.layer.epilogue, self.layer.out_size[1]
+        steps, width = self.left, self.layer.out_size[1]
         where = (pixel[0], pixel[1], four_from(channel))
         after = all(map(commutes_with_maximum, steps))
         if not after:
@@ -189,7 +189,7 @@ class _Phases(Winograd):
                 at = four_from((y * width + x) * self.layer.out_channels + channel)
 
                 def join(maxima: Any = maxima, value: Any = value, at: Any = at) -> None:
-                    final = expression(steps, value, self.operands, where) if after else value
+                    final = expression(steps, value, self.left_operands, where) if after else value
                     T.buffer_store(maxima, tirx.max(maxima[at], final), [at])
 
                 if place_x < 2:

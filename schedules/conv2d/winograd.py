@@ -29,20 +29,22 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.a53 import FlatSigns
 from bitkiln.schedules.conv2d.geometry import Run, split
-from bitkiln.schedules.conv2d.tiles import operands_behind, pack_panels
+from bitkiln.schedules.conv2d.tiles import finish_of, operands_behind, pack_panels
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, a53, kernel_set
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Finish
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
-from bitkiln.schedules.steps import before_exponentials, commutes_with_maximum, expression
+from bitkiln.schedules.steps import Step, before_exponentials, commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
 #: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
 _GAP = 16
 _LANES = 4
+#: Vector registers that hold a tile's values between the two halves of a transform.
+_MANY_REGISTERS = 32
 #: Threads that are to have work, and parts that the packing of signs is cut in.
 _THREADS = 4
 #: The share of the L2 cache that weights may take and yet stay there while blocks are computed.
@@ -147,6 +149,9 @@ class Winograd:
         steps = workload.epilogue
         early = before_exponentials(steps) if self.straight and self.window == (1, 1) else len(steps)
         self.early, self.late = steps[:early], steps[early:]
+        #: What the transform's micro-kernel does of the epilogue, and what of ``early`` is left then.
+        self.finish, done = _finish(self.early, self.window == (1, 1), kernels)
+        self.left = self.early[done:]
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
         self.signs = FlatSigns(workload.sign_zero) if packs and kernels.binarize else None
@@ -241,7 +246,8 @@ class Winograd:
         with loop(tiles) as tile:
             within = tile % self.side
             self._transform_data(data, (tile - within) * self.data_pitch + within, first + tile)
-        if self.straight and self.window == (1, 1):
+        # Behind a transform by micro-kernel claims cost more than they save.
+        if self.straight and self.window == (1, 1) and not self.set.transform:
             self._claim(first, tiles)
 
         def chunks(run: Run, index: Any, products: Any, loop: Callable[..., Any]) -> None:
@@ -355,23 +361,40 @@ class Winograd:
 
     def _transform_patch(self, data: Any, to: Any, source: Any, start: Any, pitch: int) -> None:
         channels, (points_y, points_x) = self.workload.channels, self.points
+
+        def along_x(dy: Any, vector: Any) -> list[Any]:
+            first = start + dy * pitch + vector * _LANES
+            return _through(
+                self.along[1].data, [T.bind(source[four_from(first + dx * channels)]) for dx in range(points_x)]
+            )
+
+        def store(px: Any, vector: Any, values: Sequence[Any]) -> None:
+            for py, value in enumerate(_through(self.along[0].data, values)):
+                at = to + ((py * points_x + px) * channels + vector * _LANES) * self.side
+                T.buffer_store(data, value, [T.ramp(at, self.side, _LANES)])
+
         with T.serial(channels // _LANES) as vector:
             # Row by row: neighbours in a row are neighbours in memory, which the core's prefetcher follows.
-            rows = [
-                _through(
-                    self.along[1].data,
-                    [
-                        T.bind(source[four_from(start + dy * pitch + dx * channels + vector * _LANES)])
-                        for dx in range(points_x)
-                    ],
-                )
-                for dy in range(points_y)
-            ]
-            for px in range(points_x):
-                column = _through(self.along[0].data, [row[px] for row in rows])
-                for py, value in enumerate(column):
-                    at = to + ((py * points_x + px) * channels + vector * _LANES) * self.side
-                    T.buffer_store(data, value, [T.ramp(at, self.side, _LANES)])
+            if self.set.registers < _MANY_REGISTERS:
+                between = self._between(along_x, points_y, points_x, vector)
+                with T.serial(points_x) as px:
+                    store(px, vector, between(px))
+            else:
+                rows = [along_x(dy, vector) for dy in range(points_y)]
+                for px in range(points_x):
+                    store(px, vector, [row[px] for row in rows])
+
+    @staticmethod
+    def _between(first: Callable[..., list[Any]], lines: int, values: int, *where: Any) -> Callable[[Any], list[Any]]:
+        """The first half of a transform, line by line, through memory: a machine of few registers keeps a line, no matrix.
+
+        ``first`` gives the ``values`` of a line. The answer reads those of all ``lines`` that have a number.
+        """
+        kept = T.alloc_buffer((lines * values * _LANES,), "float32")
+        with T.serial(lines) as line:
+            for number, value in enumerate(first(line, *where)):
+                T.buffer_store(kept, value, [four_from((line * values + number) * _LANES)])
+        return lambda number: [T.bind(kept[four_from((line * values + number) * _LANES)]) for line in range(lines)]
 
     def _call(
         self,
@@ -420,10 +443,39 @@ class Winograd:
         """The outputs of a tile in a chunk of output channels."""
         y, x = tile // self.tiles[1] * self.outputs[0], tile % self.tiles[1] * self.outputs[1]
         for run in split(channels, self.tile_n, 4):
+            if self.set.transform:
+                with T.serial(run.count) as panel:
+                    first = run.first + panel * run.size
+                    vectors = self._by_micro_kernel(products, start + first * self.positions, run.size, chunk + first)
+                    for number, outputs in enumerate(vectors):
+                        self._store(outputs, (y, x), chunk + first + number * _LANES)
+                continue
             with T.serial(run.count * run.size // _LANES) as vector:
                 panel, part = vector * _LANES // run.size, vector * _LANES % run.size
                 at = start + (run.first + panel * run.size) * self.positions + part
                 self._store(self._outputs(products, at, run.size), (y, x), chunk + run.first + vector * _LANES)
+
+    def _by_micro_kernel(self, products: Any, at: Any, size: int, channel: Any) -> list[list[list[Any]]]:
+        """The outputs of a tile, [vector][y][x], in a panel of ``size`` channels from ``channel`` on."""
+        assert self.set.transform
+        stages = tuple(
+            tuple(tuple(tuple(row.items()) for row in stage) for stage in each.result) for each in self.along
+        )
+        name = f"{self.outputs[0]}x{self.outputs[1]}of{self.taps}"
+        micro = self.set.transform(name, self.points, stages, size * 4, self.finish)
+        self.kernels[micro.symbol] = micro
+        count = math.prod(self.outputs) * _LANES
+        outputs = T.alloc_buffer((size // _LANES * count,), "float32")
+        bias = T.address_of(self.operands[0][channel]) if self.finish.bias else T.address_of(products[at])
+        arguments = T.address_of(outputs[0]), T.address_of(products[at]), bias, T.int32(size // _LANES)
+        T.evaluate(T.call_extern("int32", micro.symbol, *arguments))
+        return [
+            [
+                [outputs[four_from(vector * count + micro.places[y, x] * _LANES)] for x in range(self.outputs[1])]
+                for y in range(self.outputs[0])
+            ]
+            for vector in range(size // _LANES)
+        ]
 
     def _outputs(self, products: Any, at: Any, pitch: int) -> list[list[Any]]:
         """Four channels of a tile's outputs, [y][x]."""
@@ -437,21 +489,25 @@ class Winograd:
         ]
         return [_through(self.along[1].result, [column[dy] for column in columns]) for dy in range(self.outputs[0])]
 
+    @property
+    def left_operands(self) -> Sequence[Any]:
+        """The operands of what is ``left``, and those behind them."""
+        return operands_behind(self.early, len(self.early) - len(self.left), self.operands)
+
     def _final(self, outputs: list[list[Any]], pixel: tuple[Any, Any], within: tuple[int, int], channel: Any) -> Any:
         """Result ``within`` a tile, whose first output is ``pixel``: epilogue, and the maximum of its window."""
-        work = self.workload
         window_y, window_x = self.window
         # Of values that a monotone epilogue treats alike, the largest gives the largest result: it alone needs computing.
-        after = self.window != (1, 1) and all(map(commutes_with_maximum, work.epilogue))
+        after = self.window != (1, 1) and all(map(commutes_with_maximum, self.left))
         largest = None
         for dy in range(within[0] * window_y, (within[0] + 1) * window_y):
             for dx in range(within[1] * window_x, (within[1] + 1) * window_x):
                 where = (pixel[0] + dy, pixel[1] + dx, four_from(channel))
                 value = outputs[dy][dx]
                 if not after:
-                    value = T.bind(expression(self.early, value, self.operands, where))
+                    value = T.bind(expression(self.left, value, self.left_operands, where))
                 largest = value if largest is None else T.bind(tirx.max(largest, value))
-        return expression(self.early, largest, self.operands, where) if after else largest
+        return expression(self.left, largest, self.left_operands, where) if after else largest
 
     def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
         """Four channels of a tile's results."""
@@ -516,6 +572,19 @@ def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:
     """Positions of a tile, and tiles."""
     tiles = [-(-size // m) for size, m in zip(workload.conv_size, outputs, strict=True)]
     return math.prod(TRANSFORMS[m].points for m in outputs), math.prod(tiles)
+
+
+def _finish(steps: Sequence[Step], whole: bool, kernels: KernelSet) -> tuple[Finish, int]:
+    """What the set's transform does of ``steps``, and how many these are; an activation only of ``whole`` tiles."""
+    if not kernels.transform:
+        return Finish(), 0
+    bias = bool(steps) and finish_of(steps[:1]) == Finish(bias=True)
+    for count in (bias + 1, int(bias)):
+        finish = finish_of(steps[:count])
+        known = finish is not None and finish.activation in {"", *(kernels.transform.activations if whole else ())}
+        if finish is not None and known:
+            return finish, min(count, len(steps))
+    return Finish(), 0
 
 
 def _divides(pool: Pool, outputs: tuple[int, int]) -> bool:

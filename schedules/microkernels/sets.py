@@ -41,13 +41,17 @@ class KernelSet:
     product: Callable[..., Any] | None = None
     #: Whether it applies a ``Finish`` to its sums.
     finishes: bool = False
+    #: Vector registers.
+    registers: int = 32
     #: Channels that the size of every panel is a multiple of.
     channels: int = 4
     #: Whether it has the product of a stack of tiles (``a53.sgemm_stack``).
     stacks: bool = False
     #: The product of packed pixels, with the arguments and the C call of ``a53_32.panels.Panels``: Winograd's algorithm takes
     #: it where there is one.
-    panels: Callable[..., Any] | None = None
+    panels: type[Any] | None = None
+    #: Winograd's transform of products, with the arguments and the C call of ``a53_32.transform.ResultTransform``.
+    transform: type[Any] | None = None
     #: Outputs of a tile of Winograd's algorithm.
     winograd: tuple[Size, ...] = ()
     #: First layers, read from the image as it comes: the micro-kernel, with the arguments and the C call of ``a53.stem.Stem``.

@@ -9,6 +9,7 @@ from bitkiln.schedules.microkernels.a53_32.panels import Panels
 from bitkiln.schedules.microkernels.a53_32.pool import PoolRow
 from bitkiln.schedules.microkernels.a53_32.sgemm import Sgemm
 from bitkiln.schedules.microkernels.a53_32.stem import Stem
+from bitkiln.schedules.microkernels.a53_32.transform import ResultTransform
 from bitkiln.schedules.microkernels.sets import BinaryKernels, KernelSet
 
 SET = KernelSet(
@@ -18,9 +19,11 @@ SET = KernelSet(
     sgemm_few=(4, 8),
     sgemm_sevens=(4, 8),
     product=Sgemm,
+    registers=16,
     channels=8,
     winograd=((4, 4), (2, 2), (2, 4)),
     panels=Panels,
+    transform=ResultTransform,
     stem=Stem,
     # Counts of 8 channels a register, beside weights, pixels and two temporaries.
     bgemm=((4, 16),),
