@@ -24,3 +24,17 @@ def test_sysfs_gives_caches_and_midr(tmp_path: Path) -> None:
     assert (cpu / "cpu0/cache/index2/size").read_text() == "512K\n"
     assert (cpu / "cpu0/cache/index2/number_of_sets").read_text() == "512\n"
     assert (cpu / "cpu0/cache/index0/number_of_sets").read_text() == "128\n"
+
+
+def test_files_that_say_so_already_are_left_alone(tmp_path: Path) -> None:
+    """Programs that run in the userland may be reading them."""
+    write_cpu_identity(tmp_path, PARAMS)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_ino for path in files}
+    write_cpu_identity(tmp_path, PARAMS)
+    assert before == {path: path.stat().st_ino for path in files}
+    write_cpu_identity(tmp_path, {"cpu": PARAMS["cpu"] | {"l2_kib": 256}})
+    changed = {path for path, inode in before.items() if path.stat().st_ino != inode}
+    assert {path.relative_to(tmp_path / "sys/devices/system/cpu").parts[0] for path in changed} == {
+        f"cpu{i}" for i in range(4)
+    }
