@@ -36,6 +36,7 @@ from bitkiln.pipeline.tune import Budget, tune
 from bitkiln.pipeline.tune.result import as_json as tuned_as_json
 from bitkiln.pipeline.verdict.stages import Stages, digest
 from bitkiln.pipeline.verify import verify_bundle
+from bitkiln.schedules.workload import QConv2d
 from bitkiln.targets import Target
 from bitkiln.targets.sim import unlike
 
@@ -289,10 +290,12 @@ SPENT = {
 
 def why(step: schema.ProfiledStep, chosen: str) -> str:
     """What a step's time is made of, and what may make it less."""
-    parts = ["on bits" if step["binary"] else "in floats"] if step["macs"] else []
+    whole = step["kind"] == QConv2d.tag
+    parts = ["on bits" if step["binary"] else "in 8 bits" if whole else "in floats"] if step["macs"] else []
     if step["roof_share"] is not None:
-        beyond = ", by Winograd's method" if step["roof_share"] > 1 and not step["binary"] else ""
-        parts.append(f"{step['roof_share']:.0%} of its roof{beyond}")
+        beyond = ", by Winograd's method" if step["roof_share"] > 1 and not step["binary"] and not whole else ""
+        roof = "the roof of floats" if whole else "its roof"
+        parts.append(f"{step['roof_share']:.0%} of {roof}{beyond}")
     causes = sorted(((cycles, cause) for cause, cycles in step["causes"].items()), reverse=True)[:2]
     spent = [
         f"{cycles / step['cycles']:.0%} {SPENT.get(cause, cause)}"

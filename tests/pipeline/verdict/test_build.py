@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -104,3 +105,16 @@ def test_a_gain_is_said_and_so_is_none(built: schema.Build) -> None:
 def test_preparation_in_words(resize: str, words: str) -> None:
     how = {"width": 8, "height": 6, "resize": resize, "resize_to": 9, "fill": 114.0, "channel_order": "BGR"}
     assert words in preparation({**how, "mean": [0.5], "scale": [2.0]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "binary", "said"),
+    [
+        ("conv2d", False, "in floats, 120% of its roof, by Winograd's method"),
+        ("bconv2d", True, "on bits, 120% of its roof"),
+        ("qconv2d", False, "in 8 bits, 120% of the roof of floats"),
+    ],
+)
+def test_what_a_step_computes_with_and_how_near_its_roof_it_is(kind: str, binary: bool, said: str) -> None:
+    step: Any = {"kind": kind, "binary": binary, "macs": 9, "roof_share": 1.2, "causes": {}, "cycles": 100.0}
+    assert stage.why(step, "") == said
