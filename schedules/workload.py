@@ -9,6 +9,7 @@ bit stands for +1, a clear one for -1; the tail bits of the last byte are clear 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -456,7 +457,30 @@ class Resize:
         return " ".join([*words, *map(str, self.epilogue)])
 
 
+@dataclass(frozen=True)
+class Generic:
+    """A function that no operator of ours computes, as TVM's lowering wrote it.
+
+    ``name`` is the function's, ``function`` its JSON, ``shapes`` shape and dtype of each argument, the output last. ``macs``
+    are the iterations of its sums.
+    """
+
+    tag: ClassVar[str] = "tir"
+    name: str
+    shapes: tuple[tuple[tuple[int, ...], str], ...]
+    macs: int
+    function: str
+
+    def key(self) -> str:
+        """The task's identity: name and shapes for people, and a digest of the function."""
+        digest = hashlib.sha256(self.function.encode()).hexdigest()[:12]
+        shapes = ["x".join(map(str, shape)) or "1" for shape, _ in self.shapes]
+        return f"tir {self.name} {','.join(shapes[:-1])} to {shapes[-1]} {digest}"
+
+
+#: What operators of ours compute, and what there may be tuning records of.
 Workload = Conv2d | QConv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize
+Tunable = Workload | Generic
 
 
 def packed(channels: int) -> int:
@@ -481,17 +505,23 @@ def result_shape(size: tuple[int, int, int], out: str) -> tuple[tuple[int, ...],
 WORKLOAD_ATTR = "bitkiln.workload"
 
 
-def to_json(workload: Workload) -> str:
+def to_json(workload: Tunable) -> str:
     """The workload as one line of JSON, as the attribute ``WORKLOAD_ATTR`` carries it."""
     return json.dumps({"tag": workload.tag, **asdict(workload)}, sort_keys=True)
 
 
 def from_json(text: str) -> Workload:
+    """The inverse of ``to_json`` for workloads of operators."""
+    found = tunable_from_json(text)
+    assert not isinstance(found, Generic)
+    return found
+
+
+def tunable_from_json(text: str) -> Tunable:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kind = {cls.tag: cls for cls in (Conv2d, QConv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize)}[
-        table.pop("tag")
-    ]
+    kinds = (Conv2d, QConv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize, Generic)
+    kind = {each.tag: each for each in kinds}[table.pop("tag")]
     return kind(**{name: _revive(name, value) for name, value in table.items()})
 
 
@@ -500,7 +530,7 @@ def _revive(name: str, value: Any) -> Any:
         return tuple(Step(step["op"], step["operand"], tuple(step["values"])) for step in value)
     if name == "pool" and isinstance(value, Mapping):
         return Pool(**{key: _revive(key, item) for key, item in value.items()})
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_revive("", item) for item in value) if isinstance(value, list) else value
 
 
 def _conv_size(work: Conv2d | QConv2d) -> tuple[int, int]:

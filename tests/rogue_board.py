@@ -14,7 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pipeline/device"))
 import board_server
 
 DATA = b"\0" * 16
-OUTPUT = {"name": "y", "shape": [1, 4], "dtype": "float32", "sha256": hashlib.sha256(DATA).hexdigest(), "file": "output-0"}
+OUTPUT = {
+    "name": "y",
+    "shape": [1, 4],
+    "dtype": "float32",
+    "sha256": hashlib.sha256(DATA).hexdigest(),
+    "file": "output-0",
+}
 GOOD: dict[str, Any] = {
     **{"status": "ok", "unit": "cycles", "value": 120000.0, "kind": "simulated", "measured_by": "a board"},
     **{

@@ -14,7 +14,7 @@ from bitkiln.pipeline.compile.plan import Network
 from bitkiln.schedules import generic
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import WORKLOAD_ATTR, Workload, from_json
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Tunable, from_json
 from bitkiln.targets import Target
 
 
@@ -48,7 +48,7 @@ class ChosenKernel:
     func: tirx.PrimFunc
     source: str
     kernel: Kernel | None = None
-    workload: Workload | None = None
+    workload: Tunable | None = None
     knobs: Knobs = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
 
@@ -90,7 +90,7 @@ def _choose(
     symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource, threads: int
 ) -> ChosenKernel:
     if not (func.attrs and WORKLOAD_ATTR in func.attrs):
-        return ChosenKernel(symbol, name, generic.schedule(func), "generic")
+        return _choose_generic(symbol, name, func, target, records, threads)
     workload = from_json(str(func.attrs[WORKLOAD_ATTR]))
     knobs, record = choose_knobs(workload, target, records, threads)
     kernel = operator_for(workload).emit(workload, knobs, target, threads)
@@ -99,8 +99,23 @@ def _choose(
     return ChosenKernel(symbol, kind, kernel.func, source, kernel, workload, dict(knobs), proof)
 
 
+def _choose_generic(
+    symbol: str, name: str, func: tirx.PrimFunc, target: Target, records: RecordSource, threads: int
+) -> ChosenKernel:
+    workload = generic.workload_of(name, func)
+    if workload is None:
+        return ChosenKernel(symbol, name, generic.schedule(func), "generic")
+    record = records.best(workload.key(), target, threads)
+    if record is not None and _within(record.knobs, generic.space(workload, target)):
+        kernel = generic.emit(workload, record.knobs, target, threads)
+        return ChosenKernel(symbol, name, kernel.func, "tuned", kernel, workload, dict(record.knobs), record.as_json())
+    knobs = generic.untuned(workload, target)
+    kernel = generic.emit(workload, knobs, target, threads)
+    return ChosenKernel(symbol, name, kernel.func, "generic", kernel, workload, knobs)
+
+
 def choose_knobs(
-    workload: Workload, target: Target, records: RecordSource, threads: int = 1
+    workload: Tunable, target: Target, records: RecordSource, threads: int = 1
 ) -> tuple[Knobs, Record | None]:
     """The best recorded knobs and their record; the untuned default where no record fits the tuning space."""
     operator = operator_for(workload)

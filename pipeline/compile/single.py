@@ -15,11 +15,11 @@ from bitkiln.pipeline.compile.plan import (
 )
 from bitkiln.schedules.kernel import Constant, Kernel, Knobs
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Workload
+from bitkiln.schedules.workload import Tunable
 from bitkiln.targets import Target
 
 
-def build_kernel_library(workload: Workload, knobs: Knobs, target: Target, out: Path, threads: int = 1) -> Kernel:
+def build_kernel_library(workload: Tunable, knobs: Knobs, target: Target, out: Path, threads: int = 1) -> Kernel:
     """Link one kernel as a network of one step whose arguments, as packed, are all inputs: the unit of tuning.
 
     Inputs are called ``arg0``, ``arg1``, ... and the output ``out``. Tables the kernel needs are embedded.

@@ -30,12 +30,12 @@ from bitkiln.pipeline.support.threads import counts_for
 from bitkiln.pipeline.tune.belief import compare_identity
 from bitkiln.pipeline.tune.builder import Builder
 from bitkiln.pipeline.tune.farm import CheckedBoards
-from bitkiln.pipeline.tune.progress import Display, print_summary
+from bitkiln.pipeline.tune.progress import Display, print_summary, total_seconds
 from bitkiln.pipeline.tune.search import Search, cost_models
 from bitkiln.pipeline.tune.space import Point
 from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 from bitkiln.pipeline.tune.trials import Expected, Trials
-from bitkiln.schedules.workload import Workload
+from bitkiln.schedules.workload import Generic, Tunable
 from bitkiln.targets import Target
 from bitkiln.targets.sim import unlike
 
@@ -46,6 +46,8 @@ FADING = 0.5
 FORGOTTEN = 0.1
 #: The gain that is assumed for a task at its bound, or, by Winograd's transform, below it.
 NEAR_ROOF = 0.1
+#: The share of all time below which a function without an operator of its own gets no trials.
+MINOR = 0.03
 #: A batch that makes its task faster by 1 / HOPE or more restores its full promise.
 HOPE = 8.0
 
@@ -76,7 +78,7 @@ class TaskState:
     expected: Expected | None = None
 
     @property
-    def workload(self) -> Workload:
+    def workload(self) -> Tunable:
         """The task's workload."""
         return self.task.workload
 
@@ -89,6 +91,11 @@ class TaskState:
     def name(self) -> str:
         """What reports call the task."""
         return self.task.name
+
+    @property
+    def roof_seconds(self) -> float:
+        """The least that a direct computation takes; transforms may beat it."""
+        return self.task.roof_seconds
 
     @property
     def threads(self) -> int:
@@ -208,6 +215,7 @@ class Tuning:
         try:
             with display, Crew(self.width, self.trials.abandon) as crew:
                 defaults = self._measure_defaults(crew, display)
+                self._leave_minor()
                 self._search(crew, display)
             display.ended(defaults)
         finally:
@@ -238,6 +246,18 @@ class Tuning:
             self._keep(state, record, display)
             state.search.learn([record])
         return len(unknown)
+
+    def _leave_minor(self) -> None:
+        """General kernels are worth a search where they take a share of the time that is felt."""
+        for state in self.states:
+            alike = [other for other in self.states if other.threads == state.threads]
+            minor = MINOR * total_seconds(alike, tuned=False)
+            if (
+                isinstance(state.workload, Generic)
+                and state.default
+                and state.occurrences * state.default.seconds < minor
+            ):
+                state.promise = 0.0
 
     def _search(self, crew: Crew, display: Display) -> None:
         while display.done < display.budget and not display.over:

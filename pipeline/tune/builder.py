@@ -13,7 +13,7 @@ from bitkiln import targets
 from bitkiln.pipeline.support.files import require_space
 from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.pipeline.support.workers import WorkerDied, WorkerPool, work
-from bitkiln.schedules.workload import Workload, from_json, to_json
+from bitkiln.schedules.workload import Tunable, to_json, tunable_from_json
 from bitkiln.targets import Target
 
 BUILD_SECONDS = 120.0
@@ -58,7 +58,7 @@ class Builder:
         self._pool.close()
         self._folder.cleanup()
 
-    def build(self, workload: Workload, knobs: Mapping[str, int | str], target: Target, threads: int = 1) -> Artifact:
+    def build(self, workload: Tunable, knobs: Mapping[str, int | str], target: Target, threads: int = 1) -> Artifact:
         """Build one candidate for so many threads.
 
         Raises BuildFailed; SetupError where it is this machine that fails, not the candidate.
@@ -93,7 +93,7 @@ def build(workload_json: str, knobs: dict[str, int | str], target_name: str, thr
     from bitkiln.schedules.kernel import Constant
 
     try:
-        workload = from_json(workload_json)
+        workload = tunable_from_json(workload_json)
         library = Path(folder) / "model.so"
         kernel = build_kernel_library(workload, knobs, targets.load(target_name), library, threads)
         sources = arguments(workload, SEED)

@@ -13,10 +13,11 @@ from bitkiln.schedules.workload import (
     Concat,
     Conv2d,
     ConvTranspose2d,
+    Generic,
     Pool2d,
     QConv2d,
     Resize,
-    Workload,
+    Tunable,
     packed,
 )
 
@@ -26,11 +27,13 @@ FLOAT_TOLERANCE = 1e-3
 SIGN_TOLERANCE = 2e-3
 
 
-def arguments(workload: Workload, seed: int) -> list[np.ndarray]:
+def arguments(workload: Tunable, seed: int) -> list[np.ndarray]:
     """An array for each argument of ``workload``, in order, fixed by ``seed``."""
     source = np.random.default_rng(seed)
     if isinstance(workload, QConv2d):
         return _whole_numbers(workload, source)
+    if isinstance(workload, Generic):
+        return [_values(source, *spec) for spec in workload.shapes[:-1]]
     shapes = list(workload.shapes[:-1])
     images = (workload.widths or workload.parts) if isinstance(workload, Concat) else (workload.channels,)
     arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
@@ -60,7 +63,7 @@ def _whole_numbers(workload: QConv2d, source: np.random.Generator) -> list[np.nd
     ]
 
 
-def reference_result(workload: Workload, seed: int) -> bytes:
+def reference_result(workload: Tunable, seed: int) -> bytes:
     """What the plain definition gives on this machine for ``arguments`` of that seed."""
     import tvm  # Takes a second, which those that only compare do without.
 
@@ -74,11 +77,13 @@ def reference_result(workload: Workload, seed: int) -> bytes:
     return found
 
 
-def disagreement(workload: Workload, expected: bytes, found: bytes) -> str:
+def disagreement(workload: Tunable, expected: bytes, found: bytes) -> str:
     """How the results ``found`` differ from those ``expected``; empty where they agree."""
     dtype = workload.shapes[-1][1]
     if len(expected) != len(found):
         return f"the result has {len(found)} bytes, not {len(expected)}"
+    if isinstance(workload, Generic) and dtype != "float32":
+        return "" if expected == found else "results differ from the default's"
     if dtype == "uint8":
         differing = np.bitwise_count(np.frombuffer(expected, np.uint8) ^ np.frombuffer(found, np.uint8)).sum()
         allowed = 0.0 if _exact(workload) else SIGN_TOLERANCE * 8 * len(expected)
@@ -94,7 +99,7 @@ def disagreement(workload: Workload, expected: bytes, found: bytes) -> str:
     return "" if error <= FLOAT_TOLERANCE else f"results differ from the default's by {error:.2g} (relative)"
 
 
-def _exact(workload: Workload) -> bool:
+def _exact(workload: Tunable) -> bool:
     """Whether result bits come of integers or of comparisons alone."""
     if isinstance(workload, Conv2d):
         return workload.binary
@@ -116,6 +121,13 @@ def _operand(source: np.random.Generator, shape: tuple[int, ...], op: str, kind:
         # An odd numerator, finer than any sum: no sum becomes exactly 0, whose sign two kernels might round differently.
         return ((2 * source.integers(-64, 64, shape) + 1) / 64).astype(np.float32)
     return _fractions(source, shape, 8, 4)
+
+
+def _values(source: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """For functions of any kind: positive floats, which have roots and logarithms; zeros, which are places in any list."""
+    if dtype == "float32":
+        return (source.integers(1, 16, shape, np.int8, endpoint=True) / np.float32(8)).astype(np.float32)
+    return np.zeros(shape, dtype)
 
 
 def _fractions(source: np.random.Generator, shape: tuple[int, ...], most: int, denominator: int) -> np.ndarray:

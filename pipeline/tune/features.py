@@ -10,10 +10,10 @@ import numpy as np
 import tvm
 from tvm.ir.utils import derived_object
 
-from bitkiln.pipeline.tune.metaschedule import ms
 from bitkiln.pipeline.tune.space import Point
 from bitkiln.pipeline.tune.tasks import Task
-from bitkiln.schedules.workload import Workload
+from bitkiln.schedules.metaschedule import ms
+from bitkiln.schedules.workload import Generic, Workload
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Layout:
 
     def row(self, task: Task, point: Point) -> list[float]:
         """Numbers for one candidate; a knob the task does not have is NaN, which the trees take as missing."""
-        return [*(_numbers(task.workload)), *(column for name in self.knobs for column in self._knob(name, point))]
+        assert not isinstance(task.workload, Generic), "derived programs have features of their own"
+        return [*_numbers(task.workload), *(column for name in self.knobs for column in self._knob(name, point))]
 
     def _knob(self, name: str, point: Point) -> list[float]:
         """A number as itself and its logarithm, a word as one column for each word there is."""

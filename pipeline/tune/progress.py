@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitkiln.pipeline.records import Record, on_cores
-from bitkiln.schedules.workload import Workload
+from bitkiln.schedules.workload import Tunable
 
 
 class TaskRow(Protocol):
@@ -25,8 +25,12 @@ class TaskRow(Protocol):
     failures: int
 
     @property
-    def workload(self) -> Workload:
+    def workload(self) -> Tunable:
         """What its kernel has to compute."""
+
+    @property
+    def roof_seconds(self) -> float:
+        """The least that a direct computation takes; transforms may beat it."""
 
     @property
     def name(self) -> str:
@@ -41,7 +45,7 @@ class TaskRow(Protocol):
         """How often the network runs it."""
 
 
-def speed(record: Record, workload: Workload) -> str:
+def speed(record: Record, workload: Tunable) -> str:
     """A record's figure for people: "123,456 cycles = 0.103 ms, 30.1 MAC/cycle"."""
     cycles = record.value if record.unit == "cycles" else record.seconds * (record.clock_mhz or 0) * 1e6
     text = f"{1e3 * record.seconds:.3f} ms"
@@ -162,7 +166,7 @@ class Display:
 def summary_table(rows: Sequence[TaskRow]) -> Table:
     """Default against best, task by task, the costliest first."""
     table = Table(box=None, pad_edge=False)
-    for name in ("layers", "default ms", "best ms", "gain", "MAC/cycle", "share", "trials"):
+    for name in ("layers", "default ms", "best ms", "gain", "MAC/cycle", "of roof", "share", "trials"):
         table.add_column(name, justify="right", no_wrap=True, min_width=max(5, len(name)))
     table.add_column("task", overflow="ellipsis", no_wrap=True)
     totals = {row.threads: 0.0 for row in rows}
@@ -172,12 +176,13 @@ def summary_table(rows: Sequence[TaskRow]) -> Table:
     for row in sorted(rows, key=lambda row: -cost[id(row)]):
         trials = f"{row.trials}" + (f" ({row.failures} failed)" if row.failures else "")
         if row.default is None or row.best is None:
-            table.add_row(str(row.occurrences), "", "", "", "", "", trials, row.name)
+            table.add_row(str(row.occurrences), "", "", "", "", "", "", trials, row.name)
             continue
         gain = f"{row.default.seconds / row.best.seconds:.2f}x"
         rate = speed(row.best, row.workload).rpartition(", ")[2].partition(" MAC")[0] if row.workload.macs else ""
         share = f"{cost[id(row)] / totals[row.threads]:.0%}" if totals[row.threads] else ""
-        figures = (f"{1e3 * row.default.seconds:.3f}", f"{1e3 * row.best.seconds:.3f}", gain, rate, share, trials)
+        roof = f"{row.roof_seconds / row.best.seconds:.0%}" if row.roof_seconds else ""
+        figures = (f"{1e3 * row.default.seconds:.3f}", f"{1e3 * row.best.seconds:.3f}", gain, rate, roof, share, trials)
         table.add_row(str(row.occurrences), *figures, row.name)
     return table
 

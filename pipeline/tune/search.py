@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitkiln.pipeline.records import Record
 from bitkiln.pipeline.tune.features import KnobFeatures, Layout
-from bitkiln.pipeline.tune.metaschedule import TuneContext, ms
-from bitkiln.pipeline.tune.space import MutateKnob, Point
+from bitkiln.pipeline.tune.space import Point
 from bitkiln.pipeline.tune.tasks import Task
+from bitkiln.schedules.metaschedule import TuneContext, ms, quiet
+from bitkiln.schedules.workload import Generic
 
 #: A smaller space is tried point by point: there is nothing to learn that trying would not tell.
 ENUMERATED = 24
@@ -25,13 +25,20 @@ def cost_models(tasks: Sequence[Task]) -> dict[str, ms.cost_model.XGBModel]:
     models = {}
     for family in {task.family for task in tasks}:
         members = [task for task in tasks if task.family == family]
-        features = KnobFeatures(Layout.of(members), {task.name: task for task in members})
+        features = _features(members)
         # Few samples of few columns: shallow trees and an early stop train in a fraction of a second.
         config = ms.cost_model.xgb_model.XGBConfig(max_depth=6, eta=0.3, nthread=1)
         models[family] = ms.cost_model.XGBModel(
             extractor=features, config=config, num_warmup_samples=WARMUP, early_stopping_rounds=10
         )
     return models
+
+
+def _features(tasks: Sequence[Task]) -> ms.FeatureExtractor:
+    """What tells candidates of a family apart: the knobs, or for derived programs what MetaSchedule counts in their loops."""
+    if isinstance(tasks[0].workload, Generic):
+        return ms.feature_extractor.PerStoreFeature()
+    return KnobFeatures(Layout.of(tasks), {task.name: task for task in tasks})
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Search:
         self._target = self.task.target.tvm_target()
         self._database = ms.database.MemoryDatabase()
         self._context: TuneContext | None = None
-        self._suggested: list[Point] = []
+        self._suggested = self.task.space.guesses(WARMUP, self.seed)
         self._timed_out: set[tuple[int | str, ...]] = set()
 
     @property
@@ -81,8 +88,11 @@ class Search:
         if self.task.space.size <= ENUMERATED or not inside:
             return
         context = self._tune_context()
-        candidates = [self._candidate(record.knobs) for record in inside]
-        results = [_result(record) for record in inside]
+        known = [(self._candidate(record.knobs), _result(record)) for record in inside]
+        known = [(candidate, result) for candidate, result in known if candidate is not None]
+        if not known:
+            return
+        candidates, results = [list(each) for each in zip(*known, strict=True)]
         workload = self._database.commit_workload(context.mod)
         for candidate, result in zip(candidates, results, strict=True):
             if result.run_secs:
@@ -144,32 +154,32 @@ class Search:
         return self.task.space.point(top[0].trace) if top else None
 
     def _new(self, points: Iterable[Point]) -> list[Point]:
-        return [point for point in points if _identity(point) not in self._seen]
+        inside = (point for point in points if self.task.space.positions(point) is not None)
+        return [point for point in inside if _identity(point) not in self._seen]
 
     def _take(self, points: list[Point]) -> list[Point]:
         distinct = {_identity(point): point for point in points}
         self._seen |= distinct.keys()
         return list(distinct.values())
 
-    def _candidate(self, point: Mapping[str, int | str]) -> ms.MeasureCandidate:
+    def _candidate(self, point: Mapping[str, int | str]) -> ms.MeasureCandidate | None:
         schedule = self.task.space.schedule(self._function, point)
+        if schedule is None:
+            return None
         return ms.MeasureCandidate(schedule, ms.arg_info.ArgInfo.from_entry_func(schedule.mod))
 
     def _tune_context(self) -> TuneContext:
         if self._context is None:
-            mutators = {MutateKnob(self.seed): 1.0}
             self._context = TuneContext(
                 self._function,
                 self._target,
-                space_generator=ms.space_generator.ScheduleFn(
-                    self.task.space.sample, sch_rules=[], postprocs=[], mutator_probs=mutators
-                ),
+                space_generator=self.task.space.generator(self.seed),
                 search_strategy=ms.search_strategy.EvolutionarySearch(
                     population_size=96, init_min_unmeasured=min(24, self.task.space.size // 4), genetic_num_iters=3
                 ),
                 task_name=self.task.name,
                 seed=self.seed,
-                logger=_quiet(),
+                logger=quiet(),
             )
             self._context.pre_tuning(1 << 20, 8, database=self._database, cost_model=self.model)
         return self._context
@@ -181,11 +191,3 @@ def _identity(point: Mapping[str, int | str]) -> tuple[int | str, ...]:
 
 def _result(record: Record) -> ms.runner.RunnerResult:
     return ms.runner.RunnerResult([record.seconds], None) if record.ok else ms.runner.RunnerResult(None, record.status)
-
-
-def _quiet() -> logging.Logger:
-    """Silences MetaSchedule's logger."""
-    logger = logging.getLogger("bitkiln.metaschedule")
-    logger.setLevel(logging.CRITICAL)
-    logger.propagate = False
-    return logger

@@ -6,20 +6,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from tvm import tirx
+
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.pipeline import lower
-from bitkiln.pipeline.tune.space import Point, Space
+from bitkiln.pipeline.tune.space import Point, space_of
+from bitkiln.schedules import generic
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import WORKLOAD_ATTR, Conv2d, Workload, from_json
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Conv2d, Tunable, from_json
 from bitkiln.targets import Target
+
+#: Elements or multiply-accumulates that take a general kernel about 0.1 ms.
+FELT = 50_000
 
 
 @dataclass
 class Task:
     """A workload to tune for a number of threads; ``occurrences`` counts the layers that have it, over all networks."""
 
-    workload: Workload
+    workload: Tunable
     target: Target
     occurrences: int = 0
     models: list[str] = field(default_factory=list)
@@ -27,7 +33,7 @@ class Task:
 
     def __post_init__(self) -> None:
         self.operator = operator_for(self.workload)
-        self.space = Space(self.operator.space(self.workload, self.target))
+        self.space = space_of(self.workload, self.operator.space(self.workload, self.target), self.target)
         self.default: Point = dict(self.operator.default(self.workload, self.target, self.threads))
         self.key = self.workload.key()
 
@@ -66,12 +72,21 @@ def extract_tasks(models: Iterable[Model], target: Target, threads: Sequence[int
         module = lower(model, target).module
         for call in read_network(module).calls:
             function = module[call.kernel]
-            if not (function.attrs and WORKLOAD_ATTR in function.attrs):
+            workload = _workload_of(call.kernel, function)
+            if workload is None:
                 continue
-            workload = from_json(str(function.attrs[WORKLOAD_ATTR]))
             for count in threads:
                 task = tasks.setdefault((workload.key(), count), Task(workload, target, threads=count))
                 task.occurrences += 1
                 if model.name not in task.models:
                     task.models.append(model.name)
     return [task for task in tasks.values() if task.space.size > 1]
+
+
+def _workload_of(name: str, function: tirx.PrimFunc) -> Tunable | None:
+    """What a step's function computes; None where it takes too little for its tuning to be felt."""
+    if function.attrs and WORKLOAD_ATTR in function.attrs:
+        return from_json(str(function.attrs[WORKLOAD_ATTR]))
+    found = generic.workload_of(name, function)
+    elements = sum(prod(shape) for shape, _ in found.shapes) if found else 0
+    return found if found and max(elements, found.macs) >= FELT else None

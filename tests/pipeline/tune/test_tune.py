@@ -14,16 +14,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tvm
 from rich.console import Console
 
 from bitkiln import targets
+from bitkiln.pipeline.compile.kernels import choose_kernels
+from bitkiln.pipeline.compile.plan import Network, PlannedCall
 from bitkiln.pipeline.errors import RecordError
 from bitkiln.pipeline.records import Log, Record, Records, append, log_file, log_files
-from bitkiln.pipeline.tune import Budget, TaskState, Tuning
+from bitkiln.pipeline.tune import Budget, TaskState, Tuning, tune_tasks
 from bitkiln.pipeline.tune.space import Space
 from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 from bitkiln.pipeline.tune.trials import BoardLost, Expected
 from bitkiln.schedules.workload import Conv2d
+from tests.schedules.generic.test_sketches import function_of, workload_of
 
 RASP3B = targets.load("rasp3b")
 SMALL = Path(__file__).parent / "tune_small.py"
@@ -321,3 +325,35 @@ def test_each_number_of_threads_is_a_task_of_its_own(tmp_path):
     again = Tuning(tasks, FakeTrials(), tmp_path, 2)
     again.run(Budget(1), SIMULATED, 2, Console(quiet=True))
     assert sum(state.trials for state in again.states) == 21
+
+
+def test_a_function_without_an_operator_is_tuned_and_its_record_serves(farm, tmp_path):
+    """A product of two activations: what is measured is what MetaSchedule derives, and what compiling derives again."""
+    task = Task(workload_of("products"), RASP3B, 1)
+    address, key = farm
+    (state,) = tune_tasks([task], RASP3B, tmp_path, Budget(6), str(address), key)
+    assert {record.status for record in lines(tmp_path)} <= {"ok", "stopped"}
+    assert len(lines(tmp_path)) == 6
+    best = Records([tmp_path]).best(task.key, RASP3B, 1)
+    assert best is not None and best.value == state.best.value
+    module = tvm.IRModule({"function": function_of("products")})
+    network = Network((), (), (PlannedCall("out", "products", "function", (), ()),))
+    chosen = choose_kernels(module, network, RASP3B, Records([tmp_path]))["function"]
+    assert (chosen.source, dict(chosen.knobs)) == ("tuned", dict(best.knobs))
+
+
+def test_general_kernels_that_take_little_get_no_trials(tmp_path):
+    """Of two alike, one is run 100 times as often."""
+
+    class Alike(FakeTrials):
+        def candidate(self, task, knobs, expected, best) -> Record:
+            return self._record(task, knobs)
+
+        def _record(self, task, knobs, default=False) -> Record:
+            fields = {"value": 1e6, "clock_mhz": 1200, "kind": "simulated", "measured_by": SIMULATED}
+            return Record(task.key, "rasp3b", dict(knobs), default=default, **fields)
+
+    tasks = [Task(workload_of("products"), RASP3B, 1), Task(workload_of("tall"), RASP3B, 100)]
+    small, large = run(tasks, tmp_path, 12, Alike())
+    assert small.trials == 1
+    assert large.trials == 11
