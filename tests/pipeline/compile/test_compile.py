@@ -175,7 +175,7 @@ def test_equal_workloads_share_a_kernel_and_keep_their_weights() -> None:
     chosen = choose_kernels(module, network, targets.load("rasp3b"), records)
     assert [call.kernel for call in network.calls][:2] == ["conv", "conv"]
     assert len({kernel.symbol for kernel in chosen.values()}) == 2
-    assert records.asked == [CONV.key()]
+    assert [key for key in records.asked if not key.startswith("tir ")] == [CONV.key()]
 
 
 def test_records_choose_the_knobs_and_the_manifest_says_so(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_bundle_may_hold_a_plan_for_one_thread_and_one_for_several(tmp_path: P
     compile_lowered(conv_model(module), module, target, ByThreads(default, other), out, threads=(1, 4))
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["threads"] == [1, 4]
-    kernels = [step for step in manifest["steps"] if "workload" in step]
+    kernels = [step for step in manifest["steps"] if step["kind"] == "conv2d"]
     assert [(step["knobs"], step["several"]["knobs"]) for step in kernels] == [(default, other)] * 2
     x = np.random.default_rng(1).normal(size=(1, 6, 6, 8)).astype("float32")
     expected = convolve(x, *weights[:2]) + convolve(x, *weights[2:])
