@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -167,7 +168,7 @@ def _restructured(value: Any, random: Random, most: int) -> Any:
             for _ in range(random.choice((50, 900))):
                 value = [value]
             return value
-        return random.choice(NASTY)
+        return deepcopy(random.choice(NASTY))
     at = random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value))
     what = random.random()
     if what < 0.15:
@@ -175,7 +176,7 @@ def _restructured(value: Any, random: Random, most: int) -> Any:
     elif what < 0.25 and isinstance(value, dict):
         value[str(random.choice(NASTY))[:50]] = value.pop(at)
     elif what < 0.3 and isinstance(value, list):
-        value += [value[at]] * random.choice((1, most))
+        value += [deepcopy(value[at]) for _ in range(random.choice((1, most)))]
     else:
         value[at] = _restructured(value[at], random, most)
     return value
