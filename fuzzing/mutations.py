@@ -168,7 +168,7 @@ def _restructured(value: Any, random: Random, most: int) -> Any:
             for _ in range(random.choice((50, 900))):
                 value = [value]
             return value
-        return deepcopy(random.choice(NASTY))
+        return _copied(random.choice(NASTY))
     at = random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value))
     what = random.random()
     if what < 0.15:
@@ -176,10 +176,18 @@ def _restructured(value: Any, random: Random, most: int) -> Any:
     elif what < 0.25 and isinstance(value, dict):
         value[str(random.choice(NASTY))[:50]] = value.pop(at)
     elif what < 0.3 and isinstance(value, list):
-        value += [deepcopy(value[at]) for _ in range(random.choice((1, most)))]
+        value += [_copied(value[at]) for _ in range(random.choice((1, most)))]
     else:
         value[at] = _restructured(value[at], random, most)
     return value
+
+
+def _copied(value: Any) -> Any:
+    """Another one of the same content: what is changed in the one must not change the other."""
+    try:
+        return deepcopy(value)
+    except RecursionError:
+        return []
 
 
 def _scratch(data: bytearray, random: Random) -> None:

@@ -18,6 +18,7 @@ import array
 import ast
 import contextlib
 import ctypes
+import errno
 import hashlib
 import heapq
 import io
@@ -623,6 +624,8 @@ def write_file(path: str, content: bytes | memoryview) -> None:
                 file.write(content)
             return
         path = os.path.realpath(path)
+        if os.path.islink(path):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         temporary = f"{path}.{os.getpid()}.part"
         with open(temporary, "xb") as file:
             file.write(content)

@@ -19,6 +19,8 @@ from bitkiln.targets.needs import Missing
 ASIDE = ".bitkiln-"
 #: What kernels and their objects take in a temporary folder while they are compiled.
 ENOUGH_BYTES, ENOUGH_FILES = 16_000_000, 64
+#: What systems say of a file for which there is no more room.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: As the kernel: so many links in a row are a loop.
 _MOST_LINKS = 40
 
@@ -57,13 +59,14 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
             temporary = Path(folder) / "content"
             temporary.touch()
             yield temporary
-            with temporary.open("rb") as source, path.open("wb") as sink:
+            with _named(path, temporary), temporary.open("rb") as source, path.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
         return
     end.parent.mkdir(parents=True, exist_ok=True)
     temporary = scratch_file_beside(end.parent, ASIDE)
     try:
-        yield temporary
+        with _named(path, temporary):
+            yield temporary
         temporary.chmod(_mode_of(end) if mode is None else mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -71,6 +74,17 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
         fsync_directory(end.parent)
     finally:
         discard(temporary)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Have a full disk named after ``path``: the system names no file, or the temporary one, which nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def _end_of_links(path: Path) -> Path | None:

@@ -261,6 +261,11 @@ def test_outputs_go_into_special_files_and_through_links(tmp_path: Path) -> None
     os.close(reader)
     assert list(np.load(io.BytesIO(content))) == ["y"] and (tmp_path / "pipe").is_fifo()
 
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(runner.RunnerError, match="circle: Too many levels"):
+        runner.write_tensors(str(tmp_path / "circle"), tensors)
+    assert (tmp_path / "circle").is_symlink()
+
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "y.npy").write_bytes(b"old")
     (tmp_path / "real" / "y.npy").chmod(0o600)

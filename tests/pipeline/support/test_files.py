@@ -1,5 +1,6 @@
 """Atomic writes: the old file or the new one, never half of it, and never in place of a device."""
 
+import errno
 import os
 import socket
 import stat
@@ -102,6 +103,18 @@ def test_what_never_ends_is_not_read(tmp_path, kind):
             read_file(path, 1000)
     (tmp_path / "file").write_bytes(b"abc")
     assert read_file(tmp_path / "file") == b"abc"
+
+
+def test_a_full_device_is_named():
+    with pytest.raises(OSError, match="/dev/full") as caught:
+        write(Path("/dev/full"), "x")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_is_named_after_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError, match="out") as caught, atomic_write(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "out") and list(tmp_path.iterdir()) == []
 
 
 def test_an_open_file_is_written_into(tmp_path):
