@@ -265,6 +265,7 @@ def test_outputs_go_into_special_files_and_through_links(tmp_path: Path) -> None
     with pytest.raises(runner.RunnerError, match="circle: Too many levels"):
         runner.write_tensors(str(tmp_path / "circle"), tensors)
     assert (tmp_path / "circle").is_symlink()
+    (tmp_path / "circle").unlink()
 
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "y.npy").write_bytes(b"old")
