@@ -138,7 +138,10 @@ def test_strassen_is_the_default_where_sums_are_long():
 def test_32_bit_micro_kernels_compute_the_definition(run_kernels):
     target = targets.load("rasp3b32")
     cases = [(work, {"algorithm": "direct", "tile": "4x8", "block": i % 3}, 1) for i, work in enumerate(DIRECT)]
+    # The transform's micro-kernel finishes with a bias and an activation.
+    finishes = [(ADD, LEAKY), (CLIP,), (ADD, CLIP, Step("mul", "channel")), (Step("prelu", "channel"), RELU)]
     wide = [work for work in WINOGRAD if work.out_channels % 8 == 0]
+    wide += [Conv2d(6, 9, 8, 16, (3, 3), padding=SAME, epilogue=steps) for steps in finishes]
     for outputs, block, threads in (("4x4", 1, 1), ("2x4", 0, 1), ("2x2", 2, 4)):
         cases += [(work, {"algorithm": f"winograd {outputs}", "tile": "4x8", "block": block}, threads) for work in wide]
     kernels = [conv2d.emit(work, knobs, target, threads) for work, knobs, threads in cases]
