@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def invoke(command: click.Command) -> None:
     except click.ClickException as error:
         _fail(error, debug, error.format_message())
     except OSError as error:
-        _fail(error, debug, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _fail(error, debug, f"{error.filename}: {error.strerror}" if error.filename else _nameless(error))
     except BitkilnError as error:
         _fail(error, debug, str(error))
     except MemoryError as error:
@@ -53,6 +55,13 @@ def _ready_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _nameless(error: OSError) -> str:
+    """What went wrong with a file that the system does not name."""
+    if error.errno == errno.ENOSPC:
+        return f"{error.strerror}, where the output goes or in {tempfile.gettempdir()}"
+    return error.strerror or str(error)
 
 
 def _fail(error: Exception, debug: bool, text: str) -> None:

@@ -154,6 +154,13 @@ def test_closed_outputs_are_no_errors(redirect):
     assert done.returncode == 0, done.stderr
 
 
+def test_an_output_that_is_full_is_one_line():
+    command = f"exec {sys.executable} -m bitkiln logs best > /dev/full"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "No space left on device, where the output goes" in done.stderr
+
+
 def test_names_that_the_locale_does_not_have_are_printed_as_they_can(tmp_path):
     name = os.fsdecode(b"caf\xe9\xff.onnx")
     environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
