@@ -22,6 +22,7 @@ from bitkiln.pipeline.compile.manifest import add_layers, describe, report
 from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.pipeline.importers.common.preprocessing import preparation
+from bitkiln.pipeline.meaning.recognise import hint
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.threads import counts_for
 from bitkiln.schedules.microkernels import kernel_set
@@ -102,7 +103,7 @@ def compile_lowered(
         manifest["golden"], manifest["memory"]["running"] = golden.make(folder, target, plan, console)
         bundle.finish(folder, manifest)
     report(out, manifest, console)
-    for line in preparation(model):
+    for line in (*preparation(model), *filter(None, [hint(model)])):
         console.print(line, highlight=False, markup=False)
     return out
 

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from bitkiln.pipeline.errors import ModelError
-from bitkiln.pipeline.meaning.recognise import with_head
+from bitkiln.pipeline.meaning.recognise import hint, with_head
 from bitkiln.pipeline.model import Head, Model, Preprocessing, TensorSpec
 
 #: Cells of 320 x 320 at strides 8, 16 and 32.
@@ -46,6 +46,31 @@ def test_yolo_is_recognised(shape: tuple[int, ...], kind: str, classes: int, lay
         assert (head.task, head.kind, head.classes, head.objectness) == ("detect", kind, classes, kind == "yolov5")
         (part,) = head.candidates
         assert (part.boxes, part.scores, part.layout, part.coding, part.units) == ("y", "y", layout, "centre", units)
+
+
+GRIDS = (40, 20, 10)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind"),
+    [
+        ([(1, 144, CELLS)], "yolov8-raw"),
+        ([(1, 144, side, side) for side in GRIDS], "yolov8-raw"),
+        ([(1, count, side, side) for side in GRIDS for count in (64, 80)], "yolov8-raw"),
+        ([(1, 255, side, side) for side in GRIDS], "yolov5-raw or yolov3-raw"),
+        ([(1, 3, side, side, 85) for side in GRIDS], "yolov5-raw or yolov3-raw"),
+        ([(1, 96, side, side) for side in GRIDS], "yolov8-raw, yolov5-raw or yolov3-raw"),
+        ([(1, 896, 4), (1, 896, 2)], "ssd (with its priors), centre or corners"),
+        ([(1, 1000)], None),
+        ([(1, 64, side, side) for side in GRIDS], None),
+        ([(1, 84, CELLS)], None),
+    ],
+)
+def test_what_looks_like_a_detector_is_hinted_at(shapes: list[tuple[int, ...]], kind: str | None) -> None:
+    outputs = [TensorSpec(f"y{at}", shape, layout="NCHW") for at, shape in enumerate(shapes)]
+    text = hint(with_head(network(*outputs), Path("net.onnx"), None))
+    assert text is None if kind is None else f"--head {kind} would" in (text or "")
+    assert hint(with_head(network(*outputs), Path("net.onnx"), "none")) is None
 
 
 def test_photos_for_recognised_yolo_are_prepared_as_its_authors_do() -> None:
