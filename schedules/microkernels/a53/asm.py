@@ -167,6 +167,7 @@ class Loop:
     registers. ``idle``: a v register that the loop does not write with arithmetic.
     ``hints``: prefetches of cache lines; they issue beside arithmetic, evenly spread, as far as there is room.
     ``moves``: operations that move a pointer, by its name: each behind the last instruction that uses it.
+    ``unbroken``: one train of loads may run through the whole loop and on into the next iteration.
     """
 
     arithmetic: Sequence[str]
@@ -179,6 +180,7 @@ class Loop:
     hints: Sequence[str] = ()
     halves: Halves = A64
     moves: Mapping[str, str] = field(default_factory=dict)
+    unbroken: bool = False
 
     @cached_property
     def _found(self) -> _Plan | None:
@@ -248,6 +250,9 @@ class Loop:
         for _, slot in slots:
             # Without an instruction there the pause would close up, and the load would wait four cycles.
             pipe.setdefault((slot.low - 4) % period, [self.halves.pause(self.idle)])
+        if self._plan.unbroken:
+            for cycle in range(period):
+                pipe.setdefault(cycle, [self.halves.pause(self.idle)])
         self._move(pipe)
         return [text for cycle in sorted(pipe) for text in pipe[cycle]]
 
@@ -255,7 +260,7 @@ class Loop:
         """Puts each of ``moves`` beside arithmetic that issues alone, or else where it costs half a cycle."""
         for pointer, text in self.moves.items():
             used = max(cycle for cycle, texts in pipe.items() if any(f"[{pointer}," in line for line in texts))
-            behind = [cycle for cycle in self._plan.cycles[:-1] if cycle > used and len(pipe[cycle]) == 1]
+            behind = [cycle for cycle in sorted(pipe) if used < cycle < self._plan.cycles[-1] and len(pipe[cycle]) == 1]
             pipe[behind[0] if behind else max(used, self._plan.cycles[-2])].append(text)
 
     @property
@@ -279,13 +284,14 @@ class _Draft:
     """A place for every low half.
 
     ``cycles``: when each arithmetic instruction issues; ``lows``: when each load's low half does (negative: in the iteration
-    before); ``late``: cycles by which loads miss their first readers.
+    before); ``late``: cycles by which loads miss their first readers; ``unbroken``: whether one train runs through the loop.
     """
 
     period: int
     cycles: tuple[int, ...]
     lows: tuple[tuple[Load, int], ...]
     late: int
+    unbroken: bool
 
     def control_cycles(self, loop: Loop) -> tuple[int, ...]:
         """When integer operations issue: beside the last arithmetic but one, and those before it."""
@@ -320,6 +326,20 @@ def _drafts(loop: Loop) -> Iterable[_Draft]:
             cycles = tuple(cycle for cycle in range(period) if cycle not in taken)
             cycles = cycles[len(cycles) - count :]
             yield from _assignments(loads, [start + cycle for cycle in slots], cycles, period)
+    if loop.unbroken:
+        yield from _unbroken(count, loads)
+
+
+def _unbroken(count: int, loads: Sequence[Load]) -> Iterable[_Draft]:
+    """A load every fourth cycle, and no end to the train; cycles that neither loads nor arithmetic fill are pauses."""
+    period = 4 * max(len(loads), -(-count // 3))
+    for first in range(3):
+        between = [cycle for cycle in range(period) if cycle % 4 != first]
+        idle = len(between) - count
+        # Pauses late in the loop have room beside them for what moves pointers.
+        for at in range(count - 1, 0, -max(1, count // 8)):
+            cycles = (*between[:at], *between[at + idle :])
+            yield from _assignments(loads, range(first, period, 4)[: len(loads)], cycles, period, unbroken=True)
 
 
 def _trains(loads: int, trains: int, group: int, period: int) -> tuple[list[int], set[int]]:
@@ -332,7 +352,9 @@ def _trains(loads: int, trains: int, group: int, period: int) -> tuple[list[int]
     return slots, {cycle + shift for cycle in slots for shift in (-4, 0, 4)}
 
 
-def _assignments(loads: Sequence[Load], slots: Sequence[int], cycles: tuple[int, ...], period: int) -> Iterable[_Draft]:
+def _assignments(
+    loads: Sequence[Load], slots: Sequence[int], cycles: tuple[int, ...], period: int, unbroken: bool = False
+) -> Iterable[_Draft]:
     """Loads in the order of their deadlines onto the slots, for each way to begin."""
     count = len(cycles)
 
@@ -357,7 +379,7 @@ def _assignments(loads: Sequence[Load], slots: Sequence[int], cycles: tuple[int,
                 late += low + LOAD_TO_USE - use
             lows.append((load, low))
         else:
-            yield _Draft(period, cycles, tuple(lows), late)
+            yield _Draft(period, cycles, tuple(lows), late, unbroken)
 
 
 def _complete(loop: Loop, draft: _Draft) -> _Plan | None:
@@ -374,7 +396,7 @@ def _complete(loop: Loop, draft: _Draft) -> _Plan | None:
         if not beside:
             return None
         placed.append((load, _Slot(low, beside[0], low + 4, beside[1])))
-    return _Plan(draft.period, draft.cycles, draft.lows, draft.late, tuple(placed))
+    return _Plan(draft.period, draft.cycles, draft.lows, draft.late, draft.unbroken, tuple(placed))
 
 
 def _beside(

@@ -24,6 +24,8 @@ from bitkiln.schedules.microkernels.a53_32 import asm
 _POINTERS = [f"r{i}" for i in range(8)]
 _WEIGHTS, _LEFT = "r8", "r9"
 _CARRIERS = ("r10 r11", "r12 lr")
+#: What pauses read: the last register that they can, of weights that were loaded long before.
+_IDLE = 7
 #: How far ahead lines of weights are fetched, in bytes.
 _AHEAD = 768
 #: Words on the stack, from the stack pointer on.
@@ -82,7 +84,7 @@ class Sgemm(sgemm.Sgemm):
         free = _POINTERS[self.tile_m + self.tile_m % 2 :]
         carriers = [*_CARRIERS, *(f"{free[i]} {free[i + 1]}" for i in range(0, len(free) - 1, 2))]
         control = [f"subs {_LEFT}, {_LEFT}, #1"]
-        return rules.Loop(arithmetic, loads, control, "bgt", "1", carriers, idle, hints, asm.A32, moves)
+        return rules.Loop(arithmetic, loads, control, "bgt", "1", carriers, _IDLE, hints, asm.A32, moves, unbroken=True)
 
 
 @cache
