@@ -10,6 +10,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
 from bitkiln.schedules.conv2d import direct as conv2d_direct
+from bitkiln.schedules.conv2d import panels as conv2d_panels
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
@@ -46,7 +47,8 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     winograd = [f"winograd {size_text(outputs)}" for outputs in _winograd_outputs(workload, target)]
     strassen = ["strassen"] if _strassen(workload, target) else []
-    return {"algorithm": ["direct", *winograd, *strassen], **conv2d_direct.space(workload, target)}
+    panels = ["panels"] if _panels(workload, target) else []
+    return {"algorithm": ["direct", *winograd, *strassen, *panels], **conv2d_direct.space(workload, target)}
 
 
 def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
@@ -67,8 +69,10 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     fits = threads == 1 and _strassen(workload, target)
     if fits and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
         return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
+    if best is None and _panels(workload, target) and conv2d_panels.pays(workload, target, threads):
+        return {"algorithm": "panels", **conv2d_panels.default()}
     if best is None:
-        return {"algorithm": "direct", **conv2d_direct.default(workload, target)}
+        return {"algorithm": "direct", **conv2d_direct.default(workload, target, threads)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
 
 
@@ -88,6 +92,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
     tile, block = size_of(knobs["tile"]), int(knobs["block"])
     if algorithm == ["strassen"]:
         return conv2d_strassen.emit(workload, tile, block)
+    if algorithm == ["panels"]:
+        return conv2d_panels.emit(workload, tile, target)
     if algorithm[0] == "winograd":
         return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
     return conv2d_direct.emit(workload, tile, block, target)
@@ -111,6 +117,10 @@ def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, i
 
 def _strassen(workload: Conv2d, target: Target) -> bool:
     return kernel_set(target).stacks and conv2d_strassen.applies(workload)
+
+
+def _panels(workload: Conv2d, target: Target) -> bool:
+    return kernel_set(target).stacks and conv2d_panels.applies(workload)
 
 
 def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.Tensor:

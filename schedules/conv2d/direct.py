@@ -39,6 +39,8 @@ _STRIPS, _MANY_STRIPS, _MANY_BLOCKS = 4, 16, 64
 _SPREAD_FLOATS = 64
 #: Bytes of an image's tile that may wait in the L1 cache while another one is computed.
 _MOST_AHEAD = 8192
+#: The tile whose loop reads least for its products.
+_WIDE = (8, 12)
 #: So few panels share the fetching of a tile.
 _FEW_PANELS = 6
 _PAGE = 4096
@@ -49,8 +51,11 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     return {"tile": tiles.sizes(target), "block": [1, 2, 4, 8, 0]}
 
 
-def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
-    """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do."""
+def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
+    """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do.
+
+    Where several threads each read such weights a tile of more channels reads less of the image beside them.
+    """
     pixels = workload.conv_size[0] * workload.conv_size[1]
     kernels = kernel_set(target)
     tile = kernels.sgemm[0]
@@ -60,6 +65,8 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
         tile = kernels.sgemm_sevens
     cache = target.cpu["l2_kib"] * 1024
     weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+    if threads > 1 and tile == kernels.sgemm[0] and weights > cache * 3 // 4 and _WIDE in kernels.sgemm:
+        tile = _WIDE
     images = 4 * (geometry(workload).size + pixels * workload.out_channels)
     return {"tile": size_text(tile), "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
 

@@ -47,8 +47,9 @@ _LANES = 4
 _MANY_REGISTERS = 32
 #: Threads that are to have work, and parts that the packing of signs is cut in.
 _THREADS = 4
-#: The share of the L2 cache that weights may take and yet stay there while blocks are computed.
-_RESIDENT = 3 / 4
+#: The share of the L2 cache that weights may take and yet stay there while blocks are computed; and what threads that go
+#: through the weights of their blocks side by side can read, as they find most of them there.
+_RESIDENT, _SIDE_BY_SIDE = 3 / 4, 3 / 2
 
 
 def applies(workload: Conv2d) -> bool:
@@ -76,8 +77,12 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads:
     wide = "4x16" if tiles <= 4 else "8x12"
     offered = [size_text(size) for size in kernel_set(target).sgemm]
     small, wide = ("8x8" if "8x8" in offered else offered[0]), (wide if wide in offered else offered[0])
-    if threads > 1 and stays and weights > target.cpu["l2_kib"] * 1024 * _RESIDENT:
+    cache = target.cpu["l2_kib"] * 1024
+    if threads > 1 and stays and weights > cache * _SIDE_BY_SIDE:
         return {"tile": small if tiles > 4 else wide, "block": 8}
+    if threads > 1 and stays and weights > cache * _RESIDENT and tiles > 4:
+        sevens = tiles % 8 and tiles % 7 == 0
+        return {"tile": size_text(kernel_set(target).sgemm_sevens) if sevens else wide, "block": 1}
     return {"tile": small if stays and tiles > 4 else wide, "block": 1 if stays else 0}
 
 
@@ -141,7 +146,7 @@ class Winograd:
             threads > 1
             and self.inside
             and self.chunk_runs[0].count >= _THREADS
-            and (not many or weights > cache_bytes * _RESIDENT > 0)
+            and (not many or weights > cache_bytes * _SIDE_BY_SIDE > 0)
         )
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"

@@ -41,7 +41,7 @@ REACH_BYTES = IMAGE_AHEAD + 32
 POINTERS = [*range(8, 16), 19, 20, 21, 22]
 CURRENT, CURRENT_HALF, NEXT, LEFT = "x16", "x17", "x23", "x24"
 _SCRATCH = ("x25", "x26", "x27", "x28")
-FAR = "x22"
+FAR, FOLLOWING = "x22", "x21"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Finish:
     They begin with ``bias`` of the channel. The largest of every ``window`` consecutive pixels is taken, which leaves fewer
     rows of ``out``; then comes ``activation``, a step without operand that ``steps_a53`` knows, with ``values``.
     ``claims``: beside its arithmetic a tile writes whole lines of the result that a later tile will store in pieces.
+    ``goes_on``: sums begin with others, [pixel][channel] one after the other, which the call has where the bias would be.
     """
 
     bias: bool = False
@@ -58,13 +59,14 @@ class Finish:
     values: tuple[float, ...] = ()
     window: int = 1
     claims: bool = False
+    goes_on: bool = False
 
     @property
     def words(self) -> str:
         """The finish as a part of a symbol's name."""
         bits = "".join(f"_{pattern:08x}" for pattern in np.array(self.values, "float32").view("uint32"))
         parts = ["bias" if self.bias else "", self.activation + bits, f"max{self.window}" if self.window > 1 else ""]
-        parts.append("claims" if self.claims else "")
+        parts += ["claims" if self.claims else "", "on" if self.goes_on else ""]
         return "".join("_" + part for part in parts if part)
 
 
@@ -74,7 +76,8 @@ class Sgemm:
 
     ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
     ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``lines``, as many lines an iteration
-    are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on.
+    are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on. With ``following``, so many bytes an
+    iteration are fetched from ``claimed`` on, where weights of later calls lie; those of this one are in the cache then.
     """
 
     tile_m: int
@@ -83,6 +86,7 @@ class Sgemm:
     reach: bool = False
     ahead: int = IMAGE_AHEAD
     lines: int = 0
+    following: int = 0
     #: Vector registers.
     file: ClassVar[int] = 32
 
@@ -91,7 +95,8 @@ class Sgemm:
         """Its name."""
         lines = f"x{self.lines}" if self.lines else ""
         reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}{lines}" if self.reach else ""
-        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}_a53"
+        following = f"_following{self.following}" if self.following else ""
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}{following}_a53"
 
     def assembly(self) -> str:
         """Its text."""
@@ -158,6 +163,9 @@ class Sgemm:
             f"add {NEXT}, {NEXT}, #16",
         ]
         hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, self.tile_n * 4 * STEP, 64)]
+        if self.following:
+            control.insert(2, f"add {FOLLOWING}, {FOLLOWING}, #{self.following}")
+            hints = [f"prfm pldl1keep, [{FOLLOWING}]"]
         if self.fetches_image and self.lines:
             control.insert(2, f"add {FAR}, {FAR}, #{64 * self.lines}")
             hints += [f"prfm pldl1keep, [{FAR}, #{64 * line}]" for line in range(self.lines)]
@@ -179,6 +187,7 @@ def _assembly(tile: Sgemm) -> str:
         *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
         *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
         *(asm.add(FAR, f"x{pointers[0]}", tile.ahead) if tile.fetches_image and tile.lines else []),
+        *([f"ldr {FOLLOWING}, [sp, #{frame + 32}]"] if tile.following else []),
         "4:",
         *asm.named("begin", _begin(tile, frame)),
         f"subs {LEFT}, x7, #2",
@@ -215,6 +224,9 @@ def _begin(tile: Sgemm, frame: int) -> list[str]:
         lines += [f"ldr x17, [sp, #{frame + 16}]", *(f"ldr q{v}, [x17, #{16 * v}]" for v in range(tile.vectors))]
         guests += [f"add x17, x17, #{tile.tile_n * 4}", f"str x17, [sp, #{frame + 16}]"]
         starts = [f"mov v{r}.16b, v{r % tile.vectors}.16b" for r in sums[tile.vectors :]]
+    elif tile.finish.goes_on:
+        lines += [f"ldr x17, [sp, #{frame + 16}]", *(f"ldr q{r}, [x17, #{16 * r}]" for r in sums)]
+        starts = []
     else:
         starts = [f"movi v{r}.16b, #0" for r in sums]
     if tile.finish.claims:
@@ -241,6 +253,7 @@ def registers(tile: Sgemm) -> dict[str, str]:
         NEXT: "offset of the next step",
         LEFT: "steps left of a row",
         **far,
+        **({FOLLOWING: "weights that are fetched for later"} if tile.following else {}),
         ", ".join(_SCRATCH): "upper halves of vectors on their way",
         asm.span(sums): f"sums, {tile.tile_m} pixels x {tile.vectors} vectors of 4 channels",
         "other v": "pixels, then weights",

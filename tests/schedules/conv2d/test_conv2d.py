@@ -49,6 +49,13 @@ STRASSEN = [
     Conv2d(6, 9, 136, 40, (1, 1), epilogue=(ADD, Step("add", "tensor"), Step("silu"), Step("add", "tensor"))),
     Conv2d(1, 2, 8, 8, (1, 1)),
 ]
+PANELS = [
+    # Channels in two parts, output channels that leave a narrow panel, tiles of two sizes.
+    Conv2d(5, 7, 544, 44, (1, 1), epilogue=(ADD, CLIP)),
+    # Two bands; steps that no register holds.
+    Conv2d(7, 9, 1024, 1000, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
+    Conv2d(4, 4, 20, 12, (1, 1), epilogue=(RELU,)),
+]
 WINOGRAD = [
     Conv2d(7, 9, 8, 12, (3, 3), padding=SAME, epilogue=(ADD, RELU)),
     Conv2d(13, 10, 16, 20, (3, 3), padding=(0, 2, 1, 0), epilogue=(Step("prelu", "element"),)),
@@ -123,11 +130,27 @@ def test_strassen_computes_the_definition(workload, run_kernel):
         assert close(run_kernel(workload, kernel, args, target, 3), expected, 6e-6), kernel.notes
 
 
+@pytest.mark.parametrize("workload", PANELS, ids=Conv2d.key)
+def test_panels_that_threads_share_compute_the_definition(workload, run_kernel):
+    target = targets.load("rasp3b")
+    args = example(workload)
+    expected = defined(workload, args)
+    one = None
+    for tile, threads in (("8x8", 1), ("8x8", 3), ("7x12", 3)):
+        kernel = conv2d.emit(workload, {"algorithm": "panels", "tile": tile, "block": 0}, target, threads)
+        result = run_kernel(workload, kernel, args, target, threads)
+        assert close(result, expected, 2e-6), kernel.notes
+        # Who takes a panel does not change its sums.
+        one = result if one is None else one
+        assert tile != "8x8" or (result == one).all()
+
+
 def test_strassen_is_the_default_where_sums_are_long():
     target = targets.load("rasp3b")
     assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target)["algorithm"] == "strassen"
     assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target)["algorithm"] == "strassen"
     assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target, 4)["algorithm"] == "direct"
+    assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "panels"
     assert conv2d.default(Conv2d(56, 56, 24, 144, (1, 1)), target)["algorithm"] == "direct"
     # More to combine than the few products of so few output channels save.
     assert conv2d.default(Conv2d(7, 7, 1152, 320, (1, 1)), target)["algorithm"] == "direct"
@@ -197,7 +220,9 @@ def test_defaults_of_several_threads_bring_less_from_memory():
     target = targets.load("rasp3b")
     pointwise = Conv2d(13, 13, 512, 1000, (1, 1))
     assert conv2d.default(pointwise, target)["algorithm"] == "strassen"
-    assert conv2d.default(pointwise, target, threads=4)["algorithm"] == "direct"
+    assert conv2d.default(pointwise, target, threads=4)["algorithm"] == "panels"
     deep = Conv2d(13, 13, 64, 256, (3, 3), padding=(1, 1, 1, 1))
     assert conv2d.default(deep, target)["block"] == 1
     assert conv2d.default(deep, target, threads=4)["block"] == 8
+    # Threads go through fewer weights side by side.
+    assert conv2d.default(dataclasses.replace(deep, channels=32, out_channels=128), target, threads=4)["block"] == 1
