@@ -96,7 +96,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         return conv2d_panels.emit(workload, tile, target)
     if algorithm[0] == "winograd":
         return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
-    return conv2d_direct.emit(workload, tile, block, target)
+    return conv2d_direct.emit(workload, tile, block, target, threads)
 
 
 def is_stem(workload: Conv2d, target: Target) -> bool:

@@ -14,6 +14,8 @@ from bitkiln.schedules.workload import Conv2d
 _BLOCK_BYTES = 16 * 1024
 #: A band's share of the L2 cache: what it reads and writes, and what is fetched for the next one.
 _BAND_BYTES = 320 * 1024
+#: So much of a band of overlapping rows is bearable before a flatter tile, which reads them more often, is better.
+_OVERLAPPING_BYTES = 400 * 1024
 #: A cell's share of it, where several threads each have one.
 _CELL_BYTES = 96 * 1024
 #: An image as small as this is in the L2 cache when it is needed.
@@ -65,7 +67,8 @@ class Cells:
     @property
     def beyond_cache(self) -> bool:
         """Whether even a band of one row of tiles is more than the L2 cache holds."""
-        return self._traffic(self.tile[0]) > _BAND_BYTES
+        most = _OVERLAPPING_BYTES if self.workload.strides == (1, 1) else _BAND_BYTES
+        return self._traffic(self.tile[0]) > most
 
     @property
     def cycles(self) -> float:

@@ -41,6 +41,8 @@ _SPREAD_FLOATS = 64
 _MOST_AHEAD = 8192
 #: The tile whose loop reads least for its products.
 _WIDE = (8, 12)
+#: MACs of a block that are worth a barrier.
+_SHARED_MACS = 200_000
 #: So few panels share the fetching of a tile.
 _FEW_PANELS = 6
 _PAGE = 4096
@@ -77,15 +79,18 @@ def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
     return max(workload.macs / 2.8, weights * cycles_per_byte)
 
 
-def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target) -> Kernel:
-    """The implementation with register ``tile`` (pixels, channels)."""
-    return _Direct(workload, tile, block, kernel_set(target)).kernel()
+def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target, threads: int = 1) -> Kernel:
+    """The implementation with register ``tile`` (pixels, channels), for so many ``threads``."""
+    return _Direct(workload, tile, block, kernel_set(target), threads).kernel()
 
 
 class _Direct:
-    def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int, kernels: KernelSet) -> None:
+    def __init__(
+        self, workload: Conv2d, tile: tuple[int, int], block: int, kernels: KernelSet, threads: int = 1
+    ) -> None:
         tile_m, tile_n = tile
         self.workload = workload
+        self.threads = threads
         self.assembly = assembly = kernels.assembly
         self.geometry = geometry(workload)
         self.groups = workload.groups
@@ -191,6 +196,9 @@ class _Direct:
 
     def _blocks_in_parallel(self, straight: bool) -> None:
         for run, reach in self._blocks():
+            if self._alone(run):
+                self._panels_of_block(run, reach)
+                continue
             floats = run.used // self.window * self.workload.out_channels
             spread = straight and self.finish is not None and floats >= _SPREAD_FLOATS
             strips = min(run.count, _STRIPS if run.count < _MANY_BLOCKS else _MANY_STRIPS)
@@ -207,6 +215,18 @@ class _Direct:
                 with T.serial(begin, end - 1) as block:
                     self._block(run, block, reach, to + (block + 1) * floats)
                 self._block(run, end - 1, reach)
+
+    def _alone(self, run: Run) -> bool:
+        """Whether ``run`` is one block with so much work that threads should not wait for one of them to do it."""
+        depth = self.depth * self.out_per_group
+        return self.threads > 1 and run.count == 1 and self.groups == 1 and run.used * depth > _SHARED_MACS
+
+    def _panels_of_block(self, run: Run, reach: bool) -> None:
+        """A block whose panels threads share."""
+        for panels in self.panel_runs:
+            with T.parallel(panels.count) as panel:
+                self._tiles(run.first, run.used, 0, panels.first + panel * panels.size, panels, 1, reach)
+        self._late(run.first, run.used)
 
     def _block(self, run: Run, block: Any, reach: bool, claimed: Any = None) -> None:
         """A block of pixels: all panels, then the steps that the micro-kernel left.

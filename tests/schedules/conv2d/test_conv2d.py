@@ -51,7 +51,7 @@ STRASSEN = [
 ]
 PANELS = [
     # Channels in two parts, output channels that leave a narrow panel, tiles of two sizes.
-    Conv2d(5, 7, 544, 44, (1, 1), epilogue=(ADD, CLIP)),
+    Conv2d(5, 7, 544, 44, (1, 1), epilogue=(ADD, RELU)),
     # Two bands; steps that no register holds.
     Conv2d(7, 9, 1024, 1000, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
     Conv2d(4, 4, 20, 12, (1, 1), epilogue=(RELU,)),
