@@ -23,6 +23,8 @@ from bitkiln.targets import Target
 
 #: Channels that are reduced side by side: a cache line of floats in four registers, or 16 bytes of bits in one.
 LANES = 16
+#: Channels that a thread of several takes at a time: cache lines side by side, which are waited for together.
+LINES = 64
 
 #: Rows or columns of a window that are reduced in one expression.
 MOST_TAPS = 16
@@ -57,7 +59,10 @@ def default(workload: Pool2d, target: Target, threads: int = 1) -> dict[str, int
 
 
 def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
-    """Rows of the result in parallel; the window is clipped to the input, channels are vector lanes."""
+    """Rows of the result in parallel, of a single pixel its channels; the window is clipped to the input.
+
+    Channels are vector lanes.
+    """
     arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
     with IRBuilder() as builder, T.prim_func():
         T.func_name("pool2d")
@@ -68,8 +73,11 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         kernels, micro = kernel_set(target), None
         size = (workload.height, workload.width)
         lines = not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
+        single = threads > 1 and workload.out_size == (1, 1) and workload.out == "float32" and not workload.bits
         with T.parallel(workload.out_size[0]) as y:
-            if lines:
+            if single and not lines:
+                _clipped_row(data, workload.pool, y, _store_floats(workload, operands, out, y), T.parallel)
+            elif lines:
                 micro = _lines_row(workload, data, operands, out, y, kernels)
             elif workload.bits:
                 pool_row(data, workload.pool, y, _store_bits(workload, operands, out, y))
@@ -173,8 +181,8 @@ def _combination(window: Pool, dtype: str) -> Callable[[Any, Any], Any]:
     return tirx.max if window.kind == "max" else operator.add
 
 
-def _clipped_row(data: Any, window: Pool, y: Any, store: Store) -> None:
-    """As ``pool_row``, for averages that leave out what is padded, and for huge windows."""
+def _clipped_row(data: Any, window: Pool, y: Any, store: Store, loop: Callable[[Any], Any] | None = None) -> None:
+    """As ``pool_row``, for averages that leave out what is padded, and for huge windows; ``loop`` goes over the channels."""
     _, height, width, channels = (int(extent) for extent in data.shape)
     with T.serial(window.out_size(height, width)[1]) as x:
 
@@ -185,13 +193,15 @@ def _clipped_row(data: Any, window: Pool, y: Any, store: Store) -> None:
             with T.vectorized(lanes) as lane:
                 store(x, first + lane, reduced[lane] if scale is None else reduced[lane] * scale)
 
-        each_block(channels, LANES, block)
+        each_block(channels, LINES if loop else LANES, block, loop)
 
 
-def each_block(channels: int, lanes: int, body: Callable[[Any | int, int], None]) -> None:
-    """Emits ``body(first channel, lane count)`` over all channels: full blocks in a loop, then the rest."""
+def each_block(
+    channels: int, lanes: int, body: Callable[[Any | int, int], None], loop: Callable[[Any], Any] | None = None
+) -> None:
+    """Emits ``body(first channel, lane count)`` over all channels: full blocks in a ``loop``, then the rest."""
     if channels // lanes:
-        with T.serial(channels // lanes) as block:
+        with (loop or T.serial)(channels // lanes) as block:
             body(block * lanes, lanes)
     if channels % lanes:
         body(channels - channels % lanes, channels % lanes)

@@ -130,6 +130,16 @@ def test_strassen_computes_the_definition(workload, run_kernel):
         assert close(run_kernel(workload, kernel, args, target, 3), expected, 6e-6), kernel.notes
 
 
+def test_threads_share_the_panels_of_a_last_block(run_kernel):
+    target = targets.load("rasp3b")
+    workload = Conv2d(5, 7, 264, 260, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU))
+    args, knobs = example(workload), {"algorithm": "direct", "tile": "8x8", "block": 1}
+    alone = run_kernel(workload, conv2d.emit(workload, knobs, target), args, target, 1)
+    assert close(alone, defined(workload, args), 2e-6)
+    shared = run_kernel(workload, conv2d.emit(workload, knobs, target, threads=4), args, target, 3)
+    assert (shared == alone).all()
+
+
 @pytest.mark.parametrize("workload", PANELS, ids=Conv2d.key)
 def test_panels_that_threads_share_compute_the_definition(workload, run_kernel):
     target = targets.load("rasp3b")

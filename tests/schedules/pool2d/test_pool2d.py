@@ -57,6 +57,15 @@ def test_kernels_compute_the_definition(board, run_kernels):
         assert same(result, defined(workload, arguments)), workload.key()
 
 
+def test_threads_share_the_channels_of_a_single_pixel(run_kernel):
+    target, workload = targets.load("rasp3b"), Pool2d(7, 7, 164, Pool((7, 7), (7, 7), kind="avg"))
+    args = example(workload)
+    alone = run_kernel(workload, pool2d.emit(workload, {}, target), args, target, 1)
+    assert same(alone, defined(workload, args))
+    shared = run_kernel(workload, pool2d.emit(workload, {}, target, threads=4), args, target, 3)
+    assert (shared == alone).all()
+
+
 def test_maximum_of_signs_is_the_sign_of_the_maximum():
     window = Pool((3, 3), (2, 2), BORDER)
     signs = np.sign(np.random.default_rng(3).normal(size=(1, 7, 7, 16))).astype("float32")
