@@ -49,7 +49,7 @@ _MANY_REGISTERS = 32
 _THREADS = 4
 #: The share of the L2 cache that weights may take and yet stay there while blocks are computed; and what threads that go
 #: through the weights of their blocks side by side can read, as they find most of them there.
-_RESIDENT, _SIDE_BY_SIDE = 3 / 4, 3 / 2
+_RESIDENT, _SIDE_BY_SIDE = 3 / 4, 5 / 4
 
 
 def applies(workload: Conv2d) -> bool:

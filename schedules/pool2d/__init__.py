@@ -23,7 +23,7 @@ from bitkiln.targets import Target
 
 #: Channels that are reduced side by side: a cache line of floats in four registers, or 16 bytes of bits in one.
 LANES = 16
-#: Channels that a thread of several takes at a time: cache lines side by side, which are waited for together.
+#: Channels of a single pixel that are reduced at a time: cache lines side by side, which are waited for together.
 LINES = 64
 
 #: Rows or columns of a window that are reduced in one expression.
@@ -73,10 +73,12 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         kernels, micro = kernel_set(target), None
         size = (workload.height, workload.width)
         lines = not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
-        single = threads > 1 and workload.out_size == (1, 1) and workload.out == "float32" and not workload.bits
+        single = workload.out_size == (1, 1) and workload.out == "float32" and not workload.bits
+        # An image that is in memory is fetched better row by row.
+        single = single and math.prod(size) * workload.channels * 4 <= target.cpu["l2_kib"] * 1024
         with T.parallel(workload.out_size[0]) as y:
             if single and not lines:
-                _clipped_row(data, workload.pool, y, _store_floats(workload, operands, out, y), T.parallel)
+                _clipped_row(data, workload.pool, y, _store_floats(workload, operands, out, y), LINES, T.parallel)
             elif lines:
                 micro = _lines_row(workload, data, operands, out, y, kernels)
             elif workload.bits:
@@ -181,8 +183,18 @@ def _combination(window: Pool, dtype: str) -> Callable[[Any, Any], Any]:
     return tirx.max if window.kind == "max" else operator.add
 
 
-def _clipped_row(data: Any, window: Pool, y: Any, store: Store, loop: Callable[[Any], Any] | None = None) -> None:
-    """As ``pool_row``, for averages that leave out what is padded, and for huge windows; ``loop`` goes over the channels."""
+def _clipped_row(
+    data: Any,
+    window: Pool,
+    y: Any,
+    store: Store,
+    most_lanes: int = LANES,
+    loop: Callable[[Any], Any] | None = None,
+) -> None:
+    """As ``pool_row``, for averages that leave out what is padded, and for huge windows.
+
+    ``loop`` goes over the channels, ``most_lanes`` at a time.
+    """
     _, height, width, channels = (int(extent) for extent in data.shape)
     with T.serial(window.out_size(height, width)[1]) as x:
 
@@ -193,7 +205,7 @@ def _clipped_row(data: Any, window: Pool, y: Any, store: Store, loop: Callable[[
             with T.vectorized(lanes) as lane:
                 store(x, first + lane, reduced[lane] if scale is None else reduced[lane] * scale)
 
-        each_block(channels, LINES if loop else LANES, block, loop)
+        each_block(channels, most_lanes, block, loop)
 
 
 def each_block(
