@@ -72,7 +72,7 @@ class CycleLoop:
     """Finds the core's real clock by timing a chain of dependent additions, one cycle each on any ARM core of this class.
 
     The clock a kernel driver reports cannot be trusted: firmware lowers it behind the driver's back when hot or short
-    of voltage. Only on 64-bit ARM.
+    of voltage.
     """
 
     ADDS = 500
@@ -80,8 +80,13 @@ class CycleLoop:
     LEAST, MOST = 50.0, 5000.0
 
     def __init__(self) -> None:
-        add, count, ret = 0x91000421, 0xF1000400, 0xD65F03C0  # add x1, x1, #1; subs x0, x0, #1; ret
-        back = 0x54000001 | ((-(self.ADDS + 1) & 0x7FFFF) << 5)  # b.ne to the first add
+        if sys.maxsize > 2**32:
+            add, count, ret = 0x91000421, 0xF1000400, 0xD65F03C0  # add x1, x1, #1; subs x0, x0, #1; ret
+            back = 0x54000001 | ((-(self.ADDS + 1) & 0x7FFFF) << 5)  # b.ne to the first add
+        else:
+            # A 32-bit system, whatever the width of its kernel. Branches count from two instructions on.
+            add, count, ret = 0xE2811001, 0xE2500001, 0xE12FFF1E  # add r1, r1, #1; subs r0, r0, #1; bx lr
+            back = 0x1A000000 | (-(self.ADDS + 3) & 0xFFFFFF)  # bne to the first add
         code = struct.pack(f"<{self.ADDS + 3}I", *[add] * self.ADDS, count, back, ret)
         # Code reaches the instruction cache coherently when it is mapped from a file.
         descriptor = os.memfd_create("cycles")
@@ -92,7 +97,7 @@ class CycleLoop:
         os.close(descriptor)
         if address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "cannot map the clock's code")
-        self._run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(address)
+        self._run = ctypes.CFUNCTYPE(None, ctypes.c_ulong)(address)
 
     def mhz(self) -> float | None:
         """The clock now, from the fastest of five runs of about 2 ms; None where that is no clock of a core."""

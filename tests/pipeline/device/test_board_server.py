@@ -69,10 +69,10 @@ def test_folders_of_killed_servers_are_swept(monkeypatch, tmp_path):
     assert not dead.exists()
 
 
-def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    """board_server.py, or Python code beside it, in the arm64 userland without the timing model."""
+def run(*arguments: str, code: str = "", target: str = "rasp3b") -> subprocess.CompletedProcess[str]:
+    """board_server.py, or Python code beside it, in a target's userland without the timing model."""
     try:
-        system = userland(targets.load("rasp3b"))
+        system = userland(targets.load(target))
     except SetupError as problem:
         pytest.skip(str(problem))
     program = ["-c", f"import sys; sys.path.insert(0, {str(SERVER.parent)!r}); {code}"] if code else [str(SERVER)]
@@ -80,8 +80,9 @@ def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=system.environment, capture_output=True, text=True, timeout=60)
 
 
-def test_the_clock_s_code_runs():
-    done = run(code="import board_server; print(board_server.CycleLoop()._seconds(4000))")
+@pytest.mark.parametrize("target", ["rasp3b", "rasp3b32"])
+def test_the_clock_s_code_runs(target):
+    done = run(code="import board_server; print(board_server.CycleLoop()._seconds(4000))", target=target)
     assert float(done.stdout) > 0, done.stderr
 
 
