@@ -25,6 +25,8 @@ from bitkiln.targets import Target
 LANES = 16
 #: Channels of a single pixel that are reduced at a time: cache lines side by side, which are waited for together.
 LINES = 64
+#: An average of fewer is done before other threads would have begun.
+FEWEST_PIXELS = 16
 
 #: Rows or columns of a window that are reduced in one expression.
 MOST_TAPS = 16
@@ -75,7 +77,11 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         lines = not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
         single = workload.out_size == (1, 1) and workload.out == "float32" and not workload.bits
         # An image that is in memory is fetched better row by row.
-        single = single and math.prod(size) * workload.channels * 4 <= target.cpu["l2_kib"] * 1024
+        single = (
+            single
+            and math.prod(size) >= FEWEST_PIXELS
+            and math.prod(size) * workload.channels * 4 <= target.cpu["l2_kib"] * 1024
+        )
         with T.parallel(workload.out_size[0]) as y:
             if single and not lines:
                 _clipped_row(data, workload.pool, y, _store_floats(workload, operands, out, y), LINES, T.parallel)
