@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from tvm import te, tirx
 
 from bitkiln.schedules.steps import Step, expression, sign_bit
-from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool, QConv2d, operand_shapes, packed
+from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool, QConv2d, Signs, operand_shapes, packed
 
 
 def operand_tensors(steps: Sequence[Step], size: tuple[int, int, int]) -> list[te.Tensor]:
@@ -104,6 +104,16 @@ def pack_bits(bit: te.Tensor) -> te.Tensor:
         return te.sum(inside.astype("uint8") << lane.var.astype("uint8"), axis=lane)
 
     return te.compute((1, height, width, packed(channels)), byte, name="bits")
+
+
+def beside(
+    data: te.Tensor, several: Sequence[Signs], size: tuple[int, int, int]
+) -> tuple[list[te.Tensor], list[te.Tensor]]:
+    """Placeholders for the operands of ``several`` signs of ``data``, [1, H, W, C] of ``size``; the bits of each."""
+    operands = [operand_tensors(each.epilogue, size) for each in several]
+    values = [apply_epilogue(data, each.epilogue, own) for each, own in zip(several, operands, strict=True)]
+    bits = [signs(value, each.sign_zero) for each, value in zip(several, values, strict=True)]
+    return [tensor for own in operands for tensor in own], bits
 
 
 def signs(data: te.Tensor, sign_zero: int) -> te.Tensor:

@@ -63,7 +63,7 @@ class Constant:
 class Kernel:
     """An implementation of a workload.
 
-    ``func`` takes ``arguments`` in order, then the output; it is a PrimFunc with buffers of static shape. Scratch memory is
+    ``func`` takes ``arguments`` in order, then the outputs; it is a PrimFunc with buffers of static shape. Scratch memory is
     allocated inside it. ``notes`` says in a line what was built, for reports.
     """
 
@@ -77,7 +77,7 @@ class Operator(Protocol):
     """What each operator's module in ``schedules`` offers, for workloads of its own kind."""
 
     def reference(self, workload: Any) -> tirx.PrimFunc:
-        """The plain definition: arguments as ``workload.shapes`` lists them, the output last. Slow and obviously right."""
+        """The plain definition: arguments as ``workload.shapes`` lists them, the outputs last. Slow and obviously right."""
 
     def space(self, workload: Any, target: Target) -> dict[str, list[int | str]]:
         """The tuning space: the values each knob may take. Every combination is valid."""

@@ -25,9 +25,9 @@ Operand = Any
 class Step:
     """One step of an epilogue, applied to the value ``x`` of an output element (float32).
 
-    ``mul``/``div``/``add``: x*v, x/v, x+v. ``prelu``: x > 0 ? x : v*x. ``relu``: max(x, 0). ``clip``: values (low, high).
-    ``leaky``: values (slope,). ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x). ``round``: to whole numbers,
-    halves to even.
+    ``mul``/``div``/``add``: x*v, x/v, x+v. ``prelu``: x > 0 ? x : v*x. ``max_scaled``: max(x, v*x). ``relu``: max(x, 0).
+    ``clip``: values (low, high). ``leaky``: values (slope,). ``hardswish``: x*clip(x/6 + 0.5, 0, 1). ``silu``: x*sigmoid(x).
+    ``round``: to whole numbers, halves to even.
 
     ``operand`` is the shape of v: "channel" float32[C], "element" float32[H, W, C] (a constant), "tensor" float32[1, H, W, C]
     (another activation, e.g. a residual), "half" float32[1, H, W, C/2] (one that each half of the channels reads); "" for
@@ -159,6 +159,11 @@ def order(step: Step, operand: np.ndarray | None = None) -> np.ndarray:
     return np.asarray(STEPS[step.op].order(operand, step.values), np.int8)
 
 
+def straight(step: Step) -> bool:
+    """Whether ``step`` keeps or turns the order of numbers, whatever the values of its channels: a comparison sees its sign."""
+    return step.operand in ("", "channel") and bool(np.all(order(step) != Order.BENDS))
+
+
 def commutes_with_maximum(step: Step, operand: np.ndarray | None = None) -> bool:
     """Whether a maximum over pixels and ``step`` may change places without any change to the result.
 
@@ -279,6 +284,14 @@ STEPS: dict[str, StepRule] = {
         order=lambda v, values: Order.RISES,
         relax="round",
         assembly={"a53": Assembly((Instruction("frintn", "x", ("x",)),))},
+    ),
+    # A PReLU whose slopes are at most 1.
+    "max_scaled": StepRule(
+        tir=lambda x, v, values: tirx.max(x, x * v),
+        numpy=lambda x, v, values: np.maximum(x, x * v),
+        order=lambda v, values: _by_sign(v, Order.BENDS, Order.RISES, Order.BENDS, Order.RISES),
+        operand=True,
+        assembly={"a53": Assembly((_MULTIPLY_BY_SLOPE, Instruction("fmax", "x", ("x", "t0"))))},
     ),
     "relu": StepRule(
         tir=lambda x, v, values: tirx.max(x, _const(0)),

@@ -46,6 +46,17 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Signs:
+    """Bits that a kernel writes beside its floats: what ``Binarize`` makes of them, with its ``epilogue`` and ``sign_zero``."""
+
+    epilogue: tuple[Step, ...] = ()
+    sign_zero: int = 1
+
+    def __str__(self) -> str:
+        return f"signs({','.join([*map(str, self.epilogue), f'sign0{self.sign_zero:+d}'])})"
+
+
+@dataclass(frozen=True)
 class Conv2d:
     """A convolution with its fused epilogue and, after it, an optional fused pooling; then float32 or bits.
 
@@ -57,10 +68,11 @@ class Conv2d:
     ``threshold`` is set ("channel": int32[O], "element": int32[OH, OW, O], of several ``thresholds`` int32[n, ...]), then where
     ``shift`` is set float32[C], which is added to the data before its zero padding. ``layout`` is the data's, "NHWC" or "NCHW";
     the result is NHWC.
-    Output: float32 [1, H, W, O] or bits. A binary convolution that gives bits has thresholds, bit = accumulator >= threshold,
-    with several their exclusive or; and then neither epilogue nor pooling. Any other convolution that gives bits
+    Output: float32 [1, H, W, O] or bits. With thresholds, of a binary convolution, bit = accumulator >= threshold, with
+    several their exclusive or; and then neither epilogue nor pooling. Any other convolution that gives bits
     ends in sign(y) after epilogue and pooling: bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Dense layers are 1x1
     convolutions of a 1x1 image.
+    ``signs``, of a result of floats, are further outputs behind it; their operands follow those of the epilogue.
     ``whole``: data and weights are whole numbers whose sums float32 holds, and those sums have to be exact.
     """
 
@@ -85,6 +97,7 @@ class Conv2d:
     layout: str = "NHWC"
     thresholds: int = 1
     whole: bool = False
+    signs: tuple[Signs, ...] = ()
 
     @property
     def conv_size(self) -> tuple[int, int]:
@@ -109,7 +122,7 @@ class Conv2d:
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """Shape and dtype of each argument of the kernel, the output last."""
+        """Shape and dtype of each argument of the kernel, the outputs last."""
         per_group = self.channels // self.groups
         weights = (self.out_channels, *self.kernel)
         args: list[tuple[tuple[int, ...], str]]
@@ -123,14 +136,15 @@ class Conv2d:
             data = (1, *size) if self.layout == "NHWC" else (1, size[2], size[0], size[1])
             args = [(data, "float32"), ((*weights, per_group), "float32")]
         args += operand_shapes(self.epilogue, (*self.conv_size, self.out_channels))
+        result = (*self.out_size, self.out_channels)
+        args += signs_operand_shapes(self.signs, result)
         if self.threshold:
             element = self.threshold == "element"
             several = (self.thresholds,) if self.thresholds > 1 else ()
             args.append(((*several, *(self.conv_size if element else ()), self.out_channels), "int32"))
         if self.shift:
             args.append(((self.channels,), "float32"))
-        args.append(result_shape((*self.out_size, self.out_channels), self.out))
-        return tuple(args)
+        return (*args, result_shape(result, self.out), *(result_shape(result, "bits") for _ in self.signs))
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
@@ -144,7 +158,7 @@ class Conv2d:
         several = f"x{self.thresholds}" if self.thresholds > 1 else ""
         words += [f"threshold:{self.threshold}{several}"] if self.threshold else []
         words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.threshold else []
-        return " ".join(words)
+        return " ".join([*words, *map(str, self.signs)])
 
 
 @dataclass(frozen=True)
@@ -269,7 +283,7 @@ class ConvTranspose2d:
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """Shape and dtype of each argument of the kernel, the output last."""
+        """Shape and dtype of each argument of the kernel, the outputs last."""
         size = (*self.out_size, self.out_channels)
         return (
             ((1, self.height, self.width, self.channels), "float32"),
@@ -290,7 +304,7 @@ class Binarize:
     """Signs to bits: x float32[1, H, W, C], operands of ``epilogue`` -> uint8[1, H, W, ceil(C/8)].
 
     The epilogue's steps come before the sign. bit = y > 0, or y >= 0 where ``sign_zero`` is +1. Without an epilogue NaN gives a
-    clear bit; with one its bit is either.
+    clear bit; with one its bit is either. ``signs`` are further bits of x, with steps of their own, as in ``Conv2d``.
     """
 
     tag: ClassVar[str] = "binarize"
@@ -299,6 +313,7 @@ class Binarize:
     channels: int
     epilogue: tuple[Step, ...] = ()
     sign_zero: int = 1
+    signs: tuple[Signs, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -306,15 +321,21 @@ class Binarize:
         return 0
 
     @property
+    def out_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        return self.height, self.width
+
+    @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """Shape and dtype of each argument of the kernel, the output last."""
+        """Shape and dtype of each argument of the kernel, the outputs last."""
         size = (self.height, self.width, self.channels)
-        return (((1, *size), "float32"), *operand_shapes(self.epilogue, size), result_shape(size, "bits"))
+        operands = *operand_shapes(self.epilogue, size), *signs_operand_shapes(self.signs, size)
+        return (((1, *size), "float32"), *operands, *(result_shape(size, "bits") for _ in (self, *self.signs)))
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
         words = ["binarize", f"{self.height}x{self.width}x{self.channels}", *map(str, self.epilogue)]
-        return " ".join([*words, f"sign0{self.sign_zero:+d}"])
+        return " ".join([*words, f"sign0{self.sign_zero:+d}", *map(str, self.signs)])
 
 
 @dataclass(frozen=True)
@@ -323,6 +344,7 @@ class Pool2d:
 
     ``bits``: x and the result are bits; "max" is the bitwise OR over the window; then, where ``invert`` is true, an
     exclusive or with the argument uint8[ceil(C/8)], which turns the OR of some channels into a NOR. No epilogue.
+    ``signs`` as in ``Conv2d``.
     """
 
     tag: ClassVar[str] = "pool2d"
@@ -335,6 +357,7 @@ class Pool2d:
     epilogue: tuple[Step, ...] = ()
     out: str = "float32"
     sign_zero: int = 1
+    signs: tuple[Signs, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -348,13 +371,14 @@ class Pool2d:
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """Shape and dtype of each argument of the kernel, the output last."""
+        """Shape and dtype of each argument of the kernel, the outputs last."""
         out = (*self.out_size, self.channels)
         if self.bits:
             invert = (((packed(self.channels),), "uint8"),) if self.invert else ()
             return (((1, self.height, self.width, packed(self.channels)), "uint8"), *invert, result_shape(out, "bits"))
         data = ((1, self.height, self.width, self.channels), "float32")
-        return (data, *operand_shapes(self.epilogue, out), result_shape(out, self.out))
+        operands = *operand_shapes(self.epilogue, out), *signs_operand_shapes(self.signs, out)
+        return (data, *operands, result_shape(out, self.out), *(result_shape(out, "bits") for _ in self.signs))
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
@@ -362,7 +386,7 @@ class Pool2d:
         words += [str(step) for step in self.epilogue]
         words += ["invert"] if self.invert else []
         words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.bits else []
-        return " ".join(words)
+        return " ".join([*words, *map(str, self.signs)])
 
 
 @dataclass(frozen=True)
@@ -399,7 +423,7 @@ class Concat:
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """Shape and dtype of each argument of the kernel, the output last."""
+        """Shape and dtype of each argument of the kernel, the outputs last."""
         size = (self.height, self.width, self.channels)
         parts = (result_shape((*size[:2], channels), self.out) for channels in self.widths or self.parts)
         return (*parts, *operand_shapes(self.epilogue, size), result_shape(size, self.out))
@@ -445,7 +469,7 @@ class Resize:
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        """Shape and dtype of each argument of the kernel, the output last."""
+        """Shape and dtype of each argument of the kernel, the outputs last."""
         size = (*self.size, self.channels)
         data = ((1, self.height, self.width, self.channels), "float32")
         return (data, *operand_shapes(self.epilogue, size), result_shape(size, "float32"))
@@ -482,6 +506,30 @@ class Generic:
 Workload = Conv2d | QConv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize
 Tunable = Workload | Generic
 
+#: Shape and dtype of a tensor.
+Spec = tuple[tuple[int, ...], str]
+
+
+def signs_of(workload: Tunable) -> tuple[Signs, ...]:
+    """The signs that ``workload`` gives beside its floats."""
+    signs: tuple[Signs, ...] = getattr(workload, "signs", ())
+    return signs
+
+
+def argument_specs(workload: Tunable) -> tuple[Spec, ...]:
+    """What the kernel reads."""
+    return workload.shapes[: -1 - len(signs_of(workload))]
+
+
+def result_specs(workload: Tunable) -> tuple[Spec, ...]:
+    """What the kernel writes: the result, then its signs."""
+    return workload.shapes[-1 - len(signs_of(workload)) :]
+
+
+def result_spec(workload: Tunable) -> Spec:
+    """The result itself, without signs beside it."""
+    return result_specs(workload)[0]
+
 
 def packed(channels: int) -> int:
     """Bytes that hold the bits of ``channels``."""
@@ -492,6 +540,11 @@ def operand_shapes(epilogue: tuple[Step, ...], size: tuple[int, int, int]) -> li
     """Shape and dtype of the operands of ``epilogue`` for a result of ``size`` (H, W, C)."""
     shapes = {"channel": (size[2],), "element": size, "tensor": (1, *size), "half": (1, *size[:2], size[2] // 2)}
     return [(shapes[step.operand], "float32") for step in epilogue if step.operand]
+
+
+def signs_operand_shapes(signs: tuple[Signs, ...], size: tuple[int, int, int]) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of the operands of all ``signs``, in order, of a result of ``size`` (H, W, C)."""
+    return [spec for each in signs for spec in operand_shapes(each.epilogue, size)]
 
 
 def result_shape(size: tuple[int, int, int], out: str) -> tuple[tuple[int, ...], str]:
@@ -528,6 +581,8 @@ def tunable_from_json(text: str) -> Tunable:
 def _revive(name: str, value: Any) -> Any:
     if name == "epilogue":
         return tuple(Step(step["op"], step["operand"], tuple(step["values"])) for step in value)
+    if name == "signs":
+        return tuple(Signs(_revive("epilogue", each["epilogue"]), each["sign_zero"]) for each in value)
     if name == "pool" and isinstance(value, Mapping):
         return Pool(**{key: _revive(key, item) for key, item in value.items()})
     return tuple(_revive("", item) for item in value) if isinstance(value, list) else value

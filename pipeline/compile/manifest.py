@@ -42,6 +42,8 @@ def describe(
         row: dict[str, Any] = {"name": step.name, "kind": step.kind, "macs": 0, "binary": False, "weight_bytes": 0}
         if step.name in kernels and step.kind != "copy":
             row |= _describe_kernel(kernels[step.name]) | {"weight_bytes": weights[step.name]}
+        if step.outputs > 1:
+            row["results"] = [plan.tensors[index].name for index in step.arguments[-step.outputs :]]
         if step.name in others:
             row["several"] = _describe_choice(others[step.name])
         steps.append(row)

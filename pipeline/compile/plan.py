@@ -222,12 +222,19 @@ class _Reader:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
         self.known: dict[relax.Var, View | tuple[View, ...]] = {}
+        #: What the parts of a tuple are called, by its name and their numbers.
+        self.parts: dict[tuple[str, int], str] = {}
         self.calls: list[PlannedCall] = []
 
     def network(self) -> Network:
         main = self.module["main"]
         inputs = tuple(new_view(param.name, *_type_of(param.ty), boundary=True) for param in main.params)
         self.known.update(zip(main.params, inputs, strict=True))
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                if isinstance(binding.value, TupleGetItem) and isinstance(binding.value.tuple_value, relax.Var):
+                    part = binding.value.tuple_value.name, binding.value.index
+                    self.parts.setdefault(part, binding.var.name)
         for block in main.body.blocks:
             for binding in block.bindings:
                 self.known[binding.var] = self._value(binding.var, binding.value)
@@ -258,9 +265,11 @@ class _Reader:
         types = [_type_of(ty) for ty in getattr(expr.ty_args[0], "fields", expr.ty_args)]
         if len(arguments) == 1 and len(types) == 1 and relax.analysis.has_reshape_pattern(self.module[function]):
             return self._reshape(name, expr.args[1].fields[0], *types[0])
-        names = [name] if len(types) == 1 else [f"{name}.{index}" for index in range(len(types))]
+        names = [name]
+        if len(types) > 1:
+            names = [self.parts.get((name, index), f"{name}.{index}") for index in range(len(types))]
         outputs = tuple(new_view(label, *of) for label, of in zip(names, types, strict=True))
-        self.calls.append(PlannedCall(name, function.name_hint, function.name_hint, arguments, outputs))
+        self.calls.append(PlannedCall(names[0], function.name_hint, function.name_hint, arguments, outputs))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _reshape(self, name: str, source: relax.Expr, shape: tuple[int, ...], dtype: str) -> View:

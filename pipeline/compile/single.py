@@ -22,7 +22,8 @@ from bitkiln.targets import Target
 def build_kernel_library(workload: Tunable, knobs: Knobs, target: Target, out: Path, threads: int = 1) -> Kernel:
     """Link one kernel as a network of one step whose arguments, as packed, are all inputs: the unit of tuning.
 
-    Inputs are called ``arg0``, ``arg1``, ... and the output ``out``. Tables the kernel needs are embedded.
+    Inputs are called ``arg0``, ``arg1``, ... and the output ``out``; of several the others ``out1``, ``out2``, ...
+    Tables the kernel needs are embedded.
     """
     kernel = operator_for(workload).emit(workload, knobs, target, threads)
     link_kernel(kernel, target, out, kind=workload.key().split()[0])
@@ -37,8 +38,10 @@ def link_kernel(kernel: Kernel, target: Target, out: Path, kind: str = "kernel")
             views.append(constant_view(f"table{index}", argument.array))
         else:
             views.append(new_view(f"arg{index}", argument.shape, argument.dtype, boundary=True))
-    written = kernel.func.params[-1]
-    result = new_view("out", [int(extent) for extent in written.shape], str(written.dtype))
-    call = PlannedCall("out", kind, "kernel0", tuple(views), (result,))
-    plan = make_plan([call], [view for view in views if view.storage.constant is None], [result])
+    results = tuple(
+        new_view(f"out{index or ''}", [int(extent) for extent in written.shape], str(written.dtype))
+        for index, written in enumerate(list(kernel.func.params)[len(views) :])
+    )
+    call = PlannedCall("out", kind, "kernel0", tuple(views), results)
+    plan = make_plan([call], [view for view in views if view.storage.constant is None], results)
     return link_library({"kernel0": kernel.func}, kernel.microkernels, plan, target, out)

@@ -24,7 +24,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import image_size, register
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Binarize
+from bitkiln.schedules.workload import Binarize, Signs
 
 
 class BinarizeAttributes(TypedDict, total=False):
@@ -32,6 +32,7 @@ class BinarizeAttributes(TypedDict, total=False):
 
     epilogue: tuple[Step, ...]
     sign_zero: int
+    signs: tuple[Signs, ...]
 
 
 def binarize(x: relax.Expr, *operands: relax.Expr, **attributes: Unpack[BinarizeAttributes]) -> Call:

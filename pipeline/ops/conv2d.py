@@ -14,7 +14,7 @@ from tvm.ir import Call
 from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.pipeline.ops.register import image_size, kernel_size, packed_size, register
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool
+from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool, Signs
 
 
 class _Windows(TypedDict, total=False):
@@ -33,6 +33,7 @@ class _Pooled(_Windows, total=False):
     pool: Pool | None
     out: str
     sign_zero: int
+    signs: tuple[Signs, ...]
 
 
 class ConvAttributes(_Pooled, total=False):

@@ -9,7 +9,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import image_size, packed_size, register
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Pool, Pool2d
+from bitkiln.schedules.workload import Pool, Pool2d, Signs
 
 
 class PoolAttributes(TypedDict, total=False):
@@ -19,6 +19,7 @@ class PoolAttributes(TypedDict, total=False):
     epilogue: tuple[Step, ...]
     out: str
     sign_zero: int
+    signs: tuple[Signs, ...]
 
 
 class PackedPoolAttributes(TypedDict):

@@ -20,7 +20,17 @@ from tvm.ir import _ffi_api as ir_ffi
 from bitkiln.pipeline.ir.graph import shape_of
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import WORKLOAD_ATTR, Pool, QConv2d, Workload, to_json
+from bitkiln.schedules.workload import (
+    WORKLOAD_ATTR,
+    Pool,
+    QConv2d,
+    Signs,
+    Workload,
+    argument_specs,
+    result_specs,
+    signs_of,
+    to_json,
+)
 
 #: TVM's pattern kind for a function that fusion must leave alone (kOpaque).
 OPAQUE = 8
@@ -125,6 +135,8 @@ def _as_attribute(name: str, value: Any) -> Any:
     """A field of a workload as the attribute of a call; epilogues and pools as JSON text, which every IR format can hold."""
     if name == "epilogue":
         return json.dumps([[step.op, step.operand, list(step.values)] for step in value])
+    if name == "signs":
+        return json.dumps([[_as_attribute("epilogue", each.epilogue), each.sign_zero] for each in value])
     if name == "pool":
         return "" if value is None else json.dumps([getattr(value, each.name) for each in fields(Pool)])
     return list(map(int, value)) if isinstance(value, tuple) else value
@@ -135,6 +147,8 @@ def _from_attribute(value: Any, declared: Any) -> Any:
     match declared:
         case "tuple[Step, ...]":
             return tuple(Step(op, operand, tuple(values)) for op, operand, values in json.loads(value))
+        case "tuple[Signs, ...]":
+            return tuple(Signs(_from_attribute(steps, "tuple[Step, ...]"), zero) for steps, zero in json.loads(value))
         case "Pool" | "Pool | None":
             if not value:
                 return None
@@ -183,10 +197,11 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
 
 
 def _operand_range(call: Call) -> tuple[int, int]:
-    """Where the operands of the epilogue stand among the arguments: behind the tensors, before thresholds and shift."""
+    """Where the operands of the epilogue stand among the arguments: behind the tensors, before all others."""
     workload = workload_of(call)
     count = sum(step.operand != "" for step in workload.epilogue)
     behind = sum(bool(getattr(workload, name, False)) for name in ("threshold", "shift"))
+    behind += sum(step.operand != "" for each in signs_of(workload) for step in each.epilogue)
     return len(call.args) - behind - count, len(call.args) - behind
 
 
@@ -208,17 +223,23 @@ def kernel_size(call: Call) -> dict[str, Any]:
     return {"out_channels": out_channels, "kernel": pair(kernel)}
 
 
-def _infer_type(workload: Workload, call: Call) -> relax.TensorType:
-    *expected, (shape, dtype) = workload.shapes
+def _infer_type(workload: Workload, call: Call) -> tvm.ir.Type:
+    """That of a tensor; of a tuple where there are signs beside it."""
+    expected = list(argument_specs(workload))
     given = [(shape_of(arg), str(arg.ty.dtype)) for arg in call.args]
     if given != expected:
         raise ValueError(f"{call.op.name} ({workload.key()}) takes {expected}, got {given}")
-    return relax.TensorType(shape, dtype)
+    types = _result_types(workload)
+    return types[0] if len(types) == 1 else tvm.ir.TupleType(types)
+
+
+def _result_types(workload: Workload) -> list[relax.TensorType]:
+    return [relax.TensorType(shape, dtype) for shape, dtype in result_specs(workload)]
 
 
 def _legalize(builder: relax.BlockBuilder, call: Call, workload: Workload) -> relax.Expr:
     func = operator_for(workload).reference(workload).without_attr("global_symbol")
     func = func.with_attr({WORKLOAD_ATTR: to_json(workload), "op_pattern": OPAQUE})
     function = builder.add_func(func, call.op.name.removeprefix("relax.bitkiln."))
-    shape, dtype = workload.shapes[-1]
-    return relax.call_tir(function, list(call.args), relax.TensorType(shape, dtype))
+    types = _result_types(workload)
+    return relax.call_tir(function, list(call.args), types[0] if len(types) == 1 else types)

@@ -1,8 +1,13 @@
-"""Merge multiplications, divisions and additions by constants within epilogues, as ``fold_affine`` does between operators."""
+"""Fewer steps in epilogues: products and sums with constants merged, as ``fold_affine`` does between operators.
+
+A constant that is added behind another activation is added before it, where another one is; a PReLU of slopes up to 1 is a
+maximum.
+"""
 
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -14,6 +19,9 @@ from bitkiln.pipeline.ir.operands import as_float32, float64_of, product, recipr
 from bitkiln.pipeline.ops.register import has_workload, operands_of, with_epilogue, workload_of
 from bitkiln.schedules.steps import Step
 
+#: A step with its operand, None of one that has none.
+_Taken = tuple[Step, relax.Expr | None]
+
 
 def fold_steps(module: tvm.IRModule) -> tvm.IRModule:
     """As ``fold_affine``, within epilogues."""
@@ -24,6 +32,8 @@ def _with_fewer_steps(call: Call) -> Call | None:
     """``call`` with runs of multiplications, divisions and additions of constants in its epilogue merged."""
     operands = iter(operands_of(call))
     before = [(step, next(operands) if step.operand else None) for step in workload_of(call).epilogue]
+    given = before
+    before = [_as_maximum(taken) for taken in _gathered(before)]
     after: list[tuple[Step, relax.Expr | None]] = []
     run: list[tuple[Step, relax.Expr]] = []
     for taken in before:
@@ -33,9 +43,38 @@ def _with_fewer_steps(call: Call) -> Call | None:
         after += [*_shortened(run), taken]
         run = []
     after += _shortened(run)
-    if len(after) == len(before) and all(map(operator.is_, after, before)):
+    if len(after) == len(given) and all(map(operator.is_, after, given)):
         return None
     return with_epilogue(call, [step for step, _ in after], [operand for _, operand in after if operand is not None])
+
+
+def _gathered(steps: list[_Taken]) -> list[_Taken]:
+    """``steps`` with sums of constants before those of other activations, where they meet others to be merged with."""
+    gathered: list[_Taken] = []
+    for taken in steps:
+        at = len(gathered)
+        while at and _adds(gathered[at - 1]) and not _constant(gathered[at - 1]):
+            at -= 1
+        merges = at < len(gathered) and at and _adds(gathered[at - 1]) and _adds(taken) and _constant(taken)
+        gathered.insert(at if merges else len(gathered), taken)
+    return gathered
+
+
+def _adds(taken: _Taken) -> bool:
+    return taken[0].op == "add"
+
+
+def _constant(taken: _Taken) -> bool:
+    return float64_of(taken[1]) is not None
+
+
+def _as_maximum(taken: _Taken) -> _Taken:
+    """A PReLU as a maximum: right for slopes of at most 1, but for infinities where a slope is zero."""
+    step, operand = taken
+    slopes = float64_of(operand) if step.op == "prelu" and operand is not None else None
+    if slopes is None or not np.all((slopes <= 1) & (slopes != 0)):
+        return taken
+    return replace(step, op="max_scaled"), operand
 
 
 def _shortened(run: list[tuple[Step, relax.Expr]]) -> list[tuple[Step, relax.Expr]]:

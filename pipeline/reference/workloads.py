@@ -10,14 +10,36 @@ import numpy as np
 from bitkiln.pipeline.ops import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.words import evaluate_words
 from bitkiln.pipeline.reference.resize import resize
-from bitkiln.pipeline.reference.values import Operator
+from bitkiln.pipeline.reference.values import Operator, Value
 from bitkiln.pipeline.reference.windows import convolve, pool, spread
 from bitkiln.schedules import steps
 from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, QConv2d, Resize, Workload
 
 
-def compute(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
-    """One of our operators on its arguments, in the order of ``workload.shapes``."""
+def compute(workload: Workload, args: Sequence[np.ndarray]) -> Value:
+    """One of our operators on its arguments, in the order of ``workload.shapes``; a tuple where there are signs beside."""
+    if isinstance(workload, Conv2d | Pool2d | Binarize) and workload.signs:
+        return _compute_with_signs(workload, args)
+    return _compute_alone(workload, args)
+
+
+def _compute_with_signs(workload: Conv2d | Pool2d | Binarize, args: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    counts = [sum(step.operand != "" for step in each.epilogue) for each in workload.signs]
+    behind = isinstance(workload, Conv2d) and workload.shift
+    own = args[len(args) - behind - sum(counts) : len(args) - behind]
+    rest = [*args[: len(args) - behind - sum(counts)], *args[len(args) - behind :]]
+    first = value = _compute_alone(replace(workload, signs=()), rest)
+    if isinstance(workload, Binarize):
+        value = args[0]
+    bits = []
+    for each, count in zip(workload.signs, counts, strict=True):
+        bits.append(sign_bits(steps.compute(each.epilogue, value, own[:count]), each.sign_zero))
+        own = own[count:]
+    return first, *bits
+
+
+def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
+    """As ``compute``, where there is one result."""
     if isinstance(workload, Binarize):
         return sign_bits(steps.compute(workload.epilogue, args[0], args[1:]), workload.sign_zero)
     if isinstance(workload, Pool2d):
@@ -55,7 +77,7 @@ def _compute_on_image(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarra
     image = args[0] if workload.layout == "NHWC" else args[0].transpose(0, 2, 3, 1)
     if workload.shift:
         image, args = image + args[-1], args[:-1]
-    return compute(replace(workload, shift=False, layout="NHWC"), [image, *args[1:]])
+    return _compute_alone(replace(workload, shift=False, layout="NHWC"), [image, *args[1:]])
 
 
 def _compute_pool(workload: Pool2d, args: Sequence[np.ndarray]) -> np.ndarray:

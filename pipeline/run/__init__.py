@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,27 @@ def timed(target: Target, threads: int) -> bool:
 
 
 def trace_on(board: str, bundle: Bundle, inputs: Tensors, threads: int = 1) -> Answer:
-    """As ``answer_on``, and the outputs of every step by its name; those beyond a step's first are ``name.1`` ...
+    """As ``answer_on``, and the outputs of every step by their names.
 
     Views (reshapes) are no steps and do not appear. "sim" is emulated: only its times would differ from a simulated board.
     """
     where = place.parse(board)
-    if not isinstance(where, place.Here):
-        return _elsewhere(where, bundle, inputs, threads, with_trace=True)
-    return on_emulator(bundle.folder, bundle.target, inputs, threads, with_trace=True)
+    if isinstance(where, place.Here):
+        answer = on_emulator(bundle.folder, bundle.target, inputs, threads, with_trace=True)
+    else:
+        answer = _elsewhere(where, bundle, inputs, threads, with_trace=True)
+    return replace(answer, trace=_by_their_names(bundle, answer.trace or {}))
+
+
+def _by_their_names(bundle: Bundle, trace: Tensors) -> dict[str, np.ndarray]:
+    """``trace`` with the names of results beyond a step's first, which boards call after the step: name.1, name.2, ..."""
+    names = {
+        f"{step['name']}.{index}": name
+        for step in bundle.manifest["steps"]
+        for index, name in enumerate(step.get("results", ()))
+        if index
+    }
+    return {names.get(name, name): values for name, values in trace.items()}
 
 
 def _elsewhere(

@@ -75,7 +75,7 @@ class TaskState:
     trials: int = 0
     failures: int = 0
     promise: float = 1.0
-    expected: Expected | None = None
+    expected: tuple[Expected, ...] | None = None
 
     @property
     def workload(self) -> Tunable:

@@ -18,7 +18,11 @@ from bitkiln.schedules.workload import (
     QConv2d,
     Resize,
     Tunable,
+    argument_specs,
     packed,
+    result_spec,
+    result_specs,
+    signs_of,
 )
 
 #: Largest difference of float results, relative to the largest of them.
@@ -34,14 +38,15 @@ def arguments(workload: Tunable, seed: int) -> list[np.ndarray]:
         return _whole_numbers(workload, source)
     if isinstance(workload, Generic):
         return [_values(source, *spec) for spec in workload.shapes[:-1]]
-    shapes = list(workload.shapes[:-1])
+    shapes = list(argument_specs(workload))
     images = (workload.widths or workload.parts) if isinstance(workload, Concat) else (workload.channels,)
     arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
     if isinstance(workload, Conv2d | ConvTranspose2d):
         arrays.append(_weight(source, shapes.pop(0), workload.channels // workload.groups))
     if isinstance(workload, Pool2d) and workload.invert:
         arrays.append(_bits(source, shapes.pop(0)[0], workload.channels))
-    for step in workload.epilogue:
+    beside = (step for signs in signs_of(workload) for step in signs.epilogue)
+    for step in (*workload.epilogue, *beside):
         if step.operand:
             arrays.append(_operand(source, shapes.pop(0)[0], step.op, step.operand))
     if shapes:
@@ -64,22 +69,22 @@ def _whole_numbers(workload: QConv2d, source: np.random.Generator) -> list[np.nd
 
 
 def reference_result(workload: Tunable, seed: int) -> bytes:
-    """What the plain definition gives on this machine for ``arguments`` of that seed."""
+    """What the plain definition gives on this machine for ``arguments`` of that seed, of a workload with one result."""
     import tvm  # Takes a second, which those that only compare do without.
 
     from bitkiln.schedules.registry import operator_for
 
     run = tvm.compile(operator_for(workload).reference(workload), target="llvm")
-    shape, dtype = workload.shapes[-1]
+    shape, dtype = result_spec(workload)
     result = tvm.runtime.tensor(np.zeros(shape, dtype))
     run(*map(tvm.runtime.tensor, arguments(workload, seed)), result)
     found: bytes = result.numpy().tobytes()
     return found
 
 
-def disagreement(workload: Tunable, expected: bytes, found: bytes) -> str:
-    """How the results ``found`` differ from those ``expected``; empty where they agree."""
-    dtype = workload.shapes[-1][1]
+def disagreement(workload: Tunable, expected: bytes, found: bytes, result: int = 0) -> str:
+    """How what was ``found`` differs from what is ``expected`` of a result, by its number; empty where they agree."""
+    dtype = result_specs(workload)[result][1]
     if len(expected) != len(found):
         return f"the result has {len(found)} bytes, not {len(expected)}"
     if isinstance(workload, Generic) and dtype != "float32":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitkiln.pipeline.boards.board import KernelFailed, Measurement, Output, Request, SharedBoards
@@ -16,6 +16,7 @@ from bitkiln.pipeline.tune.belief import doubt
 from bitkiln.pipeline.tune.builder import Artifact, Builder, BuildFailed
 from bitkiln.pipeline.tune.data import disagreement
 from bitkiln.pipeline.tune.tasks import Task
+from bitkiln.schedules.workload import result_specs
 
 #: A candidate this many times slower than the best is stopped early.
 GIVE_UP_AT = 3.0
@@ -31,7 +32,7 @@ SIMULATION_SLOWDOWN = 400.0
 
 @dataclass(frozen=True)
 class Expected:
-    """The default's results: their digest and bytes."""
+    """One of the default's results: its digest and bytes."""
 
     sha256: str
     data: bytes
@@ -56,8 +57,8 @@ class Trials:
         self._builder.close()
         self._board.hang_up()
 
-    def reference(self, task: Task) -> tuple[Expected, Record]:
-        """Build and measure the untuned default of ``task``. Raises BoardError where even that fails."""
+    def reference(self, task: Task) -> tuple[tuple[Expected, ...], Record]:
+        """Build and measure the untuned default of ``task``; all its results. Raises BoardError where even that fails."""
         try:
             artifact = self._builder.build(task.workload, task.default, task.target, task.threads)
         except BuildFailed as problem:
@@ -68,34 +69,38 @@ class Trials:
             raise BoardError(f"{task.key}: the untuned default fails ({problem})")
         finally:
             artifact.discard()
-        output = _the_output(task, found)
-        if output.data is None:
+        expected = [Expected(each.sha256, each.data) for each in _results(task, found) if each.data is not None]
+        if len(expected) < len(found.outputs):
             raise BoardError(f"{task.key}: the board gives no results of the untuned default")
         record = _record(task, task.default, found, default=True)
         if record.status == "doubted":
             raise BoardError(
                 f"{task.key}: the board's answer for the untuned default cannot be believed: {record.message}"
             )
-        return Expected(output.sha256, output.data), record
+        return tuple(expected), record
 
-    def candidate(self, task: Task, knobs: Mapping[str, int | str], expected: Expected, best: Record) -> Record:
+    def candidate(
+        self, task: Task, knobs: Mapping[str, int | str], expected: Sequence[Expected], best: Record
+    ) -> Record:
         """Try one candidate; whatever becomes of it is a record. Raises BoardLost."""
         try:
             artifact = self._builder.build(task.workload, knobs, task.target, task.threads)
         except BuildFailed as problem:
             return _failure(task, knobs, "build", str(problem), best)
         try:
-            found = self._measure(artifact, _request(task, best), frozenset([expected.sha256]))
+            found = self._measure(artifact, _request(task, best), frozenset(each.sha256 for each in expected))
         except KernelFailed as problem:
             return _failure(task, knobs, problem.status, str(problem), best)
         finally:
             artifact.discard()
         try:
-            output = _the_output(task, found)
+            results = _results(task, found)
         except BoardError as problem:
             return _failure(task, knobs, "wrong", str(problem), best)
-        if output.sha256 != expected.sha256:
-            difference = disagreement(task.workload, expected.data, output.data or b"")
+        for number, (output, wanted) in enumerate(zip(results, expected, strict=True)):
+            if output.sha256 == wanted.sha256:
+                continue
+            difference = disagreement(task.workload, wanted.data, output.data or b"", number)
             if difference:
                 return _failure(task, knobs, "wrong", difference, best)
         return _record(task, knobs, found)
@@ -134,11 +139,12 @@ def _request(task: Task, best: Record) -> Request:
     return Request(task.threads, outputs=True, limit_seconds=10 + 20 * GIVE_UP_AT * best.seconds)
 
 
-def _the_output(task: Task, found: Measurement) -> Output:
-    """The one output that a kernel has. Raises BoardError where the board says otherwise."""
-    if len(found.outputs) != 1:
-        raise BoardError(f"{task.key}: {len(found.outputs)} outputs came back of a kernel that has one")
-    return found.outputs[0]
+def _results(task: Task, found: Measurement) -> Sequence[Output]:
+    """The outputs that a kernel has. Raises BoardError where the board says otherwise."""
+    wanted = len(result_specs(task.workload))
+    if len(found.outputs) != wanted:
+        raise BoardError(f"{task.key}: {len(found.outputs)} outputs came back of a kernel that has {wanted}")
+    return found.outputs
 
 
 def _record(task: Task, knobs: Mapping[str, int | str], found: Measurement, default: bool = False) -> Record:

@@ -179,7 +179,7 @@ def _compare_bits(graph: tvm.IRModule, step: BundleStep, known: Tensors, actual:
 
 def _whole_numbers(step: BundleStep) -> bool:
     """Are the bits those of sums of bits, where rounding plays no part?"""
-    return isinstance(step.workload, Conv2d) and step.workload.binary
+    return isinstance(step.workload, Conv2d) and bool(step.workload.threshold)
 
 
 def close_to_zero(signed: np.ndarray, limit: float, wrong: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import relax
+from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline import reference
 from bitkiln.pipeline.bundle import Bundle
@@ -33,8 +34,9 @@ class BundleStep:
 
 
 def listed_steps(bundle: Bundle) -> list[tuple[str, str]]:
-    """Name and kind of the bundle's steps but for copies."""
-    return [(row["name"], row["kind"]) for row in bundle.manifest["steps"] if row["kind"] != "copy"]
+    """Name and kind of the bundle's steps but for copies; a step of several results is there with the name of each."""
+    rows = (row for row in bundle.manifest["steps"] if row["kind"] != "copy")
+    return [(name, row["kind"]) for row in rows for name in row.get("results", [row["name"]])]
 
 
 def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bundle | None = None) -> list[BundleStep]:
@@ -58,10 +60,12 @@ def named_steps(lowered: Lowered, listed: Sequence[tuple[str, str]], bundle: Bun
 
 
 def workloads_of(lowered: Lowered) -> dict[str, Workload]:
-    """The workload of each step that has one, by name."""
-    found = {}
+    """The workload of each step that has one, by the names of its results."""
+    found: dict[str, Workload] = {}
     for name, value in bindings(lowered.module["main"]):
-        if op_name(value) == "call_tir":
+        if isinstance(value, TupleGetItem) and isinstance(value.tuple_value, relax.Var):
+            found |= {name: found[value.tuple_value.name]} if value.tuple_value.name in found else {}
+        elif op_name(value) == "call_tir":
             attrs = lowered.module[value.args[0]].attrs
             if attrs and WORKLOAD_ATTR in attrs:
                 found[name] = from_json(str(attrs[WORKLOAD_ATTR]))

@@ -17,7 +17,7 @@ from bitkiln.targets import Target
 
 
 def reference(workload: Conv2d) -> tirx.PrimFunc:
-    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    """The plain definition: arguments as ``workload.shapes`` lists them, the outputs last."""
     (data_shape, _), (weight_shape, _), *_ = workload.shapes
     size = (*workload.conv_size, workload.out_channels)
     data = te.placeholder(data_shape, "uint8", name="data")
@@ -32,7 +32,10 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
     result = stages.apply_epilogue(result, workload.epilogue, operands)
     if workload.pool:
         result = stages.pool(result, workload.pool)
-    return te.create_prim_func([data, weight, *operands, result])
+    if workload.out == "bits":
+        result = stages.signs(result, workload.sign_zero)
+    more, bits = stages.beside(result, workload.signs, (*workload.out_size, workload.out_channels))
+    return te.create_prim_func([data, weight, *operands, *more, result, *bits])
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:

@@ -12,7 +12,7 @@ has (see ``bgemm_tile_a53``). Two orders of the loops:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,8 +25,10 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.bconv2d import image, result
 from bitkiln.schedules.bconv2d.epilogue_a53 import Epilogue
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
+from bitkiln.schedules.binarize.beside import Beside
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, Knobs, MicroKernel, size_of
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
+from bitkiln.schedules.microkernels.a53.bgemm_float import IN_REGISTERS
 from bitkiln.schedules.microkernels.a53.bgemm_tile import OVERREAD
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -100,6 +102,9 @@ class _Buffers:
     runs: Any
     results: list[Any]
     target: Any
+    #: The tables of signs and where the signs go.
+    tables: list[Any]
+    bits: list[Any]
 
 
 class _Emitter:
@@ -107,7 +112,8 @@ class _Emitter:
         self, workload: Conv2d, pixels: int, vectors: int, chunk: int, threads: int, kernels: KernelSet
     ) -> None:
         assert kernels.binary
-        self.set = kernels.binary
+        self.set, self.given = kernels.binary, workload
+        workload = result.with_floats(workload)
         self.where = Geometry(workload, alignment=2)
         self.spec = result.Spec(self.where, "uint16")
         self.epilogue = Epilogue(self.where) if self.set.floats and Epilogue.applies(self.where) else None
@@ -117,7 +123,13 @@ class _Emitter:
         self.blocks = _blocks(self.where.channel_groups, vectors)
         if self.epilogue and not all(self.epilogue.fits(block.vectors) for block in self.blocks):
             self.epilogue = None
-        self.microkernels: dict[str, MicroKernel] = {self.pack.symbol: self.pack}
+        if self.epilogue and Epilogue.packs_signs(self.where, self._all_tiles):
+            self.epilogue = Epilogue(self.where, self._all_tiles, self.given.out == "float32")
+        packed = self.epilogue is not None and self.epilogue.sign is not None
+        self.beside = Beside(replace(workload, signs=()) if packed else workload, self._run, kernels.binarize)
+        self.microkernels: dict[str, MicroKernel] = {
+            each.symbol: each for each in (self.pack, *self.beside.microkernels)
+        }
 
     def kernel(self) -> Kernel:
         arguments = self._arguments()
@@ -125,12 +137,15 @@ class _Emitter:
             T.func_name("bconv2d")
             T.func_attr({"tirx.noalias": True})
             data, weights, patches, runs, *results = loops.parameters(arguments)
-            out = T.arg("out", T.buffer(*self.where.workload.shapes[-1]))
+            out, bits = result.outputs(self.given)
+            own = len(results) - len(self.beside.arguments)
             source = image.padded(self.where, data)
             unpooled = result.unpooled(self.where.workload, out)
-            self.buffers = _Buffers(source, weights, patches, runs, results, unpooled)
+            self.buffers = _Buffers(source, weights, patches, runs, results[:own], unpooled, results[own:], bits)
             (self._by_pixels if self.chunk else self._by_channels)()
             result.pool(self.where.workload, unpooled, out)
+            if not self._packs_runs:
+                self.beside.emit(out, results[own:], bits)
         order = f"{self.chunk} tiles at a time" if self.chunk else "channels outside"
         notes = f"micro-kernel {self.tile} pixels x {self.blocks[0].vectors * LANES} channels, {order}"
         return Kernel(builder.get(), arguments, tuple(self.microkernels.values()), notes)
@@ -144,6 +159,7 @@ class _Emitter:
             Constant(patches),
             Constant(where.runs),
             *(self.epilogue or self.spec).arguments,
+            *self.beside.arguments,
         )
 
     def _pack_weights(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -165,6 +181,31 @@ class _Emitter:
     def _rest(self) -> int:
         """Pixels behind the full tiles."""
         return self.where.pixels % self.tile
+
+    @property
+    def _all_tiles(self) -> tuple[tuple[int, int], ...]:
+        """Pixels and vectors of every tile there is."""
+        pixels = [size for size, count in ((self.tile, self._tiles), (self._rest, self._rest)) if count]
+        return tuple((size, block.vectors) for size in pixels for block in self.blocks)
+
+    @property
+    def _packs_runs(self) -> bool:
+        """Whether signs are packed when a chunk of tiles is done; else when all is."""
+        return self.chunk > 0 and self.where.workload.pool is None
+
+    @property
+    def _run(self) -> int:
+        """Pixels whose signs are packed at a time, at least."""
+        if not self._packs_runs:
+            return self.where.workload.out_size[1]
+        return min(self.chunk * self.tile, self.where.pixels)
+
+    def _signs(self, first: Any, pixels: int) -> None:
+        """Those of ``pixels`` pixels from pixel ``first`` on, which are done."""
+        if self._packs_runs and self.beside.work.signs:
+            channels = self.where.workload.out_channels
+            floats = loops.flat(self.buffers.target, self.where.pixels * channels)
+            self.beside.emit_run(floats, first * channels, first, pixels, self.buffers.tables, self.buffers.bits)
 
     @property
     def _bound_rows(self) -> str:
@@ -189,11 +230,15 @@ class _Emitter:
                     first = chunk * panel_pixels
                     self._fill(panel, 0, first, panel_pixels // 2)
                     self._multiply(panel, first, self.chunk, 0)
+                    self._signs(first, panel_pixels)
         if rest or self._rest:
             panel = self._panel(panel_pixels)
             first = chunks * panel_pixels
             self._fill(panel, 0, first, -(-(self.where.pixels - first) // 2))
             self._multiply(panel, first, rest, self._rest)
+            # Some of those before once more, where these are too few.
+            last = max(self.where.pixels - first, self._run)
+            self._signs(self.where.pixels - last, last)
 
     def _by_channels(self) -> None:
         panel = self._panel(self.where.pixels)
@@ -254,7 +299,7 @@ class _Emitter:
                 *sources,
                 T.address_of(buffers.target[0, y, x, group * LANES]),
                 self._strides(first, pixels),
-                *self.epilogue.addresses(buffers.results, first, group),
+                *self._last_arguments(self.epilogue, first, pixels, group, vectors),
             )
         else:
             counts = T.alloc_buffer((pixels * vectors * LANES,), "uint16", scope="local")
@@ -262,6 +307,17 @@ class _Emitter:
             writer = result.Writer(self.spec, buffers.results, buffers.target)
             with T.serial(pixels) as pixel, T.serial(vectors) as vector:
                 writer.store(first + pixel, group + vector, counts, (pixel * vectors + vector) * LANES)
+
+    def _last_arguments(self, epilogue: Epilogue, first: Any, pixels: int, group: Any, vectors: int) -> list[Any]:
+        """Those of a tile behind its strides; what signs take follows on the stack, behind arguments that nobody reads."""
+        results, width = self.buffers.results, self.where.workload.conv_size[1]
+        addresses = epilogue.addresses(results, first, group)
+        if epilogue.sign is None:
+            return addresses
+        (target,) = self.buffers.bits
+        bits = T.address_of(target[0, first // width, first % width, group])
+        unread = [T.int64(0)] * (IN_REGISTERS - 4 - len(addresses))
+        return [*addresses, *unread, *epilogue.sign_addresses(results, bits, group, (pixels, vectors))]
 
     def _strides(self, first: Any, pixels: int) -> Any:
         """Bytes between pixels of the result and, in the upper half, pixels from a tile to the next, if it lies inside."""

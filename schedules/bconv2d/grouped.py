@@ -10,13 +10,16 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.bconv2d import image, result
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
+from bitkiln.schedules.binarize.beside import Beside
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.workload import Conv2d, packed
 
 
-def emit(workload: Conv2d) -> Kernel:
+def emit(given: Conv2d) -> Kernel:
     """The implementation; a group may begin and end inside a byte."""
+    workload = result.with_floats(given)
     where = Geometry(workload)
+    beside = Beside(workload)
     spec = result.Spec(where, "int32")
     span = _Span(workload)
     shape = (where.channel_groups * LANES, where.taps, span.bytes)
@@ -28,14 +31,16 @@ def emit(workload: Conv2d) -> Kernel:
         Constant(where.patches),
         Constant(where.taps_at),
         *spec.arguments,
+        *beside.arguments,
     )
     with IRBuilder() as builder, T.prim_func():
         T.func_name("bconv2d")
         T.func_attr({"tirx.noalias": True})
         data, weights, mask, first, patches, taps, *operands = loops.parameters(arguments)
-        out = T.arg("out", T.buffer(*workload.shapes[-1]))
+        out, signs = result.outputs(given)
         source = image.padded(where, data)
         unpooled = result.unpooled(workload, out)
+        operands, tables = operands[: len(spec.arguments)], operands[len(spec.arguments) :]
         writer = result.Writer(spec, operands, unpooled)
         with T.parallel(where.pixels) as pixel, T.serial(where.channel_groups) as group:
             counts = T.alloc_buffer((LANES,), "int32", scope="local")
@@ -48,6 +53,7 @@ def emit(workload: Conv2d) -> Kernel:
                     T.buffer_store(counts, counts[lane] + tirx.popcount(differ).astype("int32"), [lane])
             writer.store(pixel, group, counts, 0)
         result.pool(workload, unpooled, out)
+        beside.emit(out, tables, signs)
     return Kernel(builder.get(), arguments, notes="plain, one channel at a time")
 
 

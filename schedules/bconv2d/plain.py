@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.bconv2d import image, result
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
+from bitkiln.schedules.binarize.beside import Beside
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.workload import Conv2d
 
@@ -20,9 +21,11 @@ from bitkiln.schedules.workload import Conv2d
 TILE_PIXELS = 4
 
 
-def emit(workload: Conv2d) -> Kernel:
+def emit(given: Conv2d) -> Kernel:
     """The implementation; all output channels are of one group."""
+    workload = result.with_floats(given)
     where = Geometry(workload)
+    beside = Beside(workload)
     spec = result.Spec(where, "uint16")
     weights_shape = (where.channel_groups, where.taps * where.pixel_bytes, LANES)
     arguments = (
@@ -36,14 +39,16 @@ def emit(workload: Conv2d) -> Kernel:
         Constant(where.patches),
         Constant(where.runs),
         *spec.arguments,
+        *beside.arguments,
     )
     with IRBuilder() as builder, T.prim_func():
         T.func_name("bconv2d")
         T.func_attr({"tirx.noalias": True})
         data, weights, patches, runs, *operands = loops.parameters(arguments)
-        out = T.arg("out", T.buffer(*workload.shapes[-1]))
+        out, signs = result.outputs(given)
         source = image.padded(where, data)
         unpooled = result.unpooled(workload, out)
+        operands, tables = operands[: len(spec.arguments)], operands[len(spec.arguments) :]
         writer = result.Writer(spec, operands, unpooled)
         for first, tiles, pixels in _tiles(where.pixels):
             with T.parallel(tiles) as tile, T.serial(where.channel_groups) as group:
@@ -53,6 +58,7 @@ def emit(workload: Conv2d) -> Kernel:
                 for p in range(pixels):
                     writer.store(at + p, group, counts, p * LANES)
         result.pool(workload, unpooled, out)
+        beside.emit(out, tables, signs)
     return Kernel(builder.get(), arguments, notes=f"plain, {TILE_PIXELS} pixels x {LANES} channels")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -14,9 +14,10 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import pool2d
 from bitkiln.schedules.bconv2d.geometry import LANES, Geometry
+from bitkiln.schedules.binarize import beside
 from bitkiln.schedules.kernel import Argument, Constant
-from bitkiln.schedules.steps import expression
-from bitkiln.schedules.workload import Conv2d
+from bitkiln.schedules.steps import expression, straight
+from bitkiln.schedules.workload import Conv2d, Signs, result_specs
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Spec:
 
     @property
     def bits(self) -> bool:
-        """Whether the result is bits."""
-        return self.where.workload.out == "bits"
+        """Whether the result is bits by bounds of the counts."""
+        return bool(self.where.workload.threshold)
 
     @property
     def arguments(self) -> tuple[Argument | Constant, ...]:
@@ -41,11 +42,35 @@ class Spec:
             return table, Constant(where.bound_rows)
         shape = (int(where.classes.max()) + 1, where.workload.out_channels)
         table = Argument((1,), shape, "int32", lambda arrays: where.bases(arrays[0]))
-        operands = (Argument((2 + i,), *spec) for i, spec in enumerate(shapes[2:-1]))
+        count = sum(step.operand != "" for step in where.workload.epilogue)
+        operands = (Argument((2 + i,), *spec) for i, spec in enumerate(shapes[2 : 2 + count]))
         return table, Constant(where.classes), *operands
 
     def _bounds(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         return self.where.bounds(arrays[0], arrays[1], self.count_type)
+
+
+def with_floats(work: Conv2d) -> Conv2d:
+    """``work`` as if it gave the floats that signs are made of, and those signs beside them.
+
+    The last steps are left to the signs as far as a comparison does for them.
+    """
+    if work.out == "float32" or work.threshold:
+        return work
+    end = len(work.epilogue)
+    while end and not work.pool and straight(work.epilogue[end - 1]):
+        end -= 1
+    signs = (Signs(work.epilogue[end:], work.sign_zero),)
+    return replace(work, out="float32", epilogue=work.epilogue[:end], signs=signs)
+
+
+def outputs(work: Conv2d) -> tuple[Any, list[Any]]:
+    """Declares the outputs of ``work``: those of ``with_floats``, of which floats that are no output get a buffer."""
+    whole = with_floats(work)
+    floats, *signs = result_specs(whole)
+    if whole is work:
+        return T.arg("out", T.buffer(*floats)), beside.outputs(work)
+    return T.alloc_buffer(*floats), [T.arg("out", T.buffer(*signs[0]))]
 
 
 def unpooled(work: Conv2d, out: Any) -> Any:

@@ -18,7 +18,7 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH, BLOCKS
 from bitkiln.schedules.microkernels.a53.binarize import Binarize as MicroKernel
-from bitkiln.schedules.steps import Order, Step, compute, order
+from bitkiln.schedules.steps import compute, straight
 from bitkiln.schedules.workload import Binarize
 
 #: The place of the largest finite float in the order of all floats, that of zero being 0.
@@ -30,7 +30,7 @@ def applies(workload: Binarize) -> bool:
     enough = workload.height * workload.width * workload.channels >= BATCH
     if workload.epilogue:
         enough = workload.height * workload.width >= BATCH // BLOCKS[-1]
-    return enough and workload.channels % 8 == 0 and all(map(_straight, workload.epilogue))
+    return enough and workload.channels % 8 == 0 and all(map(straight, workload.epilogue))
 
 
 def emit(workload: Binarize, threads: int) -> Kernel:
@@ -50,11 +50,6 @@ def thresholds(workload: Binarize, operands: Sequence[np.ndarray]) -> tuple[np.n
         low, high = np.where(changed, low, middle), np.where(changed, middle, high)
     always = np.where(at_low, -np.inf, np.nan).astype("float32")
     return np.where(changes, _float(high), always), at_low & changes
-
-
-def _straight(step: Step) -> bool:
-    """Whether ``step`` keeps or turns the order of numbers whatever the values of its channels."""
-    return step.operand in ("", "channel") and bool(np.all(order(step) != Order.BENDS))
 
 
 def _bit(workload: Binarize, operands: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -111,28 +106,47 @@ def _flat(workload: Binarize, threads: int) -> Kernel:
     return _kernel(workload, (Argument((0,), *workload.shapes[0]), *signs.constants), signs.micro, body)
 
 
+class ChannelSigns:
+    """Signs after an epilogue that is a comparison with a threshold of each channel, for pixels side by side.
+
+    ``sources`` are the arguments that the epilogue's operands are. A batch takes ``block`` channels of several pixels.
+    """
+
+    def __init__(self, workload: Binarize, sources: tuple[int, ...], block: int) -> None:
+        self.workload = workload
+        self.micro = MicroKernel(block, shared=False)
+        channels = workload.channels
+        self.arguments = (
+            Argument(sources, (channels,), "float32", lambda arrays: thresholds(workload, arrays)[0]),
+            Argument(sources, (channels // block, 8), "uint8", lambda arrays: _flips(workload, arrays, self.micro)),
+        )
+
+    def emit_run(self, source: Any, to: Any, target: Any, first: Any, pixels: Any, tables: Sequence[Any]) -> None:
+        """The bits of ``pixels`` pixels, of which ``target`` begins with pixel ``first`` and ``source`` at float ``to``.
+
+        There are at least as many as a batch takes.
+        """
+        channels = self.workload.channels
+        ends = T.address_of(source[to]), T.address_of(target[first * (channels // 8)])
+        addresses = T.address_of(tables[0][0]), T.address_of(tables[1][0, 0])
+        sizes = pixels, channels * 4, channels // 8
+        T.evaluate(T.call_extern("int32", self.micro.symbol, *ends, *sizes, *addresses))
+
+
 def _by_channel(workload: Binarize, threads: int) -> Kernel:
     """Every channel has its threshold."""
     channels, pixels = workload.channels, workload.height * workload.width
-    micro = MicroKernel(next(block for block in BLOCKS if channels % block == 0), shared=False)
-    threads = min(threads, pixels // micro.pixels)
-    sources = tuple(range(1, len(workload.shapes) - 1))
-    arguments = (
-        Argument((0,), *workload.shapes[0]),
-        Argument(sources, (channels,), "float32", lambda arrays: thresholds(workload, arrays)[0]),
-        Argument(sources, (channels // micro.block, 8), "uint8", lambda arrays: _flips(workload, arrays, micro)),
-    )
+    block = next(block for block in BLOCKS if channels % block == 0)
+    signs = ChannelSigns(workload, tuple(range(1, len(workload.shapes) - 1)), block)
+    threads = min(threads, pixels // signs.micro.pixels)
 
     def body(data: Any, table: Any, flips: Any, out: Any) -> None:
         source, target = loops.flat(data, pixels * channels), loops.flat(out, pixels * channels // 8, "uint8")
         with T.parallel(threads) as thread:
             begin, end = (bound * pixels // threads for bound in (thread, thread + 1))
-            ends = T.address_of(source[begin * channels]), T.address_of(target[begin * channels // 8])
-            tables = T.address_of(table[0]), T.address_of(flips[0, 0])
-            sizes = end - begin, channels * 4, channels // 8
-            T.evaluate(T.call_extern("int32", micro.symbol, *ends, *sizes, *tables))
+            signs.emit_run(source, begin * channels, target, begin, end - begin, (table, flips))
 
-    return _kernel(workload, arguments, micro, body)
+    return _kernel(workload, (Argument((0,), *workload.shapes[0]), *signs.arguments), signs.micro, body)
 
 
 def _flips(workload: Binarize, operands: Sequence[np.ndarray], micro: MicroKernel) -> np.ndarray:

@@ -22,7 +22,7 @@ from bitkiln.targets import Target
 
 
 def reference(workload: Conv2d) -> tirx.PrimFunc:
-    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    """The plain definition: arguments as ``workload.shapes`` lists them, the outputs last."""
     (data_shape, _), (weight_shape, _), *_ = workload.shapes
     data = te.placeholder(data_shape, "float32", name="data")
     weight = te.placeholder(weight_shape, "float32", name="weight")
@@ -34,7 +34,8 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
         result = stages.pool(result, workload.pool)
     if workload.out == "bits":
         result = stages.signs(result, workload.sign_zero)
-    return te.create_prim_func([data, weight, *operands, *shift, result])
+    more, bits = stages.beside(result, workload.signs, (*workload.out_size, workload.out_channels))
+    return te.create_prim_func([data, weight, *operands, *more, *shift, result, *bits])
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:

@@ -14,11 +14,12 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules import loops
+from bitkiln.schedules.binarize.beside import Beside, outputs
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.pool2d import a53 as pool2d_a53
 from bitkiln.schedules.steps import expression
-from bitkiln.schedules.workload import Pool, Pool2d, packed
+from bitkiln.schedules.workload import Pool, Pool2d, packed, result_spec
 from bitkiln.targets import Target
 
 #: Channels that are reduced side by side: a cache line of floats in four registers, or 16 bytes of bits in one.
@@ -39,7 +40,7 @@ Store = Callable[[Any, Any, Any], None]
 
 
 def reference(workload: Pool2d) -> tirx.PrimFunc:
-    """The plain definition: arguments as ``workload.shapes`` lists them, the output last."""
+    """The plain definition: arguments as ``workload.shapes`` lists them, the outputs last."""
     if workload.bits:
         return _bits_reference(workload)
     data = te.placeholder(workload.shapes[0][0], "float32", name="data")
@@ -47,7 +48,8 @@ def reference(workload: Pool2d) -> tirx.PrimFunc:
     result = stages.apply_epilogue(stages.pool(data, workload.pool), workload.epilogue, operands)
     if workload.out == "bits":
         result = stages.signs(result, workload.sign_zero)
-    return te.create_prim_func([data, *operands, result])
+    more, bits = stages.beside(result, workload.signs, (*workload.out_size, workload.channels))
+    return te.create_prim_func([data, *operands, *more, result, *bits])
 
 
 def space(workload: Pool2d, target: Target) -> dict[str, list[int | str]]:
@@ -65,13 +67,16 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
 
     Channels are vector lanes.
     """
-    arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
+    beside = Beside(workload, workload.out_size[1], kernel_set(target).binarize)
+    own = 1 + workload.invert + sum(step.operand != "" for step in workload.epilogue)
+    arguments = (*(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:own])), *beside.arguments)
     with IRBuilder() as builder, T.prim_func():
         T.func_name("pool2d")
         T.func_attr({"tirx.noalias": True})
-        data, *operands, out = (
-            T.arg(f"a{i}", T.buffer(shape, dtype)) for i, (shape, dtype) in enumerate(workload.shapes)
-        )
+        data, *others = loops.parameters(arguments)
+        operands, tables = others[: own - 1], others[own - 1 :]
+        out = T.arg("out", T.buffer(*result_spec(workload)))
+        bits = outputs(workload)
         kernels, micro = kernel_set(target), None
         size = (workload.height, workload.width)
         lines = not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
@@ -93,9 +98,12 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
                 _signs_row(workload, data, operands, out, y)
             else:
                 pool_row(data, workload.pool, y, _store_floats(workload, operands, out, y))
-    if micro:
-        return Kernel(builder.get(), arguments, (micro,), "lines of 16 channels")
-    return Kernel(builder.get(), arguments, notes="plain")
+            if bits:
+                width = workload.out_size[1]
+                floats = loops.flat(out, math.prod(result_spec(workload)[0]))
+                beside.emit_run(floats, y * (width * workload.channels), y * width, width, tables, bits)
+    notes = "lines of 16 channels" if micro else "plain"
+    return Kernel(builder.get(), arguments, (*([micro] if micro else []), *beside.microkernels), notes)
 
 
 def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any, kernels: KernelSet) -> MicroKernel:
@@ -104,7 +112,9 @@ def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: An
     size, width, channels = (workload.height, workload.width), workload.out_size[1], workload.channels
     source = loops.flat(data, math.prod(size) * channels)
     bits = workload.out == "bits"
-    row = T.alloc_buffer((width * channels,), "float32") if bits else loops.flat(out, math.prod(workload.shapes[-1][0]))
+    row = (
+        T.alloc_buffer((width * channels,), "float32") if bits else loops.flat(out, math.prod(result_spec(workload)[0]))
+    )
     to = 0 if bits else y * (width * channels)
     micro = pool2d_a53.emit_row(row, to, source, size, workload.pool, channels, y, kernels.pool)
     if workload.epilogue:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -16,7 +17,7 @@ from tvm.ir import Call, GenericConst
 from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.ops import has_workload, workload_of
-from bitkiln.schedules.workload import Binarize, Concat, Pool2d
+from bitkiln.schedules.workload import Binarize, Concat, Conv2d, Pool2d
 
 
 def run(module: tvm.IRModule, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -112,6 +113,7 @@ _STEPS = {
     "div": lambda x, v, _: x / v,
     "add": lambda x, v, _: x + v,
     "prelu": lambda x, v, _: np.where(x > 0, x, x * v),
+    "max_scaled": lambda x, v, _: np.maximum(x, x * v),
     "relu": lambda x, *_: np.maximum(x, np.float32(0)),
     "clip": lambda x, _, bounds: np.minimum(np.maximum(x, bounds[0]), bounds[1]),
     "leaky": lambda x, _, slope: np.where(x > 0, x, x * slope[0]),
@@ -146,6 +148,8 @@ def _evaluate(expr, values):
 
 def workload(work, args):
     """One operator of ours by its workload."""
+    if isinstance(work, Binarize | Conv2d | Pool2d) and work.signs:
+        return with_signs(work, args)
     if isinstance(work, Binarize):
         return packed(signs(stepped(work.epilogue, args[0], args[1:]), work.sign_zero))
     if isinstance(work, Concat):
@@ -179,6 +183,20 @@ def workload(work, args):
     if window:
         y = pooled(y, window.kernel, window.strides, window.padding, window.kind, window.count_include_pad)
     return packed(signs(y, work.sign_zero)) if work.out == "bits" else y
+
+
+def with_signs(work, args):
+    """A workload's result and the bits beside it, which are of its floats; those of a ``Binarize`` are what it reads."""
+    counts = [len([step for step in each.epilogue if step.operand]) for each in work.signs]
+    last = len(args) - getattr(work, "shift", False)
+    first = last - sum(counts)
+    floats = workload(replace(work, signs=()), [*args[:first], *args[last:]])
+    results = [floats]
+    floats = args[0] if isinstance(work, Binarize) else floats
+    for each, count in zip(work.signs, counts, strict=True):
+        results.append(packed(signs(stepped(each.epilogue, floats, args[first : first + count]), each.sign_zero)))
+        first += count
+    return tuple(results)
 
 
 def _moved(x, source, target):

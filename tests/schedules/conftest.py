@@ -14,20 +14,20 @@ from bitkiln.pipeline.compile import link, plan
 from bitkiln.pipeline.compile.single import link_kernel
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
-from bitkiln.schedules.workload import Workload
+from bitkiln.schedules.workload import Workload, result_specs
 from bitkiln.targets import Target
 from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim import build as simulator
 from bitkiln.targets.sim.reports import Reports
 from bitkiln.targets.toolchain import toolchain
-from tests.schedules.kernels import bound
+from tests.schedules.kernels import Results, bound, read_results
 
 #: Runs a kernel on arguments of its workload, for a target, with a number of threads.
-RunKernel = Callable[[Workload, Kernel, Sequence[np.ndarray], Target, int], np.ndarray]
+RunKernel = Callable[[Workload, Kernel, Sequence[np.ndarray], Target, int], Results]
 #: Runs kernels of workloads on their arguments; the results for each number of threads.
 RunKernels = Callable[
     [Sequence[Workload], Sequence[Kernel], Sequence[Sequence[np.ndarray]], Target, Sequence[int]],
-    list[list[np.ndarray]],
+    list[list[Results]],
 ]
 #: Cycles of a kernel on the simulated core, caches warm.
 KernelCycles = Callable[[Kernel, Sequence[np.ndarray], Target], int]
@@ -67,10 +67,13 @@ class _Bench:
                 else:
                     views.append(plan.new_view(f"arg{index}.{at}", argument.shape, argument.dtype, boundary=True))
                     inputs.append((views[-1], array))
-            written = kernel.func.params[-1]
-            outputs.append(plan.new_view(f"out{index}", list(map(int, written.shape)), str(written.dtype)))
+            results = tuple(
+                plan.new_view(f"out{index}.{at}", list(map(int, written.shape)), str(written.dtype))
+                for at, written in enumerate(list(kernel.func.params)[len(views) :])
+            )
+            outputs += results
             functions[f"kernel{index}"] = kernel.func
-            calls.append(plan.PlannedCall(f"out{index}", "kernel", f"kernel{index}", tuple(views), (outputs[-1],)))
+            calls.append(plan.PlannedCall(f"out{index}", "kernel", f"kernel{index}", tuple(views), results))
         steps = plan.make_plan(calls, [view for view, _ in inputs], outputs)
         micro = [each for kernel in kernels for each in kernel.microkernels]
         link.link_library(functions, micro, steps, target, self.folder / "many.so")
@@ -121,10 +124,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> _Bench:
 def run_kernel(bench: _Bench) -> RunKernel:
     """Runs kernels under qemu."""
 
-    def run(workload: Workload, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> np.ndarray:
+    def run(workload: Workload, kernel: Kernel, args: Sequence[np.ndarray], target: Target, threads: int) -> Results:
         _run(_emulated(bench.command(kernel, args, target, threads), target))
-        shape, dtype = workload.shapes[-1]
-        return np.fromfile(bench.output, dtype).reshape(shape)
+        return read_results(workload, bench.output.read_bytes())
 
     return run
 
@@ -139,16 +141,15 @@ def run_kernels(bench: _Bench) -> RunKernels:
         args: Sequence[Sequence[np.ndarray]],
         target: Target,
         threads: Sequence[int],
-    ) -> list[list[np.ndarray]]:
+    ) -> list[list[Results]]:
         command = _emulated(bench.command_of_many(kernels, args, target, threads[0]), target)
         results = []
         for number in threads:
             _run([*command[:-1], str(number)], 300)
             answer, results_of_all = bench.output.read_bytes(), []
             for workload in workloads:
-                shape, dtype = workload.shapes[-1]
-                size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-                results_of_all.append(np.frombuffer(answer[:size], dtype).reshape(shape))
+                size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in result_specs(workload))
+                results_of_all.append(read_results(workload, answer[:size]))
                 answer = answer[size:]
             results.append(results_of_all)
         return results

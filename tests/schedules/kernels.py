@@ -11,7 +11,7 @@ import tvm
 from bitkiln import targets
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import Conv2d, Workload
+from bitkiln.schedules.workload import Conv2d, Workload, argument_specs, result_specs
 from bitkiln.targets import Target
 
 
@@ -24,7 +24,7 @@ def example(workload: Workload, seed: int = 0) -> list[np.ndarray]:
     """Arguments of ``workload``: normal floats, random bits with clear spare bits, thresholds a few deviations wide."""
     rng = np.random.default_rng(seed)
     args = []
-    for index, (shape, dtype) in enumerate(workload.shapes[:-1]):
+    for index, (shape, dtype) in enumerate(argument_specs(workload)):
         if dtype == "uint8":
             groups = workload.groups if isinstance(workload, Conv2d) and index == 1 else 1
             args.append(_bits(rng, shape, workload.channels // groups))
@@ -50,24 +50,47 @@ def bound(kernel: Kernel, args: Sequence[np.ndarray]) -> list[np.ndarray]:
     return result
 
 
-def on_host(function: tvm.tirx.PrimFunc, args: Sequence[np.ndarray], workload: Workload) -> np.ndarray:
+#: A kernel's result, or all of them where there are signs beside it.
+Results = np.ndarray | tuple[np.ndarray, ...]
+
+
+def on_host(function: tvm.tirx.PrimFunc, args: Sequence[np.ndarray], workload: Workload) -> Results:
     """What ``function`` computes on this machine."""
-    shape, dtype = workload.shapes[-1]
-    out = tvm.runtime.tensor(np.full(shape, 77, dtype))
-    tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, args), out)
-    return out.numpy()
+    outs = [tvm.runtime.tensor(np.full(shape, 77, dtype)) for shape, dtype in result_specs(workload)]
+    tvm.compile(function, target="llvm")(*map(tvm.runtime.tensor, args), *outs)
+    return outs[0].numpy() if len(outs) == 1 else tuple(out.numpy() for out in outs)
 
 
-def defined(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray:
+def read_results(workload: Workload, data: bytes) -> Results:
+    """The results of ``workload`` that stand one after the other in ``data``."""
+    found, at = [], 0
+    for shape, dtype in result_specs(workload):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        found.append(np.frombuffer(data[at : at + size], dtype).reshape(shape))
+        at += size
+    assert at == len(data)
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def defined(workload: Workload, args: Sequence[np.ndarray]) -> Results:
     """What the plain definition of ``workload`` gives."""
     return on_host(operator_for(workload).reference(workload), args, workload)
 
 
-def same(result: np.ndarray, expected: np.ndarray) -> bool:
+def same(result: Results, expected: Results) -> bool:
     """Bits exactly; floats but for rounding, as compilers may join a product and a sum."""
+    if isinstance(result, tuple):
+        return all(map(same, result, expected))
     if result.dtype == np.uint8:
         return bool((result == expected).all())
     return bool(np.allclose(result, expected, rtol=1e-5, atol=1e-5))
+
+
+def identical(result: Results, expected: Results) -> bool:
+    """Equal, every element and every result."""
+    if isinstance(result, tuple):
+        return all(map(identical, result, expected))
+    return bool(np.array_equal(result, expected))
 
 
 def _bits(rng: np.random.Generator, shape: tuple[int, ...], channels: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from bitkiln import targets
 from bitkiln.pipeline.passes.fuse_epilogue import MOST_EXPONENTIALS
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import EXPONENTIALS
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, packed
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Signs, packed
 from tests.property import plain
 from tests.property.draws import ODD, Dice
 
@@ -62,7 +62,40 @@ def binary(d):
         thresholds = d.rng.integers(-wide, wide + 1, work.shapes[2][0]).astype("int32")
         return work, [*args, thresholds]
     steps, operands = epilogue(d, size)
-    return pooled(d, replace(work, epilogue=steps)), [*args, *operands]
+    work = replace(work, epilogue=steps, out=d.pick(["float32", "float32", "bits"]), sign_zero=d.pick([1, -1]))
+    return pooled(d, work), [*args, *operands]
+
+
+#: Steps before signs beside floats: those that the pass lets through, which are comparisons, and one that bends.
+_BESIDE = ("add", "mul", "relu", "clip")
+
+
+def beside(d, work, args):
+    """``work`` with one or several signs of its floats, each behind steps of its own."""
+    size = (*work.out_size, channels_of(work))
+    found, operands = [], []
+    for _ in range(d.pick([1, 1, 2, 3])):
+        steps, own = epilogue(d, size, 2) if d.chance() else ((), [])
+        steps, own = compared(steps, own) if d.chance() else (steps, own)
+        found.append(Signs(steps, d.pick([1, -1])))
+        operands += own
+    return replace(work, signs=tuple(found)), [*args, *operands]
+
+
+def compared(steps, operands):
+    """Those of ``steps`` behind which a sign is a comparison with a number of the channel."""
+    remaining = iter(operands)
+    pairs = [(step, next(remaining) if step.operand else None) for step in steps]
+    kept = [(step, operand) for step, operand in pairs if step.op in _BESIDE and step.operand in ("", "channel")]
+    return tuple(step for step, _ in kept), [operand for _, operand in kept if operand is not None]
+
+
+def both(d):
+    """A binary convolution or a pooling that gives floats and signs of them, or several signs of the same floats."""
+    while True:
+        work, args = d.pick([binary, pooling, signs])(d)
+        if isinstance(work, Binarize) or work.out == "float32":
+            return beside(d, work, args)
 
 
 def floating(d):
@@ -121,7 +154,7 @@ def fits(work, target):
 
 def draw(count, seed, target):
     d = Dice(seed)
-    makers = [binary, binary, binary, floating, floating, signs, pooling]
+    makers = [binary, binary, both, floating, floating, signs, pooling, both]
     drawn = []
     while len(drawn) < count:
         work, args = makers[len(drawn) % len(makers)](d)
@@ -135,6 +168,9 @@ def assert_right(work, args, knobs, result):
     with np.errstate(all="ignore"):
         expected = plain.workload(work, args)
     told = f"{work} {knobs}"
+    if getattr(work, "signs", ()):
+        assert_signs_of_the_floats(work, args, args[0] if isinstance(work, Binarize) else result[0], result[1:])
+        result, expected, work = result[0], expected[0], replace(work, signs=())
     if result.dtype == np.float32:
         limit = 1e-4 * max(1.0, np.abs(expected).max())
         np.testing.assert_allclose(result, expected, rtol=0, atol=limit, err_msg=told)
@@ -148,6 +184,21 @@ def assert_right(work, args, knobs, result):
     assert np.abs(values[differ]).max() <= 1e-5 * np.abs(values).max(), told
 
 
+def assert_signs_of_the_floats(work, args, floats, bits):
+    """The bits are those that the separate passes make of the floats that the kernel itself gave, or had."""
+    operands = list(args[len(args) - sum(step.operand != "" for each in work.signs for step in each.epilogue) :])
+    for each, found in zip(work.signs, bits, strict=True):
+        own = [operands.pop(0) for step in each.epilogue if step.operand]
+        with np.errstate(all="ignore"):
+            value = plain.stepped(each.epilogue, floats, own)
+        differ = plain.bits_of(found, channels_of(work)) != np.where(plain.signs(value, each.sign_zero), 1.0, -1.0)
+        differ &= ~np.isnan(value)
+        if all(step.op in _BESIDE for step in each.epilogue):
+            assert not differ.any(), work
+        else:
+            assert np.abs(value[differ]).max(initial=0) <= 1e-5 * np.abs(value[np.isfinite(value)]).max(initial=0), work
+
+
 def channels_of(work):
     return work.out_channels if isinstance(work, Conv2d) else work.channels
 
@@ -157,7 +208,7 @@ def rounds(work, knobs):
     if isinstance(work, Binarize):
         return bool(work.epilogue)
     average = work.pool is not None and work.pool.kind == "avg"
-    return not getattr(work, "binary", False) and bool(
+    return not getattr(work, "threshold", "") and bool(
         work.epilogue or average or str(knobs.get("algorithm", "")).startswith("winograd")
     )
 
@@ -168,7 +219,7 @@ def before_sign(work, args):
     return plain.workload(replace(work, out="float32"), args)
 
 
-@pytest.mark.parametrize(("name", "count"), [("rasp3b", 42), ("rasp3b32", 21)])
+@pytest.mark.parametrize(("name", "count"), [("rasp3b", 48), ("rasp3b32", 24)])
 def test_random_workloads(name, count, run_kernels):
     target = targets.load(name)
     drawn = draw(count, 5, target)
@@ -178,7 +229,10 @@ def test_random_workloads(name, count, run_kernels):
     ]
     one, four = run_kernels([work for work, *_ in drawn], kernels, [args for _, args, _ in drawn], target, [1, 4])
     for (work, args, knobs), first, second in zip(drawn, one, four, strict=True):
-        np.testing.assert_array_equal(first, second, err_msg=f"{work} {knobs}: four threads")
+        for own, shared in zip(
+            *(each if isinstance(each, tuple) else (each,) for each in (first, second)), strict=True
+        ):
+            np.testing.assert_array_equal(own, shared, err_msg=f"{work} {knobs}: four threads")
         assert_right(work, args, knobs, first)
 
 

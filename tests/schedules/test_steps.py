@@ -34,6 +34,7 @@ EXPECTED = {
     "div": lambda x, v: x / v,
     "add": lambda x, v: x + v,
     "prelu": lambda x, v: np.where(x > 0, x, x * v),
+    "max_scaled": lambda x, v: np.maximum(x, x * v),
     "round": np.round,
     "relu": lambda x: np.maximum(x, 0),
     "clip": lambda x, low, high: np.clip(x, low, high),

@@ -14,6 +14,7 @@ from bitkiln.schedules.workload import (
     Pool2d,
     QConv2d,
     Resize,
+    Signs,
     from_json,
     to_json,
 )
@@ -64,6 +65,7 @@ OTHERS = {
     "tuple[int, int, int, int]": lambda value: (*value[:3], value[3] + 1),
     "tuple[int, ...]": lambda value: (*value[:-1], value[-1] + 1),
     "tuple[Step, ...]": lambda value: (*value, Step("round")),
+    "tuple[Signs, ...]": lambda value: (*value, Signs((Step("relu"),), -1)),
     "Pool": lambda value: replace(value, count_include_pad=not value.count_include_pad),
     "Pool | None": lambda value: Pool((2, 2), (2, 2)) if value is None else None,
     "str": lambda value: {"float32": "bits", "bits": "float32", "NHWC": "NCHW", "channel": "element"}.get(
@@ -79,7 +81,7 @@ FULL = [
     ),
     (ConvTranspose2d(9, 9, 8, 8, (3, 3)), set()),
     (QConv2d(9, 9, 8, 8, (3, 3), segment=4, segments=18), set()),
-    (Binarize(9, 9, 8), set()),
+    (Binarize(9, 9, 8, signs=(Signs(),)), set()),
     (Pool2d(9, 9, 8, Pool((3, 3), (2, 2)), out="bits"), set()),
     (Concat(9, 9, (8, 8), begins=(0, 8), widths=(16, 24)), set()),
     (Resize(9, 9, 8, (18, 18), "linear", "half_pixel"), set()),

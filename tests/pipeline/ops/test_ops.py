@@ -9,7 +9,7 @@ from tvm import relax
 
 from bitkiln.pipeline import ops
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, from_json, result_shape
+from bitkiln.schedules.workload import Binarize, Conv2d, Pool, Pool2d, Signs, from_json, result_shape, result_specs
 
 
 def var(name, shape, dtype="float32"):
@@ -18,10 +18,6 @@ def var(name, shape, dtype="float32"):
 
 def typed(call):
     return relax.BlockBuilder().normalize(call)
-
-
-def shape_and_dtype(call):
-    return tuple(int(size) for size in call.ty.shape.values), str(call.ty.dtype)
 
 
 def bits(shape):
@@ -92,6 +88,15 @@ CALLS = {
         ops.pool2d(var("x", (1, 9, 9, 20)), pool=POOL, out="bits"),
         Pool2d(9, 9, 20, POOL, out="bits"),
     ),
+    "pool2d and signs": (
+        ops.pool2d(
+            var("x", (1, 9, 9, 20)),
+            var("b", (20,)),
+            pool=POOL,
+            signs=(Signs((Step("add", "channel"),), -1), Signs()),
+        ),
+        Pool2d(9, 9, 20, POOL, signs=(Signs((Step("add", "channel"),), -1), Signs())),
+    ),
     "bmaxpool2d": (
         ops.bmaxpool2d(bits((1, 9, 9, 3)), bits((3,)), channels=20, pool=POOL),
         Pool2d(9, 9, 20, POOL, bits=True, invert=True, out="bits"),
@@ -104,7 +109,8 @@ def test_call_states_its_workload_and_type(name):
     call, workload = CALLS[name]
     call = typed(call)
     assert ops.workload_of(call) == workload
-    assert shape_and_dtype(call) == workload.shapes[-1]
+    types = list(call.ty.fields) if len(result_specs(workload)) > 1 else [call.ty]
+    assert [(tuple(map(int, ty.shape)), str(ty.dtype)) for ty in types] == list(result_specs(workload))
 
 
 def test_wrong_operands_are_refused():

@@ -9,8 +9,8 @@ from bitkiln import targets
 from bitkiln.schedules import bconv2d as binary_conv2d
 from bitkiln.schedules.bconv2d.geometry import Geometry
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Conv2d, Pool
-from tests.schedules.kernels import bound, defined, example, on_host, same, without_set
+from bitkiln.schedules.workload import Conv2d, Pool, Signs
+from tests.schedules.kernels import bound, defined, example, identical, on_host, same, without_set
 
 SAME = (1, 1, 1, 1)
 MUL, ADD, TENSOR, HALF = Step("mul", "channel"), Step("add", "channel"), Step("add", "tensor"), Step("add", "half")
@@ -46,6 +46,17 @@ WORKLOADS = [
     conv(5, 5, 16, 24, padding=SAME, pad_value=1, epilogue=(MUL, HALF)),
     conv(9, 4, 32, 120, (1, 1), **BITS),
     conv(5, 5, 3, 200, (5, 5), padding=(2, 2, 2, 2), pad_value=1, **BITS),
+    conv(7, 7, 64, 96, padding=SAME, pad_value=0, epilogue=(MUL, TENSOR, ADD), signs=(Signs((MUL, ADD), -1),)),
+    conv(8, 5, 64, 40, padding=SAME, pad_value=1, epilogue=(Step("relu"), TENSOR), signs=(Signs(),)),
+    conv(9, 5, 32, 64, (1, 1), epilogue=(MUL, HALF, Step("prelu", "channel")), signs=(Signs((ADD,)),)),
+    conv(7, 7, 64, 120, padding=SAME, pad_value=-1, signs=(Signs((), -1), Signs((ADD, MUL)))),
+    conv(
+        9, 9, 16, 8, padding=SAME, epilogue=(MUL, Step("relu")), pool=Pool((3, 3), (2, 2), SAME), signs=(Signs((), -1),)
+    ),
+    conv(7, 7, 64, 32, padding=SAME, pad_value=0, epilogue=(MUL, TENSOR, MUL, ADD), out="bits", sign_zero=-1),
+    conv(9, 5, 32, 64, (1, 1), epilogue=(TENSOR, Step("prelu", "channel")), out="bits"),
+    conv(6, 6, 64, 24, padding=SAME, pad_value=1, epilogue=(MUL, Step("tanh")), out="bits", pool=Pool((2, 2), (2, 2))),
+    conv(6, 6, 15, 13, padding=SAME, pad_value=1, epilogue=(MUL,), signs=(Signs((ADD, Step("tanh"))),)),
 ]
 GROUPED = [
     conv(9, 9, 24, 36, (3, 2), padding=(2, 0, 2, 1), dilation=(2, 3), groups=2, pad_value=1, **BITS),
@@ -96,7 +107,7 @@ def test_32_bit_boards_compute_the_definition(run_kernels):
     one, three = run_kernels([work for work, _ in cases], kernels, args, target, [1, 3])
     for (work, knobs), given, first, second in zip(cases, args, one, three, strict=True):
         assert same(first, defined(work, given)), (work.key(), knobs)
-        assert np.array_equal(first, second), (work.key(), knobs)
+        assert identical(first, second), (work.key(), knobs)
 
 
 def test_every_point_of_the_space_is_valid():

@@ -1,0 +1,123 @@
+"""Signs move to what makes their floats, where somebody else needs the floats; the network computes what it did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import relax
+from tvm.relax import TupleGetItem
+
+from bitkiln import targets
+from bitkiln.pipeline import ops, reference
+from bitkiln.pipeline.boards.emulated import on_emulator
+from bitkiln.pipeline.bundle import open_bundle
+from bitkiln.pipeline.compile import compile_lowered
+from bitkiln.pipeline.ir.graph import bindings
+from bitkiln.pipeline.model import Model, TensorSpec
+from bitkiln.pipeline.passes.pipeline import lower
+from bitkiln.pipeline.passes.signs_beside import signs_beside
+from bitkiln.pipeline.run import trace_on
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Pool, Signs
+
+SAME = (1, 1, 1, 1)
+MUL, ADD, PRELU = Step("mul", "channel"), Step("add", "channel"), Step("prelu", "channel")
+
+
+def residual(net, *, before=(), sign_zero=1, operator="bconv2d"):
+    """A layer whose floats are added to what comes of their signs; ``before`` are steps before the sign."""
+    first = net.add(ops.binarize(net.x), "first_bits")
+    weight = relax.const(ops.pack_bits(net.rng.choice([-1, 1], (16, 3, 3, 16))), "uint8")
+    if operator == "bconv2d":
+        call = ops.bconv2d(first, weight, net.normal(16), channels=16, padding=SAME, epilogue=(MUL,))
+    else:
+        call = ops.pool2d(net.x, pool=Pool((3, 3), (1, 1), SAME, "avg", False))
+    floats = net.add(call, "floats")
+    operands = [net.normal(16) for _ in before]
+    bits = net.add(ops.binarize(floats, *operands, epilogue=before, sign_zero=sign_zero), "bits")
+    last = net.add(ops.bconv2d(bits, weight, floats, channels=16, padding=SAME, epilogue=(Step("add", "tensor"),)))
+    return net.module(last)
+
+
+def workloads(module):
+    return [ops.workload_of(value) for _, value in bindings(module["main"]) if ops.has_workload(value)]
+
+
+@pytest.mark.parametrize("operator", ["bconv2d", "pool2d"])
+@pytest.mark.parametrize("before", [(), (MUL, ADD)])
+def test_signs_are_a_further_result(network, same, operators, operator, before):
+    net = network((1, 6, 5, 16))
+    module = residual(net, before=before, sign_zero=-1, operator=operator)
+    after = signs_beside(module)
+    assert operators(after).count("bitkiln.binarize") == (operator == "bconv2d")
+    assert [work.signs for work in workloads(after) if getattr(work, "signs", ())] == [(Signs(before, -1),)]
+    names = {name for name, value in bindings(after["main"]) if isinstance(value, TupleGetItem)}
+    assert names == {"floats", "bits"}
+    same(module, after)
+
+
+@pytest.mark.parametrize("before", [(), (MUL, ADD)])
+def test_floats_that_only_signs_are_made_of_are_not_written(network, same, operators, before):
+    net = network((1, 6, 5, 16))
+    bits = net.add(ops.binarize(net.x))
+    weight = relax.const(ops.pack_bits(net.rng.choice([-1, 1], (16, 3, 3, 16))), "uint8")
+    steps = (MUL, Step("add", "tensor"))
+    call = ops.bconv2d(bits, weight, net.normal(16), net.x, channels=16, padding=SAME, epilogue=steps)
+    operands = [net.normal(16) for _ in before]
+    module = net.module(net.add(ops.binarize(net.add(call), *operands, epilogue=before, sign_zero=-1)))
+    after = signs_beside(module)
+    assert operators(after) == ["bitkiln.binarize", "bitkiln.bconv2d"]
+    (work,) = [work for work in workloads(after) if work.tag == "conv2d"]
+    assert (work.out, work.sign_zero, work.epilogue, work.signs) == ("bits", -1, (*steps, *before), ())
+    same(module, after)
+
+
+def test_several_signs_of_one_result(network, same, operators):
+    net = network((1, 6, 5, 16))
+    weight = relax.const(ops.pack_bits(net.rng.choice([-1, 1], (8, 1, 1, 16))), "uint8")
+    pooled = net.add(ops.pool2d(net.x, pool=Pool((2, 2), (1, 1))), "pooled")
+    layers = []
+    for zero in (1, -1):
+        bits = net.add(ops.binarize(pooled, net.normal(16), epilogue=(MUL,), sign_zero=zero))
+        layers.append(net.add(ops.bconv2d(bits, weight, channels=16)))
+    module = net.module(pooled, *layers)
+    after = signs_beside(module)
+    assert "bitkiln.binarize" not in operators(after)
+    same(module, after)
+
+
+def test_several_signs_of_what_has_none_beside_it(network, same, operators):
+    net = network((1, 6, 5, 16))
+    steps = [(), (MUL,), (MUL, ADD)]
+    bits = [net.add(ops.binarize(net.x, *(net.normal(16) for _ in each), epilogue=each)) for each in steps]
+    module = net.module(*bits)
+    after = signs_beside(module)
+    assert operators(after) == ["bitkiln.binarize"]
+    same(module, after)
+
+
+@pytest.mark.parametrize("why", ["bends", "image"])
+def test_others_stay_a_pass_of_their_own(network, operators, why):
+    net = network((1, 6, 5, 16))
+    module = residual(net, before=(PRELU,)) if why == "bends" else net.module(net.add(ops.binarize(net.x)), net.x)
+    assert operators(signs_beside(module)) == operators(module)
+
+
+@pytest.mark.parametrize("target", ["rasp3b", "rasp3b32"])
+def test_a_board_gives_both_results_by_their_names(network, no_records, tmp_path, target):
+    net = network((1, 9, 9, 16))
+    module = residual(net, before=(ADD,))
+    specs = (TensorSpec("x", (1, 9, 9, 16)),), (TensorSpec("y", (1, 9, 9, 16)),)
+    model = Model("residual", module, *specs, "0" * 64)
+    lowered = lower(model, targets.load(target))
+    compile_lowered(model, lowered.module, targets.load(target), no_records, tmp_path / "made")
+    bundle = open_bundle(tmp_path / "made")
+    assert [step["results"] for step in bundle.manifest["steps"] if "results" in step] == [["floats", "bits"]]
+    x = {"x": np.random.default_rng(1).normal(size=(1, 9, 9, 16)).astype("float32")}
+    expected = reference.evaluate(module, x)
+    for threads in (1, 4):
+        trace = trace_on("sim", bundle, x, threads).trace
+        np.testing.assert_array_equal(trace["bits"], expected["bits"])
+        np.testing.assert_allclose(trace["floats"], expected["floats"], rtol=1e-6)
+        answer = on_emulator(bundle.folder, bundle.target, x, threads)
+        np.testing.assert_allclose(answer.outputs["y"], reference.run(module, x)[0], rtol=1e-6)
