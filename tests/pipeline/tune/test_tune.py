@@ -53,8 +53,8 @@ class FakeTrials:
     def abandon(self) -> None:
         """Nothing is in flight."""
 
-    def reference(self, task: Task) -> tuple[Expected, Record]:
-        return Expected("", b""), self._record(task, task.default, default=True)
+    def reference(self, task: Task) -> tuple[tuple[Expected, ...], Record]:
+        return (Expected("", b""),), self._record(task, task.default, default=True)
 
     def candidate(self, task, knobs, expected, best) -> Record:
         if self.fail:
