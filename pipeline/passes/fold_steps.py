@@ -69,9 +69,9 @@ def _constant(taken: _Taken) -> bool:
 
 
 def _as_maximum(taken: _Taken) -> _Taken:
-    """A PReLU as a maximum: right for slopes of at most 1, but for infinities where a slope is zero."""
+    """A PReLU of channels as a maximum: right for slopes of at most 1, but for infinities where a slope is zero."""
     step, operand = taken
-    slopes = float64_of(operand) if step.op == "prelu" and operand is not None else None
+    slopes = float64_of(operand) if (step.op, step.operand) == ("prelu", "channel") and operand is not None else None
     if slopes is None or not np.all((slopes <= 1) & (slopes != 0)):
         return taken
     return replace(step, op="max_scaled"), operand
