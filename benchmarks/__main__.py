@@ -27,7 +27,7 @@ from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.support.files import atomic_write
 from bitkiln.pipeline.support.threads import counts_for
 
-ENGINES = (report.OURS, *peers.PEERS)
+ENGINES = (*report.OWN, *peers.PEERS)
 
 
 def _engines(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
@@ -136,7 +136,7 @@ def main(
     except (BitkilnError, targets.UnknownTarget) as error:
         print(f"bench: {error}", file=sys.stderr)
         raise SystemExit(2)
-    wanted = engines or [report.OURS, *peers.of(target.architecture)]
+    wanted = engines or [*report.OWN, *peers.of(target.architecture)]
     what = f"{board}, kernels for {target.description}" if board else f"Simulated {target.description}"
     tables: list[tuple[str, list[Row]]] = []
     with holding:
@@ -145,7 +145,7 @@ def main(
                 cores = "1 thread" if bench.threads == 1 else f"{bench.threads} threads on {bench.threads} cores"
                 rows: list[Row] = []
                 tables.append((f"{what}: one frame, warm, {cores}", rows))
-                wanted = [report.OURS] if no_peers or board else wanted
+                wanted = [each for each in wanted if each in report.OWN] if no_peers or board else wanted
                 rows.extend(run(zip(works, least, strict=True), wanted, bench, jobs, known))
         except KeyboardInterrupt:
             print("bench: interrupted: these are the rows until here", file=sys.stderr)
@@ -192,7 +192,7 @@ def run(
         for work, bound in works:
             for engine in engines:
                 measured = known.row(work.name, engine, bound, bench.target, bench.threads)
-                other = engine != report.OURS and measured is None
+                other = engine not in report.OWN and measured is None
                 due.append(
                     (work, engine, bound, measured, pool.submit(row, work, engine, bound, bench) if other else None)
                 )

@@ -52,8 +52,8 @@ class Bench:
 
     def measure(self, work: Work, engine: str, folder: Path) -> Figure:
         """A warm frame; ``folder`` takes files. Raises BitkilnError."""
-        if engine == report.OURS:
-            return Figure(*self._ours.measure(work, folder))
+        if engine in report.OWN:
+            return Figure(*self._ours.measure(work, folder, report.is_int8(engine)))
         measured = peers.measure(engine, work, self._stand, folder, self.threads)
         ms = measured.cycles / (self.target.mhz * 1e3)
         return Figure(measured.cycles, ms, measured.measured_by, measured.error)

@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks import peers
 from benchmarks.networks import Layer, Work
 from benchmarks.stand import UNMODELLED
 from bitkiln.pipeline.boards.board import Board, LocalBoard, Measurement, Request
 from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.compile.kernels import choose_knobs
-from bitkiln.pipeline.errors import BitkilnError, VerifyError
+from bitkiln.pipeline.errors import BitkilnError, UnsupportedLayer, VerifyError
 from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.records import Records
 from bitkiln.pipeline.tune.builder import SEED, Artifact, build
@@ -35,12 +36,17 @@ class Ours:
         self.records = Records.open(None)
         self.board = board or LocalBoard(target)
 
-    def measure(self, work: Work, folder: Path) -> tuple[int | None, float, str]:
+    def measure(self, work: Work, folder: Path, int8: bool = False) -> tuple[int | None, float, str]:
         """Cycles (None where the clock is unknown) and ms of a warm frame, and how they were measured.
 
-        ``folder`` takes files. Raises BitkilnError.
+        ``int8``: of the network as it is quantised for other engines. ``folder`` takes files. Raises BitkilnError.
         """
-        measured, kernels = self._layer(work.layer, folder) if work.layer else self._network(work, folder)
+        if int8:
+            measured, kernels = self._network(_quantised(work, folder), folder)
+        else:
+            measured, kernels = (
+                self._layer(work.layer, folder) if work.layer else self._network(_file(work, folder), folder)
+            )
         by = measured.measured_by if measured.complete else f"{measured.measured_by}, {UNMODELLED}"
         if measured.kind == "board":
             by += f" at {measured.clock_mhz:g} MHz" if measured.clock_mhz else " at an unknown clock"
@@ -49,11 +55,7 @@ class Ours:
         cycles = measured.cycles
         return cycles and round(cycles), 1e3 * measured.seconds, f"{by}; kernels: {kernels}"
 
-    def _network(self, work: Work, folder: Path) -> tuple[Measurement, str]:
-        source = work.model
-        if not source:
-            source = str(folder / "network.onnx")
-            Path(source).write_bytes(work.onnx(False).SerializeToString())
+    def _network(self, source: str, folder: Path) -> tuple[Measurement, str]:
         model = load_model(source)
         threads = [self.request.threads]
         bundle = compile_model(model, self.target, self.records, folder / "bundle", threads=threads)
@@ -75,6 +77,22 @@ class Ours:
         if problem:
             raise VerifyError(f"its kernel computes something else than the reference: {problem}")
         return measured, "tuned" if record else "default"
+
+
+def _file(work: Work, folder: Path) -> str:
+    """A network as we import it."""
+    if work.model:
+        return work.model
+    (path,) = peers.to_onnx(work.onnx(False), folder)
+    return str(path)
+
+
+def _quantised(work: Work, folder: Path) -> str:
+    """The file of int8 that other engines run. Raises UnsupportedLayer for layers that have no such form."""
+    if work.layer:
+        raise UnsupportedLayer("layers by themselves are measured in floats and in bits")
+    (path,) = peers.to_tflite_int8(work.onnx(True), folder)
+    return str(path)
 
 
 def workload(layer: Layer) -> Conv2d:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.report import OURS, Row
+from benchmarks.report import OURS, OURS_INT8, Row
 
 _WIDTH, _BAR, _GAP, _LEFT, _RIGHT = 760, 20, 26, 120, 90
-_COLOURS = {OURS: "#d9822b"}
+_COLOURS = {OURS: "#d9822b", OURS_INT8: "#d9822b"}
 _OTHER = "#9db4cc"
 
 

@@ -14,6 +14,9 @@ from rich.table import Table
 from benchmarks import published
 
 OURS = "bitkiln"
+#: On the networks that are quantised for other engines.
+OURS_INT8 = "bitkiln-int8"
+OWN = (OURS, OURS_INT8)
 FAILED = "not measured: "
 #: The name of the part of a document in which the table belongs, between a line `<!-- NAME -->` and a line `<!-- /NAME -->`.
 SECTION = "bench"
@@ -50,15 +53,13 @@ def to_json(rows: Sequence[Row]) -> str:
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines: a line for each work, its bound, every engine's ms, and two ratios.
 
-    "x bound" is our time as a multiple of the bound; "x faster" is the best other engine's time as a multiple of ours.
-    An engine that ran nothing has no column.
+    "x bound" is our time as a multiple of the bound; "x faster" is the best other engine's time as a multiple of ours, and
+    "x int8" the same of quantised networks. An engine that ran nothing has no column.
     """
     engines = list(dict.fromkeys(row.engine for row in rows if row.ms is not None))
-    ours = [OURS] if OURS in engines else []
-    others = [engine for engine in engines if engine != OURS]
-    heads = ["ms", "bound", *ours, *others]
-    heads += ["x bound"] if ours else []
-    heads += ["x faster"] if ours and others else []
+    ours = [engine for engine in OWN if engine in engines]
+    others = [engine for engine in engines if engine not in OWN]
+    heads = ["ms", "bound", *ours, *others, *(head for head, _ in _ratios(ours, others))]
     works = dict.fromkeys(row.work for row in rows)
     return heads, [_line([row for row in rows if row.work == work], ours, others) for work in works]
 
@@ -67,13 +68,31 @@ def _line(rows: Sequence[Row], ours: Sequence[str], others: Sequence[str]) -> li
     times = {row.engine: row.ms for row in rows}
     bound = rows[0].bound_ms
     cells = [rows[0].work, _ms(bound), *(_ms(times.get(engine)) for engine in (*ours, *others))]
-    own = times.get(OURS)
-    best = min((times[engine] for engine in others if times.get(engine)), default=None)
-    if ours:
-        cells.append(f"{own / bound:.2f}" if own else "-")
-    if ours and others:
-        cells.append(f"{best / own:.2f}" if own and best else "-")
+    for _, (engine, against) in _ratios(ours, others):
+        own = times.get(engine)
+        best = min(
+            (time for other in against if (time := bound if other == _BOUND else times.get(other))), default=None
+        )
+        over = own / best if own and best else None
+        cells.append("-" if over is None else f"{over if against == (_BOUND,) else 1 / over:.2f}")
     return cells
+
+
+#: Stands for the bound among engines.
+_BOUND = "bound"
+
+
+def _ratios(ours: Sequence[str], others: Sequence[str]) -> list[tuple[str, tuple[str, tuple[str, ...]]]]:
+    """The heads of the columns of ratios, each with our engine and what it is held against."""
+    floats, int8 = (tuple(each for each in others if is_int8(each) is quantised) for quantised in (False, True))
+    found = [("x bound", (OURS, (_BOUND,)))] if OURS in ours else []
+    found += [("x faster", (OURS, floats))] if OURS in ours and floats else []
+    return found + ([("x int8", (OURS_INT8, int8))] if OURS_INT8 in ours and int8 else [])
+
+
+def is_int8(engine: str) -> bool:
+    """Whether an engine runs quantised networks, which compare with their like alone."""
+    return engine.endswith("int8")
 
 
 def _ms(value: float | None) -> str:
@@ -112,16 +131,19 @@ def summary(tables: Sequence[Sequence[Row]]) -> str:
     heads = ["ms", *(["published"] if claims else [])]
     heads += [head for count in counts for head in (f"bitkiln, {_threads(count)}", "best other", "x faster")]
     lines, ratios = [], []
-    for work in dict.fromkeys(row.work for rows in tables for row in rows):
-        cells = [work, *([f"{claims[work].ms:g}" if work in claims else "-"] if claims else [])]
+    kinds = dict.fromkeys((row.work, is_int8(row.engine)) for rows in tables for row in rows if row.ms)
+    for work, quantised in sorted(kinds, key=lambda kind: kind[1]):
+        name = f"{work}, int8" if quantised else work
+        cells = [name, *([f"{claims[work].ms:g}" if name in claims else "-"] if claims else [])]
         for rows in tables:
-            times = {row.engine: row.ms for row in rows if row.work == work and row.ms}
-            own = times.pop(OURS, None)
+            alike = [row for row in rows if row.work == work and is_int8(row.engine) is quantised]
+            times = {row.engine: row.ms for row in alike if row.ms}
+            own = times.pop(OURS_INT8 if quantised else OURS, None)
             best = min(times, key=lambda engine: times[engine], default=None)
             cells += [_ms(own), f"{_ms(times[best])} {best}" if best else "-"]
             cells.append(f"{times[best] / own:.2f}" if best and own else "-")
             if best and own:
-                ratios.append((times[best] / own, f"{work} on {_threads(rows[0].threads)}, {best}"))
+                ratios.append((times[best] / own, f"{name} on {_threads(rows[0].threads)}, {best}"))
         lines.append(cells)
     text = _markdown([heads, *lines])
     sources = dict.fromkeys(claim.source for claim in claims.values())

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from benchmarks import peers, wheels
-from benchmarks.report import OURS, Row
+from benchmarks.report import OWN, Row
 from bitkiln.pipeline.errors import ModelError
 from bitkiln.targets import Target
 from bitkiln.targets.sim import MODEL_VERSION
@@ -30,7 +30,7 @@ class Known:
     def row(self, work: str, engine: str, bound_ms: float, target: Target, threads: int) -> Row | None:
         """The row of another engine, if it was measured by the model in force, with today's wheel and as much work."""
         row = self.rows.get((work, engine, target.name, threads))
-        if row is None or row.ms is None or engine == OURS:
+        if row is None or row.ms is None or engine in OWN:
             return None
         wheel = peers.PEERS[engine].wheel
         version = f"{wheel} {wheels.VERSIONS[target.architecture].get(wheel)},"

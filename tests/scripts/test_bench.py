@@ -175,7 +175,7 @@ def test_the_summary_shows_what_others_have_published_of_the_same_board():
     [
         (["--target", "rasp3"], "did you mean rasp3b"),
         (["--only", "card-ternary"], "no work starts with 'card-ternary'"),
-        (["--engines", "ncn"], "ncn is not among: bitkiln, onnxruntime, ncnn, ncnn-bf16, litert"),
+        (["--engines", "ncn"], "ncn is not among: bitkiln, bitkiln-int8, onnxruntime, ncnn, ncnn-bf16, litert"),
         (["--engines", ","], "nothing is not among"),
         (["--model", "/nowhere/a.onnx", "--only", "a", "--engines", "ncnn"], "/nowhere/a.onnx: cannot be read"),
         (["--threads", "9"], "rasp3b has 4 cores"),
@@ -444,3 +444,14 @@ def test_the_picture_has_a_bar_for_each_measured_network():
     assert svg.count("<rect") == 3
     assert "a &lt; b" in svg and "165.0 ms" in svg
     assert "3-&gt;16" not in svg
+
+
+def test_quantised_networks_compare_with_their_like():
+    """Floats of ours with floats of others, int8 with int8; a summary has a line for each."""
+    times = {"bitkiln": 100.0, "bitkiln-int8": 60.0, "ncnn": 150.0, "litert-int8": 90.0}
+    rows = [Row("net", engine, 1, ms, 50.0, "rasp3b", "", 1) for engine, ms in times.items()]
+    heads, (cells,) = report.table(rows)
+    ratios = dict(zip(heads, cells, strict=True))
+    assert (ratios["x bound"], ratios["x faster"], ratios["x int8"]) == ("2.00", "1.50", "1.50")
+    lines = report.summary([rows]).splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| net")] == ["net", "net, int8"]
