@@ -116,6 +116,8 @@ def _with_signs(host: Call, signs: list[Call]) -> Call:
     works = [workload_of(call, Binarize) for call in signs]
     operands = [operand for call in signs for operand in call.args[1:]]
     given = list(host.args)
-    last = len(given) - bool(getattr(workload_of(host), "shift", False))
-    beside = tuple(Signs(work.epilogue, work.sign_zero) for work in works)
-    return call_of(replace(workload_of(host), signs=beside), [*given[:last], *operands, *given[last:]])
+    work = workload_of(host)
+    assert isinstance(work, Conv2d | Pool2d | Binarize), "nothing else gives signs beside its result"
+    last = len(given) - bool(getattr(work, "shift", False))
+    beside = tuple(Signs(each.epilogue, each.sign_zero) for each in works)
+    return call_of(replace(work, signs=beside), [*given[:last], *operands, *given[last:]])

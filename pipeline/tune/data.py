@@ -98,9 +98,9 @@ def disagreement(workload: Tunable, expected: bytes, found: bytes, result: int =
     if dtype == "int8":
         differing = int((np.frombuffer(expected, np.int8) != np.frombuffer(found, np.int8)).sum())
         return f"{differing} of {len(expected)} results differ from the default's" if differing else ""
-    reference, result = np.frombuffer(expected, np.float32), np.frombuffer(found, np.float32)
+    reference, floats = np.frombuffer(expected, np.float32), np.frombuffer(found, np.float32)
     with np.errstate(invalid="ignore"):
-        error = np.abs(reference - result).max(initial=0.0) / max(1.0, float(np.abs(reference).max(initial=0.0)))
+        error = np.abs(reference - floats).max(initial=0.0) / max(1.0, float(np.abs(reference).max(initial=0.0)))
     return "" if error <= FLOAT_TOLERANCE else f"results differ from the default's by {error:.2g} (relative)"
 
 
