@@ -18,6 +18,7 @@ from bitkiln.pipeline.compile.plan import (
 )
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import superseded
+from bitkiln.schedules.workload import Generic
 from bitkiln.targets import Target
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def _describe_kernel(kernel: ChosenKernel) -> dict[str, Any]:
     if kernel.workload is None or kernel.kernel is None:
         return {"chosen": kernel.source}
     return {
-        "macs": kernel.workload.macs,
+        # Of general kernels the iterations of a sum may be no products: a softmax has none.
+        "macs": 0 if isinstance(kernel.workload, Generic) else kernel.workload.macs,
         "binary": bool(getattr(kernel.workload, "binary", False)),
         "workload": kernel.workload.key(),
         **_describe_choice(kernel),

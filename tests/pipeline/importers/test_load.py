@@ -60,9 +60,9 @@ def test_given_labels(path, tmp_path):
 
 
 def test_stated_preprocessing(path):
-    options = ImportOptions(mean=(1, 2, 3), scale=(0.5,), channel_order="RGB", resize="short-side", resize_to=4)
+    options = ImportOptions(mean=(10, 20, 30), scale=(0.5,), channel_order="RGB", resize="short-side", resize_to=4)
     stated = load_model(path, options).preprocessing
-    assert (stated.mean, stated.scale, stated.channel_order) == ((1.0, 2.0, 3.0), (0.5,) * 3, "RGB")
+    assert (stated.mean, stated.scale, stated.channel_order) == ((10.0, 20.0, 30.0), (0.5,) * 3, "RGB")
     assert (stated.resize, stated.resize_to, stated.height) == ("short-side", 4, 1)
 
 
