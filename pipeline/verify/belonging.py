@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitkiln.pipeline.bundle import Bundle
+from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.errors import VerifyError
-from bitkiln.pipeline.ir.graph import bindings, op_name
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.pipeline import Lowered
 
@@ -53,9 +53,7 @@ def check(bundle: Bundle, model: Model, stated: Collection[str] = ()) -> Belongi
 def check_steps(bundle: Bundle, lowered: Lowered, listed: Sequence[tuple[str, str]], same_file: bool) -> None:
     """The bundle's steps must be those that the model gives. Raises Mismatch, or VerifyError where the file is the same."""
     names = [name for name, _ in listed]
-    expected = [name for name, value in bindings(lowered.module["main"]) if op_name(value) == "call_tir"]
-    # Those that only move axes of size one are views of the plan, no steps.
-    present = [name for name in expected if name in set(names)]
+    present = [view.name for call in read_network(lowered.module).calls for view in call.outputs]
     if names == present:
         return
     if same_file:

@@ -17,6 +17,7 @@ from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.pipeline.passes.pipeline import lower
 from bitkiln.pipeline.passes.signs_beside import signs_beside
 from bitkiln.pipeline.run import trace_on
+from bitkiln.pipeline.verify import verify_bundle
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Pool, Signs
 
@@ -113,6 +114,7 @@ def test_a_board_gives_both_results_by_their_names(network, no_records, tmp_path
     compile_lowered(model, lowered.module, targets.load(target), no_records, tmp_path / "made")
     bundle = open_bundle(tmp_path / "made")
     assert [step["results"] for step in bundle.manifest["steps"] if "results" in step] == [["floats", "bits"]]
+    assert verify_bundle(tmp_path / "made", model).passed
     x = {"x": np.random.default_rng(1).normal(size=(1, 9, 9, 16)).astype("float32")}
     expected = reference.evaluate(module, x)
     for threads in (1, 4):
