@@ -32,7 +32,8 @@ class Choice:
 def choose(measured: Iterable[Record], target: Target, threads: int = 1) -> Choice | None:
     """The best of the records of one workload, for so many ``threads``; None where none of them has a time that counts.
 
-    Those of another number of threads serve where there is nothing else, and so do those of another timing model.
+    Those of another number of threads serve where there is nothing else, and so do those of another timing model. Where another
+    number's untuned default is the best, none serves: each number of threads has a default of its own.
     """
     usable = [record for record in measured if record.ok and record.kind in KINDS and of_the_cpu(record, target)]
     usable = [record for record in usable if not record.superseded] or usable
@@ -43,6 +44,8 @@ def choose(measured: Iterable[Record], target: Target, threads: int = 1) -> Choi
     searched = [rig for rig in rigs if rig.tuned]
     rig = min(searched or rigs, key=lambda rig: rig.rank(target))
     winner = min(rig.fit, key=lambda record: (record.cost, record.default, sorted(record.knobs.items(), key=str)))
+    if winner.default and winner.threads != threads:
+        return None
     return Choice(winner, _why(rig, rigs, winner, threads))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bitkiln import targets
@@ -97,6 +99,13 @@ def test_the_number_of_threads_decides_before_the_time():
     records = [simulated(100, TUNED), on_four(90, DEFAULT), on_four(80, OTHER)]
     assert choose(records, RASP3B, threads=1).record.knobs == TUNED
     assert choose(records, RASP3B, threads=4).record.knobs == OTHER
+
+
+def test_another_number_of_threads_has_another_default():
+    """Where the default of one thread was the best on one, four threads keep their own."""
+    default = replace(simulated(100, TUNED), default=True)
+    assert choose([default, simulated(200, OTHER)], RASP3B, threads=1).record.knobs == TUNED
+    assert choose([default, simulated(200, OTHER)], RASP3B, threads=4) is None
 
 
 def test_records_of_another_number_of_threads_serve_where_there_are_no_others():
