@@ -57,7 +57,39 @@ class Signs:
 
 
 @dataclass(frozen=True)
-class Conv2d:
+class Convolution:
+    """What convolutions of floats, of bits and of 8 bits have in common; padding is top, left, bottom, right."""
+
+    height: int
+    width: int
+    channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def conv_size(self) -> tuple[int, int]:
+        """Spatial size of the convolution's result, before pooling."""
+        top, left, bottom, right = self.padding
+        reach_y = (self.kernel[0] - 1) * self.dilation[0] + 1
+        reach_x = (self.kernel[1] - 1) * self.dilation[1] + 1
+        return (
+            (self.height + top + bottom - reach_y) // self.strides[0] + 1,
+            (self.width + left + right - reach_x) // self.strides[1] + 1,
+        )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, binary ones counted like float ones; padded taps included."""
+        oh, ow = self.conv_size
+        return oh * ow * self.out_channels * self.kernel[0] * self.kernel[1] * (self.channels // self.groups)
+
+
+@dataclass(frozen=True)
+class Conv2d(Convolution):
     """A convolution with its fused epilogue and, after it, an optional fused pooling; then float32 or bits.
 
     Float (``binary`` false): x float32[1, H, W, C]; padding is zeros.
@@ -77,15 +109,6 @@ class Conv2d:
     """
 
     tag: ClassVar[str] = "conv2d"
-    height: int
-    width: int
-    channels: int
-    out_channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
     binary: bool = False
     pad_value: int = 0
     epilogue: tuple[Step, ...] = ()
@@ -100,11 +123,6 @@ class Conv2d:
     signs: tuple[Signs, ...] = ()
 
     @property
-    def conv_size(self) -> tuple[int, int]:
-        """Spatial size of the convolution's result, before pooling."""
-        return _conv_size(self)
-
-    @property
     def out_size(self) -> tuple[int, int]:
         """Spatial size of the output."""
         return self.pool.out_size(*self.conv_size) if self.pool else self.conv_size
@@ -113,12 +131,6 @@ class Conv2d:
     def depthwise(self) -> bool:
         """Each group has one input channel."""
         return not self.binary and self.groups == self.channels and self.groups > 1
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates, binary ones counted like float ones; padded taps included."""
-        oh, ow = self.conv_size
-        return oh * ow * self.out_channels * self.kernel[0] * self.kernel[1] * (self.channels // self.groups)
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -162,7 +174,7 @@ class Conv2d:
 
 
 @dataclass(frozen=True)
-class QConv2d:
+class QConv2d(Convolution):
     """A convolution of whole numbers of 8 bits: clip(round(factor * (sum + bias)) + out_zero, low, high), of 8 bits again.
 
     x int8[1, H, W, C], weights int16 OHWI. The sum is that of (x - ``zero``) * weight, exactly, in 32 bits; padding holds
@@ -175,15 +187,6 @@ class QConv2d:
     tag: ClassVar[str] = "qconv2d"
     #: What follows the sums is always the same.
     epilogue: ClassVar[tuple[Step, ...]] = ()
-    height: int
-    width: int
-    channels: int
-    out_channels: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
     zero: int = 0
     out_zero: int = 0
     low: int = -128
@@ -197,25 +200,14 @@ class QConv2d:
         return "int8"
 
     @property
-    def conv_size(self) -> tuple[int, int]:
-        """Spatial size of the output."""
-        return _conv_size(self)
-
-    @property
     def out_size(self) -> tuple[int, int]:
         """Spatial size of the output."""
-        return _conv_size(self)
+        return self.conv_size
 
     @property
     def depthwise(self) -> bool:
         """Each group has one input channel and one output channel."""
         return self.groups == self.channels == self.out_channels and self.groups > 1
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates; padded taps included."""
-        oh, ow = self.conv_size
-        return oh * ow * self.out_channels * self.kernel[0] * self.kernel[1] * (self.channels // self.groups)
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -586,17 +578,6 @@ def _revive(name: str, value: Any) -> Any:
     if name == "pool" and isinstance(value, Mapping):
         return Pool(**{key: _revive(key, item) for key, item in value.items()})
     return tuple(_revive("", item) for item in value) if isinstance(value, list) else value
-
-
-def _conv_size(work: Conv2d | QConv2d) -> tuple[int, int]:
-    """Spatial size of a convolution's result."""
-    top, left, bottom, right = work.padding
-    reach_y = (work.kernel[0] - 1) * work.dilation[0] + 1
-    reach_x = (work.kernel[1] - 1) * work.dilation[1] + 1
-    return (
-        (work.height + top + bottom - reach_y) // work.strides[0] + 1,
-        (work.width + left + right - reach_x) // work.strides[1] + 1,
-    )
 
 
 def _window_words(work: Conv2d | QConv2d | ConvTranspose2d) -> list[str]:

@@ -22,7 +22,7 @@ __all__ = ["RECIPE", "SKETCH", "default", "emit", "reference", "schedule", "spac
 SKETCH, RECIPE = "sketch", "recipe"
 #: Types that trials make inputs of.
 #: Multiply-accumulates that take the recipe about 1 ms.
-FELT = 500_000
+TILED = 500_000
 #: Fixes the tiles that are looked at.
 SEED = 1
 TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
@@ -61,7 +61,7 @@ def default(workload: Generic, target: Target, threads: int = 1) -> dict[str, in
 
 def untuned(workload: Generic, target: Target) -> dict[str, int | str]:
     """As ``default``, with the knobs alone that decide something: quick where the recipe serves."""
-    found = {each.name: each for each in sketches.sketches(workload.function, target)} if workload.macs >= FELT else {}
+    found = {each.name: each for each in sketches.sketches(workload.function, target)} if workload.macs >= TILED else {}
     points = guess.points(found, target, 1, SEED)
     return {SKETCH: points[0][0], **points[0][1]} if points else {SKETCH: RECIPE}
 

@@ -48,7 +48,7 @@ def first_points(sketch: Sketch, target: Target, count: int, seed: int) -> list[
         return []
     spatial = sum(int(var.iter_type) == _SPATIAL for var in block.iter_vars)
     operands = [_operand(region, block) for region in block.reads]
-    registers = _REGISTERS[target.architecture]
+    registers = _REGISTERS.get(target.architecture, min(_REGISTERS.values()))
     source = random.Random(seed)
     drawn = [{name: source.choice(values) for name, values in sketch.knobs.items()} for _ in range(_LOOKED_AT * count)]
 

@@ -11,6 +11,7 @@ which the core's prefetcher runs ahead of them. Taps alone, column beside column
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,9 @@ _SUMS, _SETS = range(4), (range(4, 8), range(16, 20))
 class PoolRow:
     """The micro-kernel of one window; ``channels`` is a multiple of 16."""
 
+    #: Registers of taps on their way; of a line to fetch and of the bytes to the next pixel, and how it is fetched.
+    sets: ClassVar[tuple[range, range]] = _SETS
+    fetching: ClassVar[tuple[str, str, str]] = (_FETCH, _STEP, "prfm pldl1keep,")
     kind: str
     kernel: tuple[int, int]
     stride: int
@@ -46,7 +50,7 @@ class PoolRow:
         step, skip = self.stride * self.channels * 4, (self.stride - 1) * self.channels * 4
         lines = [
             *(
-                f"add {self._pointer(row, column)}, x{1 + row}, x{4 + column}"
+                f"add {self._pointers[row * self.kernel[1] + column]}, x{1 + row}, x{4 + column}"
                 for row in range(self.kernel[0])
                 for column in range(self.kernel[1])
             ),
@@ -84,9 +88,6 @@ class PoolRow:
             **scale,
         }
 
-    def _pointer(self, row: int, column: int) -> str:
-        return f"x{8 + row * self.kernel[1] + column}"
-
     @property
     def _pointers(self) -> list[str]:
         return [f"x{8 + tap}" for tap in range(self.kernel[0] * self.kernel[1])]
@@ -101,37 +102,41 @@ class PoolRow:
     def _line(self) -> list[str]:
         """Sixteen channels of a pixel."""
         first, *others = self._pointers
-        lines = _load(_SUMS, first)
+        lines = self._load(_SUMS, first)
         # One tap is loaded while the one before it is combined.
         for number, pointer in enumerate(others):
-            lines += _load(_SETS[number % 2], pointer)
+            lines += self._load(self.sets[number % 2], pointer)
             if number:
-                lines += self._combine(_SETS[1 - number % 2])
+                lines += self._combine(self.sets[1 - number % 2])
         if others:
-            lines += self._combine(_SETS[1 - len(others) % 2])
-        if self.kind == "avg":
-            lines += [f"fmul v{s}.4s, v{s}.4s, v{_SCALE}.4s" for s in _SUMS]
-        stores = [f"stp q{a}, q{a + 1}, [{_OUT}, #{16 * a}]" for a in range(0, _VECTORS, 2)]
-        moves = [f"add {pointer}, {pointer}, #{_LINE}" for pointer in (*self._pointers, _OUT)]
-        return [*lines, *stores, *moves]
+            lines += self._combine(self.sets[1 - len(others) % 2])
+        return [*lines, *(self._scaled() if self.kind == "avg" else []), *self._stored()]
+
+    def _load(self, registers: range, pointer: str) -> list[str]:
+        first = registers[0]
+        return [f"ldp q{first + i}, q{first + i + 1}, [{pointer}, #{16 * i}]" for i in range(0, _VECTORS, 2)]
 
     def _combine(self, tap: range) -> list[str]:
         mnemonic = "fmax" if self.kind == "max" else "fadd"
         return [f"{mnemonic} v{s}.4s, v{s}.4s, v{value}.4s" for s, value in zip(_SUMS, tap, strict=True)]
 
+    def _scaled(self) -> list[str]:
+        return [f"fmul v{s}.4s, v{s}.4s, v{_SCALE}.4s" for s in _SUMS]
+
+    def _stored(self) -> list[str]:
+        """The sums are written, and all pointers move on."""
+        stores = [f"stp q{a}, q{a + 1}, [{_OUT}, #{16 * a}]" for a in range(0, _VECTORS, 2)]
+        return [*stores, *(f"add {pointer}, {pointer}, #{_LINE}" for pointer in (*self._pointers, _OUT))]
+
     def _fetches(self) -> list[str]:
         """Loads of the lines that the next pixel does not share with this one, row by row in the order of memory."""
+        fetch, step, mnemonic = self.fetching
         column = max(0, self.kernel[1] - self.stride)
         return [
             line
             for row in range(self.kernel[0])
             for line in (
-                f"add {_FETCH}, {self._pointer(row, column)}, {_STEP}",
-                *(f"prfm pldl1keep, [{_FETCH}, #{at}]" for at in range(0, self.stride * self.channels * 4, _LINE)),
+                f"add {fetch}, {self._pointers[row * self.kernel[1] + column]}, {step}",
+                *(f"{mnemonic} [{fetch}, #{at}]" for at in range(0, self.stride * self.channels * 4, _LINE)),
             )
         ]
-
-
-def _load(registers: range, pointer: str) -> list[str]:
-    first = registers[0]
-    return [f"ldp q{first + i}, q{first + i + 1}, [{pointer}, #{16 * i}]" for i in range(0, _VECTORS, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from bitkiln.schedules.microkernels.a53 import pool
 from bitkiln.schedules.microkernels.a53.pool import BLOCK
 from bitkiln.schedules.microkernels.a53_32 import asm
 
-_LINE = 64
 #: Registers; the taps are r0..r8.
 _OUT, _LEFT, _STEP, _FETCH, _PIXELS = "r9", "r10", "r11", "r12", "lr"
 #: Arguments on the stack, in bytes from its top at the call.
@@ -23,6 +23,9 @@ _SUMS, _SETS, _SCALE = range(4), (range(8, 12), range(12, 16)), 4
 @dataclass(frozen=True)
 class PoolRow(pool.PoolRow):
     """As ``a53.pool.PoolRow``."""
+
+    sets: ClassVar[tuple[range, range]] = _SETS
+    fetching: ClassVar[tuple[str, str, str]] = (_FETCH, _STEP, "pld")
 
     @property
     def symbol(self) -> str:
@@ -83,37 +86,15 @@ class PoolRow(pool.PoolRow):
             lines += [*asm.constant(_LEFT, bits), f"vdup.32 q{_SCALE}, {_LEFT}"]
         return lines
 
-    def _line(self) -> list[str]:
-        """Sixteen channels of a pixel."""
-        first, *others = self._pointers
-        lines = _load(_SUMS, first)
-        # One tap is loaded while the one before it is combined.
-        for number, pointer in enumerate(others):
-            lines += _load(_SETS[number % 2], pointer)
-            if number:
-                lines += self._combine(_SETS[1 - number % 2])
-        if others:
-            lines += self._combine(_SETS[1 - len(others) % 2])
-        if self.kind == "avg":
-            lines += [f"vmul.f32 q{s}, q{s}, q{_SCALE}" for s in _SUMS]
-        return [*lines, *(f"vst1.32 {{{asm.doubles(_SUMS[at : at + 2])}}}, [{_OUT}]!" for at in (0, 2))]
+    def _load(self, registers: range, pointer: str) -> list[str]:
+        return [f"vld1.32 {{{asm.doubles(registers[at : at + 2])}}}, [{pointer}]!" for at in (0, 2)]
 
     def _combine(self, tap: range) -> list[str]:
         mnemonic = "vmax" if self.kind == "max" else "vadd"
         return [f"{mnemonic}.f32 q{s}, q{s}, q{value}" for s, value in zip(_SUMS, tap, strict=True)]
 
-    def _fetches(self) -> list[str]:
-        """As ``a53.pool``: lines that the next pixel does not share with this one, in the order of memory."""
-        column = max(0, self.kernel[1] - self.stride)
-        return [
-            line
-            for row in range(self.kernel[0])
-            for line in (
-                f"add {_FETCH}, r{row * self.kernel[1] + column}, {_STEP}",
-                *(f"pld [{_FETCH}, #{at}]" for at in range(0, self.stride * self.channels * 4, _LINE)),
-            )
-        ]
+    def _scaled(self) -> list[str]:
+        return [f"vmul.f32 q{s}, q{s}, q{_SCALE}" for s in _SUMS]
 
-
-def _load(registers: range, pointer: str) -> list[str]:
-    return [f"vld1.32 {{{asm.doubles(registers[at : at + 2])}}}, [{pointer}]!" for at in (0, 2)]
+    def _stored(self) -> list[str]:
+        return [f"vst1.32 {{{asm.doubles(_SUMS[at : at + 2])}}}, [{_OUT}]!" for at in (0, 2)]
