@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import isqrt
 from typing import Any
 
 import tvm
@@ -126,8 +127,13 @@ def splits(extent: int, parts: int) -> list[tuple[int, ...]]:
     """All ways to write ``extent`` as a product of so many factors, in order."""
     if parts == 1:
         return [(extent,)]
-    divisors = [size for size in range(1, extent + 1) if extent % size == 0]
-    return [(first, *rest) for first in divisors for rest in splits(extent // first, parts - 1)]
+    return [(first, *rest) for first in _divisors(extent) for rest in splits(extent // first, parts - 1)]
+
+
+@cache
+def _divisors(number: int) -> tuple[int, ...]:
+    small = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return tuple(sorted({*small, *(number // size for size in small)}))
 
 
 def _text(split: tuple[int, ...]) -> str:

@@ -76,6 +76,7 @@ def test_a_point_is_found_again_in_the_program_that_it_decides() -> None:
 def test_tiles_are_all_ways_to_split_a_loop() -> None:
     assert splits(4, 2) == [(1, 4), (2, 2), (4, 1)]
     assert all(prod(split) == 360 for split in splits(360, 4))
+    assert len(splits(2**40, 2)) == 41, "long loops do not take long"
     assert len(set(splits(360, 4))) == len(splits(360, 4)) == 20 * 10 * 4
 
 
