@@ -369,10 +369,10 @@ class Reports:
 def in_child(function: Callable[[], Answer], seconds: float) -> Answer:
     """The mapping ``function`` gives, computed in a forked process that has ``seconds``; its death becomes an answer too."""
     reader, writer = os.pipe()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         os.close(reader)
-        die_with_parent()
+        die_with(parent)
         for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
             signal.signal(number, signal.SIG_DFL)  # TVM's handler would print a page and hide the signal.
         answer_and_exit(function, writer)
@@ -426,9 +426,11 @@ def verdict(text: bytes | None, status: int, seconds: float) -> Answer:
     return json.loads(text)
 
 
-def die_with_parent() -> None:
-    """Have the system kill this process when its parent goes, however that happens."""
+def die_with(parent: int) -> None:
+    """Have the system kill this process when its parent goes, however that happens; it may have gone already."""
     LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 # --- Sessions --------------------------------------------------------------------------------------------------------------
@@ -449,9 +451,9 @@ class Session:
         self.deadline = time.monotonic() + seconds
         self.offered = offered
         self.folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
-        self.process = os.fork()
+        parent, self.process = os.getpid(), os.fork()
         if self.process == 0:
-            self._serve()
+            self._serve(parent)
 
     def ended(self) -> bool:
         """Whether the session is over; one whose time is up is ended here."""
@@ -482,10 +484,10 @@ class Session:
                 continue
         os.waitpid(self.process, 0)
 
-    def _serve(self) -> None:
+    def _serve(self, parent: int) -> None:
         try:
             os.setpgid(0, 0)
-            die_with_parent()
+            die_with(parent)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)

@@ -17,11 +17,16 @@ from bitkiln.pipeline.support import interrupts
 _running: set[int] = set()
 
 
+#: Whoever started us may have died before the system was asked to kill us with it: then we begin nothing.
+_STILL_THERE = 'test "$PPID" = "$0" && exec "$@"'
+
+
 def bound_to_us(command: Sequence[str | Path]) -> list[str]:
     """``command`` as one that the system kills when the thread that started it is no more, where the system can."""
     # util-linux has it on every Linux of ours; macOS has no such thing.
     setpriv = shutil.which("setpriv")
-    return [*([setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []), *map(str, command)]
+    bound = [setpriv, "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _STILL_THERE, str(os.getpid())] if setpriv else []
+    return [*bound, *map(str, command)]
 
 
 def run(

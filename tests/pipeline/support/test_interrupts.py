@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bitkiln.pipeline.support import processes
+
 COMMAND = """
 import subprocess, sys, time
 import click
@@ -93,6 +95,17 @@ def test_a_program_dies_with_whoever_started_it(tmp_path):
     process.communicate(timeout=10)
     psutil.wait_procs([child], 5)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_program_does_not_begin_where_whoever_started_it_is_dead(tmp_path):
+    """Killed before the system was asked to kill its program with it: as if by another process than the one that asks."""
+    command = processes.bound_to_us(["touch", str(tmp_path / "begun")])
+    subprocess.run(command, timeout=60)
+    assert (tmp_path / "begun").exists()
+    (tmp_path / "begun").unlink()
+    orphan = f"import os, subprocess; subprocess.run({command!r})"
+    subprocess.run([sys.executable, "-c", orphan], timeout=60)
+    assert not (tmp_path / "begun").exists()
 
 
 EARLY = """
