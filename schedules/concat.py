@@ -22,19 +22,9 @@ def reference(workload: Concat) -> tirx.PrimFunc:
     parts = [te.placeholder(*spec, name=f"part{i}") for i, spec in enumerate(shapes[: len(workload.parts)])]
     sizes = [packed(channels) if workload.bits else channels for channels in workload.parts]
     begins = workload.begins or (0,) * len(parts)
+    taken = list(zip(parts, begins, sizes, strict=True))
     operands = stages.operand_tensors(workload.epilogue, (workload.height, workload.width, workload.channels))
-
-    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
-        end = shapes[-1][0][-1]
-        value = None
-        for part, size, first in reversed(list(zip(parts, sizes, begins, strict=True))):
-            begin = end - size
-            own = part[n, y, x, c - begin + first]
-            value = own if value is None else tirx.if_then_else(c < end, own, value)
-            end = begin
-        return value
-
-    joined = te.compute(shapes[-1][0], element, name="joined")
+    joined = stages.side_by_side(taken, shapes[-1][0], "joined")
     return te.create_prim_func([*parts, *operands, stages.apply_epilogue(joined, workload.epilogue, operands)])
 
 

@@ -33,6 +33,22 @@ def pad(data: te.Tensor, padding: tuple[int, int, int, int], value: tirx.PrimExp
     return te.compute((1, height + top + bottom, width + left + right, channels), element, name="padded")
 
 
+def side_by_side(images: Sequence[tuple[te.Tensor, int, int]], shape: tuple[int, ...], name: str) -> te.Tensor:
+    """``images`` [1, H, W, ...] as one of ``shape``: of each the channels from its first one on, and how many."""
+
+    def element(n: tirx.Var, y: tirx.Var, x: tirx.Var, c: tirx.Var) -> tirx.PrimExpr:
+        end = shape[-1]
+        value = None
+        for image, first, count in reversed(images):
+            begin = end - count
+            own = image[n, y, x, c - begin + first]
+            value = own if value is None else tirx.if_then_else(c < end, own, value)
+            end = begin
+        return value
+
+    return te.compute(shape, element, name=name)
+
+
 def convolve(workload: Conv2d | QConv2d, padded: te.Tensor, tap: Callable[..., tirx.PrimExpr], name: str) -> te.Tensor:
     """The sums of ``workload`` over the image ``padded``, [1, OH, OW, O]; ``tap(o, ry, rx, rc)`` is a weight, OHWI."""
     (stride_y, stride_x), (step_y, step_x) = workload.strides, workload.dilation

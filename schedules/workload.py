@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from bitkiln.schedules.steps import Step
@@ -106,6 +106,8 @@ class Conv2d(Convolution):
     convolutions of a 1x1 image.
     ``signs``, of a result of floats, are further outputs behind it; their operands follow those of the epilogue.
     ``whole``: data and weights are whole numbers whose sums float32 holds, and those sums have to be exact.
+    With ``parts`` the data are several images side by side, as ``Concat`` joins them; those behind the first are the last
+    arguments. What is computed, and so the key, is the same as of one image.
     """
 
     tag: ClassVar[str] = "conv2d"
@@ -121,6 +123,9 @@ class Conv2d(Convolution):
     thresholds: int = 1
     whole: bool = False
     signs: tuple[Signs, ...] = ()
+    parts: tuple[int, ...] = field(default=(), kw_only=True)
+    begins: tuple[int, ...] = field(default=(), kw_only=True)
+    widths: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -144,7 +149,8 @@ class Conv2d(Convolution):
                 ((*weights, packed(per_group)), "uint8"),
             ]
         else:
-            size = (self.height, self.width, self.channels)
+            images = self.widths or self.parts
+            size = (self.height, self.width, images[0] if images else self.channels)
             data = (1, *size) if self.layout == "NHWC" else (1, size[2], size[0], size[1])
             args = [(data, "float32"), ((*weights, per_group), "float32")]
         args += operand_shapes(self.epilogue, (*self.conv_size, self.out_channels))
@@ -156,6 +162,7 @@ class Conv2d(Convolution):
             args.append(((*several, *(self.conv_size if element else ()), self.out_channels), "int32"))
         if self.shift:
             args.append(((self.channels,), "float32"))
+        args += [((1, self.height, self.width, width), "float32") for width in (self.widths or self.parts)[1:]]
         return (*args, result_shape(result, self.out), *(result_shape(result, "bits") for _ in self.signs))
 
     def key(self) -> str:

@@ -52,14 +52,21 @@ def layers_of(lowered: Lowered, steps: Iterable[str]) -> dict[str, tuple[str, tu
     """The layer that each of ``steps`` is known by, and all its layers in execution order.
 
     Where several steps together compute a tensor of the network, the first of them is known by what multiplies, the last by
-    what comes after it, and those between are left out.
+    what comes after it, and those between are left out. Of steps that each compute some channels the first has the layers.
     """
     graph = dict(bindings(lowered.graph["main"]))
     origins = Origins(lowered)
     known = [param.name for param in lowered.graph["main"].params]
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     parts: list[str] = []
+    steps = list(steps)
     for name in steps:
+        whole = name.rpartition(".part")[0]
+        if whole in graph and whole not in steps:
+            layers = origins.between(known, whole)
+            found[name] = "".join(origins.named([origins.main(layers)])), origins.named(layers)
+            known.append(whole)
+            continue
         if name not in graph:
             parts.append(name)
             continue

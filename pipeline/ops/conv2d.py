@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline.ir.graph import shape_of
-from bitkiln.pipeline.ops.register import image_size, kernel_size, packed_size, register
+from bitkiln.pipeline.ops.register import image_size, ints, kernel_size, packed_size, register
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, ConvTranspose2d, Pool, Signs
 
@@ -42,6 +42,8 @@ class ConvAttributes(_Pooled, total=False):
     shift: bool
     layout: str
     whole: bool
+    parts: tuple[int, ...]
+    begins: tuple[int, ...]
 
 
 class BinaryConvAttributes(_Pooled, total=False):
@@ -63,7 +65,8 @@ def conv2d(x: relax.Expr, weight: relax.Expr, *operands: relax.Expr, **attribute
     """x float32 [1, H, W, C], weight float32 [O, kh, kw, C/groups] -> float32 [1, H', W', O], or bits.
 
     With ``shift`` the last operand is added to x before its zero padding; with ``layout`` "NCHW" x is [1, C, H, W]. With
-    ``whole`` the sums are whole numbers that have to be exact.
+    ``whole`` the sums are whole numbers that have to be exact. With ``parts``, and ``begins`` as in ``concat``, x is the first
+    of several images, and the others are the last operands.
     """
     return _CONV2D.call([x, weight, *operands], attributes)
 
@@ -96,10 +99,19 @@ def conv2d_transpose(
 
 
 def _float_sizes(call: Call) -> dict[str, Any]:
+    if len(call.attrs["parts"]):
+        return _part_sizes(call)
     if str(call.attrs["layout"]) == "NHWC":
         return {**image_size(call), **kernel_size(call)}
     _, channels, height, width = shape_of(call.args[0])
     return {"height": height, "width": width, "channels": channels, **kernel_size(call)}
+
+
+def _part_sizes(call: Call) -> dict[str, Any]:
+    parts = ints(call.attrs["parts"])
+    images = [call.args[0], *call.args[len(call.args) - len(parts) + 1 :]]
+    widths = tuple(shape_of(image)[3] for image in images) if len(call.attrs["begins"]) else ()
+    return {**image_size(call), "channels": sum(parts), **kernel_size(call), "widths": widths}
 
 
 def _packed_sizes(call: Call) -> dict[str, Any]:

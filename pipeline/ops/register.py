@@ -22,6 +22,7 @@ from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import (
     WORKLOAD_ATTR,
+    Conv2d,
     Pool,
     QConv2d,
     Signs,
@@ -202,6 +203,7 @@ def _operand_range(call: Call) -> tuple[int, int]:
     count = sum(step.operand != "" for step in workload.epilogue)
     behind = sum(bool(getattr(workload, name, False)) for name in ("threshold", "shift"))
     behind += sum(step.operand != "" for each in signs_of(workload) for step in each.epilogue)
+    behind += max(0, len(workload.parts) - 1) if isinstance(workload, Conv2d) else 0
     return len(call.args) - behind - count, len(call.args) - behind
 
 

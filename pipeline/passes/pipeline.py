@@ -26,6 +26,7 @@ from bitkiln.pipeline.passes.layout import layout
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.merge_padding import merge_padding
 from bitkiln.pipeline.passes.quantized import quantized
+from bitkiln.pipeline.passes.read_parts import read_parts
 from bitkiln.pipeline.passes.signs_beside import signs_beside
 from bitkiln.pipeline.passes.split_groups import split_groups
 from bitkiln.pipeline.passes.to_operators import to_operators
@@ -101,6 +102,7 @@ PASSES = (
     Pass("fold_steps", _plain(fold_steps)),
     Pass("split_groups", _plain(split_groups)),
     Pass("signs_beside", _plain(signs_beside)),
+    Pass("read_parts", _plain(read_parts)),
     Pass("legalize", _for_target(legalize), for_target=True),
 )
 

@@ -46,10 +46,7 @@ def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray
         return _compute_pool(workload, args)
     if isinstance(workload, Concat):
         parts = len(workload.parts)
-        if workload.begins:
-            taken = zip(args, workload.begins, workload.parts, strict=False)
-            args = [*(part[..., begin : begin + count] for part, begin, count in taken), *args[parts:]]
-        return steps.compute(workload.epilogue, np.concatenate(args[:parts], axis=3), args[parts:])
+        return steps.compute(workload.epilogue, _side_by_side(workload, args[:parts]), args[parts:])
     if isinstance(workload, QConv2d):
         return _compute_whole(workload, args)
     if isinstance(workload, ConvTranspose2d):
@@ -59,6 +56,8 @@ def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray
     if isinstance(workload, Resize):
         value = resize(args[0], workload.size, workload.method, workload.coordinates, workload.rounding)
         return steps.compute(workload.epilogue, value, args[1:])
+    if workload.parts:
+        return _compute_on_parts(workload, args)
     if workload.shift or workload.layout != "NHWC":
         return _compute_on_image(workload, args)
     value = accumulate(workload, args[0], args[1])
@@ -70,6 +69,20 @@ def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray
     value = steps.compute(workload.epilogue, value, args[2:])
     value = pool(value, workload.pool) if workload.pool else value
     return sign_bits(value, workload.sign_zero) if workload.out == "bits" else value
+
+
+def _side_by_side(workload: Concat | Conv2d, images: Sequence[np.ndarray]) -> np.ndarray:
+    if workload.begins:
+        taken = zip(images, workload.begins, workload.parts, strict=True)
+        images = [part[..., begin : begin + count] for part, begin, count in taken]
+    return np.concatenate(images, axis=3)
+
+
+def _compute_on_parts(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarray:
+    """A convolution of several images, of which all but the first are its last arguments."""
+    end = len(args) - len(workload.parts) + 1
+    image = _side_by_side(workload, [args[0], *args[end:]])
+    return _compute_alone(replace(workload, parts=(), begins=(), widths=()), [image, *args[1:end]])
 
 
 def _compute_on_image(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarray:

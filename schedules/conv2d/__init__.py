@@ -10,6 +10,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
 from bitkiln.schedules.conv2d import direct as conv2d_direct
+from bitkiln.schedules.conv2d import images as conv2d_images
 from bitkiln.schedules.conv2d import panels as conv2d_panels
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
@@ -28,14 +29,17 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
     weight = te.placeholder(weight_shape, "float32", name="weight")
     operands = stages.operand_tensors(workload.epilogue, (*workload.conv_size, workload.out_channels))
     shift = [te.placeholder((workload.channels,), "float32", name="shift")] if workload.shift else []
-    image = _image(workload, data, shift)
+    images = [data]
+    for argument in conv2d_images.arguments(workload)[1:]:
+        images.append(te.placeholder(argument.shape, "float32", name=f"data{len(images)}"))
+    image = _image(workload, data, shift) if len(images) == 1 else _side_by_side(workload, images)
     result = stages.apply_epilogue(_convolve(workload, image, weight), workload.epilogue, operands)
     if workload.pool:
         result = stages.pool(result, workload.pool)
     if workload.out == "bits":
         result = stages.signs(result, workload.sign_zero)
     more, bits = stages.beside(result, workload.signs, (*workload.out_size, workload.out_channels))
-    return te.create_prim_func([data, weight, *operands, *more, *shift, result, *bits])
+    return te.create_prim_func([data, weight, *operands, *more, *shift, *images[1:], result, *bits])
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
@@ -134,6 +138,12 @@ def _image(workload: Conv2d, data: te.Tensor, shift: Sequence[te.Tensor]) -> te.
         return value + shift[0][c] if shift else value
 
     return te.compute((1, workload.height, workload.width, workload.channels), element, name="image")
+
+
+def _side_by_side(workload: Conv2d, images: Sequence[te.Tensor]) -> te.Tensor:
+    pieces = conv2d_images.pieces(workload)
+    taken = [(image, piece.first, piece.count) for image, piece in zip(images, pieces, strict=True)]
+    return stages.side_by_side(taken, (1, workload.height, workload.width, workload.channels), "image")
 
 
 def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:

@@ -14,7 +14,6 @@ again for each block; one block of all tiles reads the weights once, which suits
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,8 +23,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
-from bitkiln.schedules.conv2d import tiles
-from bitkiln.schedules.conv2d.geometry import Run, geometry, split
+from bitkiln.schedules.conv2d import images, tiles
+from bitkiln.schedules.conv2d.geometry import Run, geometry, geometry_of_pieces, split
+from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
@@ -89,10 +89,14 @@ class _Direct:
         self, workload: Conv2d, tile: tuple[int, int], block: int, kernels: KernelSet, threads: int = 1
     ) -> None:
         tile_m, tile_n = tile
-        self.workload = workload
+        self.given, self.workload = workload, (workload := images.joined(workload))
         self.threads = threads
         self.assembly = assembly = kernels.assembly
+        #: Finds the pieces that the input consists of, where micro-kernels go from one to the next.
+        self.offsets = kernels.offsets() if kernels.offsets and images.read_in_place(self.given) else None
         self.geometry = geometry(workload)
+        if self.offsets:
+            self.geometry = geometry_of_pieces(workload, images.pieces(self.given))
         self.groups = workload.groups
         self.out_per_group = workload.out_channels // workload.groups
         self.straight = not workload.pool and workload.out == "float32"
@@ -115,13 +119,15 @@ class _Direct:
         self.tiles = Tiles(self.early, self.finish, kernels.product)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
+        self.copies = self.copies or (bool(self.given.parts) and not self.offsets)
         self.ahead, self.lines = self._fetched()
 
     def kernel(self) -> Kernel:
-        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        _, _, *operands, (out_shape, out_dtype) = self.workload.shapes
         packed = self.panel_floats * self.groups + AHEAD_BYTES // 4
+        sources = images.arguments(self.given)
         arguments: list[Argument | Constant] = [
-            Argument((0,), data_shape, "float32"),
+            *sources,
             Argument((1,), (packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(self._pixel_table()),
@@ -130,12 +136,15 @@ class _Direct:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            self.data, weights, *self.operands, pixels, rows = loops.parameters(arguments)
+            buffers = loops.parameters(arguments)
+            weights, *self.operands, pixels, rows = buffers[len(sources) :]
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
-            self.tiles.bind(self._image(), weights, pixels, rows, self.operands)
+            self.images = Images(self.given, buffers[: len(sources)])
+            self.tiles.bind(self._image(), weights, pixels, self._rows(rows), self.operands)
             self._body()
+        micro = (*self.tiles.microkernels, *([self.offsets] if self.offsets else []))
         notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
-        return Kernel(builder.get(), tuple(arguments), self.tiles.microkernels, notes)
+        return Kernel(builder.get(), tuple(arguments), micro, notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI in panels."""
@@ -152,12 +161,13 @@ class _Direct:
         fetched in the order of memory, as many as spread over all panels.
         """
         work = self.workload
-        bytes_of_tile = self.tile_m * work.channels * 4
+        bytes_of_tile = self.tile_m * self.geometry.padded[2] * 4
         follow = work.kernel == work.strides == (1, 1) and work.groups == 1 and not any(work.padding)
         if not follow or bytes_of_tile > _MOST_AHEAD:
             return IMAGE_AHEAD, 0
         panels = sum(run.count for run in self.panel_runs)
-        lines = -(-self.tile_m // (4 * panels)) if self.block == 1 and panels <= _FEW_PANELS else 0
+        in_order = self.block == 1 and panels <= _FEW_PANELS and not self.offsets
+        lines = -(-self.tile_m // (4 * panels)) if in_order else 0
         # What an addition takes as an immediate.
         return (bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE), lines
 
@@ -287,10 +297,23 @@ class _Direct:
                 self._tile(first + within, run, group, channel, panels, count, reach, place)
 
     def _image(self) -> Any:
-        """The image with its border, or the input itself."""
+        """The image with its border, or the input itself, or the first piece of it."""
         size = (self.workload.height, self.workload.width, self.workload.channels)
-        data = loops.flat(self.data, math.prod(size))
-        return tiles.padded_image(data, size, self.workload.padding) if self.copies else data
+        first = self.images.buffers[0]
+        if self.copies and self.given.parts:
+            return tiles.padded_pieces(self.images, size, self.workload.padding)
+        return tiles.padded_image(first, size, self.workload.padding) if self.copies else first
+
+    def _rows(self, table: Any) -> Any:
+        """Byte offsets of the rows of taps; those of pieces from the first one, as they lie in memory."""
+        if not self.offsets:
+            return table
+        rows = T.alloc_buffer((len(self.geometry.rows) + 1,), "int32")
+        first, *others = (T.address_of(buffer[0]) for buffer in self.images.buffers)
+        for number, start in enumerate((first, *others, first)):
+            at = T.address_of(rows[number]), T.address_of(table[number])
+            T.evaluate(T.call_extern("int32", self.offsets.symbol, *at, first, start))
+        return rows
 
     def _tile(
         self,

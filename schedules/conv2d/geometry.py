@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from bitkiln.schedules.conv2d.images import Piece
 from bitkiln.schedules.workload import Conv2d, QConv2d
 
 
@@ -63,3 +65,15 @@ def geometry(workload: Conv2d | QConv2d) -> Geometry:
     y, x = np.mgrid[0 : workload.conv_size[0], 0 : workload.conv_size[1]]
     pixels = y * (workload.strides[0] * pitch) + x * (workload.strides[1] * channels)
     return Geometry((height, width, channels), tuple(rows), length, pixels.ravel())
+
+
+def geometry_of_pieces(workload: Conv2d, pieces: Sequence[Piece]) -> Geometry:
+    """As ``geometry``, of a pointwise ``workload`` that reads ``pieces`` of one size: each of them is a row.
+
+    Offsets of rows count from each piece's own image.
+    """
+    width = pieces[0].width
+    y, x = np.mgrid[0 : workload.conv_size[0], 0 : workload.conv_size[1]]
+    pixels = (y * (workload.strides[0] * workload.width) + x * workload.strides[1]) * width
+    rows = tuple(piece.first for piece in pieces)
+    return Geometry((workload.height, workload.width, width), rows, pieces[0].count, pixels.ravel())

@@ -21,8 +21,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
-from bitkiln.schedules.conv2d import tiles
+from bitkiln.schedules.conv2d import images, tiles
 from bitkiln.schedules.conv2d.geometry import Run, split
+from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.tiles import SLACK, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, STEP, Finish, Sgemm
@@ -74,7 +75,7 @@ class _Panels:
     """The kernel under construction."""
 
     def __init__(self, workload: Conv2d, tile: tuple[int, int], cache_bytes: int) -> None:
-        self.workload = workload
+        self.given, self.workload = workload, (workload := images.joined(workload))
         self.pixels = workload.height * workload.width
         self.panel_runs = split(workload.out_channels, tile[1], 4)
         counts = range(1, max(1, workload.channels // _PART) + 1)
@@ -92,9 +93,10 @@ class _Panels:
 
     def kernel(self) -> Kernel:
         """The implementation."""
-        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        _, _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        sources = images.arguments(self.given)
         arguments: list[Argument | Constant] = [
-            Argument((0,), data_shape, "float32"),
+            *sources,
             Argument((1,), (self.floats,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.pitch)),
@@ -103,10 +105,11 @@ class _Panels:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            data, self.weights, *self.operands, self.offsets, self.rows = loops.parameters(arguments)
+            buffers = loops.parameters(arguments)
+            self.weights, *self.operands, self.offsets, self.rows = buffers[len(sources) :]
             out = T.arg("out", T.buffer(out_shape, out_dtype))
             self.result = loops.flat(out, math.prod(out_shape))
-            self._body(loops.flat(data, math.prod(data_shape)))
+            self._body(Images(self.given, buffers[: len(sources)]))
         notes = f"panels of {self.panel_runs[0].size} channels, {self.parts} parts, {self.bands[0].size} pixels a band"
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
 
@@ -115,12 +118,12 @@ class _Panels:
         weights = arrays[0].reshape(self.workload.out_channels, -1)
         return np.concatenate([pack_panels(weights, self.panel_runs), np.zeros(AHEAD_BYTES // 4, "float32")])
 
-    def _body(self, data: Any) -> None:
+    def _body(self, data: Images) -> None:
         work = self.workload
         copied = T.alloc_buffer((self.pixels * self.pitch + SLACK,), "float32")
         with T.parallel(work.height) as y, T.serial(work.width) as x:
             pixel = y * work.width + x
-            loops.copy(copied, pixel * self.pitch, data, pixel * work.channels, work.channels)
+            data.copy_pixel(copied, pixel * self.pitch, pixel)
         for band in self.bands:
             for count in range(band.count):
                 self._band(copied, band.first + count * band.size, band.size)

@@ -20,9 +20,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops, pool2d
+from bitkiln.schedules.conv2d import images
 from bitkiln.schedules.conv2d.geometry import split
 from bitkiln.schedules.conv2d.stem_image import ImageRows
-from bitkiln.schedules.conv2d.winograd import Winograd, four_from
+from bitkiln.schedules.conv2d.winograd import Patch, Winograd, four_from
 from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS
 from bitkiln.schedules.kernel import Kernel
 from bitkiln.schedules.microkernels import KernelSet, a53
@@ -92,7 +93,7 @@ class _Phases(Winograd):
         super().__init__(phases, (_OUTPUTS, _OUTPUTS), tile, block=1, kernels=kernels)
         self.layer = workload
         self.rows_in = ImageRows(workload)
-        self.data_shape, self.out_spec = workload.shapes[0][0], workload.shapes[-1]
+        self.sources, self.out_spec = images.arguments(workload), workload.shapes[-1]
         operands = len(workload.shapes) - 3 - workload.shift
         self.tables = [self.rows_in.shift_argument(2 + operands)] if workload.shift else []
         pool, columns = self.overlapping, workload.conv_size[1]
@@ -213,7 +214,7 @@ class _Phases(Winograd):
         used = self.columns * pair
         line = T.alloc_buffer((max(used, self.rows_in.pitch),), "float32")
         loops.fill(line, self.rows_in.pitch, used - self.rows_in.pitch)
-        data = loops.flat(self.data, self.layer.height * self.layer.width * self.layer.channels)
+        data = loops.flat(self.data[0], self.layer.height * self.layer.width * self.layer.channels)
         with T.serial(self.points[0]) as row, T.serial(_STRIDE) as odd:
             y = (strip * _OUTPUTS + row) * _STRIDE + odd - self.layer.padding[0]
             self.rows_in.fill(line, 0, data, y, 0, self.shift)
@@ -224,7 +225,7 @@ class _Phases(Winograd):
     def _transform_data(self, data: Any, to: Any, tile: Any) -> None:
         phases = self.workload.channels
         start = tile % self.tiles[1] * (_OUTPUTS * phases)
-        self._transform_patch(data, to, self.image, start, self.columns * phases)
+        self._transform_patch(data, to, Patch(self.image, start, self.columns * phases, phases), 0, phases)
 
     def _claim(self, first: Any, tiles: int) -> None:
         if not self.overlapping:

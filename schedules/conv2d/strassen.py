@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
+from bitkiln.schedules.conv2d import images
 from bitkiln.schedules.conv2d.geometry import Run, split
+from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.tiles import SLACK, at_least, operands_behind, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
@@ -86,7 +89,7 @@ class _Strassen:
     """The kernel under construction."""
 
     def __init__(self, workload: Conv2d, tile: tuple[int, int], block: int) -> None:
-        self.workload = workload
+        self.given, self.workload = workload, (workload := images.joined(workload))
         self.count = workload.height * workload.width
         self.pairs = -(-self.count // 2)
         self.depth, self.half = workload.channels // 2, workload.out_channels // 2
@@ -102,10 +105,11 @@ class _Strassen:
 
     def kernel(self) -> Kernel:
         """The implementation."""
-        (data_shape, _), _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        _, _, *operands, (out_shape, out_dtype) = self.workload.shapes
+        sources = images.arguments(self.given)
         packed = _PRODUCTS * self.depth * sum(run.count * run.size for run in self.panel_runs) + AHEAD_BYTES // 4
         arguments: list[Argument | Constant] = [
-            Argument((0,), data_shape, "float32"),
+            *sources,
             Argument((1,), (packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
@@ -114,9 +118,10 @@ class _Strassen:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            data, self.weights, *self.operands, self.offsets, self.rows = loops.parameters(arguments)
+            buffers = loops.parameters(arguments)
+            self.weights, *self.operands, self.offsets, self.rows = buffers[len(sources) :]
             out = T.arg("out", T.buffer(out_shape, out_dtype))
-            self.image = loops.flat(data, math.prod(data_shape))
+            self.images = Images(self.given, buffers[: len(sources)])
             self.result = loops.flat(out, math.prod(out_shape))
             for run in split(self.pairs, self.block):
                 with T.serial(run.count) as block:
@@ -168,18 +173,21 @@ class _Strassen:
 
     def _combine(self, data: Any, to: Any, pair: Any) -> None:
         """V of a pair."""
-        channels, depth = self.workload.channels, self.depth
-        one, two = self._pixel(pair, 0) * channels, self._pixel(pair, 1) * channels
+        depth, pixels = self.depth, [self._pixel(pair, second) for second in (0, 1)]
+        # Stretches of channels whose both halves lie in one piece each.
+        edges = sorted({0, depth, *(piece.begin % depth for piece in self.images.pieces)})
+        for begin, end in pairwise(edges):
 
-        def vector(at: Any) -> None:
-            a11, a12 = self.image[one + at], self.image[one + depth + at]
-            a21, a22 = self.image[two + at], self.image[two + depth + at]
-            s1 = a21 + a22
-            s2 = s1 - a11
-            for number, value in enumerate((a11, a12, a12 - s2, a22, s1, s2, a11 - a21)):
-                T.buffer_store(data, value, [to + number * depth + at])
+            def vector(at: Any, begin: int = begin) -> None:
+                (a11, a12), (a21, a22) = (
+                    [self.images.element(pixel, half + begin, at) for half in (0, depth)] for pixel in pixels
+                )
+                s1 = a21 + a22
+                s2 = s1 - a11
+                for number, value in enumerate((a11, a12, a12 - s2, a22, s1, s2, a11 - a21)):
+                    T.buffer_store(data, value, [to + number * depth + begin + at])
 
-        loops.sweep(depth, vector, _LANES)
+            loops.sweep(end - begin, vector, _LANES)
 
     def _multiply(self, products: Any, data: Any, pair: Any, channel: Any, pairs: int, size: int) -> None:
         """M of a tile of ``pairs`` and a panel of ``size`` channels from ``channel`` on."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
+from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.kernel import MicroKernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
@@ -192,6 +194,28 @@ def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:
 def at_least(run: Run, size: int) -> Run:
     """``run`` with tiles filled up to ``size``."""
     return Run(run.first, run.count, max(run.size, size), run.used)
+
+
+def padded_pieces(images: Images, size: tuple[int, int, int], padding: tuple[int, int, int, int]) -> Any:
+    """As ``padded_image``, of ``images`` side by side."""
+    height, width, channels = size
+    top, left, bottom, right = padding
+    rows, row = top + height + bottom, (left + width + right) * channels
+    padded = T.alloc_buffer((rows * row + SLACK,), "float32")
+
+    def inside(y: Any) -> None:
+        loops.fill(padded, y * row, left * channels)
+        with T.serial(width) as x:
+            images.copy_pixel(padded, y * row + (left + x) * channels, (y - top) * width + x)
+        loops.fill(padded, y * row + (left + width) * channels, right * channels)
+
+    with T.parallel(rows) as y, T.If(tirx.all(y >= top, y < top + height)):
+        with T.Then():
+            inside(y)
+        with T.Else():
+            loops.fill(padded, y * row, row)
+    loops.fill(padded, rows * row, SLACK)
+    return padded
 
 
 def padded_image(data: Any, size: tuple[int, int, int], padding: tuple[int, int, int, int], slack: int = SLACK) -> Any:

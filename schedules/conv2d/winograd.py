@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,9 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.a53 import FlatSigns
+from bitkiln.schedules.conv2d import images
 from bitkiln.schedules.conv2d.geometry import Run, split
+from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.tiles import finish_of, operands_behind, pack_panels
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
@@ -94,6 +97,16 @@ def emit(
     return Winograd(workload, outputs, tile, block, cache_bytes, kernel_set(target), threads).kernel()
 
 
+@dataclass(frozen=True)
+class Patch:
+    """The pixels of a tile: flat floats that begin at ``start``, rows ``pitch`` apart, pixels ``step``."""
+
+    source: Any
+    start: Any
+    pitch: int
+    step: int
+
+
 class Winograd:
     """The kernel under construction."""
 
@@ -111,7 +124,7 @@ class Winograd:
         kernels: KernelSet = a53.SET,
         threads: int = 1,
     ) -> None:
-        self.workload = workload
+        self.given, self.workload = workload, (workload := images.joined(workload))
         self.set = kernels
         self.along = tuple(self.transforms[m] for m in outputs)
         self.outputs = outputs
@@ -169,8 +182,8 @@ class Winograd:
         self.kernels: dict[str, MicroKernel] = {}
         #: Micro-kernels beside those of products.
         self.micro: list[MicroKernel] = [self.signs.micro] if self.signs else []
-        #: Shape of the data, shape and dtype of the output, and arguments behind those of a convolution.
-        self.data_shape = workload.shapes[0][0]
+        #: Data, shape and dtype of the output, and arguments behind those of a convolution.
+        self.sources = images.arguments(self.given)
         self.out_spec = workload.shapes[-1]
         self.tables: list[Argument | Constant] = list(self.signs.constants) if self.signs else []
 
@@ -179,7 +192,7 @@ class Winograd:
         _, _, *operands, _ = self.workload.shapes
         packed = self.positions * self.workload.channels * self.workload.out_channels + AHEAD_BYTES // 4
         arguments = [
-            Argument((0,), self.data_shape, "float32"),
+            *self.sources,
             Argument((1,), (packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
@@ -189,7 +202,8 @@ class Winograd:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            self.data, self.weights, *rest = loops.parameters(arguments)
+            buffers = loops.parameters(arguments)
+            self.data, (self.weights, *rest) = buffers[: len(self.sources)], buffers[len(self.sources) :]
             self.operands, rest = rest[: len(operands)], rest[len(operands) :]
             self.pixels, self.rows, *self.table_buffers = rest
             self.out = T.arg("out", T.buffer(*self.out_spec))
@@ -215,7 +229,7 @@ class Winograd:
         work = self.workload
         size = math.prod(self.size) * work.out_channels
         out = loops.flat(self.out, size) if self.straight else None
-        self.image = loops.flat(self.data, work.height * work.width * work.channels)
+        self.images = Images(self.given, self.data)
         self.result = out if self.straight else T.alloc_buffer((size,), "float32")
         if self.strips:
             self._strips()
@@ -345,7 +359,10 @@ class Winograd:
         inside = tirx.all(y >= 0, y + self.points[0] <= work.height, x >= 0, x + self.points[1] <= work.width)
 
         def from_image() -> None:
-            self._transform_patch(data, to, self.image, (y * work.width + x) * channels, work.width * channels)
+            for buffer, piece in zip(self.images.buffers, self.images.pieces, strict=True):
+                start = (y * work.width + x) * piece.width + piece.first
+                patch = Patch(buffer, start, work.width * piece.width, piece.width)
+                self._transform_patch(data, to, patch, piece.begin, piece.count)
 
         def from_patch() -> None:
             patch = T.alloc_buffer((self.positions * channels,), "float32")
@@ -353,10 +370,10 @@ class Winograd:
                 start = (dy * self.points[1] + dx) * channels
                 with T.If(tirx.all(y + dy >= 0, y + dy < work.height, x + dx >= 0, x + dx < work.width)):
                     with T.Then():
-                        loops.copy(patch, start, self.image, ((y + dy) * work.width + x + dx) * channels, channels)
+                        self.images.copy_pixel(patch, start, (y + dy) * work.width + x + dx)
                     with T.Else():
                         loops.fill(patch, start, channels)
-            self._transform_patch(data, to, patch, 0, self.points[1] * channels)
+            self._transform_patch(data, to, Patch(patch, 0, self.points[1] * channels, channels), 0, channels)
 
         with T.If(inside):
             with T.Then():
@@ -364,21 +381,23 @@ class Winograd:
             with T.Else():
                 from_patch()
 
-    def _transform_patch(self, data: Any, to: Any, source: Any, start: Any, pitch: int) -> None:
+    def _transform_patch(self, data: Any, to: Any, patch: Patch, begin: int, count: int) -> None:
+        """V of a tile in the ``count`` channels from ``begin`` on, which ``patch`` has."""
         channels, (points_y, points_x) = self.workload.channels, self.points
 
         def along_x(dy: Any, vector: Any) -> list[Any]:
-            first = start + dy * pitch + vector * _LANES
+            first = patch.start + dy * patch.pitch + vector * _LANES
             return _through(
-                self.along[1].data, [T.bind(source[four_from(first + dx * channels)]) for dx in range(points_x)]
+                self.along[1].data,
+                [T.bind(patch.source[four_from(first + dx * patch.step)]) for dx in range(points_x)],
             )
 
         def store(px: Any, vector: Any, values: Sequence[Any]) -> None:
             for py, value in enumerate(_through(self.along[0].data, values)):
-                at = to + ((py * points_x + px) * channels + vector * _LANES) * self.side
+                at = to + ((py * points_x + px) * channels + begin + vector * _LANES) * self.side
                 T.buffer_store(data, value, [T.ramp(at, self.side, _LANES)])
 
-        with T.serial(channels // _LANES) as vector:
+        with T.serial(count // _LANES) as vector:
             # Row by row: neighbours in a row are neighbours in memory, which the core's prefetcher follows.
             if self.set.registers < _MANY_REGISTERS:
                 between = self._between(along_x, points_y, points_x, vector)

@@ -45,6 +45,9 @@ class KernelSet:
     registers: int = 32
     #: Channels that the size of every panel is a multiple of.
     channels: int = 4
+    #: Distances between the images that a float product reads, with the C call of ``a53.offsets.Offset``; without it images
+    #: are copied side by side first.
+    offsets: type[Any] | None = None
     #: Whether it has the product of a stack of tiles (``a53.sgemm_stack``).
     stacks: bool = False
     #: The product of packed pixels, with the arguments and the C call of ``a53_32.panels.Panels``: Winograd's algorithm takes

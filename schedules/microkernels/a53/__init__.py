@@ -5,6 +5,7 @@ Sizes keep all sums in registers beside what feeds them; docs/kernels.md and doc
 
 from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53.offsets import Offset
 from bitkiln.schedules.microkernels.a53.pool import PoolRow
 from bitkiln.schedules.microkernels.a53.sgemm import Sgemm
 from bitkiln.schedules.microkernels.a53.stem import Stem
@@ -17,6 +18,7 @@ SET = KernelSet(
     sgemm_few=(4, 16),
     sgemm_sevens=(7, 12),
     product=Sgemm,
+    offsets=Offset,
     finishes=True,
     stacks=True,
     winograd=((4, 4), (2, 2), (2, 4), (1, 2)),

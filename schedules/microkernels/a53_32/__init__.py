@@ -5,6 +5,7 @@ What is not here is done by plain loops.
 
 from bitkiln.schedules.microkernels.a53_32.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53_32.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53_32.offsets import Offset
 from bitkiln.schedules.microkernels.a53_32.panels import Panels
 from bitkiln.schedules.microkernels.a53_32.pool import PoolRow
 from bitkiln.schedules.microkernels.a53_32.sgemm import Sgemm
@@ -19,6 +20,7 @@ SET = KernelSet(
     sgemm_few=(4, 8),
     sgemm_sevens=(4, 8),
     product=Sgemm,
+    offsets=Offset,
     registers=16,
     channels=8,
     winograd=((4, 4), (2, 2), (2, 4)),
