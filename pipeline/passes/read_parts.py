@@ -60,11 +60,12 @@ class _Reading:
         if op_name(value) == "bitkiln.conv2d":
             first, *others = images_of(host)
             return ops.call_of(_with_parts(workload_of(value, Conv2d), host), [first, *value.args[1:], *others])
-        parts = workload_of(host, Concat).parts
+        work, parts = workload_of(value), workload_of(host, Concat).parts
+        assert isinstance(work, Pool2d | Resize)
         at, found = 0, []
         for number, (part, channels) in enumerate(zip(images_of(host), parts, strict=True)):
             own = [_of_channels(operand, at, at + channels) for operand in value.args[1:]]
-            call = ops.call_of(replace(workload_of(value), channels=channels), [part, *own])
+            call = ops.call_of(replace(work, channels=channels), [part, *own])
             found.append(graph.emit(call, f"{name}.part{number}"))
             at += channels
         self.gone.add(name)
