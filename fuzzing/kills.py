@@ -28,6 +28,14 @@ WHOLE_SECONDS = 900.0
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What a signal made of a command: its status as Popen has it, and after how many seconds."""
+
+    status: int
+    seconds: float
+
+
 @dataclass
 class Field:
     """A folder in which commands are killed; ``environment`` is theirs, with a TMPDIR of its own by which they are known."""
@@ -65,19 +73,29 @@ class Field:
         assert status == 0, f"{arguments}: status {status}: {self.said()[-500:]}"
         return time.monotonic() - begun
 
-    def killed(self, arguments: Sequence[str], after: float, number: signal.Signals) -> None:
-        """Run a command and end it, unless it ends before. Raises AssertionError where something of it goes on."""
+    def length(self, arguments: Sequence[str], most: float) -> float:
+        """How many seconds a command takes; it is ended after ``most``."""
+        begun = time.monotonic()
+        self.killed(arguments, most, signal.SIGTERM)
+        return min(most, time.monotonic() - begun)
+
+    def killed(self, arguments: Sequence[str], after: float, number: signal.Signals) -> Ended | None:
+        """Run a command and end it; how it ended, None where it did before. Raises AssertionError where something goes on."""
         process = self.start(arguments)
         with suppress(subprocess.TimeoutExpired):
             process.wait(after)
+        over = process.poll() is not None
+        begun = time.monotonic()
         with suppress(ProcessLookupError):
             process.send_signal(number)
-        process.wait(GONE_SECONDS)
+        status = process.wait(GONE_SECONDS)
+        ended = None if over else Ended(status, time.monotonic() - begun)
         deadline = time.monotonic() + GONE_SECONDS
         while orphans := self.orphans():
             assert time.monotonic() < deadline, f"{arguments}, {number.name} after {after:.2f} s leaves {orphans}"
             time.sleep(0.1)
         assert not any(map(_is_ours, _tracebacks(self.said()))), self.said()[-2000:]
+        return ended
 
     def orphans(self) -> list[str]:
         """Processes that have our TMPDIR, other than this one."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.scratch import discard, scratch_beside
 
 #: A build that takes longer is stuck.
 BUILD_SECONDS = 900.0
@@ -42,19 +41,19 @@ def made_once(destination: Path, make: Callable[[Path], Path]) -> Path:
     if not destination.exists():
         with _lock(destination):
             if not destination.exists():
-                with _aside(destination) as scratch:
+                with aside(destination) as scratch:
                     make(scratch).rename(destination)
     return destination
 
 
 @contextmanager
-def _aside(destination: Path) -> Iterator[Path]:
+def aside(destination: Path) -> Iterator[Path]:
     """A scratch folder on the file system of ``destination``, removed at the end."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    scratch = scratch_beside(destination.parent, f".{destination.name}.")
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        discard(scratch)
 
 
 @contextmanager

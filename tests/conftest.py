@@ -21,6 +21,8 @@ from bitkiln.targets import Target
 from tests.ssh_board import device, sshd  # noqa: F401  Fixtures for every test.
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+#: A program that forks children which have its models.
+FORK_CHILDREN = REPOSITORY / "tests/fork_children.py"
 
 # A shell ignores Ctrl-C for what it runs in the background, and programs hand that on: without this, tests that interrupt a
 # program would fail there.

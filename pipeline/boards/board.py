@@ -15,8 +15,8 @@ from bitkiln.pipeline.boards.place import AtTracker
 from bitkiln.pipeline.boards.session import Lines, Session
 from bitkiln.pipeline.boards.simulated import Machine, identify, measure_once
 from bitkiln.pipeline.boards.tracker import TrackerClient
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 
 
 @dataclass(frozen=True)

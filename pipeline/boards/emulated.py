@@ -15,8 +15,8 @@ from bitkiln.pipeline.boards.userland import userland
 from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support import processes
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 
 #: Emulation is some ten times slower than a board; a network that takes longer hangs.
 RUN_SECONDS = 600.0

@@ -16,7 +16,7 @@ from bitkiln.pipeline.boards.board import Request, with_files
 from bitkiln.pipeline.boards.setup import DEVICE, PROGRAMS, probe
 from bitkiln.pipeline.boards.ssh import Remote
 from bitkiln.pipeline.errors import BoardError
-from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.targets.scratch import scratch_folder
 
 #: Seconds for what a board can say at once, Python's start included.
 PATIENCE = 60.0

@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,12 +80,14 @@ class Roster:
             member = self._members.get(board)
             return member.standing.aside if member and self._now() < member.until else ""
 
-    def all_aside(self, boards: int) -> str:
-        """Why none of so many boards may measure; empty where one may, or nobody knows."""
+    def all_aside(self, boards: Collection[str]) -> str:
+        """Why none of these boards may measure; empty where one may, or nobody knows."""
         with self._lock:
             now = self._now()
-            reasons = [f"{name}: {each.standing.aside}" for name, each in self._members.items() if now < each.until]
-            return "; ".join(reasons) if reasons and len(reasons) >= boards else ""
+            reasons = {name: each.standing.aside for name, each in self._members.items() if now < each.until}
+            if not boards or not all(board in reasons for board in boards):
+                return ""
+            return "; ".join(f"{board}: {reasons[board]}" for board in boards)
 
     def must_check(self, board: str) -> bool:
         """Whether the board has to measure the common kernel before its figures count."""
@@ -98,6 +100,8 @@ class Roster:
         with self._lock:
             member = self._members.setdefault(board, _Member())
             self._note(member, found)
+            # One that was set aside comes back when it behaves.
+            problem = problem or (_unfitness(found) if member.times_aside else "")
             member.standing.sample_cycles = None if problem else found.cycles
             if problem:
                 self._set_aside(board, member, problem)
@@ -121,14 +125,9 @@ class Roster:
         with self._lock:
             member = self._members.setdefault(board, _Member())
             self._note(member, found)
-            throttled = bool(found.health.get("throttled"))
-            member.unfit = member.unfit + 1 if throttled or not found.steady else 0
+            what = _unfitness(found)
+            member.unfit = member.unfit + 1 if what else 0
             if member.unfit >= MOST_UNFIT:
-                what = (
-                    "it is throttled: cool it, or give it a better power supply"
-                    if throttled
-                    else "its clock does not hold still"
-                )
                 self._set_aside(board, member, what)
 
     def lost(self, board: str, why: str) -> None:
@@ -191,6 +190,13 @@ class Roster:
             kept = dict(list(known.items())[-MOST_BOARDS:])
             with atomic_write(self._file) as temporary:
                 temporary.write_text(json.dumps(msgspec.to_builtins(kept)), encoding="utf-8")
+
+
+def _unfitness(found: Measurement) -> str:
+    """Why a board was not fit when it measured ``found``; empty where it was."""
+    if found.health.get("throttled"):
+        return "it is throttled: cool it, or give it a better power supply"
+    return "" if found.steady else "its clock does not hold still"
 
 
 def standings_file() -> Path | None:

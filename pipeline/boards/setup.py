@@ -27,7 +27,7 @@ from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.device import verify_bundle
 from bitkiln.pipeline.errors import BoardError
 from bitkiln.pipeline.support import interrupts, processes
-from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.targets.scratch import scratch_folder
 
 DEVICE = Path(__file__).parents[1] / "device"
 FOLDER = ".local/share/bitkiln-board"

@@ -18,8 +18,8 @@ from bitkiln.pipeline.boards.tracker import TrackerClient
 from bitkiln.pipeline.boards.userland import missing_as_setup_error, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.support import interrupts, processes
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.sim import build, unlike
 
 SERVER = Path(__file__).parents[1] / "device" / "board_server.py"

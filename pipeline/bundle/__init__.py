@@ -28,8 +28,8 @@ from bitkiln.pipeline.errors import BundleError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.checked import Malformed, table
 from bitkiln.pipeline.support.files import ASIDE, read_file
-from bitkiln.pipeline.support.scratch import discard, scratch_beside
 from bitkiln.pipeline.support.text import printable
+from bitkiln.targets.scratch import discard, scratch_beside
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

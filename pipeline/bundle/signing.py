@@ -14,8 +14,8 @@ from bitkiln.pipeline.bundle import MANIFEST, open_bundle
 from bitkiln.pipeline.device.verify_bundle import IDENTITY, NAMESPACE, SIGNATURE
 from bitkiln.pipeline.errors import BundleError, InputError, SetupError
 from bitkiln.pipeline.support.files import atomic_write, read_file
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.pipeline.support.text import printable
+from bitkiln.targets.scratch import scratch_folder
 
 #: The user's keys, the first that there is, in the order in which ssh tries them.
 KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")

@@ -15,8 +15,8 @@ import capstone
 from bitkiln.pipeline.compile.library import Code, code_of
 from bitkiln.pipeline.compile.tools import attempt, tools_for
 from bitkiln.pipeline.errors import BitkilnError
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 
 _MODES = {
     "x": (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM),

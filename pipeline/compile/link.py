@@ -19,10 +19,10 @@ from bitkiln.pipeline.compile.tools import compile_with, tools_for
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
 from bitkiln.pipeline.support.files import atomic_write, cache_directory
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.schedules import exponentials
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 
 DEVICE = Path(__file__).parents[1] / "device"
 

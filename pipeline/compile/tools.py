@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bitkiln.pipeline.errors import BitkilnError, SetupError
 from bitkiln.pipeline.support import processes
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.toolchain import Toolchain, toolchain
 
 #: A compiler or linker that takes longer hangs.

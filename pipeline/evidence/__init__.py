@@ -28,9 +28,9 @@ from bitkiln.pipeline.errors import BoardError, InputError
 from bitkiln.pipeline.evidence import file
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.support.checked import Malformed, convert
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.pipeline.support.text import printable
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.sim import MODEL_VERSION
 from bitkiln.targets.sim import evidence as program
 

@@ -21,8 +21,8 @@ from bitkiln.pipeline.device import runner
 from bitkiln.pipeline.errors import BoardError, BundleError, InputError, SetupError
 from bitkiln.pipeline.reference.photos import prepare
 from bitkiln.pipeline.run.meaning import draw, meaning
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.sim import unlike
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitkiln.pipeline.errors import SetupError
-from bitkiln.pipeline.support.scratch import discard, scratch_file_beside, scratch_folder
 from bitkiln.targets.cache import user_directory
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.scratch import discard, scratch_file_beside, scratch_folder
 
 #: How names of what is written aside begin, whatever it will be called.
 ASIDE = ".bitkiln-"

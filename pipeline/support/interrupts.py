@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
+from bitkiln.targets import scratch
+
 #: Seconds in which a command may unwind by itself, on a machine with a core to spare; on a loaded one, as many times as long
 #: as it has processes to a core, up to the second figure.
 GRACE, MOST_LOAD = 0.6, 5.0
@@ -153,3 +155,6 @@ def leave() -> NoReturn:
         os.write(2, b"interrupted\n")
     # The interpreter's own way out waits for threads and runs other people's destructors.
     os._exit(exit_status())
+
+
+at_the_end(scratch.remove_all, 1)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bitkiln import targets
 from bitkiln.pipeline.support.files import require_space
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.pipeline.support.workers import WorkerDied, WorkerPool, work
 from bitkiln.schedules.workload import Tunable, to_json, tunable_from_json
 from bitkiln.targets import Target
+from bitkiln.targets.scratch import scratch_folder
 
 BUILD_SECONDS = 120.0
 #: Fixes the tensors that candidates of a task run on.

@@ -49,7 +49,12 @@ class CheckedBoards:
             for _ in range(min(MOST_PARKED, self._boards.tracker.require(self._boards.key).count)):
                 session = parked.enter_context(self._boards.session(SAMPLE_SECONDS))
                 board = str(session.address)
-                found = answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
+                try:
+                    found = answers.identity(session.call("bitkiln.identity"), f"board {session.board}")
+                except BoardError as error:
+                    self.roster.lost(board, str(error))
+                    problem = error
+                    continue
                 try:
                     compare_identity(found, self._task.target)
                     return found
@@ -75,7 +80,7 @@ class CheckedBoards:
                 board = str(session.address)
                 if not self.roster.aside(board) and self._is_fit(session, board):
                     return self._measure_on(session, board, library, request, inputs, known)
-                if why := self.roster.all_aside(self._boards.tracker.require(self._boards.key).count):
+                if why := self.roster.all_aside(self._boards.tracker.require(self._boards.key).addresses):
                     raise NoBoard(f"all boards of {self._boards.key!r} are set aside: {why}")
         raise NoBoard(f"no board of {self._boards.key!r} is fit")
 
@@ -99,17 +104,22 @@ class CheckedBoards:
         return found
 
     def _is_fit(self, session: Session, board: str) -> bool:
-        """Whether the board may measure; one that is new, or comes back, does the common kernel first."""
+        """Whether the board may measure; one that is new, or comes back, does the common kernel first.
+
+        A board that fails at it says nothing of the kernel that was to be measured: another board gets that.
+        """
         if not self.roster.must_check(board):
             return True
         artifact = self._common_kernel()
+        request = Request(outputs=True, limit_seconds=SAMPLE_SECONDS)
         try:
-            found = measure_in(
-                session, artifact.library, Request(outputs=True, limit_seconds=SAMPLE_SECONDS), artifact.inputs()
-            )
+            found = measure_in(session, artifact.library, request, artifact.inputs())
+        except KernelFailed as error:
+            self.roster.refuse(board, f"it fails at the common kernel ({error})")
+            return False
         except BoardError as error:
             self.roster.lost(board, str(error))
-            raise
+            return False
         return self.roster.checked(board, found, self._problem(found))
 
     def _problem(self, found: Measurement) -> str:

@@ -6,12 +6,11 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitkiln.targets import needs, zig
-from bitkiln.targets.cache import cache_directory
+from bitkiln.targets.cache import aside, cache_directory
 from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim.emulator import Emulator, emulator
 
@@ -84,15 +83,15 @@ def _digest(compiler: Sequence[str], machine: Emulator) -> str:
 
 def _compile(compiler: Sequence[str], machine: Emulator, built: Path) -> None:
     built.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
-        aside, exports = Path(scratch) / built.name, Path(scratch) / "exports.map"
+    with aside(built) as scratch:
+        library, exports = scratch / built.name, scratch / "exports.map"
         exports.write_text(EXPORTS)
         command = [*compiler, *FLAGS, f"-I{machine.folder / 'include'}", "-Xlinker", f"--version-script={exports}"]
-        command += [*map(str, sorted(SOURCES.glob("*.c"))), str(machine.folder / "libcapstone.a"), "-o", str(aside)]
+        command += [*map(str, sorted(SOURCES.glob("*.c"))), str(machine.folder / "libcapstone.a"), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=zig.environment())
         if done.returncode:
             raise _compile_error(done.stderr)
-        aside.replace(built)
+        library.replace(built)
 
 
 def _compile_error(stderr: str) -> Missing:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bitkiln.targets.loader import Target
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.sim import facts, microbench
 from bitkiln.targets.sim.build import qemu_command
 from bitkiln.targets.sim.microbench import Fact
@@ -37,7 +37,7 @@ def sequences() -> list[Fact]:
 def build(program: Path, target: Target) -> None:
     """Compile the program, which needs no library on the board. Raises Missing."""
     cross = toolchain(target)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         assembly = Path(scratch) / "sequences.s"
         assembly.write_text(microbench.functions(sequences()))
         command = [*cross.command, "-O2", "-static", "-pthread", f"-I{GUESTS}", str(GUESTS / "evidence.c")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitkiln.targets.loader import load
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.sim.build import qemu_command
 from bitkiln.targets.sim.reports import Reports
 from bitkiln.targets.toolchain import toolchain
@@ -74,7 +74,7 @@ def build(program: Path) -> None:
 
 def run(fact: MemoryFact, program: Path, options: Sequence[str] = ()) -> float:
     """What the simulated board takes, in the fact's unit. Raises Missing."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         out = Path(scratch) / "reports"
         command, env = qemu_command({}, [str(program), *fact.arguments], options=[f"mhz={MHZ}", f"out={out}", *options])
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)

@@ -9,13 +9,13 @@ x20 to x22 point into a buffer (x21 = x20 + 64, x22 = x20 + 16384), x0 and x1 ho
 import json
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitkiln.targets.loader import load as load_target
 from bitkiln.targets.needs import Missing
+from bitkiln.targets.scratch import scratch_folder
 from bitkiln.targets.sim.build import qemu_command
 from bitkiln.targets.sim.reports import Reports
 from bitkiln.targets.toolchain import toolchain
@@ -111,7 +111,7 @@ A64 = Dialect("rasp3b", assembly)
 def build(facts: Sequence[Fact], program: Path, dialect: Dialect = A64) -> None:
     """Assembles and links the facts' program. Raises Missing or, for bad text, ValueError."""
     cross = toolchain(load_target(dialect.target))
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         source = Path(scratch) / "facts.s"
         source.write_text(dialect.assembly(facts))
         command = [*cross.command, "-nostdlib", "-static", str(source), "-o", str(program)]
@@ -131,7 +131,7 @@ def run(
 
     Raises Missing.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         if program is None:
             program = Path(scratch) / "facts"
             build(facts, program, dialect)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from bitkiln.pipeline.bundle import open_bundle
 from fuzzing import kills
@@ -16,21 +13,6 @@ from tests.ssh_board import Device
 
 #: Kills of the suite, one of each command: a kill takes as long as half a compilation.
 SLICE = 5
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Path:
-    """A network with one convolution that leaves a choice."""
-    weights = np.random.default_rng(0).normal(size=(16, 16, 3, 3)).astype("f")
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1], name="conv")],
-        "small",
-        [helper.make_tensor_value_info("x", 1, [1, 16, 8, 8])],
-        [helper.make_tensor_value_info("y", 1, [1, 16, 8, 8])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "small.onnx")
-    return tmp_path / "small.onnx"
 
 
 def killing(network: Path, device: Device, tmp_path: Path, count: int, seed: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bitkiln.pipeline.boards import remote
 from tests.vm import system
 
 
@@ -22,6 +23,12 @@ def image() -> system.Image:
 def machine(image: system.Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[system.Machine]:
     with system.running(image, tmp_path_factory.mktemp("vm")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated system takes its time where others use the processors."""
+    monkeypatch.setattr(remote, "PATIENCE", 600.0)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ USERS = ("messagebus", "sshd", "systemd-network", "systemd-resolve", "polkitd", 
 #: Seconds to boot on a machine with much else to do.
 BOOT_SECONDS = 900.0
 #: Options of ssh for a board that takes its time to answer on a loaded machine. What is told first counts.
-PATIENT = "-o ConnectTimeout=120 -o ServerAliveInterval=120"
+PATIENT = "-o ConnectTimeout=120 -o ServerAliveCountMax=9"
 
 
 class NoMachine(Exception):

@@ -124,9 +124,28 @@ def test_one_that_is_throttled_or_unsteady_for_long(boards: Roster, unfit: Measu
 
 def test_when_all_are_aside_the_reasons_are_given(boards: Roster) -> None:
     boards.checked("a:1", GOOD, "it lies")
-    assert not boards.all_aside(2)
+    both = ["a:1", "b:1"]
+    assert not boards.all_aside(both)
     boards.checked("b:1", GOOD, "it lies, too")
-    assert "a:1: it lies" in boards.all_aside(2) and "it lies, too" in boards.all_aside(2)
+    assert "a:1: it lies" in boards.all_aside(both) and "it lies, too" in boards.all_aside(both)
+
+
+def test_those_that_are_not_there_any_more_do_not_stand_for_others(boards: Roster) -> None:
+    for name in ("a:1", "b:1"):
+        boards.checked(name, GOOD, "it lies")
+    # As many as are set aside, but a new one among them.
+    assert not boards.all_aside(["a:1", "c:1"])
+    assert boards.all_aside(["a:1"])
+
+
+def test_one_that_is_still_throttled_does_not_come_back(boards: Roster, watch: Watch) -> None:
+    throttled = replace(GOOD, health={"throttled": True})
+    for _ in range(3):
+        boards.measured("a:1", throttled)
+    watch.now += roster.ASIDE
+    assert not boards.checked("a:1", throttled, "") and "throttled" in boards.aside("a:1")
+    watch.now += roster.LONGEST_ASIDE
+    assert boards.checked("a:1", GOOD, "") and not boards.aside("a:1")
 
 
 def test_what_was_learned_is_kept_for_people_to_see(boards: Roster, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.plan import make_plan, read_network
 from bitkiln.pipeline.device import runner
 from bitkiln.schedules import generic
+from tests.conftest import FORK_CHILDREN
 from tests.pipeline.test_schema import wrong
 
 RUNNER = Path(runner.__file__)
@@ -124,20 +125,8 @@ def test_an_empty_path_is_named(library: Path) -> None:
 
 def test_children_of_a_fork_may_use_a_model_close_it_or_exit(library: Path, toy_input: np.ndarray) -> None:
     """A loaded model and ``os.fork``, as multiprocessing and servers of web pages have it."""
-    script = (
-        "import os, sys, runner\n"
-        "m = runner.Model(sys.argv[1], 4); m.fill_random(); m.run(); expected = m.output(0).tobytes()\n"
-        "for what in ('use', 'close', 'exit') * 5:\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        if what == 'use': m.run(); m.run(); os._exit(m.output(0).tobytes() != expected)\n"
-        "        if what == 'close': m.close(); os._exit(0)\n"
-        "        sys.exit(0)\n"
-        "    assert os.waitpid(child, 0)[1] == 0, what\n"
-        "m.run(); assert m.output(0).tobytes() == expected; print('done')\n"
-    )
     environment = {**os.environ, "PYTHONPATH": str(RUNNER.parent)}
-    command = [sys.executable, "-c", script, str(library)]
+    command = [sys.executable, str(FORK_CHILDREN), str(library)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "done\n", done.stderr
 

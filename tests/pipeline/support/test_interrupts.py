@@ -20,7 +20,7 @@ import click
 from bitkiln.pipeline.cli.invoke import invoke
 from bitkiln.pipeline.support import interrupts, processes
 from bitkiln.pipeline.support.files import atomic_write
-from bitkiln.pipeline.support.scratch import scratch_folder
+from bitkiln.targets.scratch import scratch_folder
 from pathlib import Path
 
 @click.command()

@@ -13,8 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from bitkiln.pipeline.support import interrupts
-
 PREFIX = "bitkiln-scratch-"
 
 #: Folders and files of this process that exist now; see ``remove_all``.
@@ -125,6 +123,3 @@ def _machine() -> str:
     except OSError:
         numbering = ""
     return hashlib.sha256(f"{os.uname().nodename} {numbering}".encode()).hexdigest()[:8]
-
-
-interrupts.at_the_end(remove_all, 1)

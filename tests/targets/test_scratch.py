@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bitkiln.pipeline.support import scratch
-from bitkiln.pipeline.support.scratch import PREFIX, discard, scratch_beside, scratch_folder, sweep
+from bitkiln.targets import scratch
+from bitkiln.targets.scratch import PREFIX, discard, scratch_beside, scratch_folder, sweep
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_folder_goes_with_its_context(folder):
 
 
 def test_what_a_killed_process_left_goes_with_the_next(folder):
-    code = "import os, sys; from bitkiln.pipeline.support.scratch import scratch_folder, scratch_beside\n"
+    code = "import os, sys; from bitkiln.targets.scratch import scratch_folder, scratch_beside\n"
     code += "from pathlib import Path; kept = scratch_folder(), scratch_beside(Path(sys.argv[1]), '.bitkiln-')\n"
     code += "os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(folder)], timeout=30)
