@@ -11,6 +11,7 @@ from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
 from bitkiln.schedules.conv2d import direct as conv2d_direct
 from bitkiln.schedules.conv2d import images as conv2d_images
+from bitkiln.schedules.conv2d import packed as conv2d_packed
 from bitkiln.schedules.conv2d import panels as conv2d_panels
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
@@ -47,13 +48,15 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     if is_stem(workload, target):
         return {"algorithm": ["stem", *(["stem winograd"] if conv2d_stem_winograd.applies(workload) else [])]}
     if _is_tiled_depthwise(workload, target):
-        return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload))}
+        return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload, kernel_set(target)))}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     winograd = [f"winograd {size_text(outputs)}" for outputs in _winograd_outputs(workload, target)]
     strassen = ["strassen"] if _strassen(workload, target) else []
     panels = ["panels"] if _panels(workload, target) else []
-    return {"algorithm": ["direct", *winograd, *strassen, *panels], **conv2d_direct.space(workload, target)}
+    packed = ["packed"] if conv2d_packed.applies(workload, target) else []
+    space = {"algorithm": ["direct", *winograd, *strassen, *panels, *packed], **conv2d_direct.space(workload, target)}
+    return {**space, "block": [*conv2d_packed.BLOCKS, 0]} if packed else space
 
 
 def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
@@ -61,7 +64,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     if is_stem(workload, target):
         return {"algorithm": "stem winograd" if conv2d_stem_winograd.applies(workload) else "stem"}
     if _is_tiled_depthwise(workload, target):
-        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload, threads)[0]}
+        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload, kernel_set(target), threads)[0]}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": "depthwise", "pixels": 4}
     # Threads share memory: a byte takes as long as ever, and the sums of all threads are done meanwhile.
@@ -76,6 +79,8 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
         return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
     if best is None and _panels(workload, target) and conv2d_panels.pays(workload, target, threads):
         return {"algorithm": "panels", **conv2d_panels.default()}
+    if best is None and conv2d_packed.applies(workload, target):
+        return {"algorithm": "packed", **conv2d_packed.default(workload, target)}
     if best is None:
         return {"algorithm": "direct", **conv2d_direct.default(workload, target, threads)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
@@ -92,13 +97,15 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     if algorithm == ["depthwise"]:
         if "tile" in knobs:
-            return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]), threads)
+            return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]), kernel_set(target), threads)
         return conv2d_depthwise.emit(workload, int(knobs["pixels"]))
     tile, block = size_of(knobs["tile"]), int(knobs["block"])
     if algorithm == ["strassen"]:
         return conv2d_strassen.emit(workload, tile, block)
     if algorithm == ["panels"]:
         return conv2d_panels.emit(workload, tile, target)
+    if algorithm == ["packed"]:
+        return conv2d_packed.emit(workload, block, target)
     if algorithm[0] == "winograd":
         return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
     return conv2d_direct.emit(workload, tile, block, target, threads)
@@ -110,7 +117,7 @@ def is_stem(workload: Conv2d, target: Target) -> bool:
 
 
 def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
-    return bool(kernel_set(target).depthwise) and conv2d_depthwise_a53.applies(workload)
+    return bool(kernel_set(target).depthwise) and conv2d_depthwise_a53.applies(workload, kernel_set(target))
 
 
 def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, int]]:

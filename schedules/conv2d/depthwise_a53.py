@@ -21,32 +21,29 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
-from bitkiln.schedules.microkernels.a53 import SET
+from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES, Depthwise, Gather
 from bitkiln.schedules.workload import Conv2d
 
-#: Rows x columns of output pixels.
-TILES = tuple(map(size_text, SET.depthwise))
 
-
-def applies(workload: Conv2d) -> bool:
-    """Whether this schedule can compute ``workload``."""
+def applies(workload: Conv2d, kernels: KernelSet) -> bool:
+    """Whether this schedule can compute ``workload`` with these micro-kernels."""
     whole = workload.depthwise and workload.out_channels == workload.channels and workload.channels % LANES == 0
-    return whole and all(map(steps_a53.by_channel, workload.epilogue)) and bool(tiles(workload))
+    return whole and all(map(steps_a53.by_channel, workload.epilogue)) and bool(tiles(workload, kernels))
 
 
 @cache
-def tiles(workload: Conv2d, threads: int = 1) -> tuple[str, ...]:
+def tiles(workload: Conv2d, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
     """The tiles whose values fit the registers: first those whose bands fit the L2 cache, by their cycles."""
-    cells = {tile: Cells(workload, tile, threads) for tile in TILES}
+    cells = {tile: Cells(workload, tile, kernels, threads) for tile in map(size_text, kernels.depthwise)}
     estimates = {tile: (each.beyond_cache, each.cycles) for tile, each in cells.items()}
-    return tuple(sorted((tile for tile in TILES if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
+    return tuple(sorted((tile for tile in cells if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
 
 
-def emit(workload: Conv2d, tile: str, threads: int = 1) -> Kernel:
+def emit(workload: Conv2d, tile: str, kernels: KernelSet, threads: int = 1) -> Kernel:
     """The implementation with tiles of ``tile`` output pixels, in cells for so many threads."""
-    return _Emitter(Cells(workload, tile, threads)).kernel()
+    return _Emitter(Cells(workload, tile, kernels, threads)).kernel()
 
 
 class _Emitter:
@@ -143,7 +140,8 @@ class _Emitter:
     def _cell(self, block: Any, y: Any, rows: int, columns: Columns, channel: Any, lanes: int) -> None:
         """``lanes`` channels from ``channel`` on of one cell."""
         work = self.workload
-        gather = Gather(work.channels, lanes // LANES)
+        assert self.cells.set.gather
+        gather = self.cells.set.gather(work.channels, lanes // LANES)
         self.used[gather.symbol] = gather
         before, first, count = self.cells.inside(columns)
         with T.serial(self.cells.reach(0, rows)) as row:

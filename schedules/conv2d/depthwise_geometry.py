@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from bitkiln.schedules.kernel import size_of
+from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, Depthwise
 from bitkiln.schedules.workload import Conv2d
 
@@ -41,8 +42,8 @@ class Cells:
     large to be in the L2 cache already.
     """
 
-    def __init__(self, workload: Conv2d, tile: str, threads: int = 1) -> None:
-        self.workload = workload
+    def __init__(self, workload: Conv2d, tile: str, kernels: KernelSet, threads: int = 1) -> None:
+        self.workload, self.set = workload, kernels
         height, width = workload.conv_size
         rows, columns = size_of(tile)
         self.tile = min(rows, height), min(columns, width)
@@ -91,7 +92,8 @@ class Cells:
         tile = (rows, self.tile[1])
         steps = tuple(step.op for step in work.epilogue)
         size = (work.channels, self.block_width, work.conv_size[1])
-        return Depthwise(*size, work.kernel, work.strides, work.dilation, tile, steps, self.fetches)
+        assert self.set.depthwise_tile
+        return self.set.depthwise_tile(*size, work.kernel, work.strides, work.dilation, tile, steps, self.fetches)
 
     def inside(self, columns: Columns) -> tuple[int, int, int]:
         """Columns of a cell's block that are zeros left of the image, its first image column, and how many there are."""

@@ -140,7 +140,9 @@ class _Direct:
             weights, *self.operands, pixels, rows = buffers[len(sources) :]
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self.images = Images(self.given, buffers[: len(sources)])
-            self.tiles.bind(self._image(), weights, pixels, self._rows(rows), self.operands)
+            image = tiles.image_read(self.images, self.given, self.copies)
+            rows = tiles.rows_read(self.images, self.offsets, rows)
+            self.tiles.bind(image, weights, pixels, rows, self.operands)
             self._body()
         micro = (*self.tiles.microkernels, *([self.offsets] if self.offsets else []))
         notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
@@ -295,25 +297,6 @@ class _Direct:
                     done = (group * self.out_per_group + channel) * pixels + within * panels.size
                     place = T.address_of(self.result[claimed + done // self.window])
                 self._tile(first + within, run, group, channel, panels, count, reach, place)
-
-    def _image(self) -> Any:
-        """The image with its border, or the input itself, or the first piece of it."""
-        size = (self.workload.height, self.workload.width, self.workload.channels)
-        first = self.images.buffers[0]
-        if self.copies and self.given.parts:
-            return tiles.padded_pieces(self.images, size, self.workload.padding)
-        return tiles.padded_image(first, size, self.workload.padding) if self.copies else first
-
-    def _rows(self, table: Any) -> Any:
-        """Byte offsets of the rows of taps; those of pieces from the first one, as they lie in memory."""
-        if not self.offsets:
-            return table
-        rows = T.alloc_buffer((len(self.geometry.rows) + 1,), "int32")
-        first, *others = (T.address_of(buffer[0]) for buffer in self.images.buffers)
-        for number, start in enumerate((first, *others, first)):
-            at = T.address_of(rows[number]), T.address_of(table[number])
-            T.evaluate(T.call_extern("int32", self.offsets.symbol, *at, first, start))
-        return rows
 
     def _tile(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,10 @@ class Images:
         self.buffers = [
             loops.flat(buffer, pixels * piece.width) for buffer, piece in zip(buffers, self.pieces, strict=True)
         ]
+
+    def __iter__(self) -> Iterator[tuple[Any, Piece]]:
+        """The buffers with what of them is read."""
+        return iter(zip(self.buffers, self.pieces, strict=True))
 
     def copy_pixel(self, target: Any, to: Any, pixel: Any) -> None:
         """All channels of ``pixel``."""

@@ -222,10 +222,13 @@ class _Phases(Winograd):
                 to = (row * self.columns + column) * phases + odd * pair
                 loops.copy(self.image, to, line, column * pair, pair)
 
-    def _transform_data(self, data: Any, to: Any, tile: Any) -> None:
+    def _transform_image(self, data: Any, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
         phases = self.workload.channels
-        start = tile % self.tiles[1] * (_OUTPUTS * phases)
-        self._transform_patch(data, to, Patch(self.image, start, self.columns * phases, phases), 0, phases)
+        with loop(tiles) as tile:
+            within = tile % self.side
+            start = (first + tile) % self.tiles[1] * (_OUTPUTS * phases)
+            patch = Patch(self.image, start, self.columns * phases, phases)
+            self._transform_patch(data, (tile - within) * self.data_pitch + within, patch, 0, phases)
 
     def _claim(self, first: Any, tiles: int) -> None:
         if not self.overlapping:

@@ -22,6 +22,7 @@ from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, IMAGE_AHEAD, REACH_BYTES, STEP, Finish, Sgemm
 from bitkiln.schedules.steps import Step, commutes_with_maximum
+from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
 #: Floats behind a copied image: what filled up rows and fetching ahead may read.
@@ -152,20 +153,24 @@ class Tiles:
                     T.buffer_store(sums, sums[index] + tap * self.weights[weight + n], [index])
 
 
-def finish_of(steps: Sequence[Step], window: int = 1) -> Finish | None:
-    """``steps`` as a micro-kernel finishes them, behind a maximum over ``window`` pixels, if it can."""
+def finish_of(steps: Sequence[Step], window: int = 1, registers: int = FREE_REGISTERS) -> Finish | None:
+    """``steps`` as a micro-kernel with so many free ``registers`` finishes them, behind a maximum over ``window`` pixels, if it
+    can.
+    """
     bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
     rest = steps[bias:]
-    if len(rest) > 1 or any(step.operand or not steps_a53.known(step, FREE_REGISTERS) for step in rest):
+    if len(rest) > 1 or any(step.operand or not steps_a53.known(step, registers) for step in rest):
         return None
     if window > 1 and not all(map(commutes_with_maximum, steps)):
         return None
     return Finish(bias, rest[0].op, rest[0].values, window) if rest else Finish(bias, window=window)
 
 
-def finished(steps: Sequence[Step]) -> int:
-    """How many of ``steps`` a micro-kernel can finish with."""
-    return next(count for count in range(len(steps), -1, -1) if finish_of(steps[:count]) is not None)
+def finished(steps: Sequence[Step], registers: int = FREE_REGISTERS) -> int:
+    """How many of ``steps`` a micro-kernel with so many free ``registers`` can finish with."""
+    return next(
+        count for count in range(len(steps), -1, -1) if finish_of(steps[:count], registers=registers) is not None
+    )
 
 
 def operands_behind(steps: Sequence[Step], count: int, operands: Sequence[Any]) -> Sequence[Any]:
@@ -194,6 +199,29 @@ def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:
 def at_least(run: Run, size: int) -> Run:
     """``run`` with tiles filled up to ``size``."""
     return Run(run.first, run.count, max(run.size, size), run.used)
+
+
+def image_read(images: Images, workload: Conv2d, copies: bool) -> Any:
+    """The image of ``workload`` with its border, a copy, or else the input itself, or the first piece of it."""
+    size, first = (workload.height, workload.width, workload.channels), images.buffers[0]
+    if copies and workload.parts:
+        return padded_pieces(images, size, workload.padding)
+    return padded_image(first, size, workload.padding) if copies else first
+
+
+def rows_read(images: Images, offsets: MicroKernel | None, table: Any) -> Any:
+    """Byte offsets of the rows of taps, and of the first one once more; those of pieces from the first, as they lie in memory.
+
+    ``table`` has them within a piece; ``offsets`` finds the distances where the input consists of pieces.
+    """
+    if not offsets:
+        return table
+    rows = T.alloc_buffer((len(images.buffers) + 1,), "int32")
+    first, *others = (T.address_of(buffer[0]) for buffer in images.buffers)
+    for number, start in enumerate((first, *others, first)):
+        at = T.address_of(rows[number]), T.address_of(table[number])
+        T.evaluate(T.call_extern("int32", offsets.symbol, *at, first, start))
+    return rows
 
 
 def padded_pieces(images: Images, size: tuple[int, int, int], padding: tuple[int, int, int, int]) -> Any:

@@ -46,6 +46,8 @@ from bitkiln.targets import Target
 #: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
 _GAP = 16
 _LANES = 4
+#: Channels of tiles side by side that are transformed before the next ones are: what they fill of V fits the L1 cache.
+_CHANNELS_AT_ONCE = 16
 #: Vector registers that hold a tile's values between the two halves of a transform.
 _MANY_REGISTERS = 32
 #: Threads that are to have work, and parts that the packing of signs is cut in.
@@ -105,6 +107,17 @@ class Patch:
     start: Any
     pitch: int
     step: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """``count`` channels from ``begin`` on: those from ``first`` on of an image in ``buffer`` with ``width`` channels."""
+
+    buffer: Any
+    width: int
+    first: Any
+    begin: Any
+    count: int
 
 
 class Winograd:
@@ -262,9 +275,7 @@ class Winograd:
         groups = [Run(run.first, run.count, max(run.size, least), run.used) for run in split(tiles, self.tile_m)]
         room = groups[-1].first + groups[-1].count * groups[-1].size
         data = T.alloc_buffer((room * self.data_pitch + _GAP,), "float32")
-        with loop(tiles) as tile:
-            within = tile % self.side
-            self._transform_data(data, (tile - within) * self.data_pitch + within, first + tile)
+        self._transform_image(data, first, tiles, loop)
         # Behind a transform by micro-kernel claims cost more than they save.
         if self.straight and self.window == (1, 1) and not self.set.transform:
             self._claim(first, tiles)
@@ -350,19 +361,51 @@ class Winograd:
                     for run in panels:
                         self._call(products, data, chunk, width, run, tile, group.size, position)
 
-    def _transform_data(self, data: Any, to: Any, tile: Any) -> None:
-        """V of a tile, from the image or, where the tile reaches over its edge, from a copy with zeros around."""
+    def _transform_image(self, data: Any, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
+        """V of ``tiles`` tiles from tile ``first`` on.
+
+        Where tiles stand side by side in V, they meet some channels, then the next ones: a line of V has values of all of them.
+        """
+        if self.side == 1:
+            parts = [Part(buffer, piece.width, piece.first, piece.begin, piece.count) for buffer, piece in self.images]
+            with loop(tiles) as tile:
+                self._transform_data(data, tile * self.data_pitch, first + tile, parts)
+            return
+        groups = -(-tiles // self.side)
+        for buffer, piece in self.images:
+            for run in split(piece.count, _CHANNELS_AT_ONCE):
+                with loop(groups * run.count) as task, T.serial(self.side) as within:
+                    channel = run.first + task % run.count * run.size
+                    part = Part(buffer, piece.width, piece.first + channel, piece.begin + channel, run.used)
+                    group = task // run.count
+                    self._transform_within(data, first, (group, within), tiles, part)
+
+    def _transform_within(self, data: Any, first: Any, at: tuple[Any, Any], tiles: int, part: Part) -> None:
+        """One tile of a group of those side by side, if there is one."""
+        group, within = at
+        tile, to = group * self.side + within, group * self.side * self.data_pitch + within
+        if tiles % self.side == 0:
+            self._transform_data(data, to, first + tile, [part])
+            return
+        with T.If(tile < tiles), T.Then():
+            self._transform_data(data, to, first + tile, [part])
+
+    def _transform_data(self, data: Any, to: Any, tile: Any, parts: Sequence[Part]) -> None:
+        """V of a tile, from the image or, where the tile reaches over its edge, from a copy with zeros around.
+
+        It has the channels of ``parts``, which follow each other.
+        """
         work = self.workload
-        channels = work.channels
         y = tile // self.tiles[1] * self.outputs[0] - work.padding[0]
         x = tile % self.tiles[1] * self.outputs[1] - work.padding[1]
         inside = tirx.all(y >= 0, y + self.points[0] <= work.height, x >= 0, x + self.points[1] <= work.width)
+        channels = sum(part.count for part in parts)
 
         def from_image() -> None:
-            for buffer, piece in zip(self.images.buffers, self.images.pieces, strict=True):
-                start = (y * work.width + x) * piece.width + piece.first
-                patch = Patch(buffer, start, work.width * piece.width, piece.width)
-                self._transform_patch(data, to, patch, piece.begin, piece.count)
+            for part in parts:
+                start = (y * work.width + x) * part.width + part.first
+                patch = Patch(part.buffer, start, work.width * part.width, part.width)
+                self._transform_patch(data, to, patch, part.begin, part.count)
 
         def from_patch() -> None:
             patch = T.alloc_buffer((self.positions * channels,), "float32")
@@ -370,10 +413,14 @@ class Winograd:
                 start = (dy * self.points[1] + dx) * channels
                 with T.If(tirx.all(y + dy >= 0, y + dy < work.height, x + dx >= 0, x + dx < work.width)):
                     with T.Then():
-                        self.images.copy_pixel(patch, start, (y + dy) * work.width + x + dx)
+                        pixel, at = (y + dy) * work.width + x + dx, start
+                        for part in parts:
+                            loops.copy(patch, at, part.buffer, pixel * part.width + part.first, part.count)
+                            at = at + part.count
                     with T.Else():
                         loops.fill(patch, start, channels)
-            self._transform_patch(data, to, Patch(patch, 0, self.points[1] * channels, channels), 0, channels)
+            whole = Patch(patch, 0, self.points[1] * channels, channels)
+            self._transform_patch(data, to, whole, parts[0].begin, channels)
 
         with T.If(inside):
             with T.Then():
@@ -381,9 +428,22 @@ class Winograd:
             with T.Else():
                 from_patch()
 
-    def _transform_patch(self, data: Any, to: Any, patch: Patch, begin: int, count: int) -> None:
+    @property
+    def _name(self) -> str:
+        """What tells transforms apart."""
+        return f"{self.outputs[0]}x{self.outputs[1]}of{self.taps}"
+
+    def _transform_patch(self, data: Any, to: Any, patch: Patch, begin: Any, count: int) -> None:
         """V of a tile in the ``count`` channels from ``begin`` on, which ``patch`` has."""
         channels, (points_y, points_x) = self.workload.channels, self.points
+        if self.set.data_transform and points_y <= self.set.data_transform.most:
+            stages = tuple(_listed(each.data) for each in self.along)
+            micro = self.set.data_transform(self._name, self.points, stages, patch.step, channels, self.side)
+            self.kernels[micro.symbol] = micro
+            ends = T.address_of(data[to + begin * self.side]), T.address_of(patch.source[patch.start])
+            sizes = T.int32(patch.pitch * 4), T.int32(count // _LANES)
+            T.evaluate(T.call_extern("int32", micro.symbol, *ends, *sizes))
+            return
 
         def along_x(dy: Any, vector: Any) -> list[Any]:
             first = patch.start + dy * patch.pitch + vector * _LANES
@@ -482,11 +542,8 @@ class Winograd:
     def _by_micro_kernel(self, products: Any, at: Any, size: int, channel: Any) -> list[list[list[Any]]]:
         """The outputs of a tile, [vector][y][x], in a panel of ``size`` channels from ``channel`` on."""
         assert self.set.transform
-        stages = tuple(
-            tuple(tuple(tuple(row.items()) for row in stage) for stage in each.result) for each in self.along
-        )
-        name = f"{self.outputs[0]}x{self.outputs[1]}of{self.taps}"
-        micro = self.set.transform(name, self.points, stages, size * 4, self.finish)
+        stages = tuple(_listed(each.result) for each in self.along)
+        micro = self.set.transform(self._name, self.points, stages, size * 4, self.finish)
         self.kernels[micro.symbol] = micro
         count = math.prod(self.outputs) * _LANES
         outputs = T.alloc_buffer((size // _LANES * count,), "float32")
@@ -571,6 +628,11 @@ class Winograd:
 def four_from(first: Any) -> Any:
     """Indices of ``_LANES`` elements."""
     return T.ramp(first, 1, _LANES)
+
+
+def _listed(stages: Sequence[Stage]) -> tuple[tuple[tuple[tuple[int, float], ...], ...], ...]:
+    """Stages as a micro-kernel takes them, which is known by all that it is made of."""
+    return tuple(tuple(tuple(row.items()) for row in stage) for stage in stages)
 
 
 def _through(stages: Sequence[Stage], values: Sequence[Any]) -> list[Any]:

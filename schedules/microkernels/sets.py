@@ -50,17 +50,24 @@ class KernelSet:
     offsets: type[Any] | None = None
     #: Whether it has the product of a stack of tiles (``a53.sgemm_stack``).
     stacks: bool = False
-    #: The product of packed pixels, with the arguments and the C call of ``a53_32.panels.Panels``: Winograd's algorithm takes
-    #: it where there is one.
+    #: The product of packed pixels, with the arguments and the C call of ``a53_32.panels.Panels``: Winograd's algorithm and
+    #: direct convolution take it where there is one.
     panels: type[Any] | None = None
+    #: What packs pixels for it, from rows of taps, with the C call of ``a53_32.pack.PackPixels``.
+    pack_pixels: Callable[[], Any] | None = None
+    #: Winograd's transform of the image, with the arguments and the C call of ``a53_32.transform.DataTransform``.
+    data_transform: type[Any] | None = None
     #: Winograd's transform of products, with the arguments and the C call of ``a53_32.transform.ResultTransform``.
     transform: type[Any] | None = None
     #: Outputs of a tile of Winograd's algorithm.
     winograd: tuple[Size, ...] = ()
     #: First layers, read from the image as it comes: the micro-kernel, with the arguments and the C call of ``a53.stem.Stem``.
     stem: Callable[..., Any] | None = None
-    #: Depthwise convolution: rows x columns of output pixels.
+    #: Depthwise convolution: rows x columns of output pixels; its micro-kernel and what gathers blocks for it, with the
+    #: arguments and the C calls of ``a53.depthwise``.
     depthwise: tuple[Size, ...] = ()
+    depthwise_tile: type[Any] | None = None
+    gather: type[Any] | None = None
     #: Products of bits: pixels x output channels.
     bgemm: tuple[Size, ...] = ()
     binary: BinaryKernels | None = None

@@ -5,6 +5,7 @@ Sizes keep all sums in registers beside what feeds them; docs/kernels.md and doc
 
 from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53.depthwise import Depthwise, Gather
 from bitkiln.schedules.microkernels.a53.offsets import Offset
 from bitkiln.schedules.microkernels.a53.pool import PoolRow
 from bitkiln.schedules.microkernels.a53.sgemm import Sgemm
@@ -24,6 +25,8 @@ SET = KernelSet(
     winograd=((4, 4), (2, 2), (2, 4), (1, 2)),
     stem=Stem,
     depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),
+    depthwise_tile=Depthwise,
+    gather=Gather,
     # Counts of 8 channels a register; the last size writes whole cache lines of floats.
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 3, floats=True),

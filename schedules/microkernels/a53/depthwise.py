@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from typing import ClassVar
 
 from bitkiln.schedules.microkernels.a53 import asm, stream
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
@@ -92,6 +93,10 @@ class Depthwise:
     tile: tuple[int, int]
     steps: tuple[str, ...]
     fetches: bool
+    #: Vector registers, what carries upper halves, and how instructions are written.
+    file: ClassVar[int] = 32
+    words: ClassVar[Sequence[str]] = _WORDS
+    writer: ClassVar[stream.Writer] = stream.A64
 
     @property
     def symbol(self) -> str:
@@ -141,7 +146,7 @@ class Depthwise:
     @cached_property
     def _sums(self) -> tuple[list[str], int]:
         """The instructions that make the sums of one vector of channels, and their cycles."""
-        return stream.schedule(self._operations(), range(self.tile[0] * self.tile[1], 32), _WORDS)
+        return stream.schedule(self._operations(), range(math.prod(self.tile), self.file), self.words, self.writer)
 
     def _operations(self) -> list[stream.MultiplyAdd]:
         """Multiply-adds image row by image row: its values and two rows of weights fit the registers beside the sums."""
@@ -159,15 +164,23 @@ class Depthwise:
         ky, rest = divmod(place - row * self.strides[0], self.dilation[0])
         if rest or not 0 <= ky < self.kernel[0]:
             return []
-        weight = stream.Value(_WEIGHTS, (ky * self.kernel[1] + kx) * _VECTOR)
+        weight = self._weight(ky * self.kernel[1] + kx, place)
         columns = [x * self.strides[1] + kx * self.dilation[1] for x in range(self.tile[1])]
-        values = [stream.Value(_IMAGE, (place * self.block_width + column) * _LINE) for column in columns]
+        values = [self._value(place, column) for column in columns]
         if values[-1].offset > _MOST_OFFSET:
             raise ValueError(f"{self.symbol}: a row of the block is too long")
         sums = [row * self.tile[1] + x for x in range(self.tile[1])]
         return [
             stream.MultiplyAdd(s, value, weight, None, ky == kx == 0) for s, value in zip(sums, values, strict=True)
         ]
+
+    def _weight(self, tap: int, _place: int) -> stream.Value:
+        """The weights of a tap, which meet an image row."""
+        return stream.Value(_WEIGHTS, tap * _VECTOR)
+
+    def _value(self, place: int, column: int) -> stream.Value:
+        """Values of the block in an image row and a column of the tile."""
+        return stream.Value(_IMAGE, (place * self.block_width + column) * _LINE)
 
     @property
     def _out_rows(self) -> list[str]:

@@ -79,14 +79,19 @@ def schedule(
     return stream.lines, stream.cycle
 
 
-def with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
-    """``guests`` evenly spread beside arithmetic that has nothing beside it yet."""
-    alone = [
+def alone(lines: Sequence[str]) -> list[int]:
+    """The places of arithmetic that has nothing beside it yet."""
+    return [
         at
         for at, (line, following) in enumerate(pairwise(lines))
         if isinstance(line, Arithmetic) and isinstance(following, Arithmetic)
     ]
-    beside = {alone[len(alone) * i // len(guests)]: guest for i, guest in enumerate(guests)} if alone else {}
+
+
+def with_guests(lines: Sequence[str], guests: Sequence[str]) -> list[str]:
+    """``guests`` evenly spread beside arithmetic that has nothing beside it yet."""
+    places = alone(lines)
+    beside = {places[len(places) * i // len(guests)]: guest for i, guest in enumerate(guests)} if places else {}
     return [text for at, line in enumerate(lines) for text in (line, *([beside[at]] if at in beside else []))]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from bitkiln.schedules.microkernels.a53 import asm
 
 #: Bytes that ``enter`` moves the stack pointer by; arguments on the stack are that much further up.
@@ -19,7 +21,7 @@ LEAVE = ["vpop {d8-d15}", "pop {r4-r11, pc}"]
 
 def routine(symbol: str, lines: Iterable[str], registers: Mapping[str, str]) -> str:
     """As ``a53.asm.routine``."""
-    head = ".syntax unified\n.arm\n"
+    head = ".syntax unified\n.arm\n.fpu neon-fp-armv8\n"
     text = asm.routine(symbol, lines, registers).replace("// ", "@ ")
     return head + text.replace("%function", "#function")
 
@@ -29,13 +31,20 @@ def _word(carrier: str, address: str, number: int) -> str:
     return f"ldr {carrier.split()[number]}, [{base}, #{int(offset) + 4 * number}]"
 
 
+def _pause(register: int) -> str:
+    # The registers of 32 bits are those of the lower half of the file.
+    return (
+        f"vcmp.f32 s{4 * register}, s{4 * register}" if register < 8 else f"vcmp.f64 d{2 * register}, d{2 * register}"
+    )
+
+
 #: Of a carrier that names two registers: "r10 r11".
 A32 = asm.Halves(
     words=2,
     low=lambda register, address: f"vldr d{2 * register}, {address}",
     word=_word,
     join=lambda register, carrier: f"vmov d{2 * register + 1}, {carrier.replace(' ', ', ')}",
-    pause=lambda register: f"vcmp.f32 s{4 * register}, s{4 * register}",
+    pause=_pause,
 )
 
 
@@ -43,6 +52,11 @@ def constant(register: str, value: int) -> list[str]:
     """``register = value`` for a value of up to 32 bits."""
     low, high = value & 0xFFFF, value >> 16
     return [f"movw {register}, #{low}", *([f"movt {register}, #{high}"] if high else [])]
+
+
+def pattern(value: float) -> int:
+    """The bits of ``value`` as a float of 32 bits."""
+    return int(np.float32(value).view("uint32"))
 
 
 def add(target: str, source: str, value: int) -> list[str]:

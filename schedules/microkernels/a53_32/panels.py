@@ -1,9 +1,14 @@
 """Products of packed pixels in A32 for the Cortex-A53: 6 pixels x 8 output channels, values of the pixels side by side.
 
-C call: ``(float *out, int64 out_pitch, const float *pixels, const float *weights, int64 steps, int64 panels, int64 next_out)``,
-pitches in bytes; of the 64-bit arguments the lower halves count. For each panel ``out[m][n] = sum over k < 4*steps of
-pixels[k][m] * weights[k][n]``; then ``out`` goes on by ``next_out`` and weights to what follows; so do the pixels, unless all
-panels ``share`` them. 24 bytes behind the last pixels and ``a53.sgemm.AHEAD_BYTES`` behind the weights may be read.
+C call: ``(float *out, int64 out_pitch, const float *pixels, const float *weights, int64 steps, int64 panels, int64 next_out,
+const float *bias, const float *fetched, float *claimed)``, pitches in bytes; of the 64-bit arguments the lower halves count.
+For each panel ``out[m][n] = sum over k < 4*steps of pixels[k][m] * weights[k][n]``; then ``out`` goes on by ``next_out`` and
+weights to what follows; so do the pixels, unless all panels ``share`` them. 24 bytes behind the last pixels and
+``a53.sgemm.AHEAD_BYTES`` behind the weights may be read.
+
+Where panels share pixels a ``Finish`` is applied to the sums, and its bias added behind them. Lines from ``fetched`` on are
+fetched, ``fetch`` bytes a step; as many bytes as a panel's results have are written to ``claimed``, which goes on from panel to
+panel. Where nothing is added, fetched or claimed, these arguments are not used.
 
 Twelve sums leave four registers: two of weights, and four halves of which three hold a k's pixels. So a k has 7 halves to load
 for 12 products, in 16 cycles: a load every 4 cycles, which no ``vmla`` holds up (``a53.asm``), and three products between.
@@ -27,32 +32,50 @@ from itertools import zip_longest
 from typing import ClassVar
 
 from bitkiln.schedules.microkernels.a53 import asm as rules
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
+from bitkiln.schedules.microkernels.a53 import stream
 from bitkiln.schedules.microkernels.a53.asm import Arithmetic
-from bitkiln.schedules.microkernels.a53.sgemm import STEP
+from bitkiln.schedules.microkernels.a53.sgemm import STEP, Finish
 from bitkiln.schedules.microkernels.a53_32 import asm
+from bitkiln.schedules.microkernels.a53_32.steps import A32 as STEPS
 
 _OUT, _PITCH, _PIXELS, _WEIGHTS, _LEFT, _PANELS, _NEXT, _STEPS = (f"r{i}" for i in range(8))
 _CARRIERS = ("r8 r9", "r10 r11")
-_TO, _BEGIN = "r12", "lr"
+_FETCHED, _CLAIMED = "r12", "lr"
+#: Free between the sums of panels that share their pixels.
+_SCRATCH = "r8"
 #: Arguments on the stack, in bytes from its top at the call.
 _ARGUMENTS = {_PIXELS: 0, _WEIGHTS: 4, _STEPS: 8, _PANELS: 16, _NEXT: 24}
+_BIAS, _FETCHED_ARGUMENT, _CLAIMED_ARGUMENT = 32, 36, 40
 _FIRST_SUM, _WEIGHT = 4, (2, 3)
+_NO_FINISH = Finish()
 #: How far ahead lines are fetched, in bytes.
 _WEIGHTS_AHEAD, _PIXELS_AHEAD = 768, 256
 
 
 @dataclass(frozen=True)
 class Panels:
-    """The micro-kernel; its panels ``share`` their pixels, or each has its own."""
+    """The micro-kernel; its panels ``share`` their pixels, or each has its own. ``fetch``: bytes that a step fetches."""
 
     share: bool = False
+    finish: Finish = _NO_FINISH
+    fetch: int = 0
     tile_m: ClassVar[int] = 6
     tile_n: ClassVar[int] = 8
+    #: Registers that the sums leave to a finish, which needs panels that share their pixels.
+    free: ClassVar[int] = _FIRST_SUM
+
+    def __post_init__(self) -> None:
+        if not self.share and (self.finish != _NO_FINISH or self.fetch):
+            raise ValueError("panels with pixels of their own have no finish and fetch nothing else")
 
     @property
     def symbol(self) -> str:
         """Its name."""
-        return f"bk_panels_{self.tile_m}x{self.tile_n}{'_shared' if self.share else ''}_a53_32"
+        fetch = f"_fetch{self.fetch}" if self.fetch else ""
+        return (
+            f"bk_panels_{self.tile_m}x{self.tile_n}{'_shared' if self.share else ''}{self.finish.words}{fetch}_a53_32"
+        )
 
     def assembly(self) -> str:
         """Its text."""
@@ -101,8 +124,11 @@ def _head() -> list[str]:
     ]
 
 
-def _iteration(begins: bool) -> Iterator[str]:
-    """``STEP`` values of k, of which the first begins the sums if so said. The last product has nothing beside it."""
+def _iteration(begins: bool, fetch: int) -> Iterator[str]:
+    """``STEP`` values of k, of which the first begins the sums if so said. The last product has nothing beside it.
+
+    Beside products lines of weights are fetched, and ``fetch`` bytes of something else, or, if 0, lines of pixels.
+    """
     pixels, weights = _Pointer(_PIXELS), _Pointer(_WEIGHTS)
     for k in range(STEP):
         last = k == STEP - 1
@@ -119,9 +145,11 @@ def _iteration(begins: bool) -> Iterator[str]:
                 yield Arithmetic(f"{mnemonic}.f32 q{_sum(int(pixel), vector)}, q{_WEIGHT[vector]}, {factor}")
                 yield from (text for text in [guest] if text)
 
-        fetched = f"pld {weights(_WEIGHTS_AHEAD + row)}" if k % 2 else f"pld {pixels(_PIXELS_AHEAD + column)}"
+        other = f"[{_FETCHED}, #{fetch // 2 * (k // 2)}]" if fetch else pixels(_PIXELS_AHEAD + column)
+        fetched = f"pld {weights(_WEIGHTS_AHEAD + row)}" if k % 2 else f"pld {other}"
+        gone_on = f"add {_FETCHED}, {_FETCHED}, #{fetch}" if last and fetch else ""
         yield from (f"vldr d{low[1]}, {weights(row + 16)}", _join(now[2], 3 * k))
-        yield from products(0, 0, [f"subs {_LEFT}, {_LEFT}, #1" if last else "", fetched])
+        yield from products(0, 0, [f"subs {_LEFT}, {_LEFT}, #1" if last else "", fetched, gone_on])
         yield from (f"vldr d{then[0]}, {pixels(column + 24)}", _join(low[1] + 1, 3 * k + 1))
         moved = pixels.move(24 * STEP) if last else ""
         yield from products(0, 1, [moved, *_words(3 * k + 2, weights(row + 40))])
@@ -133,25 +161,64 @@ def _iteration(begins: bool) -> Iterator[str]:
         yield from products(1, 1, ahead if last else ["", *ahead])
 
 
+def _claims(kernel: Panels, first: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Stores that claim as many bytes as a panel's results have: those beside the ``first`` step's products, and the others."""
+    if not kernel.finish.claims:
+        return [], []
+    size = kernel.tile_m * kernel.tile_n * 4
+    stores = [f"str {_OUT}, [{_CLAIMED}, #{at}]" for at in range(0, size, 4)]
+    room = len(stream.alone(first))
+    return stores[:room], [*stores[room:], f"add {_CLAIMED}, {_CLAIMED}, #{size}"]
+
+
+def _finish(kernel: Panels, guests: Sequence[str]) -> list[str]:
+    """The finish of a panel, ``guests`` beside it; registers of pixels, weights and what is on its way are free."""
+    finish = kernel.finish
+    sums = [_sum(pixel, vector) for pixel in range(kernel.tile_m) for vector in range(2)]
+    lines: list[str] = []
+    if finish.bias:
+        lines = [
+            f"ldr {_SCRATCH}, [sp, #{asm.FRAME + _BIAS}]",
+            f"vld1.32 {{{asm.doubles((0, 1))}}}, [{_SCRATCH}]!",
+            f"str {_SCRATCH}, [sp, #{asm.FRAME + _BIAS}]",
+        ]
+    arithmetic = [f"vadd.f32 q{total}, q{total}, q{total % 2}" for total in sums] if finish.bias else []
+    if finish.activation:
+        constants = (*finish.values, *steps_a53.assembly(finish.activation).constants)
+        # Behind the bias, so that its registers are free once it is added.
+        rows = range(kernel.free - len(constants), kernel.free)
+        for register, value in zip(rows, constants, strict=True):
+            lines += [*asm.constant(_SCRATCH, asm.pattern(value)), f"vdup.32 q{register}, {_SCRATCH}"]
+        values = [(total, rows) for total in sums]
+        arithmetic += steps_a53.lines(finish.activation, values, range(rows.start), STEPS)
+    return [*lines, *rules.beside(arithmetic, guests)]
+
+
 @cache
 def _assembly(kernel: Panels) -> str:
     rows = [asm.doubles([_sum(pixel, 0), _sum(pixel, 1)]) for pixel in range(kernel.tile_m)]
+    first = list(_iteration(True, kernel.fetch))
+    claims, more = _claims(kernel, first)
+    begin = f"ldr {_PIXELS}, [sp, #{asm.FRAME + _ARGUMENTS[_PIXELS]}]"
     lines = [
         *asm.ENTER,
         f"mov {_PITCH}, r2",
         *(f"ldr {register}, [sp, #{asm.FRAME + at}]" for register, at in _ARGUMENTS.items()),
-        *([f"mov {_BEGIN}, {_PIXELS}"] if kernel.share else _head()),
+        *(f"sub {_NEXT}, {_NEXT}, {_PITCH}" for _ in range(kernel.tile_m)),
+        *([f"ldr {_FETCHED}, [sp, #{asm.FRAME + _FETCHED_ARGUMENT}]"] if kernel.fetch else []),
+        *([f"ldr {_CLAIMED}, [sp, #{asm.FRAME + _CLAIMED_ARGUMENT}]"] if kernel.finish.claims else []),
+        *([] if kernel.share else _head()),
         "1:",
-        *([f"mov {_PIXELS}, {_BEGIN}", *_head()] if kernel.share else []),
+        *([begin, *_head()] if kernel.share else []),
         f"mov {_LEFT}, {_STEPS}",
-        *rules.named("first step", list(_iteration(True))),
+        *rules.named("first step", stream.with_guests(first, claims)),
         "ble 3f",
         "2:",
-        *_iteration(False),
+        *_iteration(False, kernel.fetch),
         "bgt 2b",
         "3:",
-        f"mov {_TO}, {_OUT}",
-        *rules.named("store", [f"vst1.32 {{{row}}}, [{_TO}], {_PITCH}" for row in rows]),
+        *_finish(kernel, more),
+        *rules.named("store", [f"vst1.32 {{{row}}}, [{_OUT}], {_PITCH}" for row in rows]),
         f"subs {_PANELS}, {_PANELS}, #1",
         f"add {_OUT}, {_OUT}, {_NEXT}",
         "bgt 1b",
@@ -163,8 +230,11 @@ def _assembly(kernel: Panels) -> str:
         _PIXELS: "pixels",
         _WEIGHTS: "weights",
         _LEFT: "steps left of a sum",
-        f"{_PANELS}, {_NEXT}, {_STEPS}": "panels left, bytes between their results, their steps",
+        f"{_PANELS}, {_STEPS}": "panels left, their steps",
+        _NEXT: "bytes from behind a panel's last result to the next one's first",
         "r8-r11": "upper halves of vectors on their way",
+        **({_FETCHED: "lines that are fetched"} if kernel.fetch else {}),
+        **({_CLAIMED: "lines that a later tile stores"} if kernel.finish.claims else {}),
         "d0-d3": "pixels, three halves a k in turn",
         rules.span(_WEIGHT, "q"): "weights",
         "q4-q15": "sums, 6 pixels x 2 vectors of 4 channels",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from bitkiln.schedules.microkernels.a53 import asm as rules
 from bitkiln.schedules.microkernels.a53 import pool
 from bitkiln.schedules.microkernels.a53.pool import BLOCK
@@ -82,7 +80,7 @@ class PoolRow(pool.PoolRow):
             lines.append(f"ldr {_PIXELS}, [sp, #{asm.FRAME + _COLUMNS + 8 * column}]")
             lines += [f"add r{row * columns + column}, {spare[row]}, {_PIXELS}" for row in range(rows)]
         if self.kind == "avg":
-            bits = int(np.float32(1 / (rows * columns)).view("uint32"))
+            bits = asm.pattern(1 / (rows * columns))
             lines += [*asm.constant(_LEFT, bits), f"vdup.32 q{_SCALE}, {_LEFT}"]
         return lines
 

@@ -1,9 +1,12 @@
-"""Winograd's transform of products to outputs in A32 for the Cortex-A53: four channels at a time, along y, then along x.
+"""Winograd's transforms in A32 for the Cortex-A53, four channels at a time: of the image, and of products to outputs.
 
-C call: ``(float *out, const float *products, const float *bias, int32 vectors)``: ``products`` are [point y][point x],
-``pitch`` bytes from point to point; ``out`` gets the outputs of a vector of four channels in the order of ``places``, then
-those of the next four. A ``Finish`` is applied to them; without a bias its pointer is not used. All outputs have the product
-at point 1, so the bias is added there.
+``ResultTransform``: ``(float *out, const float *products, const float *bias, int32 vectors)``: ``products`` are
+[point y][point x], ``pitch`` bytes from point to point; ``out`` gets the outputs of a vector of four channels in the order of
+``places``, then those of the next four. A ``Finish`` is applied to them; without a bias its pointer is not used. All outputs
+have the product at point 1, so the bias is added there.
+
+``DataTransform``: ``(float *out, const float *image, int32 pitch, int32 vectors)``: the points of a tile from ``image`` on,
+whose rows are ``pitch`` bytes apart, to ``out[point y][point x][channel]``, ``side`` floats from channel to channel.
 
 A tile has more points than there are registers. So a line of them is transformed at a time, as many lines side by side as the
 registers hold, and the values between the two halves wait on the stack. Instructions are listed cycle by cycle: the first in
@@ -12,12 +15,11 @@ the program's order whose operands are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import ClassVar
-
-import numpy as np
 
 from bitkiln.schedules.microkernels.a53.sgemm import Finish
 from bitkiln.schedules.microkernels.a53_32 import asm
@@ -25,7 +27,13 @@ from bitkiln.schedules.microkernels.a53_32 import asm
 #: Values as sparse sums of values of the stage before: of each (index, coefficient); the first coefficient is 1.
 Stage = tuple[tuple[tuple[int, float], ...], ...]
 
+#: Stores of the register with the result of a line, (line, number).
+_Store = Callable[[tuple[int, int], int], list[str]]
+
+_LANES = 4
 _OUT, _PRODUCTS, _BIAS, _LEFT, _BETWEEN, _SCRATCH = "r0", "r1", "r2", "r3", "r12", "lr"
+#: Of a transform of the image: its rows' pitch, a pointer to each row, and bytes from a channel to the next one's value.
+_IMAGE_PITCH, _IMAGE_ROWS, _STEP, _SIDE = "r2", tuple(f"r{i}" for i in range(4, 10)), "r10", "r11"
 _REGISTERS = 16
 #: The base of loads lies so far behind the first product: offsets reach as far both ways.
 _MIDDLE = 640
@@ -55,9 +63,7 @@ class ResultTransform:
     @property
     def factors(self) -> list[float]:
         """What is in lanes: the sizes of all coefficients but 1, and a slope."""
-        rows = [row for stages in self.along for stage in stages for row in stage]
-        found = {abs(coefficient) for row in rows for _, coefficient in row} - {1}
-        return [*sorted(found), *(self.finish.values if self.finish.activation == "leaky" else ())]
+        return [*_factors(self.along), *(self.finish.values if self.finish.activation == "leaky" else ())]
 
     @property
     def bounds(self) -> list[float]:
@@ -109,8 +115,14 @@ class ResultTransform:
         return asm.routine(self.symbol, text, registers)
 
 
+def _factors(along: Iterable[Sequence[Stage]]) -> list[float]:
+    """The sizes of all coefficients but 1."""
+    rows = [row for stages in along for stage in stages for row in stage]
+    return sorted({abs(coefficient) for row in rows for _, coefficient in row} - {1})
+
+
 def _constant(into: str, value: float) -> list[str]:
-    return [*asm.constant(_SCRATCH, int(np.float32(value).view("uint32"))), f"{into}, {_SCRATCH}"]
+    return [*asm.constant(_SCRATCH, asm.pattern(value)), f"{into}, {_SCRATCH}"]
 
 
 @dataclass(eq=False)
@@ -141,13 +153,94 @@ def _written(kernel: ResultTransform) -> tuple[list[str], dict[tuple[int, int], 
             values[1] = _sum("vadd", values[1], before[-1])
             before.append(values[1])
         columns.append([*before, *_line(values, kernel.along[0], kernel.factors, x)])
-    lines, between = _schedule(columns, _BETWEEN, room)
+    lines, between = _schedule(columns, _stored_next(_BETWEEN), room)
     rows = []
     for y in range(len(kernel.along[0][-1])):
         values = [_load("sp", 16 * between[x, y]) for x in range(points_x)]
         rows.append([*values, *_line(values, kernel.along[1], kernel.factors, y, kernel)])
-    more, places = _schedule(rows, _OUT, room)
+    more, places = _schedule(rows, _stored_next(_OUT), room)
     return [*lines, *more], places, 16 * len(between)
+
+
+def _stored_next(pointer: str) -> _Store:
+    """Stores one behind the other."""
+    return lambda _place, register: [f"vst1.32 {{{asm.doubles([register])}}}, [{pointer}]!"]
+
+
+@dataclass(frozen=True)
+class DataTransform:
+    """The micro-kernel of tiles of so many ``points``, ``along`` y and x; ``pixel`` floats from pixel to pixel of the image."""
+
+    name: str
+    points: tuple[int, int]
+    along: tuple[tuple[Stage, ...], tuple[Stage, ...]]
+    pixel: int
+    channels: int
+    side: int
+    #: The most points along y.
+    most: ClassVar[int] = len(_IMAGE_ROWS)
+
+    @property
+    def symbol(self) -> str:
+        """Its name."""
+        return f"bk_data_transform_{self.name}_{self.pixel}to{self.channels}c{self.side}_a53_32"
+
+    def assembly(self) -> str:
+        """Its text."""
+        factors = _factors(self.along)
+        rows, width = _IMAGE_ROWS[: self.points[0]], self.points[1] * self.pixel * 4
+        lines, room = self._vector(factors)
+        text = [
+            *asm.ENTER,
+            f"sub sp, sp, #{room}",
+            *(line for i, value in enumerate(factors) for line in _constant(f"vmov s{i}", value)),
+            f"mov {rows[0]}, {_PRODUCTS}",
+            *(f"add {row}, {before}, {_IMAGE_PITCH}" for before, row in pairwise(rows)),
+            *asm.constant(_STEP, self.pixel * 4),
+            f"mov {_SIDE}, #{4 * self.side}",
+            "1:",
+            f"mov {_BETWEEN}, sp",
+            *lines,
+            f"add {_OUT}, {_OUT}, #{16 * self.side}",
+            *asm.constant(_SCRATCH, width - 16),
+            *(f"sub {row}, {row}, {_SCRATCH}" for row in rows),
+            f"subs {_LEFT}, {_LEFT}, #1",
+            "bgt 1b",
+            f"add sp, sp, #{room}",
+            *asm.LEAVE,
+        ]
+        registers = {
+            _OUT: "points",
+            ", ".join(rows): "rows of the image",
+            f"{_STEP}, {_SIDE}": "bytes from pixel to pixel, and from channel to channel of the points",
+            _BETWEEN: "values between the halves",
+            _LEFT: "vectors left",
+            "s0...": "factors: " + ", ".join(map(str, factors)),
+            "other q": "values",
+        }
+        return asm.routine(self.symbol, text, registers)
+
+    def _vector(self, factors: Sequence[float]) -> tuple[list[str], int]:
+        """The instructions for a vector of channels; bytes between the halves."""
+        points_y, points_x = self.points
+        room = _REGISTERS - -(-len(factors) // 4)
+        lines = []
+        for y in range(points_y):
+            values = [_load_next(_IMAGE_ROWS[y]) for _ in range(points_x)]
+            lines.append([*values, *_line(values, self.along[1], factors, y)])
+        text, between = _schedule(lines, _stored_next(_BETWEEN), room)
+        columns = []
+        for x in range(points_x):
+            values = [_load("sp", 16 * between[y, x]) for y in range(points_y)]
+            columns.append([*values, *_line(values, self.along[0], factors, x, store_cycles=_LANES)])
+        more, _ = _schedule(columns, self._stored_by_lanes, room)
+        return [*text, *more], 16 * len(between)
+
+    def _stored_by_lanes(self, place: tuple[int, int], register: int) -> list[str]:
+        x, y = place
+        offset = (y * self.points[1] + x) * self.channels * self.side * 4
+        lanes = [f"d{2 * register + lane // 2}[{lane % 2}]" for lane in range(_LANES)]
+        return [*asm.add(_SCRATCH, _OUT, offset), *(f"vst1.32 {{{lane}}}, [{_SCRATCH}], {_SIDE}" for lane in lanes)]
 
 
 def _load(base: str, at: int) -> _Operation:
@@ -156,12 +249,18 @@ def _load(base: str, at: int) -> _Operation:
     )
 
 
+def _load_next(pointer: str) -> _Operation:
+    """A load from an image row, whose pointer goes on to the next pixel."""
+    return _Operation(lambda to, _: [f"vld1.32 {{{asm.doubles([to])}}}, [{pointer}], {_STEP}"], (), _LOAD, cycles=2)
+
+
 def _line(
     values: Sequence[_Operation],
     stages: Sequence[Stage],
     factors: Sequence[float],
     number: int,
     finishes: ResultTransform | None = None,
+    store_cycles: int = 1,
 ) -> list[_Operation]:
     """The operations on ``values`` of a line, up to stores of its results; those of the last half are finished."""
     operations: list[_Operation] = []
@@ -181,8 +280,11 @@ def _line(
         if finishes:
             operations += _activation(finishes, value)
             value = operations[-1] if finishes.finish.activation else value
-        store = _Operation(lambda _, by: [f"q{by[0]}"], (value,), _STORE, has_result=False, stored=(number, result))
-        operations.append(store)
+        operations.append(
+            _Operation(
+                lambda _, by: [f"q{by[0]}"], (value,), _STORE, store_cycles, has_result=False, stored=(number, result)
+            )
+        )
     return operations
 
 
@@ -267,7 +369,7 @@ class _Machine:
 
 
 def _schedule(
-    lines: Sequence[list[_Operation]], target: str, registers: int
+    lines: Sequence[list[_Operation]], store: _Store, registers: int
 ) -> tuple[list[str], dict[tuple[int, int], int]]:
     """The instructions of ``lines``, in the last of so many registers, and the order of their stores."""
     first = _REGISTERS - registers
@@ -294,6 +396,6 @@ def _schedule(
         written = list(machine.issue(operation))
         if operation.stored is not None:
             places[operation.stored] = len(places)
-            written = [f"vst1.32 {{{asm.doubles([int(written[0][1:])])}}}, [{target}]!"]
+            written = store(operation.stored, int(written[0][1:]))
         text += written
     return text, places

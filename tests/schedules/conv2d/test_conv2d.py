@@ -10,6 +10,7 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
+from bitkiln.schedules.conv2d import packed as conv2d_packed
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
@@ -55,6 +56,14 @@ PANELS = [
     # Two bands; steps that no register holds.
     Conv2d(7, 9, 1024, 1000, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
     Conv2d(4, 4, 20, 12, (1, 1), epilogue=(RELU,)),
+]
+PACKED = [
+    # Tiles of which the last is not whole, panels likewise; lines that a tile claims for the next one.
+    Conv2d(24, 25, 36, 24, (1, 1), epilogue=(ADD, CLIP)),
+    Conv2d(9, 13, 20, 44, (1, 1), epilogue=(ADD, LEAKY)),
+    Conv2d(8, 12, 32, 8, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
+    Conv2d(13, 11, 16, 24, (3, 3), (2, 2), SAME, epilogue=(ADD, Step("hardswish"))),
+    Conv2d(6, 8, 16, 40, (1, 1), (2, 2), epilogue=(Step("round"),)),
 ]
 WINOGRAD = [
     Conv2d(7, 9, 8, 12, (3, 3), padding=SAME, epilogue=(ADD, RELU)),
@@ -175,6 +184,13 @@ def test_32_bit_micro_kernels_compute_the_definition(run_kernels):
     finishes = [(ADD, LEAKY), (CLIP,), (ADD, CLIP, Step("mul", "channel")), (Step("prelu", "channel"), RELU)]
     wide = [work for work in WINOGRAD if work.out_channels % 8 == 0]
     wide += [Conv2d(6, 9, 8, 16, (3, 3), padding=SAME, epilogue=steps) for steps in finishes]
+    plain = [work for work in DIRECT if conv2d_packed.applies(work, target)]
+    cases += [
+        (work, {"algorithm": "packed", "tile": "4x8", "block": (1, 0, 2)[i % 3]}, 1) for i, work in enumerate(plain)
+    ]
+    cases += [
+        (work, {"algorithm": "packed", "tile": "4x8", "block": block}, 1) for work in PACKED for block in (1, 4, 0)
+    ]
     for outputs, block, threads in (("4x4", 1, 1), ("2x4", 0, 1), ("2x2", 2, 4)):
         cases += [(work, {"algorithm": f"winograd {outputs}", "tile": "4x8", "block": block}, threads) for work in wide]
     kernels = [conv2d.emit(work, knobs, target, threads) for work, knobs, threads in cases]
@@ -182,7 +198,7 @@ def test_32_bit_micro_kernels_compute_the_definition(run_kernels):
     args = [example(work) for work, *_ in cases]
     one, three = run_kernels([work for work, *_ in cases], kernels, args, target, [1, 3])
     for (work, knobs, _), given, first, second in zip(cases, args, one, three, strict=True):
-        tolerance = 2e-6 if knobs["algorithm"] == "direct" else 2e-5
+        tolerance = 2e-6 if knobs["algorithm"] in ("direct", "packed") else 2e-5
         assert close(first, defined(work, given), tolerance), (work.key(), knobs)
         assert np.array_equal(first, second), (work.key(), knobs)
 

@@ -8,6 +8,7 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import defined, example
@@ -34,15 +35,17 @@ WORKLOADS = [
 ]
 
 
+@pytest.mark.parametrize("board", ["rasp3b", "rasp3b32"])
 @pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
-def test_tiles_compute_the_definition(workload, run_kernels):
-    args = example(workload)
+def test_tiles_compute_the_definition(workload, board, run_kernels):
+    args, target = example(workload), targets.load(board)
+    micro = kernel_set(target)
     expected = defined(workload, args)
-    tiles = conv2d_depthwise_a53.tiles(workload)
-    kernels = [conv2d_depthwise_a53.emit(workload, tile, threads) for threads in (1, 4) for tile in tiles]
+    tiles = conv2d_depthwise_a53.tiles(workload, micro)
+    kernels = [conv2d_depthwise_a53.emit(workload, tile, micro, threads) for threads in (1, 4) for tile in tiles]
     tiles *= 2
     count = len(kernels)
-    results = run_kernels([workload] * count, kernels, [args] * count, RASP3B, (1, 4))
+    results = run_kernels([workload] * count, kernels, [args] * count, target, (1, 4))
     for by_threads in results:
         for tile, result in zip(tiles, by_threads, strict=True):
             if result.dtype == np.uint8:
@@ -67,7 +70,7 @@ def test_the_default_is_a_tile(workload):
     ids=Conv2d.key,
 )
 def test_what_tiles_cannot_do_is_left_to_loops(workload):
-    assert not conv2d_depthwise_a53.applies(workload)
+    assert not conv2d_depthwise_a53.applies(workload, kernel_set(RASP3B))
     assert "tile" not in conv2d.space(workload, RASP3B) or not workload.depthwise or workload.out_channels > 8
 
 
