@@ -45,6 +45,9 @@ IN_A32 = [
     (work, A32 if knobs["algorithm"] == "direct" else knobs | {"tile": "4x8"})
     for work, knobs in (*CASES[:6], *CASES[9:])
 ]
+IN_A32 += [
+    (work, {"algorithm": "packed", "tile": "4x8", "block": block % 3}) for block, (work, _) in enumerate(CASES[:6])
+]
 
 
 def side_by_side(workload: Conv2d, args: list[np.ndarray]) -> list[np.ndarray]:
