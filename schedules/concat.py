@@ -1,4 +1,4 @@
-"""Images side by side along the channels, with an epilogue: a pass over memory and no more."""
+"""Images side by side along the channels, floats with an epilogue: a pass over memory and no more."""
 
 from __future__ import annotations
 

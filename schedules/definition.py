@@ -89,7 +89,7 @@ def pool(data: te.Tensor, window: Pool) -> te.Tensor:
         return tensor[0, y * window.strides[0] + ry, x * window.strides[1] + rx, c]
 
     if window.kind == "max":
-        padded = pad(data, window.padding, tirx.min_value("float32"))
+        padded = pad(data, window.padding, tirx.min_value(data.dtype))
         return te.compute(shape, lambda n, y, x, c: te.max(tap(padded, y, x, c), axis=[ry, rx]), name="pooled")
     padded = pad(data, window.padding, tirx.const(0, "float32"))
     total = te.compute(shape, lambda n, y, x, c: te.sum(tap(padded, y, x, c), axis=[ry, rx]), name="total")

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from bitkiln.schedules import bconv2d as binary_conv2d
-from bitkiln.schedules import binarize, concat, conv2d, conv2d_transpose, generic, pool2d, qconv2d, resize2d
+from bitkiln.schedules import binarize, concat, conv2d, conv2d_transpose, generic, lookup, pool2d, qconv2d, resize2d
 from bitkiln.schedules.kernel import Operator
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Generic, QConv2d, Resize, Tunable
+from bitkiln.schedules.workload import (
+    Binarize,
+    Concat,
+    Conv2d,
+    ConvTranspose2d,
+    Generic,
+    Lookup,
+    QConv2d,
+    Resize,
+    Tunable,
+)
 
 #: Part of a tuning record's identity: records of another version are kept but not used.
 SCHEDULE_VERSION = 1
@@ -17,6 +27,8 @@ def operator_for(workload: Tunable) -> Operator:
         return binary_conv2d if workload.binary else conv2d
     if isinstance(workload, QConv2d):
         return qconv2d
+    if isinstance(workload, Lookup):
+        return lookup
     if isinstance(workload, ConvTranspose2d):
         return conv2d_transpose
     if isinstance(workload, Concat):

@@ -341,6 +341,7 @@ class Binarize:
 class Pool2d:
     """Pooling on its own. Float: x float32 NHWC, then the epilogue with its operands, then float32 or bits (sign(y)).
 
+    ``whole``: x and the result are int8, the maximum of each window; no epilogue.
     ``bits``: x and the result are bits; "max" is the bitwise OR over the window; then, where ``invert`` is true, an
     exclusive or with the argument uint8[ceil(C/8)], which turns the OR of some channels into a NOR. No epilogue.
     ``signs`` as in ``Conv2d``.
@@ -357,6 +358,7 @@ class Pool2d:
     out: str = "float32"
     sign_zero: int = 1
     signs: tuple[Signs, ...] = ()
+    whole: bool = False
 
     @property
     def macs(self) -> int:
@@ -372,6 +374,8 @@ class Pool2d:
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
         """Shape and dtype of each argument of the kernel, the outputs last."""
         out = (*self.out_size, self.channels)
+        if self.whole:
+            return ((1, self.height, self.width, self.channels), "int8"), ((1, *out), "int8")
         if self.bits:
             invert = (((packed(self.channels),), "uint8"),) if self.invert else ()
             return (((1, self.height, self.width, packed(self.channels)), "uint8"), *invert, result_shape(out, "bits"))
@@ -381,7 +385,8 @@ class Pool2d:
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
-        words = ["bpool2d" if self.bits else "pool2d", f"{self.height}x{self.width}x{self.channels}", str(self.pool)]
+        name = "bpool2d" if self.bits else "qpool2d" if self.whole else "pool2d"
+        words = [name, f"{self.height}x{self.width}x{self.channels}", str(self.pool)]
         words += [str(step) for step in self.epilogue]
         words += ["invert"] if self.invert else []
         words += [f"bits{self.sign_zero:+d}"] if self.out == "bits" and not self.bits else []
@@ -393,7 +398,8 @@ class Concat:
     """Images side by side along the channels: ``parts`` are the channels of each.
 
     Floats, then the epilogue with its operands. ``bits``: bits, no epilogue; only the last part may end inside a byte.
-    With ``begins``, for floats, part i is channels begins[i] to begins[i] + parts[i] of an image of widths[i] channels.
+    ``whole``: int8, no epilogue.
+    With ``begins``, not for bits, part i is channels begins[i] to begins[i] + parts[i] of an image of widths[i] channels.
     """
 
     tag: ClassVar[str] = "concat"
@@ -404,6 +410,7 @@ class Concat:
     epilogue: tuple[Step, ...] = ()
     begins: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
+    whole: bool = False
 
     @property
     def channels(self) -> int:
@@ -412,8 +419,8 @@ class Concat:
 
     @property
     def out(self) -> str:
-        """Type of the result: "float32" or "bits"."""
-        return "bits" if self.bits else "float32"
+        """Type of the result: "float32", "bits" or "int8"."""
+        return "bits" if self.bits else "int8" if self.whole else "float32"
 
     @property
     def macs(self) -> int:
@@ -435,7 +442,39 @@ class Concat:
             for part, (begin, width) in zip(self.parts, pieces, strict=True)
         ]
         size = f"{self.height}x{self.width}x{'+'.join(taken)}"
-        return " ".join(["bconcat" if self.bits else "concat", size, *map(str, self.epilogue)])
+        name = "bconcat" if self.bits else "qconcat" if self.whole else "concat"
+        return " ".join([name, size, *map(str, self.epilogue)])
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Each number of 8 bits replaced by what a table has for it: x int8 ``shape``, table int8[256] -> int8 ``shape``.
+
+    Entry i of the table is that of the number i - 128.
+    """
+
+    tag: ClassVar[str] = "lookup"
+    epilogue: ClassVar[tuple[Step, ...]] = ()
+    shape: tuple[int, ...]
+
+    @property
+    def out(self) -> str:
+        """Type of the result."""
+        return "int8"
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        return (self.shape, "int8"), ((256,), "int8"), (self.shape, "int8")
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        return f"lookup {'x'.join(map(str, self.shape))}"
 
 
 @dataclass(frozen=True)
@@ -502,7 +541,7 @@ class Generic:
 
 
 #: What operators of ours compute, and what there may be tuning records of.
-Workload = Conv2d | QConv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize
+Workload = Conv2d | QConv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize | Lookup
 Tunable = Workload | Generic
 
 #: Shape and dtype of a tensor.
@@ -547,10 +586,10 @@ def signs_operand_shapes(signs: tuple[Signs, ...], size: tuple[int, int, int]) -
 
 
 def result_shape(size: tuple[int, int, int], out: str) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an output of ``size`` (H, W, C) that is "float32" or "bits"."""
+    """Shape and dtype of an output of ``size`` (H, W, C) that is "float32", "int8" or "bits"."""
     if out == "bits":
         return (1, size[0], size[1], packed(size[2])), "uint8"
-    return (1, *size), "float32"
+    return (1, *size), out
 
 
 #: Attribute of the PrimFuncs that implement a workload; its value is the workload's JSON.
@@ -572,7 +611,7 @@ def from_json(text: str) -> Workload:
 def tunable_from_json(text: str) -> Tunable:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kinds = (Conv2d, QConv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize, Generic)
+    kinds = (Conv2d, QConv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize, Lookup, Generic)
     kind = {each.tag: each for each in kinds}[table.pop("tag")]
     return kind(**{name: _revive(name, value) for name, value in table.items()})
 

@@ -44,6 +44,12 @@ def is_image(x: relax.Expr) -> bool:
     return len(shape) == 4 and shape[0] == 1 and str(x.ty.dtype) == "float32"
 
 
+def is_whole_image(x: relax.Expr) -> bool:
+    """Is ``x`` int8 [1, H, W, C]?"""
+    shape = shape_of(x)
+    return len(shape) == 4 and shape[0] == 1 and str(x.ty.dtype) == "int8"
+
+
 def float64_of(expr: relax.Expr) -> np.ndarray | None:
     """A float32 constant in float64; None for anything else."""
     array = array_of(expr)

@@ -26,6 +26,9 @@ _CHOOSING = frozenset(
     }
 )
 
+#: Operators that sum products of data and weights.
+_CONVOLUTIONS = frozenset({"nn.conv2d", "nn.conv2d_transpose"})
+
 #: Operators between the sums of a convolution and the rounding that makes whole numbers of them again.
 _RESCALING = frozenset({"add", "subtract", "multiply", "divide"})
 
@@ -47,7 +50,7 @@ class WholeNumbers:
             if bound is None or not isinstance(value, Call):
                 continue
             self.bounds[name] = bound
-            if op_name(value) == "nn.conv2d" and bound <= EXACT:
+            if op_name(value) in _CONVOLUTIONS and bound <= EXACT:
                 self.exact.add(name)
         for value in defined.values():
             if op_name(value) in _ROUNDING:
@@ -96,7 +99,7 @@ class WholeNumbers:
             return {"multiply": first * second, "maximum": max(first, second), "minimum": max(first, second)}.get(
                 operator, first + second
             )
-        return self._summed(expr) if operator == "nn.conv2d" else None
+        return self._summed(expr) if operator in _CONVOLUTIONS else None
 
     def _clipped(self, call: Call) -> float | None:
         inner, limits = self._bound(call.args[0]), clip_bounds(call)

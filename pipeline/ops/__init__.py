@@ -5,6 +5,7 @@ from bitkiln.pipeline.ops.binarize import binarize
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.concat import concat
 from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d, conv2d_transpose
+from bitkiln.pipeline.ops.lookup import lookup
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
 from bitkiln.pipeline.ops.qconv2d import qconv2d
 from bitkiln.pipeline.ops.register import WORKLOAD_ATTR, call_of, has_workload, workload_of
@@ -22,6 +23,7 @@ __all__ = [
     "conv2d_transpose",
     "hardswish",
     "has_workload",
+    "lookup",
     "pack_bits",
     "pool2d",
     "prelu",

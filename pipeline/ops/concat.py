@@ -23,7 +23,7 @@ class ConcatAttributes(TypedDict, total=False):
 
 
 def concat(images: Sequence[relax.Expr], *operands: relax.Expr, **attributes: Unpack[ConcatAttributes]) -> Call:
-    """images float32 [1, H, W, parts[i]], or their bits -> float32 [1, H, W, C], or bits. The epilogue is for floats."""
+    """images float32 or int8 [1, H, W, parts[i]], or their bits -> [1, H, W, C] alike. The epilogue is for floats."""
     return _CONCAT.call([*images, *operands], attributes)
 
 
@@ -34,7 +34,8 @@ def images_of(call: Call) -> list[relax.Expr]:
 
 def _sizes(call: Call) -> dict[str, Any]:
     widths = tuple(shape_of(image)[3] for image in images_of(call)) if len(call.attrs["begins"]) else ()
-    return {**packed_size(call), "bits": str(call.args[0].ty.dtype) == "uint8", "widths": widths}
+    dtype = str(call.args[0].ty.dtype)
+    return {**packed_size(call), "bits": dtype == "uint8", "whole": dtype == "int8", "widths": widths}
 
 
 _CONCAT = register("concat", "Images side by side along the channels.", ("data",), Concat, ConcatAttributes, _sizes)

@@ -1,4 +1,4 @@
-"""``relax.bitkiln.pool2d`` and ``relax.bitkiln.bmaxpool2d``: pooling of floats and of bits."""
+"""``relax.bitkiln.pool2d`` and ``relax.bitkiln.bmaxpool2d``: pooling of floats and whole numbers, and of bits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class PackedPoolAttributes(TypedDict):
 
 
 def pool2d(x: relax.Expr, *operands: relax.Expr, **attributes: Unpack[PoolAttributes]) -> Call:
-    """x float32 [1, H, W, C] -> float32 [1, H', W', C], or its signs as bits; the epilogue follows the pooling."""
+    """x float32 [1, H, W, C] -> float32 [1, H', W', C], or its signs as bits; the epilogue follows the pooling.
+
+    The maximum of x int8 is int8, without an epilogue.
+    """
     return _POOL2D.call([x, *operands], attributes)
 
 
@@ -42,11 +45,15 @@ def bmaxpool2d(bits: relax.Expr, *invert: relax.Expr, **attributes: Unpack[Packe
     return _BMAXPOOL2D.call([bits, *invert], attributes)
 
 
+def _sizes(call: Call) -> dict[str, Any]:
+    return {**image_size(call), "whole": str(call.args[0].ty.dtype) == "int8"}
+
+
 def _packed(call: Call) -> dict[str, Any]:
     return {**packed_size(call), "invert": len(call.args) > 1}
 
 
-_POOL2D = register("pool2d", "Maximum or average pooling.", ("data",), Pool2d, PoolAttributes, image_size, bits=False)
+_POOL2D = register("pool2d", "Maximum or average pooling.", ("data",), Pool2d, PoolAttributes, _sizes, bits=False)
 _BMAXPOOL2D = register(
     "bmaxpool2d", "Maximum pooling of bits.", ("data",), Pool2d, PackedPoolAttributes, _packed, bits=True, out="bits"
 )

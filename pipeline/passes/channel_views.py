@@ -16,8 +16,11 @@ from tvm import relax
 from tvm.ir import Call
 
 from bitkiln.pipeline import ops
-from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
-from bitkiln.pipeline.ir.operands import is_image
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of, value_of
+from bitkiln.pipeline.ir.operands import is_image, is_whole_image
+from bitkiln.pipeline.ops.register import workload_of
+from bitkiln.schedules.qconv2d import planned
+from bitkiln.schedules.workload import QConv2d
 
 #: More pieces would be copied in bits too small.
 _MOST_PIECES = 16
@@ -61,6 +64,8 @@ class _Views:
             return None
         if op_name(value) == "nn.conv2d":
             return self._convolution(graph, name, value, own)
+        if op_name(value) == "bitkiln.qconv2d":
+            return self._whole_convolution(graph, name, value, own)
         return self._elementwise(graph, name, value, own)
 
     def _convolution(self, graph: Graph, name: str, conv: Call, view: _View) -> Call | None:
@@ -68,15 +73,36 @@ class _Views:
         weight, groups = array_of(conv.args[1]), int(conv.attrs["groups"])
         if weight is None or str(conv.attrs["data_layout"]) != "NHWC" or groups not in (1, len(weight)):
             return None
-        order = np.lexsort((view.channel, view.source))
-        pieces = _runs(view.source[order], view.channel[order])
-        if len(pieces) > _MOST_PIECES or (groups > 1 and len(order) != groups):
+        found = self._gathered(graph, name, view, groups)
+        if found is None:
             return None
-        x = self._side_by_side(graph, name, view, pieces)
+        x, order = found
         if groups == 1:
             return Call(conv.op, [x, constant(np.ascontiguousarray(weight[..., order]))], conv.attrs)
         result = Call(conv.op, [x, constant(np.ascontiguousarray(weight[order]))], conv.attrs)
         return self._in_order(graph, name, result, np.argsort(order))
+
+    def _whole_convolution(self, graph: Graph, name: str, conv: Call, view: _View) -> Call | None:
+        """The same of whole numbers, whose segments are planned anew."""
+        work = workload_of(conv, QConv2d)
+        weight, bias, factor = map(value_of, conv.args[1:])
+        found = self._gathered(graph, name, view, work.groups) if work.groups in (1, len(weight)) else None
+        if found is None:
+            return None
+        x, order = found
+        if work.groups == 1:
+            weight = np.ascontiguousarray(weight[..., order])
+            return ops.call_of(planned(work, weight), (x, constant(weight, "int16"), *conv.args[2:]))
+        ordered = (constant(weight[order], "int16"), constant(bias[order], "int32"), constant(factor[order]))
+        return self._in_order(graph, name, ops.call_of(work, (x, *ordered)), np.argsort(order))
+
+    def _gathered(self, graph: Graph, name: str, view: _View, groups: int) -> tuple[relax.Expr, np.ndarray] | None:
+        """The pieces of an image side by side, and which of its channels each of theirs is; None where they are many."""
+        order = np.lexsort((view.channel, view.source))
+        pieces = _runs(view.source[order], view.channel[order])
+        if len(pieces) > _MOST_PIECES or (groups > 1 and len(order) != groups):
+            return None
+        return self._side_by_side(graph, name, view, pieces), order
 
     def _side_by_side(self, graph: Graph, name: str, view: _View, pieces: list[tuple[int, int, int]]) -> relax.Expr:
         parts = [view.sources[source] for source, _, _ in pieces]
@@ -131,7 +157,7 @@ def _viewed(value: relax.Expr, views: dict[str, _View]) -> _View | None:
 
 
 def _of(x: relax.Expr, views: dict[str, _View]) -> _View | None:
-    if not isinstance(x, relax.Var) or not is_image(x):
+    if not isinstance(x, relax.Var) or not (is_image(x) or is_whole_image(x)):
         return None
     channels = shape_of(x)[3]
     return views.get(x.name) or _View((x,), np.zeros(channels, int), np.arange(channels))

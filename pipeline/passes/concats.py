@@ -16,13 +16,14 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, shape_of, value_of
+from bitkiln.pipeline.ir.operands import is_image, is_whole_image
 from bitkiln.pipeline.ops.concat import images_of
 from bitkiln.pipeline.ops.register import workload_of
 from bitkiln.schedules.workload import Binarize, Concat, Conv2d
 
 
 def joined(graph: Graph, call: Call) -> relax.Expr | None:
-    """``relax.concat`` of float images along their channels as ``bitkiln.concat``, of parts that are no concats themselves."""
+    """``relax.concat`` of images along their channels as ``bitkiln.concat``, of parts that are no concats themselves."""
     images = call.args[0]
     if not isinstance(images, relax.Tuple) or call.attrs["axis"] is None:
         return None
@@ -122,5 +123,4 @@ def _concat(parts: list[relax.Expr]) -> relax.Expr:
 
 
 def _is_image(x: relax.Expr) -> bool:
-    shape = shape_of(x)
-    return isinstance(x, relax.Var) and len(shape) == 4 and shape[0] == 1 and str(x.ty.dtype) == "float32"
+    return isinstance(x, relax.Var) and (is_image(x) or is_whole_image(x))

@@ -9,7 +9,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
-from bitkiln.pipeline.ir.operands import is_image
+from bitkiln.pipeline.ir.operands import is_image, is_whole_image
 from bitkiln.pipeline.ir.whole import WholeNumbers
 from bitkiln.pipeline.ops.register import ints, pair, sides
 from bitkiln.pipeline.passes import concats
@@ -107,7 +107,8 @@ def _resize2d(call: Call) -> relax.Expr | None:
 def _pool2d(call: Call, kind: str) -> relax.Expr | None:
     attrs = call.attrs
     x = call.args[0]
-    if str(attrs["layout"]) != "NHWC" or ints(attrs["dilation"]) != (1, 1) or not is_image(x):
+    whole = is_whole_image(x) and kind == "max"
+    if str(attrs["layout"]) != "NHWC" or ints(attrs["dilation"]) != (1, 1) or not (is_image(x) or whole):
         return None
     kernel, strides, padding = pair(attrs["pool_size"]), pair(attrs["strides"]), sides(attrs["padding"])
     include = bool(attrs["count_include_pad"]) or not any(padding)
@@ -120,7 +121,8 @@ def _pool2d(call: Call, kind: str) -> relax.Expr | None:
         padding = (*padding[:2], padding[2] + extra[0], padding[3] + extra[1])
     if any(pad >= size for pad, size in zip(padding, (*kernel, *kernel), strict=True)):
         return None
-    return ops.pool2d(x, pool=Pool(kernel, strides, padding, kind, include or kind == "max"))
+    window = Pool(kernel, strides, padding, kind, include or kind == "max")
+    return ops.pool2d(x, pool=window, out="int8" if whole else "float32")
 
 
 def _global_average(graph: Graph, call: Call) -> relax.Expr | None:

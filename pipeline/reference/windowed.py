@@ -9,7 +9,7 @@ from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import ints
 from bitkiln.pipeline.reference.values import Operator
-from bitkiln.pipeline.reference.windows import convolve, pad, spread, to_layout, windows
+from bitkiln.pipeline.reference.windows import convolve, lowest, pad, spread, to_layout, windows
 
 
 def _conv2d(call: Call, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def _pool2d(kind: str) -> Callable[[Call, np.ndarray], np.ndarray]:
                 extra[i] = -(size - (kernel[i] - 1) * dilation[i] - 1) % strides[i]
         padding = (top, left, bottom + extra[0], right + extra[1])
         if kind == "max":
-            taps = windows(pad(x, padding, float(np.finfo(np.float32).min)), kernel, strides, dilation)
+            taps = windows(pad(x, padding, lowest(x.dtype)), kernel, strides, dilation)
             return to_layout(taps.max(axis=(3, 4)), "NHWC", layout)
         taps = windows(pad(x, padding, 0), kernel, strides, dilation)
         inside = np.ones_like(x)

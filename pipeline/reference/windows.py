@@ -70,9 +70,7 @@ def spread(
 
 def pool(value: np.ndarray, window: Pool) -> np.ndarray:
     """Maximum or average pooling of [1, H, W, C]."""
-    fill = (np.finfo(value.dtype).min if value.dtype.kind == "f" else np.iinfo(value.dtype).min) * (
-        window.kind == "max"
-    )
+    fill = lowest(value.dtype) if window.kind == "max" else 0
     taps = windows(pad(value, window.padding, fill), window.kernel, window.strides, (1, 1))
     if window.kind == "max":
         return taps.max(axis=(3, 4))
@@ -80,6 +78,11 @@ def pool(value: np.ndarray, window: Pool) -> np.ndarray:
         return taps.sum(axis=(3, 4)) / value.dtype.type(window.kernel[0] * window.kernel[1])
     inside = windows(pad(np.ones_like(value), window.padding, 0), window.kernel, window.strides, (1, 1))
     return taps.sum(axis=(3, 4)) / inside.sum(axis=(3, 4))
+
+
+def lowest(dtype: np.dtype) -> float:
+    """The least number of a type, which wins no maximum."""
+    return float(np.finfo(dtype).min) if dtype.kind == "f" else int(np.iinfo(dtype).min)
 
 
 def pad(value: np.ndarray, padding: Sequence[int], fill: float) -> np.ndarray:

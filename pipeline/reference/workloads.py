@@ -13,7 +13,17 @@ from bitkiln.pipeline.reference.resize import resize
 from bitkiln.pipeline.reference.values import Operator, Value
 from bitkiln.pipeline.reference.windows import convolve, pool, spread
 from bitkiln.schedules import steps
-from bitkiln.schedules.workload import Binarize, Concat, Conv2d, ConvTranspose2d, Pool2d, QConv2d, Resize, Workload
+from bitkiln.schedules.workload import (
+    Binarize,
+    Concat,
+    Conv2d,
+    ConvTranspose2d,
+    Lookup,
+    Pool2d,
+    QConv2d,
+    Resize,
+    Workload,
+)
 
 
 def compute(workload: Workload, args: Sequence[np.ndarray]) -> Value:
@@ -49,6 +59,8 @@ def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray
         return steps.compute(workload.epilogue, _side_by_side(workload, args[:parts]), args[parts:])
     if isinstance(workload, QConv2d):
         return _compute_whole(workload, args)
+    if isinstance(workload, Lookup):
+        return args[1][args[0].astype(np.int64) + 128]
     if isinstance(workload, ConvTranspose2d):
         work = workload
         value = spread(args[0], args[1], work.strides, work.padding, work.dilation, work.groups, work.output_padding)

@@ -14,6 +14,7 @@ from bitkiln.schedules.workload import (
     Conv2d,
     ConvTranspose2d,
     Generic,
+    Lookup,
     Pool2d,
     QConv2d,
     Resize,
@@ -36,6 +37,8 @@ def arguments(workload: Tunable, seed: int) -> list[np.ndarray]:
     source = np.random.default_rng(seed)
     if isinstance(workload, QConv2d):
         return _whole_numbers(workload, source)
+    if isinstance(workload, Lookup):
+        return [source.integers(-128, 127, shape, np.int8, endpoint=True) for shape, _ in workload.shapes[:-1]]
     if isinstance(workload, Generic):
         return [_values(source, *spec) for spec in workload.shapes[:-1]]
     shapes = list(argument_specs(workload))
@@ -113,6 +116,8 @@ def _exact(workload: Tunable) -> bool:
 
 def _activation(source: np.random.Generator, spec: tuple[tuple[int, ...], str], channels: int) -> np.ndarray:
     shape, dtype = spec
+    if dtype == "int8":
+        return source.integers(-128, 127, shape, np.int8, endpoint=True)
     return _bits(source, shape, channels) if dtype == "uint8" else _fractions(source, shape, 8, 4)
 
 

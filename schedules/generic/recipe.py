@@ -53,12 +53,21 @@ def _blocks(sch: Schedule) -> list[SBlockRV]:
 
 
 def _inline(sch: Schedule) -> None:
-    """Inline blocks with one reader into it, where both are free of reductions; what cannot be inlined stays."""
+    """Inline blocks with one reader into it, where that computes nothing twice; what cannot be inlined stays.
+
+    A reduction may take in what it reads once, as a sum over an image does.
+    """
     for block in _blocks(sch):
         readers = sch.get_consumers(block)
-        if len(readers) == 1 and _is_spatial(sch, block) and _is_spatial(sch, readers[0]):
+        if len(readers) != 1 or not _is_spatial(sch, block):
+            continue
+        if _is_spatial(sch, readers[0]) or _iterations(sch, readers[0]) == _iterations(sch, block):
             with suppress(ScheduleError):
                 sch.compute_inline(block)
+
+
+def _iterations(sch: Schedule, block: SBlockRV) -> int:
+    return prod(int(var.dom.extent) for var in sch.get(block).iter_vars)
 
 
 def _is_spatial(sch: Schedule, block: SBlockRV) -> bool:

@@ -1,4 +1,4 @@
-"""Pooling on its own: of floats, with an epilogue, and of bits, where a maximum is a bitwise OR."""
+"""Pooling on its own: of floats, with an epilogue, of whole numbers, and of bits, where a maximum is a bitwise OR."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reference(workload: Pool2d) -> tirx.PrimFunc:
     """The plain definition: arguments as ``workload.shapes`` lists them, the outputs last."""
     if workload.bits:
         return _bits_reference(workload)
-    data = te.placeholder(workload.shapes[0][0], "float32", name="data")
+    data = te.placeholder(*workload.shapes[0], name="data")
     operands = stages.operand_tensors(workload.epilogue, (*workload.out_size, workload.channels))
     result = stages.apply_epilogue(stages.pool(data, workload.pool), workload.epilogue, operands)
     if workload.out == "bits":
@@ -79,8 +79,10 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         bits = outputs(workload)
         kernels, micro = kernel_set(target), None
         size = (workload.height, workload.width)
-        lines = not workload.bits and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
-        single = workload.out_size == (1, 1) and workload.out == "float32" and not workload.bits
+        lines = workload.shapes[0][1] == "float32" and pool2d_a53.applies(
+            workload.pool, size, workload.channels, kernels
+        )
+        single = workload.out_size == (1, 1) and workload.out == "float32" and workload.shapes[0][1] == "float32"
         # An image that is in memory is fetched better row by row.
         single = (
             single
@@ -144,7 +146,7 @@ def emit_row(
 
 
 def pool_row(data: Any, window: Pool, y: Any, store: Store) -> None:
-    """Emits row ``y`` of the pooling of ``data`` [1, H, W, C]: float32, or bits, whose maximum is the OR.
+    """Emits row ``y`` of the pooling of ``data`` [1, H, W, C]: float32, int8, or bits, whose maximum is the OR.
 
     Rows are reduced first, in the order they lie in memory, then columns; the reduced row stays in the cache.
     """
@@ -238,9 +240,9 @@ def each_block(
 def _reduce(data: Any, window: Pool, at: tuple[Any, ...], first: Any | int, reduced: Any) -> None:
     """Emits ``reduced`` = the maximum, sum or OR of the channels from ``first`` over the window at (y, x)."""
     (lanes,) = (int(extent) for extent in reduced.shape)
-    start = tirx.min_value("float32") if window.kind == "max" else tirx.const(0, "float32")
+    start = tirx.min_value(data.dtype) if window.kind == "max" else tirx.const(0, data.dtype)
     with T.vectorized(lanes) as lane:
-        T.buffer_store(reduced, start if data.dtype == "float32" else tirx.const(0, "uint8"), [lane])
+        T.buffer_store(reduced, start, [lane])
     begin_y, end_y, begin_x, end_x = _span(data, window, at)
     combine = _combination(window, data.dtype)
     with T.serial(begin_y, end_y) as row, T.serial(begin_x, end_x) as column, T.vectorized(lanes) as lane:

@@ -11,7 +11,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.igemm import CHANNELS
-from bitkiln.schedules.qconv2d import depthwise, plain, product, segments
+from bitkiln.schedules.qconv2d import depthwise, depthwise_rows, plain, product, segments
 from bitkiln.schedules.workload import QConv2d
 from bitkiln.targets import Target
 
@@ -60,4 +60,6 @@ def emit(workload: QConv2d, knobs: Knobs, target: Target, threads: int = 1) -> K
             return product.emit(workload, target)
         if depthwise.applies(workload):
             return depthwise.emit(workload)
+        if depthwise_rows.applies(workload):
+            return depthwise_rows.emit(workload)
     return plain.emit(workload)

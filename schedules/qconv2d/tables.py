@@ -26,10 +26,13 @@ def limited(workload: QConv2d) -> bool:
     return (workload.low, workload.high) != (-128, 127)
 
 
-def of(workload: QConv2d, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The tables, int8, one after the other, as ``rescale`` reads them; ``arrays`` are weights, bias and factors."""
+def of(workload: QConv2d, arrays: Sequence[np.ndarray], starts: Sequence[int] | None = None) -> np.ndarray:
+    """The tables, int8, one after the other, as ``rescale`` reads them; ``arrays`` are weights, bias and factors.
+
+    ``starts``: the first channel of each panel, where panels are others than ``firsts`` has.
+    """
     bias, factor = shifted_bias(workload, arrays[0], arrays[1]), arrays[2].astype(np.float32)
-    starts = firsts(workload.out_channels)
+    starts = starts or firsts(workload.out_channels)
     limits = ((workload.out_zero, np.int16), (workload.low, np.int8), (workload.high, np.int8))
     parts = [
         *(np.stack([values[first : first + CHANNELS] for first in starts]) for values in (bias, factor)),

@@ -18,6 +18,8 @@ WORKLOADS = [
     Concat(4, 3, (8, 24), epilogue=(Step("add", "tensor"),)),
     Concat(4, 5, (9, 58, 3), epilogue=(Step("relu"),), begins=(3, 0, 61), widths=(12, 58, 64)),
     Concat(4, 5, (64, 8, 19), bits=True),
+    Concat(4, 5, (64, 8, 19), whole=True),
+    Concat(4, 5, (9, 58, 3), begins=(3, 0, 61), widths=(12, 58, 64), whole=True),
 ]
 
 
@@ -31,7 +33,7 @@ def example(workload: Concat) -> list[np.ndarray]:
             channels = workload.parts[len(arrays)]
             signs = rng.integers(0, 2, (*shape[:-1], channels), dtype="uint8")
             floats = np.packbits(signs, axis=3, bitorder="little")
-        arrays.append(floats)
+        arrays.append((50 * floats).astype(dtype) if dtype == "int8" else floats)
     return arrays
 
 
@@ -39,7 +41,7 @@ def example(workload: Concat) -> list[np.ndarray]:
 def test_kernels_compute_the_definition(workload):
     args = example(workload)
     expected = defined(workload, args)
-    if not workload.epilogue:
+    if not workload.epilogue and not workload.begins:
         assert np.array_equal(expected, np.concatenate(args, axis=3))
     kernel = concat.emit(workload, {}, targets.load("rasp3b32"))
     assert same(on_host(kernel.func, bound(kernel, args), workload), expected)
@@ -55,4 +57,4 @@ def test_kernels_of_64_bit_boards_compute_the_definition(workload, run_kernel):
 def test_workload_is_a_value():
     assert [from_json(to_json(workload)) for workload in WORKLOADS] == WORKLOADS
     assert len({workload.key() for workload in WORKLOADS}) == len(WORKLOADS)
-    assert WORKLOADS[-1].shapes[-1] == ((1, 4, 5, packed(91)), "uint8")
+    assert WORKLOADS[5].shapes[-1] == ((1, 4, 5, packed(91)), "uint8")

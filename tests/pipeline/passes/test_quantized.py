@@ -117,6 +117,84 @@ def test_what_else_reads_a_tensor_gets_floats(rng):
     same(module, changed)
 
 
+def scaled(builder, x, factor, name):
+    """Reals that whole numbers stand for."""
+    return builder.emit(relax.op.multiply(x, relax.const(factor)), name)
+
+
+def whole(builder, x, low, high, name):
+    """Reals as whole numbers again."""
+    rounded = builder.emit(relax.op.round(scaled(builder, x, 1 / 0.05, f"{name}_shares")), f"{name}_rounded")
+    return builder.emit(relax.op.clip(rounded, low, high), name)
+
+
+def test_steps_that_one_tensor_decides_are_tables(rng):
+    """An activation of its own, and the product of a tensor with one: SiLU as such files write it."""
+
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="first")
+        reals = scaled(builder, first, 0.05, "reals")
+        gate = builder.emit(relax.op.sigmoid(reals), "gate")
+        shares = builder.emit(relax.op.round(scaled(builder, gate, 256.0, "gate_shares")), "gate_rounded")
+        gate = scaled(builder, builder.emit(relax.op.clip(shares, 0, 255), "gate_whole"), 1 / 256, "gate_reals")
+        silu = whole(builder, builder.emit(relax.op.multiply(reals, gate), "product"), -5, 127, "silu")
+        second = rescaled(builder, conv(silu, rng.integers(-99, 100, (8, 1, 1, 8))), rng, name="second")
+        tanh = builder.emit(relax.op.tanh(scaled(builder, second, 0.05, "second_reals")), "tanh")
+        return rescaled(builder, conv(whole(builder, tanh, -20, 20, "bent"), rng.integers(-9, 10, (8, 1, 1, 8))), rng)
+
+    module = built((1, 4, 6, 8), body)
+    changed = quantized(module, BOARD)
+    assert kinds(changed).count("bitkiln.lookup") == 2 and kinds(changed).count("bitkiln.qconv2d") == 3
+    assert not {"sigmoid", "tanh", "round", "multiply"} & set(kinds(changed))
+    same(module, changed)
+
+
+def test_elements_are_moved_as_bytes(rng):
+    """Joined tensors have one zero point, though their limits differ."""
+
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, -100, 90, name="first")
+        second = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, 0, 155, name="second")
+        pooled = builder.emit(relax.op.nn.max_pool2d(second, (3, 3), (1, 1), (1, 1, 1, 1), layout="NHWC"), "pooled")
+        joined = builder.emit(relax.op.concat([first, pooled], 3), "joined")
+        half = builder.emit(relax.op.strided_slice(joined, [3], [4], [12]), "half")
+        return rescaled(builder, conv(half, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="third")
+
+    module = built((1, 4, 6, 8), body)
+    changed = quantized(module, BOARD)
+    assert kinds(changed).count("bitkiln.qconv2d") == 3
+    types = {op_name(value): str(value.ty.dtype) for _, value in bindings(changed["main"])}
+    assert all(types[each] == "int8" for each in ("nn.max_pool2d", "concat", "strided_slice"))
+    same(module, changed)
+
+
+def test_an_average_of_an_image_sums_whole_numbers(rng):
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, -100, 90, name="first")
+        mean = builder.emit(relax.op.mean(first, [1, 2], keepdims=True), "mean")
+        shares = builder.emit(relax.op.round(scaled(builder, mean, 4.0, "shares")), "rounded")
+        averaged = builder.emit(relax.op.clip(shares, -128, 127), "averaged")
+        return rescaled(builder, conv(averaged, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="second")
+
+    module = built((1, 4, 8, 8), body)
+    changed = quantized(module, BOARD)
+    assert "mean" not in kinds(changed) and kinds(changed).count("sum") == 1
+    same(module, changed)
+
+
+def test_transposed_convolutions_whose_windows_lie_side_by_side(rng):
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="first")
+        weight = relax.const(rng.integers(-99, 100, (8, 5, 2, 3)).astype("float32"))
+        made = relax.op.nn.conv2d_transpose(first, weight, (2, 3), data_layout="NHWC", kernel_layout="IOHW")
+        return rescaled(builder, made, rng, name="second")
+
+    module = built((1, 4, 6, 8), body)
+    changed = quantized(module, BOARD)
+    assert kinds(changed).count("bitkiln.qconv2d") == 2 and "nn.conv2d_transpose" not in kinds(changed)
+    same(module, changed)
+
+
 def test_what_8_bits_do_not_hold_stays_in_floats(rng):
     def body(builder, x):
         wide = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, -200, 200, "wide")

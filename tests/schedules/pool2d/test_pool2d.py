@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bitkiln import targets
+from bitkiln.pipeline.reference import compute
 from bitkiln.schedules import pool2d
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Pool, Pool2d
@@ -21,6 +22,12 @@ WORKLOADS = [
     Pool2d(5, 6, 7, Pool((3, 2), (1, 2), (1, 0, 1, 0)), epilogue=(Step("add", "tensor"),), out="bits", sign_zero=-1),
     Pool2d(8, 8, 20, Pool((3, 3), (2, 2), (0, 0, 1, 1)), bits=True),
     Pool2d(8, 8, 300, Pool((3, 3), (2, 2), BORDER), bits=True, invert=True),
+]
+#: Whole numbers of 8 bits: vectors and rests of channels, windows of a whole image.
+WHOLE = [
+    Pool2d(9, 7, 80, Pool((3, 3), (2, 2), BORDER), out="int8", whole=True),
+    Pool2d(8, 8, 21, Pool((5, 5), (1, 1), (2, 2, 2, 2)), out="int8", whole=True),
+    Pool2d(18, 18, 5, Pool((18, 18), (18, 18)), out="int8", whole=True),
 ]
 #: Pooled by the micro-kernel of 64-bit boards: windows at all edges, steps of every size, images of one pixel.
 LINES = [
@@ -55,6 +62,16 @@ def test_kernels_compute_the_definition(board, run_kernels):
     (results,) = run_kernels(workloads, kernels, args, target, [3])
     for workload, arguments, result in zip(workloads, args, results, strict=True):
         assert same(result, defined(workload, arguments)), workload.key()
+
+
+@pytest.mark.parametrize("workload", WHOLE, ids=Pool2d.key)
+def test_whole_numbers_are_pooled_in_8_bits(workload):
+    target = targets.load("rasp3b")
+    kernel = pool2d.emit(workload, {}, target)
+    args = [np.random.default_rng(2).integers(-128, 128, workload.shapes[0][0]).astype("int8")]
+    result = on_host(kernel.func, bound(kernel, args), workload)
+    assert result.dtype == np.int8 and (result == defined(workload, args)).all()
+    assert (result == compute(workload, args)).all()
 
 
 def test_threads_share_the_channels_of_a_single_pixel(run_kernel):
