@@ -188,7 +188,7 @@ class QConv2d(Convolution):
     ``zero``. It becomes a float32, as does its product with the factor; halves are rounded to even. Arguments: data, weight,
     bias int32[O], factor float32[O]. Output: int8 [1, H', W', O].
     ``segment`` and ``segments`` are what ``schedules.qconv2d.segments`` plans from the weights; without them nothing is
-    planned, and sums have 32 bits throughout.
+    planned, and sums have 32 bits throughout. Without ``segments`` alone, sums of so many products fit 16 bits in any order.
     """
 
     tag: ClassVar[str] = "qconv2d"
@@ -229,13 +229,10 @@ class QConv2d(Convolution):
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
-        words = [
-            "qconv2d",
-            *_window_words(self),
-            f"zero{self.zero:+d}{self.out_zero:+d}",
-            f"clip{self.low},{self.high}",
-        ]
-        return " ".join(words + ([f"segments{self.segments}x{self.segment}"] if self.segment else []))
+        words = ["qconv2d", *_window_words(self)]
+        words += [f"zero{self.zero:+d}{self.out_zero:+d}", f"clip{self.low},{self.high}"]
+        words += [f"segments{self.segments}x{self.segment}"] if self.segments else ["pairs"] if self.segment else []
+        return " ".join(words)
 
 
 @dataclass(frozen=True)

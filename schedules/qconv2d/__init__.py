@@ -11,7 +11,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.igemm import CHANNELS
-from bitkiln.schedules.qconv2d import depthwise, depthwise_rows, plain, product, segments
+from bitkiln.schedules.qconv2d import dense, depthwise, depthwise_rows, plain, product, segments
 from bitkiln.schedules.workload import QConv2d
 from bitkiln.targets import Target
 
@@ -37,6 +37,8 @@ def rescaled(workload: QConv2d, total: tirx.PrimExpr, factor: tirx.PrimExpr) -> 
 
 def planned(workload: QConv2d, weight: np.ndarray) -> QConv2d:
     """``workload`` with segments planned from its weights, int OHWI, where its kernel has them."""
+    if dense.fits(workload, weight):
+        return replace(workload, segment=dense.PRODUCTS, segments=0)
     if workload.groups > 1 or workload.out_channels < CHANNELS:
         return workload
     plan = segments.plan(product.steps_of(workload, weight), CHANNELS)
@@ -56,6 +58,8 @@ def default(workload: QConv2d, target: Target, threads: int = 1) -> dict[str, in
 def emit(workload: QConv2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """The implementation; any number of threads may run it."""
     if kernel_set(target).whole:
+        if dense.applies(workload):
+            return dense.emit(workload)
         if product.applies(workload):
             return product.emit(workload, target)
         if depthwise.applies(workload):

@@ -23,6 +23,7 @@ PRODUCTS = (
     QConv2d(1, 1, 40, 17, (1, 1), zero=9),
     QConv2d(3, 4, 16, 8, (2, 3), (1, 1), (0, 2, 1, 0), dilation=(2, 1)),
     QConv2d(9, 9, 3, 16, (3, 3), (2, 2), (0, 0, 1, 1), zero=-1, out_zero=7, low=7),
+    QConv2d(3, 2, 24, 16, (3, 2), zero=77),
 )
 DEPTHWISE = (
     QConv2d(9, 7, 24, 24, (3, 3), padding=BORDER, groups=24, zero=4, out_zero=-8),
@@ -46,6 +47,7 @@ PLAIN = (
 WORKLOADS = (*PRODUCTS, *DEPTHWISE, *ROWS, *PLAIN)
 WEIGHTS = {
     "uniform": lambda rng, shape: rng.integers(-128, 128, shape),
+    "of 8 bits": lambda rng, shape: rng.choice([-127, 127], shape),
     "lowest": lambda rng, shape: np.full(shape, -128),
     "alternating": lambda rng, shape: np.where(np.arange(np.prod(shape)) % 2, 127, -128).reshape(shape),
     "nine bits": lambda rng, shape: rng.choice([-255, 255], shape),
@@ -79,6 +81,14 @@ def test_plain_loops_compute_the_definition(workload):
     kernel = qconv2d.emit(workload, {}, without_set())
     assert not kernel.microkernels
     assert (on_host(kernel.func, bound(kernel, args), workload) == compute(workload, args)).all()
+
+
+def test_weights_of_dense_layers_stay_bytes():
+    """Pairs of products fit 16 bits, but not those of -128."""
+    target = targets.load("rasp3b")
+    dense, heavy = (arguments(PRODUCTS[3], kind)[0] for kind in ("of 8 bits", "lowest"))
+    assert (dense.segment, dense.segments) == (2, 0) and heavy.segments > 0
+    assert qconv2d.emit(dense, {}, target).arguments[1].dtype == "int8"
 
 
 def test_kernels_of_64_bit_boards_compute_the_definition(run_kernels):
