@@ -23,6 +23,7 @@ from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import (
     WORKLOAD_ATTR,
     Conv2d,
+    Lookup,
     Pool,
     QConv2d,
     Signs,
@@ -193,7 +194,7 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
     begin, end = _operand_range(call)
     args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
     workload = workload_of(call)
-    assert not isinstance(workload, QConv2d), "what follows its sums is always the same"
+    assert not isinstance(workload, QConv2d | Lookup), "nothing else follows whole numbers"
     return call_of(replace(workload, epilogue=tuple(steps)), args)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -75,7 +76,7 @@ def emit(workload: QConv2d) -> Kernel:
         whole = workload.out_channels // CHANNELS
         runs = min(whole, _RUNS)
 
-        def multiply(channel: object, panel: object, count: object) -> None:
+        def multiply(channel: Any, panel: Any, count: Any) -> None:
             T.evaluate(
                 T.call_extern(
                     "int32",
