@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan, PlacedStep
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
-from bitkiln.pipeline.support.files import atomic_write, cache_directory
+from bitkiln.pipeline.support.files import atomic_write, cache_directory, require_space
 from bitkiln.schedules import exponentials
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.targets import Target
@@ -62,25 +63,39 @@ def link_library(
     """
     with scratch_folder() as name:
         folder = Path(name)
-        objects = [_runtime_object(target, name) for name in RUNTIME_SOURCES]
-        if functions:
-            objects.append(compile_functions(functions, target, folder / "kernels.o"))
-        assembly = assembly_text(microkernels)
-        if assembly:
-            (folder / "microkernels.S").write_text(assembly, encoding="utf-8")
-            objects.append(compile_with(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
-        # The assembler looks into the working folder first: a name that no other file has. Its folder's may need quotes.
-        blob = folder / f"{folder.name}.constants"
-        blob.write_bytes(plan.constants)
-        (folder / "constants.S").write_text(_constants_source(blob.name, target))
-        (folder / "plan.c").write_text(plan_source(plan, {name: launches(func) for name, func in functions.items()}))
-        objects.append(compile_with(target, [f"-I{folder}", "-c", folder / "constants.S"], folder / "constants.o"))
-        flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
-        objects.append(compile_with(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o"))
-        with atomic_write(out, mode=0o755) as temporary:
-            _link(target, objects, _soname(objects), folder, temporary)
-            facts = library_facts(temporary)
-    return facts
+        try:
+            objects = _objects(functions, microkernels, plan, target, folder)
+            with atomic_write(out, mode=0o755) as temporary:
+                _link(target, objects, _soname(objects), folder, temporary)
+                return library_facts(temporary)
+        except (OSError, BitkilnError):
+            require_space(folder)  # What compilers say of a full disk is nobody's to understand.
+            raise
+
+
+def _objects(
+    functions: Mapping[str, tirx.PrimFunc],
+    microkernels: Iterable[MicroKernel],
+    plan: ExecutionPlan,
+    target: Target,
+    folder: Path,
+) -> list[Path]:
+    """The object files of a library, in ``folder`` or the cache."""
+    objects = [_runtime_object(target, name) for name in RUNTIME_SOURCES]
+    if functions:
+        objects.append(compile_functions(functions, target, folder / "kernels.o"))
+    assembly = assembly_text(microkernels)
+    if assembly:
+        (folder / "microkernels.S").write_text(assembly, encoding="utf-8")
+        objects.append(compile_with(target, ["-c", folder / "microkernels.S"], folder / "microkernels.o"))
+    # The assembler looks into the working folder first: a name that no other file has. Its folder's may need quotes.
+    blob = folder / f"{folder.name}.constants"
+    blob.write_bytes(plan.constants)
+    (folder / "constants.S").write_text(_constants_source(blob.name, target))
+    (folder / "plan.c").write_text(plan_source(plan, {name: launches(func) for name, func in functions.items()}))
+    objects.append(compile_with(target, [f"-I{folder}", "-c", folder / "constants.S"], folder / "constants.o"))
+    flags = ["-std=gnu11", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{DEVICE}"]
+    return [*objects, compile_with(target, [*flags, "-c", folder / "plan.c"], folder / "plan.o")]
 
 
 def compile_functions(functions: Mapping[str, tirx.PrimFunc], target: Target, out: Path) -> Path:
@@ -90,7 +105,10 @@ def compile_functions(functions: Mapping[str, tirx.PrimFunc], target: Target, ou
     # That pass shrinks a buffer to the elements it sees used, and does not see what micro-kernels use by its address.
     with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
         executable = tvm.compile(module, target=target.tvm_target())
-    executable.mod.write_to_file(str(out), "o")
+    # LLVM ends the process where a disk is full. Memory takes it first, from where we write ourselves.
+    with os.fdopen(os.memfd_create("kernels"), "rb") as memory:
+        executable.mod.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+        out.write_bytes(memory.read())
     return out
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 from tvm.script import tirx as T
 
 from bitkiln import targets
@@ -168,3 +172,27 @@ def test_a_library_is_the_same_every_time(name: str, tmp_path: Path, tools: str)
     for out in ("a.so", "b.so"):
         link_kernel(CURVES, targets.load(name), tmp_path / out)
     assert (tmp_path / "a.so").read_bytes() == (tmp_path / "b.so").read_bytes()
+
+
+def test_a_full_temporary_folder_is_one_line_that_names_it(tmp_path: Path) -> None:
+    """In a process of its own: LLVM used to end it."""
+    disk, model = tmp_path / "disk", tmp_path / "small.onnx"
+    disk.mkdir()
+    weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), "f"), "w")
+    values = [helper.make_tensor_value_info(name, 1, [1, size, 8, 8]) for name, size in (("x", 3), ("y", 4))]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "small", values[:1], values[1:], [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), model)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        (disk / "fill").write_bytes(bytes(56 << 10))
+        command = [sys.executable, "-m", "bitkiln", "compile", str(model), "-o", str(tmp_path / "out")]
+        environment = {**os.environ, "TMPDIR": str(disk)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert str(disk) in done.stderr and "TMPDIR" in done.stderr
+        assert [path.name for path in disk.iterdir()] == ["fill"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "small.onnx"]
