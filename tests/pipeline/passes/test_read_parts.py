@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tvm import relax
 
@@ -96,4 +97,35 @@ def test_other_concatenations_stay(net, same, operators, reason):
     before = net.module(conv(net, x, 8), *results)
     after = read_parts(before)
     assert operators(after).count("bitkiln.concat") == 1 and not any(parts_read(after))
+    same(before, after)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_maxima_come_before_an_epilogue_that_rises(net, same, operators, sign):
+    one, two = conv(net, net.x, 16), conv(net, net.x, 32)
+    scale, shift = relax.const(sign * np.linspace(0.5, 2, 48, dtype="float32")), net.normal(48)
+    x = net.add(
+        ops.concat([one, two], scale, shift, parts=(16, 32), epilogue=(Step("mul", "channel"), Step("add", "channel")))
+    )
+    pooled = net.add(ops.pool2d(x, pool=Pool((2, 2), (2, 2)), epilogue=(Step("relu"),)))
+    before = net.module(conv(net, pooled, 8))
+    after = read_parts(before)
+    # Parts of two sizes are joined for the convolution, which is less than before.
+    assert operators(after).count("bitkiln.concat") == 1
+    assert operators(after).count("bitkiln.pool2d") == (2 if sign > 0 else 1)
+    same(before, after)
+
+
+def test_slices_are_read_where_they_are(net, same, operators):
+    x = conv(net, net.x, 32)
+    first, second = (net.add(op.strided_slice(x, [3], [begin], [begin + 16])) for begin in (0, 16))
+    filtered = conv(net, second, 32, 3, BORDER)
+    both = joined(net, first, net.add(op.strided_slice(filtered, [3], [8], [24])))
+    uneven = joined(net, second, conv(net, net.x, 8))
+    before = net.module(conv(net, both, 4), conv(net, uneven, 4))
+    after = read_parts(before)
+    assert "strided_slice" not in operators(after)
+    # Parts of images of two sizes are joined, without copies of the slices first.
+    assert operators(after).count("bitkiln.concat") == 1
+    assert parts_read(after)[1] == (16,)
     same(before, after)
