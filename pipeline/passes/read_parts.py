@@ -29,6 +29,7 @@ from bitkiln.pipeline.ir.graph import (
     result_of,
     rewrite,
     shape_of,
+    value_of,
     variables,
 )
 from bitkiln.pipeline.ir.operands import is_image
@@ -138,10 +139,9 @@ class _Reading:
 
 def _pieces(value: relax.Expr | None, definition: Callable[[relax.Var], relax.Expr | None]) -> Call | None:
     """A concatenation whose parts are channels of what was computed, where they are slices of that; a slice as one."""
-    if op_name(value) == "strided_slice":
-        piece = _slice(value)
-        return ops.concat([piece[0]], parts=piece[2:], begins=piece[1:2]) if piece else None
-    if op_name(value) != "bitkiln.concat":
+    if (piece := _slice(value)) is not None:
+        return ops.concat([piece[0]], parts=piece[2:], begins=piece[1:2])
+    if not isinstance(value, Call) or op_name(value) != "bitkiln.concat":
         return None
     whole = workload_of(value, Concat)
     if whole.bits:
@@ -159,7 +159,9 @@ def _pieces(value: relax.Expr | None, definition: Callable[[relax.Var], relax.Ex
 
 def _slice(value: relax.Expr | None) -> tuple[relax.Expr, int, int] | None:
     """The image of which ``value`` takes neighbouring channels, the first of them, and how many; None of anything else."""
-    if op_name(value) != "strided_slice" or not is_image(value.args[0]) or not isinstance(value.args[0], relax.Var):
+    if not isinstance(value, Call) or op_name(value) != "strided_slice":
+        return None
+    if not is_image(value.args[0]) or not isinstance(value.args[0], relax.Var):
         return None
     axes, begins, ends, *steps = ([int(getattr(item, "value", item)) for item in arg] for arg in value.args[1:])
     if [axis % 4 for axis in axes] != [3] or (steps and steps[0] != [1]):
@@ -170,8 +172,8 @@ def _slice(value: relax.Expr | None) -> tuple[relax.Expr, int, int] | None:
 
 def _by_channel(value: Call, host: Call, pooled: bool) -> bool:
     """Whether ``value`` can be done part by part, each of whole cache lines, as well as all at once."""
-    arrays = _arrays(host, value)
-    if op_name(value) not in _BY_CHANNEL or any(array is None for array in arrays):
+    operands = [*host.args[len(images_of(host)) :], *value.args[1:]]
+    if op_name(value) not in _BY_CHANNEL or any(array_of(operand) is None for operand in operands):
         return False
     work, whole = workload_of(value), workload_of(host, Concat)
     steps = () if pooled else whole.epilogue
@@ -181,13 +183,13 @@ def _by_channel(value: Call, host: Call, pooled: bool) -> bool:
         return not steps
     if work.bits or work.signs or work.out != "float32" or (steps and work.pool.kind != "max"):
         return False
-    operands = iter(arrays)
-    return all(commutes_with_maximum(step, next(operands) if step.operand else None) for step in steps)
+    arrays = iter(_arrays(host, value))
+    return all(commutes_with_maximum(step, next(arrays) if step.operand else None) for step in steps)
 
 
 def _arrays(host: Call, value: Call) -> list[np.ndarray]:
-    """The operands of the epilogues of ``host`` and of ``value``, which follows it; None for what is no constant."""
-    return [array_of(operand) for operand in (*host.args[len(images_of(host)) :], *value.args[1:])]
+    """The operands of the epilogues of ``host`` and of ``value``, which follows it: all are constants."""
+    return [value_of(operand) for operand in (*host.args[len(images_of(host)) :], *value.args[1:])]
 
 
 def _is_ours(value: relax.Expr) -> bool:
