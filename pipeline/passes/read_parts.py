@@ -102,7 +102,7 @@ class _Reading:
 
         ``pooled``: they are results of pooling or resizing, which applied the host's epilogue.
         """
-        if workload_of(host, Concat).bits or name in self.outside:
+        if workload_of(host, Concat).out != "float32" or name in self.outside:
             return False
         return all(self._reads(self.values[reader], reader, name, host, pooled) for reader in self.readers[name])
 
@@ -144,7 +144,7 @@ def _pieces(value: relax.Expr | None, definition: Callable[[relax.Var], relax.Ex
     if not isinstance(value, Call) or op_name(value) != "bitkiln.concat":
         return None
     whole = workload_of(value, Concat)
-    if whole.bits:
+    if whole.out != "float32":
         return value
     parts = images_of(value)
     sliced = [_slice(definition(part)) if isinstance(part, relax.Var) else None for part in parts]
