@@ -39,6 +39,7 @@ from bitkiln.pipeline.importers.onnx.convert import convert
 from bitkiln.pipeline.importers.onnx.functions import inline
 from bitkiln.pipeline.importers.onnx.graph import DEFAULT_DOMAINS, OnnxGraph, clean, node_label
 from bitkiln.pipeline.importers.onnx.masks import join_masks
+from bitkiln.pipeline.importers.onnx.qdq import join_layers
 from bitkiln.pipeline.importers.onnx.quantizers import expand
 from bitkiln.pipeline.importers.onnx.widening import widen
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
@@ -55,7 +56,7 @@ def load(path: Path, options: ImportOptions) -> Model:
     warnings = widen(proto)
     fixed = _fix_inputs(path, proto.graph, options)
     opset = _opset(path, proto)
-    graph = join_masks(clean(expand(_graph(path, proto, opset))))
+    graph = join_layers(join_masks(clean(expand(_graph(path, proto, opset)))))
     inputs = _inputs(path, proto.graph, {name: shape for name, shape in options.shapes.items() if name not in fixed})
     try:
         module, outputs = convert(graph, inputs)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, MULTI_THRESHOLD
+from bitkiln.pipeline.importers.onnx.graph import ASSIGNMENT, LIMITED, MULTI_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ ENTRIES: dict[str, Entry] = {
         _REDUCES,
     ),
     ASSIGNMENT: _entry(),
+    f"{LIMITED}QGemm": _entry("alpha highest lowest transA transB"),
+    f"{LIMITED}QLinearConv": _entry(f"{_WINDOWS} group highest lowest"),
+    f"{LIMITED}QLinearMatMul": _entry("highest lowest"),
     "ArgMax": _entry("axis keepdims select_last_index"),
     "ArgMin": _entry("axis keepdims select_last_index"),
     "AveragePool": _entry(f"{_WINDOWS} ceil_mode count_include_pad"),

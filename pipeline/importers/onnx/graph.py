@@ -31,6 +31,9 @@ CONTRIB = frozenset(
 #: Our own operator, in which ``masks`` writes assignments through masks: (data, mask, value) -> data.
 ASSIGNMENT = "bitkiln.Assignment"
 
+#: Before the names of ONNX's layers of whole numbers where ``qdq`` limits their results: attributes "lowest", "highest".
+LIMITED = "bitkiln."
+
 
 @dataclass
 class OnnxGraph:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tvm import relax
 
+from bitkiln.pipeline.importers.onnx.graph import LIMITED
 from bitkiln.pipeline.importers.onnx.operands import Operands, Whole
 from bitkiln.pipeline.importers.onnx.thresholds import QUANTIZED
 from bitkiln.pipeline.ir.windows import Windows
@@ -236,7 +237,9 @@ def _rounded(node: Operands, scaled: relax.Expr, zero_at: int) -> Whole:
     zero = _zero(node, zero_at)
     whole = node.step(relax.op.round(scaled), "rounded")
     whole = whole if zero is None else node.step(relax.op.add(whole, zero), "shifted")
-    return Whole(relax.op.clip(whole, float(_LIMITS[kind].min), float(_LIMITS[kind].max)), kind)
+    limits = _LIMITS[kind]
+    low, high = (node.attributes.get(*end) for end in (("lowest", limits.min), ("highest", limits.max)))
+    return Whole(relax.op.clip(whole, float(low), float(high)), kind)
 
 
 def _reals(node: Operands, index: int, scale_at: int, zero_at: int) -> relax.Expr:
@@ -255,6 +258,9 @@ def _quantized(node: Operands, reals: relax.Expr, scale_at: int, zero_at: int) -
 CONVERTERS: dict[str, Callable[[Operands], relax.Expr | Whole]] = {
     "ConvInteger": integer_convolution,
     "MatMulInteger": integer_matrix_product,
+    f"{LIMITED}QGemm": dense,
+    f"{LIMITED}QLinearConv": convolution,
+    f"{LIMITED}QLinearMatMul": matrix_product,
     "QGemm": dense,
     "QLinearAdd": elementwise,
     "QLinearConcat": concatenation,

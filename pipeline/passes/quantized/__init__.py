@@ -105,6 +105,8 @@ class _Quantized:
         elif name in self._wanted:
             tensor = self._looked_up(graph, name, value, zero)
             if tensor is None:
+                tensor = self._joined_tables(graph, name, value, zero)
+            if tensor is None:
                 tensor = narrowed(graph, graph.emit(value, f"{name}.whole"), zero, name)
         else:
             return None
@@ -131,18 +133,50 @@ class _Quantized:
         if function is None or table is None:
             return None
         self._functions[name] = function
-        source = self._bytes[function.source].tensor
-        if np.array_equal(table, np.arange(LEAST, MOST + 1)):
-            return source
-        return graph.emit(ops.lookup(source, constant(table, "int8")), f"{name}.int8")
+        return self._through(graph, f"{name}.int8", self._bytes[function.source], table)
 
     def _moved(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         """Elements of a tensor of 8 bits in other places."""
         data = (self._bytes_of if name in self._wanted else self._stored)(graph, value.args[0])
-        if data is None or not isinstance(value.args[0], relax.Var):
-            return None
+        if data is None:
+            return self._moved_reals(graph, name, value)
         moved = graph.emit(Call(value.op, [data.tensor, *value.args[1:]], value.attrs), f"{name}.int8")
         return self._known(graph, name, data.moved(moved))
+
+    def _moved_reals(self, graph: Graph, name: str, value: relax.Expr) -> None:
+        """The same of reals that such a tensor decides: they are known by the moved tensor from now on."""
+        function = function_of(graph, value.args[0], self._functions) if name in self._wanted else None
+        rises = function is not None and not np.any(np.diff(function.values) < 0)
+        if function is None or (op_name(value) == "nn.max_pool2d" and not rises):
+            return
+        source = self._bytes[function.source]
+        moved = graph.emit(Call(value.op, [source.tensor, *value.args[1:]], value.attrs), f"{name}.int8")
+        self._bytes[moved.name] = source.moved(moved)
+        self._functions[name] = Function(moved.name, function.values)
+
+    def _joined_tables(self, graph: Graph, name: str, value: relax.Expr, zero: int) -> relax.Expr | None:
+        """What follows a concatenation of reals that tensors of 8 bits decide, as a table for each part."""
+        joined = _joined_before(graph, value)
+        if joined is None:
+            return None
+        concat, parts = graph.made_by(joined), []
+        for number, field in enumerate(concat.args[0].fields):
+            own = function_of(graph, field, self._functions)
+            function = function_of(graph, value, {joined.name: own}) if own is not None else None
+            table = entries(function, zero) if function is not None else None
+            if function is None or table is None:
+                return None
+            parts.append((f"{name}.part{number}", self._bytes[function.source], table))
+        tensors = [self._through(graph, *part) for part in parts]
+        return graph.emit(Call(concat.op, [relax.Tuple(tensors)], concat.attrs), f"{name}.int8")
+
+    @staticmethod
+    def _through(graph: Graph, name: str, source: Bytes, table: np.ndarray) -> relax.Expr:
+        """``source`` through a table, but for one that changes nothing of it."""
+        there = np.arange(source.low + source.zero, source.high + source.zero + 1)
+        if np.array_equal(table[there - LEAST], there):
+            return source.tensor
+        return graph.emit(ops.lookup(source.tensor, constant(table, "int8")), name)
 
     def _joined(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         """Tensors of 8 bits side by side, where they have one zero point."""
@@ -158,8 +192,14 @@ class _Quantized:
 
     def _averaged(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         """The average of a whole image of 8 bits by sums of whole numbers."""
-        data = self._stored(graph, value.args[0])
-        if data is None or not is_image(value.args[0]) or not _of_all_pixels(value):
+        scaled = graph.call_of(value.args[0], "multiply")
+        factor = array_of(scaled.args[1]) if scaled is not None else None
+        reals = scaled is not None and factor is not None and factor.size == 1
+        x = scaled.args[0] if scaled is not None and reals else value.args[0]
+        if not is_image(x) or not _of_all_pixels(value):
+            return None
+        data = self._bytes_of(graph, x) if name in self._wanted else self._stored(graph, x)
+        if data is None:
             return None
         _, height, width, _ = shape_of(value.args[0])
         keep = op_name(value) != "mean" or bool(value.attrs["keepdims"])
@@ -169,7 +209,8 @@ class _Quantized:
         if data.zero:
             zeros = constant(np.float32(-data.zero * height * width))
             floats = graph.emit(relax.op.add(floats, zeros), f"{name}.sums")
-        return relax.op.multiply(floats, constant(np.float32(1) / np.float32(height * width)))
+        mean = relax.op.multiply(floats, constant(np.float32(1) / np.float32(height * width)))
+        return mean if not reals else relax.op.multiply(graph.emit(mean, f"{name}.whole"), scaled.args[1])
 
     def _known(self, graph: Graph, name: str, found: Bytes) -> relax.Expr:
         """Remember a tensor of 8 bits; the floats of it."""
@@ -261,6 +302,21 @@ def _wanted(function: relax.Function, exact: set[str]) -> set[str]:
         elif name in wanted and op_name(value) in _PASSING:
             wanted |= {var.name for var in variables(value)}
     return wanted
+
+
+def _joined_before(graph: Graph, value: relax.Expr) -> relax.Var | None:
+    """The concatenation that elementwise steps with constants lead back to."""
+    while op_name(value) in ELEMENTWISE:
+        read = [arg for arg in value.args if isinstance(arg, relax.Var)]
+        if len(read) != 1:
+            return None
+        if graph.call_of(read[0], "concat") is not None:
+            return read[0] if isinstance(graph.made_by(read[0]).args[0], relax.Tuple) else None
+        definition = graph.definition(read[0])
+        if definition is None:
+            return None
+        value = definition
+    return None
 
 
 def _of_all_pixels(value: Call) -> bool:

@@ -13,6 +13,8 @@ from bitkiln.pipeline.boards.emulated import on_emulator
 from bitkiln.pipeline.compile import compile_model
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.importers import load_model
+from bitkiln.pipeline.ir.graph import bindings, op_name
+from bitkiln.pipeline.passes.pipeline import lower
 from bitkiln.pipeline.verify.rivals import by_onnxruntime
 from tests.pipeline.conftest import NoRecords
 
@@ -161,3 +163,54 @@ def test_on_the_board(tmp_path):
     except SetupError as problem:
         pytest.skip(str(problem))
     np.testing.assert_array_equal(got, expected)
+
+
+def test_layers_between_quantisers_are_of_8_bits(tmp_path, floats):
+    """Files of the form QDQ: layers are of whole numbers, and what lies between moves bytes or is a table."""
+    path = tmp_path / "quantised.onnx"
+    quantization.quantize_static(
+        floats,
+        path,
+        Samples(),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    lowered = lower(load_model(path), targets.load("rasp3b"))
+    left = [op_name(value) for _, value in bindings(lowered.phases["quantized"]["main"])]
+    assert left.count("bitkiln.qconv2d") == 4
+    assert not {"nn.conv2d", "matmul", "mean", "sigmoid", "nn.relu"} & set(left)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_limits_of_an_activation_before_the_quantiser(tmp_path, activation):
+    weights = BASE | {
+        "w": RNG.integers(-127, 128, (16, 8, 3, 3)).astype(np.int8),
+        "ws": RNG.uniform(0.001, 0.01, 16).astype(np.float32),
+        "wz": np.zeros(16, np.int8),
+        "o": np.float32(0.3),
+        "b": RNG.integers(-999, 999, 16).astype(np.int32),
+        "low": np.float32(-3.1),
+        "high": np.float32(4.2),
+    }
+    weights["bs"] = weights["s"] * weights["ws"]
+    bounds = ["low", "high"] if activation == "Clip" else []
+    nodes = quantised(
+        [
+            node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+            node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], axis=0),
+            node("DequantizeLinear", ["b", "bs"], ["db"], axis=0),
+            node("Conv", ["d", "dw", "db"], ["c"], pads=[1] * 4),
+            node(activation, ["c", *bounds], ["a"]),
+            node("QuantizeLinear", ["a", "o", "z"], ["y"]),
+        ]
+    )
+    path = write(tmp_path / "net.onnx", nodes, weights, [1, 8, 12, 12], TensorProto.UINT8)
+    x = normal(1, 8, 12, 12) * 3
+    model, got = ours(path, x)
+    assert "matmul" not in str(model.module) and str(model.module).count("R.round(") == 2
+    (want,) = by_onnxruntime(path, {"x": x})
+    assert len(np.unique(want)) > 9
+    # The other one computes in floats, and may round a number between two integers otherwise.
+    differing = np.abs(got.astype(int) - want.astype(int))
+    assert differing.max() <= 1 and np.count_nonzero(differing) <= 2

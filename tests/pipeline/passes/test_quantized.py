@@ -168,6 +168,29 @@ def test_elements_are_moved_as_bytes(rng):
     same(module, changed)
 
 
+def test_reals_of_8_bits_are_moved_and_joined_as_bytes(rng):
+    """A maximum of what integers stand for, and a concatenation of tensors with scales of their own: a table each."""
+
+    def body(builder, x):
+        first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, -101, 100, name="first")
+        second = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, name="second")
+        reals = scaled(builder, first, 0.05, "first_reals")
+        pooled = builder.emit(relax.op.nn.max_pool2d(reals, (2, 2), (1, 1), (0, 0, 1, 1), layout="NHWC"), "pooled")
+        joined = builder.emit(relax.op.concat([pooled, scaled(builder, second, 0.03, "second_reals")], 3), "joined")
+        both = whole(builder, joined, -128, 127, "both")
+        third = rescaled(builder, conv(both, rng.integers(-9, 10, (8, 1, 1, 16))), rng, name="third")
+        mean = builder.emit(relax.op.mean(scaled(builder, third, 0.05, "third_reals"), [1, 2], keepdims=True), "mean")
+        return rescaled(builder, conv(whole(builder, mean, -128, 127, "averaged"), np.ones((8, 1, 1, 8))), rng)
+
+    module = built((1, 4, 6, 8), body)
+    changed = quantized(module, BOARD)
+    types = {op_name(value): str(value.ty.dtype) for _, value in bindings(changed["main"])}
+    assert types["nn.max_pool2d"] == types["concat"] == "int8" and "mean" not in types
+    # The first one's scale is that of the concatenation.
+    assert kinds(changed).count("bitkiln.lookup") == 1
+    same(module, changed)
+
+
 def test_an_average_of_an_image_sums_whole_numbers(rng):
     def body(builder, x):
         first = rescaled(builder, conv(x, rng.integers(-9, 10, (8, 1, 1, 8))), rng, -100, 90, name="first")
