@@ -152,7 +152,10 @@ class CompiledStep(TypedDict):
 
 
 class Compile(TypedDict):
-    """``bitkiln compile --json``."""
+    """``bitkiln compile --json``.
+
+    ``memory_bytes``: what the network took when it was run for its golden answer, ``None`` where there was no emulator for that.
+    """
 
     schema: Literal["bitkiln.compile/1"]
     bundle: str
@@ -166,6 +169,7 @@ class Compile(TypedDict):
     labels: int
     file_bytes: int
     activation_bytes: int
+    memory_bytes: int | None
     steps: list[CompiledStep]
     warnings: list[str]
 

@@ -98,6 +98,7 @@ def as_json(made: bundle.Bundle) -> schema.Compile:
         "labels": len(made.labels),
         "file_bytes": sum(file["size"] for file in manifest["files"].values()),
         "activation_bytes": memory["activations"] + memory["boundary"],
+        "memory_bytes": memory.get("running"),
         "steps": [
             schema.CompiledStep(
                 name=step["name"],

@@ -85,7 +85,9 @@ def test_compile(compiled_toy: Path) -> None:
     from bitkiln.pipeline.bundle import open_bundle
     from bitkiln.pipeline.compile.manifest import as_json
 
-    assert not wrong(as_json(open_bundle(compiled_toy)), schema.Compile)
+    made = as_json(open_bundle(compiled_toy))
+    assert not wrong(made, schema.Compile)
+    assert made["memory_bytes"] is not None and made["memory_bytes"] > made["activation_bytes"]
 
 
 def test_tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
