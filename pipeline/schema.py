@@ -154,7 +154,7 @@ class CompiledStep(TypedDict):
 class Compile(TypedDict):
     """``bitkiln compile --json``.
 
-    ``memory_bytes``: what the network took when it was run for its golden answer, ``None`` where there was no emulator for that.
+    ``memory_bytes``: what the network took when it was run for its golden answer; ``None`` where no emulator could run it.
     """
 
     schema: Literal["bitkiln.compile/1"]
