@@ -74,8 +74,10 @@ def open_bundle(folder: Path) -> Bundle:
             raise BundleError(f"{folder / MANIFEST}: does not list {name}; compile or copy the bundle again")
     for name, expected in bundle.manifest["files"].items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
+        if not runner.plain_name(name) or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle; compile or copy it again")
+        if path.is_symlink():
+            raise BundleError(f"{path}: a link, not a file; compile or copy the bundle again")
         if describe_file(path) != expected:
             raise BundleError(f"{path}: altered since it was compiled; compile or copy the bundle again")
     return bundle

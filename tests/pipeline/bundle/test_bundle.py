@@ -64,6 +64,15 @@ def test_one_altered_bit_is_found(toy_bundle: Bundle, name: str) -> None:
         open_bundle(toy_bundle.folder)
 
 
+def test_a_link_is_no_file_of_a_bundle(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """It would be followed when the bundle is copied elsewhere."""
+    library = toy_bundle.folder / "model.so"
+    library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(tmp_path / "elsewhere.so")
+    with pytest.raises(BundleError, match=r"model\.so: a link"):
+        open_bundle(toy_bundle.folder)
+
+
 def test_missing_files_are_found(toy_bundle: Bundle) -> None:
     (toy_bundle.folder / "model.so").unlink()
     with pytest.raises(BundleError, match=r"model\.so: missing"):
