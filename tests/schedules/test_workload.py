@@ -63,7 +63,7 @@ OTHERS = {
     "bool": lambda value: not value,
     "tuple[int, int]": lambda value: (value[0], value[1] + 1),
     "tuple[int, int, int, int]": lambda value: (*value[:3], value[3] + 1),
-    "tuple[int, ...]": lambda value: (*value[:-1], value[-1] + 1),
+    "tuple[int, ...]": lambda value: (*value[:-1], value[-1] + 1) if value else (4, 4),
     "tuple[Step, ...]": lambda value: (*value, Step("round")),
     "tuple[Signs, ...]": lambda value: (*value, Signs((Step("relu"),), -1)),
     "Pool": lambda value: replace(value, count_include_pad=not value.count_include_pad),
@@ -72,12 +72,14 @@ OTHERS = {
         value, "other"
     ),
 }
+#: Where a convolution finds its data is no part of what it computes.
+WHERE = ("parts", "begins", "widths")
 #: Workloads for which every field says something; those that it cannot say anything in are left out.
 FULL = [
-    (Conv2d(9, 9, 8, 8, (3, 3), out="bits"), {"pad_value", "thresholds"}),
+    (Conv2d(9, 9, 8, 8, (3, 3), out="bits"), {"pad_value", "thresholds", *WHERE}),
     (
         Conv2d(9, 9, 8, 8, (3, 3), binary=True, out="bits", threshold="channel", thresholds=2),
-        {"out", "sign_zero"},
+        {"out", "sign_zero", *WHERE},
     ),
     (ConvTranspose2d(9, 9, 8, 8, (3, 3)), set()),
     (QConv2d(9, 9, 8, 8, (3, 3), segment=4, segments=18), set()),
