@@ -9,22 +9,23 @@ from tvm import relax
 
 from bitkiln.pipeline.compile.plan import activation_bytes, read_network
 from bitkiln.pipeline.errors import BitkilnError
-from bitkiln.pipeline.inspect.operators import constant_args, constant_nbytes
+from bitkiln.pipeline.inspect.operators import QCONV2D, constant_args, constant_nbytes, is_layer
 from bitkiln.pipeline.inspect.reader import Reader
 from bitkiln.pipeline.inspect.result import Bound, Inspection, Row, Totals
-from bitkiln.pipeline.ir.graph import bindings, value_of
+from bitkiln.pipeline.ir.graph import bindings, op_name, value_of
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.passes.costs import hidden_costs
-from bitkiln.pipeline.passes.pipeline import Survey, finish, survey
+from bitkiln.pipeline.passes.pipeline import Lowered, Survey, finish, origin, survey
 from bitkiln.targets import Target
 
 
 def inspect_model(model: Model, targets: Sequence[Target]) -> Inspection:
     """Look at ``model`` without compiling it: what compiling would refuse is a problem in the answer, not an error."""
     found = survey(model.module)
-    reader = Reader(model, found)
+    lowered, refused = _lowered(found, targets) if targets and not found.problem else (None, found.problem)
+    reader = Reader(model, found, _in_eight_bits(found, lowered))
     rows = _with_costs(reader.rows(), found, targets)
-    memory, refused = _activations(found, targets) if targets and not found.problem else (None, found.problem)
+    memory = activation_bytes(read_network(lowered.module)) if lowered else None
     return Inspection(
         name=model.name,
         inputs=model.inputs,
@@ -56,12 +57,22 @@ def layer_table(model: Model) -> list[Row]:
     return Reader(model, survey(model.module)).rows()
 
 
-def _activations(found: Survey, targets: Sequence[Target]) -> tuple[int | None, str]:
-    """The bytes that activations share, and why the network cannot be compiled."""
+def _lowered(found: Survey, targets: Sequence[Target]) -> tuple[Lowered | None, str]:
+    """The network as it is compiled for the first of ``targets``, or why it cannot be."""
     try:
-        return activation_bytes(read_network(finish(found, targets[0]).module)), ""
+        return finish(found, targets[0]), ""
     except BitkilnError as error:
         return None, str(error)
+
+
+def _in_eight_bits(found: Survey, lowered: Lowered | None) -> set[str]:
+    """The convolutions and dense layers of the imported network that are compiled as ``qconv2d``, by their variables."""
+    if lowered is None:
+        return set()
+    before = found.defined("binary")
+    layers = {name for name, value in before.items() if is_layer(value)}
+    made = [name for name, value in bindings(lowered.phases["quantized"]["main"]) if op_name(value) == QCONV2D]
+    return {origin(name.rpartition(".")[0], before, layers) for name in made} & layers
 
 
 def _totals(rows: Sequence[Row], activations: int | None, constants: int) -> Totals:

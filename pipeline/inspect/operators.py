@@ -21,6 +21,15 @@ CONVOLUTIONS = frozenset(
 )
 
 
+#: Our operator for layers of whole numbers of 8 bits.
+QCONV2D = "bitkiln.qconv2d"
+
+
+def is_layer(value: relax.Expr) -> bool:
+    """Does it multiply by weights?"""
+    return op_name(value).removeprefix("nn.").removeprefix("bitkiln.") in CONVOLUTIONS
+
+
 def operations(function: relax.Function) -> Iterator[tuple[str, relax.Expr]]:
     """Name and value of each binding, those that check a shape while the network runs included."""
     for block in function.body.blocks:

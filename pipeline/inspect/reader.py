@@ -42,7 +42,9 @@ FLOAT_BYTES = 4
 class Reader:
     """Makes the rows of ``model`` with what a survey found out about it."""
 
-    def __init__(self, model: Model, found: Survey) -> None:
+    def __init__(self, model: Model, found: Survey, eight_bits: Container[str] = ()) -> None:
+        """``eight_bits``: the variables of the layers that are compiled to compute with integers of 8 bits."""
+        self.eight_bits = eight_bits
         self.main = model.module["main"]
         #: What the file calls the network's inputs, by their variables' names.
         self.inputs = {param.name: spec.name for param, spec in zip(self.main.params, model.inputs, strict=False)}
@@ -129,6 +131,9 @@ class Reader:
             weight_bytes=count * FLOAT_BYTES,
             packed_bytes=count * FLOAT_BYTES,
         )
+        own = self.aliases.get(row.name, row.name)
+        if row.name in self.eight_bits or own in self.eight_bits:
+            return replace(row, result="int8", packed_bytes=count)
         compiled = self._of(self.compiled, row.name)
         if compiled is not None:
             others = dict.fromkeys(arg for each in compiled for arg in each.args[2:] if isinstance(arg, GenericConst))

@@ -64,6 +64,9 @@ def print_summary(found: Inspection, console: Console) -> None:
         f"weights: {size(totals.weight_bytes)} as float32, {size(totals.packed_bytes)} packed, and "
         f"{size(totals.constant_bytes)} of thresholds and other constants",
     ]
+    whole = sum(row.result == "int8" for row in found.rows)
+    if whole:
+        lines.insert(1, f"{whole} of them run in 8 bits on {found.bounds[0].target.name}")
     if totals.activation_bytes is not None:
         lines[-1] += f"; activations: {size(totals.activation_bytes)}"
     for line in lines:

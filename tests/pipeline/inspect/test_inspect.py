@@ -268,3 +268,20 @@ def test_weights_that_come_as_an_input():
     assert rows[-1].binary is False
     assert "computed while the network runs" in rows[-1].reason
     assert rows[-1].weight_bytes == 0
+
+
+def test_layers_of_8_bits_are_named_where_the_target_has_kernels_of_them():
+    def body(emit, x):
+        def whole(y, name, factor=1.0):
+            scaled = emit(relax.op.multiply(y, relax.const(np.float32(factor))), f"{name}_scaled")
+            return emit(relax.op.clip(emit(relax.op.round(scaled), f"{name}_rounded"), -128, 127), name)
+
+        weights = relax.const(RNG.integers(-9, 10, (8, 4, 3, 3)).astype(np.float32))
+        quantised = emit(relax.op.nn.conv2d(whole(x, "data"), weights), "quantised")
+        return emit(relax.op.nn.conv2d(whole(quantised, "result", 0.01), weight(3, 8, 1, 1)), "floats")
+
+    model = model_of(body)
+    for name, expected in (("rasp3b", "int8"), ("rasp3b32", "float32")):
+        rows = {row.name: row for row in inspect_model(model, [targets.load(name)]).rows}
+        assert (rows["quantised"].result, rows["floats"].result) == (expected, "float32")
+    assert rows["quantised"].packed_bytes == 4 * rows["quantised"].kernel[0] ** 2 * 32
