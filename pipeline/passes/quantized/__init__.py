@@ -139,11 +139,12 @@ class _Quantized:
         """Elements of a tensor of 8 bits in other places."""
         data = (self._bytes_of if name in self._wanted else self._stored)(graph, value.args[0])
         if data is None:
-            return self._moved_reals(graph, name, value)
+            self._move_reals(graph, name, value)
+            return None
         moved = graph.emit(Call(value.op, [data.tensor, *value.args[1:]], value.attrs), f"{name}.int8")
         return self._known(graph, name, data.moved(moved))
 
-    def _moved_reals(self, graph: Graph, name: str, value: relax.Expr) -> None:
+    def _move_reals(self, graph: Graph, name: str, value: relax.Expr) -> None:
         """The same of reals that such a tensor decides: they are known by the moved tensor from now on."""
         function = function_of(graph, value.args[0], self._functions) if name in self._wanted else None
         rises = function is not None and not np.any(np.diff(function.values) < 0)
@@ -193,9 +194,11 @@ class _Quantized:
     def _averaged(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         """The average of a whole image of 8 bits by sums of whole numbers."""
         scaled = graph.call_of(value.args[0], "multiply")
-        factor = array_of(scaled.args[1]) if scaled is not None else None
-        reals = scaled is not None and factor is not None and factor.size == 1
-        x = scaled.args[0] if scaled is not None and reals else value.args[0]
+        factor = scaled.args[1] if scaled is not None else None
+        scale = array_of(factor) if factor is not None else None
+        if scaled is None or scale is None or scale.size != 1:
+            factor = None
+        x = value.args[0] if scaled is None or factor is None else scaled.args[0]
         if not is_image(x) or not _of_all_pixels(value):
             return None
         data = self._bytes_of(graph, x) if name in self._wanted else self._stored(graph, x)
@@ -210,7 +213,7 @@ class _Quantized:
             zeros = constant(np.float32(-data.zero * height * width))
             floats = graph.emit(relax.op.add(floats, zeros), f"{name}.sums")
         mean = relax.op.multiply(floats, constant(np.float32(1) / np.float32(height * width)))
-        return mean if not reals else relax.op.multiply(graph.emit(mean, f"{name}.whole"), scaled.args[1])
+        return mean if factor is None else relax.op.multiply(graph.emit(mean, f"{name}.whole"), factor)
 
     def _known(self, graph: Graph, name: str, found: Bytes) -> relax.Expr:
         """Remember a tensor of 8 bits; the floats of it."""
