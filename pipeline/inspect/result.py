@@ -31,8 +31,8 @@ class Row:
     ``sign_zero`` is the sign (+1, -1, or 0 for none) that an exact zero of its input gets, ``pad_value`` what padded taps hold
     (+1, -1, or 0, a true zero); None where nothing is signed or padded. ``result`` is what a compiled convolution writes:
     "bits", "float32", or "int8" where the first target computes it in 8 bits. ``absorbed``: the layer is no operation of the
-    compiled network, but part of how the file spells signs, or known beforehand. ``warnings`` are what the user may want to change,
-    ``notes`` what is good to know.
+    compiled network, but part of how the file spells signs, or known beforehand. ``warnings`` are what the user may want to
+    change, ``notes`` what is good to know.
     """
 
     name: str
