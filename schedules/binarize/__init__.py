@@ -40,8 +40,9 @@ def emit(workload: Binarize, knobs: Knobs, target: Target, threads: int = 1) -> 
     """The implementation."""
     if workload.signs:
         return _several(workload, target)
-    if kernel_set(target).binarize and binarize_a53.applies(workload):
-        return binarize_a53.emit(workload, int(target.cpu["cores"]))
+    micro = kernel_set(target).binarize
+    if micro and binarize_a53.applies(workload):
+        return binarize_a53.emit(workload, int(target.cpu["cores"]), micro)
     arguments = tuple(Argument((i,), *spec) for i, spec in enumerate(workload.shapes[:-1]))
     return Kernel(_rows(workload), arguments, notes="plain")
 

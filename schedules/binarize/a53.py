@@ -33,9 +33,9 @@ def applies(workload: Binarize) -> bool:
     return enough and workload.channels % 8 == 0 and all(map(straight, workload.epilogue))
 
 
-def emit(workload: Binarize, threads: int) -> Kernel:
+def emit(workload: Binarize, threads: int, micro: type[MicroKernel]) -> Kernel:
     """The implementation; threads share the pixels."""
-    return _by_channel(workload, threads) if workload.epilogue else _flat(workload, threads)
+    return _by_channel(workload, threads, micro) if workload.epilogue else _flat(workload, threads, micro)
 
 
 def thresholds(workload: Binarize, operands: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +64,11 @@ def _float(keys: np.ndarray) -> np.ndarray:
     return np.where(keys < 0, -magnitude, magnitude)
 
 
+def _told(least: np.ndarray, micro: type[MicroKernel]) -> np.ndarray:
+    """Thresholds as ``micro`` tells them from zero."""
+    return np.where((least > 0) & (least < micro.smallest), np.float32(micro.smallest), least)
+
+
 class FlatSigns:
     """Signs of all floats of a tensor: they meet one threshold, so the tensor is a single row of them.
 
@@ -71,10 +76,10 @@ class FlatSigns:
     at least ``BATCH`` floats.
     """
 
-    def __init__(self, sign_zero: int) -> None:
-        self.micro = MicroKernel(BATCH, shared=True)
+    def __init__(self, sign_zero: int, micro: type[MicroKernel]) -> None:
+        self.micro = micro(BATCH, shared=True)
         least, _ = thresholds(Binarize(1, 1, 1, (), sign_zero), ())
-        self.constants = (Constant(least), Constant(np.zeros(8, "uint8")))
+        self.constants = (Constant(_told(least, micro)), Constant(np.zeros(8, "uint8")))
 
     def emit(self, source: Any, target: Any, size: int, constants: Sequence[Any], threads: int) -> None:
         """``target`` uint8 [size/8] = the signs of ``source`` float32 [size], shared by ``threads``."""
@@ -96,8 +101,8 @@ class FlatSigns:
         call(size - BATCH, 1)
 
 
-def _flat(workload: Binarize, threads: int) -> Kernel:
-    signs = FlatSigns(workload.sign_zero)
+def _flat(workload: Binarize, threads: int, micro: type[MicroKernel]) -> Kernel:
+    signs = FlatSigns(workload.sign_zero, micro)
     size = workload.height * workload.width * workload.channels
 
     def body(data: Any, table: Any, flips: Any, out: Any) -> None:
@@ -112,12 +117,12 @@ class ChannelSigns:
     ``sources`` are the arguments that the epilogue's operands are. A batch takes ``block`` channels of several pixels.
     """
 
-    def __init__(self, workload: Binarize, sources: tuple[int, ...], block: int) -> None:
+    def __init__(self, workload: Binarize, sources: tuple[int, ...], block: int, micro: type[MicroKernel]) -> None:
         self.workload = workload
-        self.micro = MicroKernel(block, shared=False)
+        self.micro = micro(block, shared=False)
         channels = workload.channels
         self.arguments = (
-            Argument(sources, (channels,), "float32", lambda arrays: thresholds(workload, arrays)[0]),
+            Argument(sources, (channels,), "float32", lambda arrays: _told(thresholds(workload, arrays)[0], micro)),
             Argument(sources, (channels // block, 8), "uint8", lambda arrays: _flips(workload, arrays, self.micro)),
         )
 
@@ -133,11 +138,11 @@ class ChannelSigns:
         T.evaluate(T.call_extern("int32", self.micro.symbol, *ends, *sizes, *addresses))
 
 
-def _by_channel(workload: Binarize, threads: int) -> Kernel:
+def _by_channel(workload: Binarize, threads: int, micro: type[MicroKernel]) -> Kernel:
     """Every channel has its threshold."""
     channels, pixels = workload.channels, workload.height * workload.width
     block = next(block for block in BLOCKS if channels % block == 0)
-    signs = ChannelSigns(workload, tuple(range(1, len(workload.shapes) - 1)), block)
+    signs = ChannelSigns(workload, tuple(range(1, len(workload.shapes) - 1)), block, micro)
     threads = min(threads, pixels // signs.micro.pixels)
 
     def body(data: Any, table: Any, flips: Any, out: Any) -> None:

@@ -15,6 +15,7 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.a53 import ChannelSigns, FlatSigns
 from bitkiln.schedules.kernel import Argument, Constant, MicroKernel
 from bitkiln.schedules.microkernels.a53.binarize import BATCH, BLOCKS
+from bitkiln.schedules.microkernels.a53.binarize import Binarize as Comparisons
 from bitkiln.schedules.steps import straight
 from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Signs, argument_specs, packed, result_specs
 
@@ -42,9 +43,9 @@ class _Plain:
 class _Flat:
     """A comparison of all floats alike."""
 
-    def __init__(self, layer: Binarize) -> None:
+    def __init__(self, layer: Binarize, micro: type[Comparisons]) -> None:
         self._channels = layer.channels
-        self._signs = FlatSigns(layer.sign_zero)
+        self._signs = FlatSigns(layer.sign_zero, micro)
         self.arguments, self.micro = self._signs.constants, self._signs.micro
 
     def emit_run(self, source: Any, to: Any, target: Any, first: Any, pixels: Any, tables: Sequence[Any]) -> None:
@@ -60,10 +61,12 @@ def outputs(work: Conv2d | Pool2d) -> list[Any]:
 class Beside:
     """The ``signs`` of ``work``, packed run by run, of ``least`` pixels at least; of ``Binarize`` its own, too.
 
-    ``arguments`` of its kernel are what they need; ``fast``: whether the target has micro-kernels for them.
+    ``arguments`` of its kernel are what they need; ``micro``: the target's micro-kernel for them, if it has one.
     """
 
-    def __init__(self, work: Conv2d | Pool2d | Binarize, least: int = 1, fast: bool = False) -> None:
+    def __init__(
+        self, work: Conv2d | Pool2d | Binarize, least: int = 1, micro: type[Comparisons] | None = None
+    ) -> None:
         self.work = work
         height, width = work.out_size
         channels = work.out_channels if isinstance(work, Conv2d) else work.channels
@@ -74,7 +77,7 @@ class Beside:
         self._packers: list[_Plain | _Flat | ChannelSigns] = []
         for layer in layers:
             count = sum(step.operand != "" for step in layer.epilogue)
-            self._packers.append(_packer(work, layer, tuple(range(at, at + count)), least, fast))
+            self._packers.append(_packer(work, layer, tuple(range(at, at + count)), least, micro))
             at += count
         self._channels, self._bytes = channels, height * width * packed(channels)
 
@@ -111,13 +114,18 @@ class Beside:
 
 
 def _packer(
-    work: Conv2d | Pool2d | Binarize, layer: Binarize, sources: tuple[int, ...], least: int, fast: bool
+    work: Conv2d | Pool2d | Binarize,
+    layer: Binarize,
+    sources: tuple[int, ...],
+    least: int,
+    micro: type[Comparisons] | None,
 ) -> _Plain | _Flat | ChannelSigns:
-    if fast and layer.channels % 8 == 0 and all(map(straight, layer.epilogue)):
+    if micro and layer.channels % 8 == 0 and all(map(straight, layer.epilogue)):
         if not layer.epilogue and least * layer.channels >= BATCH:
-            return _Flat(layer)
+            return _Flat(layer, micro)
         # The narrower a block, the fewer thresholds it loads; one of 8 channels has too many stores of a byte.
         blocks = [block for block in sorted(BLOCKS) if layer.channels % block == 0 and BATCH // block <= least]
         if layer.epilogue and blocks:
-            return ChannelSigns(layer, sources, next((block for block in blocks if block > BLOCKS[-1]), blocks[0]))
+            block = next((block for block in blocks if block > BLOCKS[-1]), blocks[0])
+            return ChannelSigns(layer, sources, block, micro)
     return _Plain(layer, tuple(Argument((at,), *work.shapes[at]) for at in sources))

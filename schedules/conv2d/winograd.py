@@ -185,7 +185,7 @@ class Winograd:
         self.left = self.early[done:]
         whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
         packs = self.complete and workload.out == "bits" and whole_bytes
-        self.signs = FlatSigns(workload.sign_zero) if packs and kernels.binarize else None
+        self.signs = FlatSigns(workload.sign_zero, kernels.binarize) if packs and kernels.binarize else None
         strip_floats = self.results[0] * self.size[1] * workload.out_channels
         whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= _THREADS and strip_floats >= BATCH
         #: Whether results are computed in strips, a row of tiles each, and never are in memory as floats.

@@ -73,8 +73,8 @@ class KernelSet:
     binary: BinaryKernels | None = None
     #: Products and depthwise convolutions of whole numbers of 8 bits.
     whole: bool = False
-    #: Signs of floats to bits.
-    binarize: bool = False
+    #: Signs of floats to bits: the micro-kernel, with the arguments and the C call of ``a53.binarize.Binarize``.
+    binarize: type[Any] | None = None
     #: Pooling by lines of channels: the micro-kernel, with the arguments and the C call of ``a53.pool.PoolRow``.
     pool: Callable[..., Any] | None = None
 

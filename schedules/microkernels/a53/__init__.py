@@ -4,6 +4,7 @@ Sizes keep all sums in registers beside what feeds them; docs/kernels.md and doc
 """
 
 from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
+from bitkiln.schedules.microkernels.a53.binarize import Binarize
 from bitkiln.schedules.microkernels.a53.bpack import PackPairs
 from bitkiln.schedules.microkernels.a53.depthwise import Depthwise, Gather
 from bitkiln.schedules.microkernels.a53.offsets import Offset
@@ -31,6 +32,6 @@ SET = KernelSet(
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 3, floats=True),
     whole=True,
-    binarize=True,
+    binarize=Binarize,
     pool=PoolRow,
 )

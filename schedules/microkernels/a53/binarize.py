@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from bitkiln.schedules.microkernels.a53 import asm
 
@@ -37,6 +38,8 @@ class Binarize:
 
     block: int
     shared: bool
+    #: The least positive threshold that it tells from zero, 0 for any.
+    smallest: ClassVar[float] = 0.0
 
     @property
     def symbol(self) -> str:

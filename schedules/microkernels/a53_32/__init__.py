@@ -4,6 +4,7 @@ What is not here is done by plain loops.
 """
 
 from bitkiln.schedules.microkernels.a53_32.bgemm import Bits, Counts
+from bitkiln.schedules.microkernels.a53_32.binarize import Binarize
 from bitkiln.schedules.microkernels.a53_32.bpack import PackPairs
 from bitkiln.schedules.microkernels.a53_32.depthwise import Depthwise, Gather
 from bitkiln.schedules.microkernels.a53_32.offsets import Offset
@@ -37,5 +38,6 @@ SET = KernelSet(
     # Counts of 8 channels a register, beside weights, pixels and two temporaries.
     bgemm=((4, 16),),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 1),
+    binarize=Binarize,
     pool=PoolRow,
 )

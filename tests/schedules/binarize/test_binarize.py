@@ -10,7 +10,7 @@ from bitkiln.schedules import binarize
 from bitkiln.schedules.binarize import a53 as binarize_a53
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Binarize
-from tests.schedules.kernels import bound, defined, example, on_host, same
+from tests.schedules.kernels import bound, defined, example, on_host, same, without_set
 
 AFFINE = (Step("mul", "channel"), Step("add", "channel"))
 WORKLOADS = [
@@ -39,8 +39,7 @@ def cases(workload: Binarize) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=Binarize.key)
 def test_plain_loops_compute_the_definition(workload):
-    target = targets.load("rasp3b32")
-    kernel = binarize.emit(workload, {}, target)
+    kernel = binarize.emit(workload, {}, without_set())
     args = cases(workload)
     assert same(on_host(kernel.func, bound(kernel, args), workload), defined(workload, args))
 
@@ -51,6 +50,20 @@ def test_kernels_of_64_bit_boards_compute_the_definition(workload, run_kernel):
     args = cases(workload)
     kernel = binarize.emit(workload, {}, target)
     assert same(run_kernel(workload, kernel, args, target, 3), defined(workload, args))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=Binarize.key)
+def test_kernels_of_32_bit_boards_take_denormals_for_zero(workload, run_kernel):
+    target = targets.load("rasp3b32")
+    args = cases(workload)
+    tiny = np.abs(args[0]) < np.finfo("float32").tiny
+    args[0] = np.where(tiny, np.copysign(np.float32(0), args[0]), args[0])
+    expected = defined(workload, args)
+    kernel = binarize.emit(workload, {}, target)
+    assert bool(kernel.microkernels) == binarize_a53.applies(workload)
+    if kernel.microkernels:
+        args[0] = np.where(tiny, np.copysign(np.float32(1e-40), args[0]), args[0])
+    assert same(run_kernel(workload, kernel, args, target, 3), expected)
 
 
 def test_sign_of_zero():
