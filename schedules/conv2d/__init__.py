@@ -71,7 +71,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     cycles_per_byte = threads * target.mhz / target.dram_mb_s(threads)
     estimates: dict[tuple[int, int] | None, float] = {None: conv2d_direct.estimate(workload, cycles_per_byte)}
     for outputs in _winograd_outputs(workload, target):
-        estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte)
+        estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte, kernel_set(target))
     best = min(estimates, key=lambda outputs: estimates[outputs])
     # L2 and memory do not give several threads its V and its greater weights fast enough (docs/kernels.md).
     fits = threads == 1 and _strassen(workload, target)

@@ -64,10 +64,12 @@ def applies(workload: Conv2d) -> bool:
     return plain and workload.channels % STEP == 0 and workload.out_channels % 4 == 0
 
 
-def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float) -> float:
+def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float, kernels: KernelSet = a53.SET) -> float:
     """Cycles, roughly: products near the micro-kernels' pace or weights from memory, and the transforms' passes."""
     positions, tiles = _counts(workload, outputs)
-    products = positions * tiles * workload.channels * workload.out_channels
+    # Packed tiles are multiplied in whole groups.
+    side = kernels.panels.tile_m if kernels.panels else 1
+    products = positions * -(-tiles // side) * side * workload.channels * workload.out_channels
     pace = 2.8 if tiles >= 8 else 2.4
     weights = 4 * positions * workload.channels * workload.out_channels
     transforms = 2.5 * positions * tiles * (workload.channels + workload.out_channels)
