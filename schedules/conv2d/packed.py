@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ BLOCKS = (1, 2, 4, 8, 16)
 _STRIPS, _MANY_STRIPS, _MANY_BLOCKS = 4, 16, 64
 #: The share of the L2 cache that weights may take and yet stay there; and that of packed pixels beside weights that do not.
 _RESIDENT, _PIXELS_SHARE = 3 / 4, 1 / 2
+#: Steps of a part of a sum, where threads share the panels: a panel's weights of it, which meet all tiles, are half of the L1
+#: cache.
+_PART_STEPS = 64
 
 
 def applies(workload: Conv2d, target: Target) -> bool:
@@ -59,6 +63,26 @@ def default(workload: Conv2d, target: Target) -> dict[str, int | str]:
 def emit(workload: Conv2d, block: int, target: Target) -> Kernel:
     """The implementation with blocks of so many tiles."""
     return _Packed(workload, block, kernel_set(target)).kernel()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """``steps`` of the steps of all sums, ``of_all``, from step ``begin`` on; ``sums``: where they wait, [pixel][channel]."""
+
+    begin: int
+    steps: int
+    of_all: int
+    sums: Any
+
+    @property
+    def last(self) -> bool:
+        """Whether the sums are complete behind it."""
+        return self.begin + self.steps == self.of_all
+
+    def of(self, finish: Finish) -> Finish:
+        """What it does of ``finish``: the first part adds the bias, the last one has the activation."""
+        early = Finish(bias=finish.bias) if self.begin == 0 else Finish(goes_on=True)
+        return replace(early, activation=finish.activation, values=finish.values) if self.last else early
 
 
 class _Packed:
@@ -182,14 +206,25 @@ class _Packed:
                 self._pack_tile(packed, group.first + index * group.size, 0)
         for panels in self.panel_runs:
             with T.parallel(panels.count) as panel:
-                for group in groups:
-                    with T.serial(group.count) as index:
-                        within, channel = group.first + index * group.size, panels.first + panel * panels.size
-                        self._multiply(packed, within, 0, (group.used, panels.used), channel)
+                self._one_panel(packed, groups, panels.first + panel * panels.size, panels.used)
         height, width = self.workload.conv_size
         if self.late:
             with T.parallel(height) as y:
                 self._late(y * width, width)
+
+    def _one_panel(self, packed: Any, groups: Sequence[Run], channel: Any, used: int) -> None:
+        """All tiles meet the panel of ``channel``, part by part: its weights stay in the L1 cache meanwhile."""
+        steps, count = self.depth // STEP, sum(group.count for group in groups)
+        parts: list[_Part] = []
+        if steps > _PART_STEPS and count > 1:
+            sums = T.alloc_buffer((count * self.tile_m * self.panels.tile_n,), "float32")
+            begins = range(0, steps, _PART_STEPS)
+            parts = [_Part(begin, min(_PART_STEPS, steps - begin), steps, sums) for begin in begins]
+        for part in parts or [None]:
+            for group in groups:
+                with T.serial(group.count) as index:
+                    within = group.first + index * group.size
+                    self._multiply(packed, within, 0, (group.used, used), channel, part=part)
 
     def _buffer(self, pixels: int) -> Any:
         """Room for ``pixels`` packed pixels, and what may be read behind them."""
@@ -211,16 +246,25 @@ class _Packed:
         channel: Any,
         count: int = 1,
         claims: bool = False,
+        part: _Part | None = None,
     ) -> None:
-        """The tile ``within`` a block meets ``count`` panels from ``channel`` on; ``used``: its real pixels and channels."""
+        """The tile ``within`` a block meets ``count`` panels from ``channel`` on; ``used``: its real pixels and channels.
+
+        Of a ``part`` of the sums: to the others, or, of the last one, to the result.
+        """
         tile_n, channels = self.panels.tile_n, self.workload.out_channels
+        part = part or _Part(0, self.depth // STEP, self.depth // STEP, None)
         whole = used == (self.tile_m, tile_n)
-        finish = Finish(self.finish.bias, self.finish.activation, self.finish.values, claims=claims)
+        finish = replace(part.of(self.finish), claims=claims)
         kernel = self.panels(True, finish, self._fetched(count) if claims else 0)
         self.used[kernel.symbol] = kernel
         result, to, pitch = self.result, (first + within) * channels + channel, channels
-        if not whole:
+        if not part.last:
+            result, to, pitch = part.sums, within * tile_n, tile_n
+        elif not whole:
             result, to, pitch = T.alloc_buffer((self.tile_m * tile_n,), "float32", scope="local"), 0, tile_n
+        added = part.sums[within * tile_n] if finish.goes_on else self.weights[0]
+        added = self.operands[0][channel] if finish.bias else added
         next_tile = first + within + self.tile_m
         done = channel * self.tile_m
         T.evaluate(
@@ -229,17 +273,17 @@ class _Packed:
                 kernel.symbol,
                 T.address_of(result[to]),
                 T.int64(pitch * 4),
-                T.address_of(packed[within * self.depth]),
-                T.address_of(self.weights[channel * self.depth]),
-                T.int64(self.depth // STEP),
+                T.address_of(packed[within * self.depth + part.begin * STEP * self.tile_m]),
+                T.address_of(self.weights[channel * self.depth + part.begin * STEP * tile_n]),
+                T.int64(part.steps),
                 T.int64(count),
                 T.int64(tile_n * 4),
-                T.address_of(self.operands[0][channel] if finish.bias else self.weights[0]),
+                T.address_of(added),
                 T.address_of(self.image[next_tile * self.geometry.padded[2] if kernel.fetch else 0]),
                 T.address_of(self.result[next_tile * channels + done if claims else 0]),
             )
         )
-        if not whole:
+        if part.last and not whole:
             with T.serial(used[0]) as m:
                 loops.copy(self.result, (first + within + m) * channels + channel, result, m * tile_n, used[1])
 

@@ -356,12 +356,28 @@ class Winograd:
                     self._call(products, data, chunk, width, panels[0], tile, group.size, 0)
             return
         # A panel's weights at a position serve all tiles before the next ones are fetched.
+        if self.set.panels and sum(group.count for group in groups) > 1:
+            self._multiply_by_panels(products, data, chunk, width, groups, loop)
+            return
         with loop(self.positions) as position:
             for group in groups:
                 with T.serial(group.count) as index:
                     tile = group.first + index * group.size
                     for run in panels:
                         self._call(products, data, chunk, width, run, tile, group.size, position)
+
+    def _multiply_by_panels(
+        self, products: Any, data: Any, chunk: Any, width: int, groups: Sequence[Run], loop: Callable[..., Any]
+    ) -> None:
+        """As ``_multiply``, position by position: a panel's weights are in the L1 cache for the other groups of tiles."""
+        with loop(self.positions) as position:
+            for run in split(width, self.tile_n, 4):
+                with T.serial(run.count) as panel:
+                    one = Run(run.first + panel * run.size, 1, run.size, run.used)
+                    for group in groups:
+                        with T.serial(group.count) as index:
+                            tile = group.first + index * group.size
+                            self._call(products, data, chunk, width, one, tile, group.size, position)
 
     def _transform_image(self, data: Any, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
         """V of ``tiles`` tiles from tile ``first`` on.

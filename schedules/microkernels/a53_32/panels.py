@@ -6,7 +6,8 @@ For each panel ``out[m][n] = sum over k < 4*steps of pixels[k][m] * weights[k][n
 weights to what follows; so do the pixels, unless all panels ``share`` them. 24 bytes behind the last pixels and
 ``a53.sgemm.AHEAD_BYTES`` behind the weights may be read.
 
-Where panels share pixels a ``Finish`` is applied to the sums, and its bias added behind them. Lines from ``fetched`` on are
+Where panels share pixels a ``Finish`` is applied to the sums, and its bias, or the sums that it goes on with, added behind
+them. Lines from ``fetched`` on are
 fetched, ``fetch`` bytes a step; as many bytes as a panel's results have are written to ``claimed``, which goes on from panel to
 panel. Where nothing is added, fetched or claimed, these arguments are not used.
 
@@ -182,6 +183,12 @@ def _finish(kernel: Panels, guests: Sequence[str]) -> list[str]:
             f"vld1.32 {{{asm.doubles((0, 1))}}}, [{_SCRATCH}]!",
             f"str {_SCRATCH}, [sp, #{asm.FRAME + _BIAS}]",
         ]
+    if finish.goes_on:
+        lines = [f"ldr {_SCRATCH}, [sp, #{asm.FRAME + _BIAS}]"]
+        for pair in range(0, len(sums), 4):
+            lines += [f"vld1.32 {{{asm.doubles((at, at + 1))}}}, [{_SCRATCH}]!" for at in (0, 2)]
+            lines += [f"vadd.f32 q{total}, q{total}, q{i}" for i, total in enumerate(sums[pair : pair + 4])]
+        lines.append(f"str {_SCRATCH}, [sp, #{asm.FRAME + _BIAS}]")
     arithmetic = [f"vadd.f32 q{total}, q{total}, q{total % 2}" for total in sums] if finish.bias else []
     if finish.activation:
         constants = (*finish.values, *steps_a53.assembly(finish.activation).constants)

@@ -64,6 +64,8 @@ PACKED = [
     Conv2d(8, 12, 32, 8, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
     Conv2d(13, 11, 16, 24, (3, 3), (2, 2), SAME, epilogue=(ADD, Step("hardswish"))),
     Conv2d(6, 8, 16, 40, (1, 1), (2, 2), epilogue=(Step("round"),)),
+    # Sums in parts, where all tiles meet a panel.
+    Conv2d(4, 4, 68, 20, (3, 3), padding=SAME, epilogue=(ADD, LEAKY)),
 ]
 WINOGRAD = [
     Conv2d(7, 9, 8, 12, (3, 3), padding=SAME, epilogue=(ADD, RELU)),
