@@ -134,6 +134,8 @@ def serve_simulated(target: Target, tracker: str | None, key: str | None, count:
     secret = None if tracker else user_secret(create=True)
     with simulated_farm(target, count, address, key, DEFAULT_TRACKER_PORT, secret=secret) as (where, name):
         boards = "1 simulated board" if count == 1 else f"{count} simulated boards"
+        if tracker is None:
+            _warn_of_another(DEFAULT_TRACKER_PORT, where, console)
         _say(console, f"{boards} with the key {name!r} at the tracker {where}; Ctrl-C stops them")
         insecure = INSECURE if where.secret is None else ""
         _say(console, f"try: tune --target {target.name} --tracker {insecure}{where} --key {name}")
@@ -145,11 +147,18 @@ def serve_tracker(host: str, port: int, console: Console) -> None:
     secret = user_secret(create=True)
     process = TrackerProcess(host, port, secret)
     try:
+        _warn_of_another(port, process.address, console)
         _say(console, f"tracker at {process.address}; who shares {secret_file()} may use it; Ctrl-C stops it")
         _say(console, f"try: bitkiln boards setup pi@raspberrypi --tracker {process.address}")
         _wait(console)
     finally:
         process.stop()
+
+
+def _warn_of_another(port: int, taken: Address, console: Console) -> None:
+    """Whoever listens at the usual port may be anybody."""
+    if taken.port != port:
+        _say(console, f"warning: another program listens at {Address(taken.host, port)}; do not use that as tracker")
 
 
 def _say(console: Console, text: str) -> None:

@@ -277,3 +277,20 @@ def test_a_tracker_hangs_up_on_nonsense_and_lives(tracker, message):
     wire.send_json(connection, message, deadline)
     assert hangs_up(connection)
     assert not [found for found in TrackerClient(tracker).boards() if found.key == "k"]
+
+
+def test_whoever_took_the_trackers_port_is_pointed_out():
+    """He could hand on to the real tracker what he hears."""
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        port = squatter.getsockname()[1]
+        command = [sys.executable, "-m", "bitkiln", "boards", "tracker", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout
+            warning, told = process.stdout.readline(), process.stdout.readline()
+        finally:
+            process.terminate()
+            process.wait(60)
+            process.stdout.close()
+    assert "warning" in warning and f"127.0.0.1:{port}" in warning
+    assert "tracker at 127.0.0.1:" in told and f":{port};" not in told
