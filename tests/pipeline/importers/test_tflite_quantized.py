@@ -147,7 +147,7 @@ def test_sums_beyond_floats_are_split(litert, tmp_path):
 def test_layers_of_8_bits_give_the_bytes_of_litert_s_fast_kernels(litert, tmp_path):
     """Those round factors and halves as ours do; its reference kernels, by integers, are a unit off now and then."""
     net = Net("int8", (1, 14, 13, 16))
-    first, shape = conv(net, net.source, net.shape, 24, (3, 3), 0.9, activation=RELU)
+    first, _ = conv(net, net.source, net.shape, 24, (3, 3), 0.9, activation=RELU)
     weight, scales = net.weights((1, 5, 5, 24), 3)
     options = {"StrideH": 2, "StrideW": 2, "DilationHFactor": 1, "DilationWFactor": 1, "Padding": SAME}
     options |= {"DepthMultiplier": 1, "FusedActivationFunction": NONE}
