@@ -140,6 +140,7 @@ def surveys(tasks: Sequence[Task], logs: Path | None, boards: int | None) -> Ite
     """A survey of each task over simulated boards, which live while the context does. Records stay in ``logs``, if given."""
     with scratch_folder() as scratch, simulated_farm(tasks[0].target, boards) as (address, key):
         folder = logs or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         client = TrackerClient(address)
         count = client.require(key).count
         builder = Builder()
