@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from bitkiln.schedules import bconv2d as binary_conv2d
-from bitkiln.schedules import binarize, concat, conv2d, conv2d_transpose, generic, lookup, pool2d, qconv2d, resize2d
+from bitkiln.schedules import (
+    binarize,
+    concat,
+    conv2d,
+    conv2d_transpose,
+    depth_first,
+    generic,
+    lookup,
+    pool2d,
+    qconv2d,
+    resize2d,
+)
 from bitkiln.schedules.kernel import Operator
 from bitkiln.schedules.workload import (
     Binarize,
     Concat,
     Conv2d,
     ConvTranspose2d,
+    DepthFirst,
     Generic,
     Lookup,
     QConv2d,
@@ -31,6 +43,8 @@ def operator_for(workload: Tunable) -> Operator:
         return lookup
     if isinstance(workload, ConvTranspose2d):
         return conv2d_transpose
+    if isinstance(workload, DepthFirst):
+        return depth_first
     if isinstance(workload, Concat):
         return concat
     if isinstance(workload, Generic):

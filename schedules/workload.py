@@ -296,6 +296,53 @@ class ConvTranspose2d:
 
 
 @dataclass(frozen=True)
+class DepthFirst:
+    """Convolutions of floats one after the other; what lies between them is needed by nobody else.
+
+    ``layers``: one of 1x1 or none, a depthwise one, one of 1x1 or none; two at least. Arguments: data, then of each layer its
+    weight and one operand for each step that takes one. Output: that of the last layer.
+    """
+
+    tag: ClassVar[str] = "depth_first"
+    layers: tuple[Conv2d, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the data."""
+        return self.layers[0].channels
+
+    @property
+    def epilogue(self) -> tuple[Step, ...]:
+        """That of the last layer."""
+        return self.layers[-1].epilogue
+
+    @property
+    def out(self) -> str:
+        """Type of the result."""
+        return self.layers[-1].out
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Spatial size of the output."""
+        return self.layers[-1].out_size
+
+    @property
+    def macs(self) -> int:
+        """Those of all layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        constants = (spec for layer in self.layers for spec in layer.shapes[1:-1])
+        return (self.layers[0].shapes[0], *constants, self.layers[-1].shapes[-1])
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        return " ".join(["depth_first", *(layer.key() for layer in self.layers)])
+
+
+@dataclass(frozen=True)
 class Binarize:
     """Signs to bits: x float32[1, H, W, C], operands of ``epilogue`` -> uint8[1, H, W, ceil(C/8)].
 
@@ -538,7 +585,7 @@ class Generic:
 
 
 #: What operators of ours compute, and what there may be tuning records of.
-Workload = Conv2d | QConv2d | ConvTranspose2d | Binarize | Pool2d | Concat | Resize | Lookup
+Workload = Conv2d | QConv2d | ConvTranspose2d | DepthFirst | Binarize | Pool2d | Concat | Resize | Lookup
 Tunable = Workload | Generic
 
 #: Shape and dtype of a tensor.
@@ -608,9 +655,13 @@ def from_json(text: str) -> Workload:
 def tunable_from_json(text: str) -> Tunable:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kinds = (Conv2d, QConv2d, ConvTranspose2d, Binarize, Pool2d, Concat, Resize, Lookup, Generic)
+    kinds = (Conv2d, QConv2d, ConvTranspose2d, DepthFirst, Binarize, Pool2d, Concat, Resize, Lookup, Generic)
     kind = {each.tag: each for each in kinds}[table.pop("tag")]
-    return kind(**{name: _revive(name, value) for name, value in table.items()})
+    return kind(**_fields(table))
+
+
+def _fields(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _revive(name, value) for name, value in table.items()}
 
 
 def _revive(name: str, value: Any) -> Any:
@@ -618,8 +669,10 @@ def _revive(name: str, value: Any) -> Any:
         return tuple(Step(step["op"], step["operand"], tuple(step["values"])) for step in value)
     if name == "signs":
         return tuple(Signs(_revive("epilogue", each["epilogue"]), each["sign_zero"]) for each in value)
+    if name == "layers":
+        return tuple(Conv2d(**_fields(each)) for each in value)
     if name == "pool" and isinstance(value, Mapping):
-        return Pool(**{key: _revive(key, item) for key, item in value.items()})
+        return Pool(**_fields(value))
     return tuple(_revive("", item) for item in value) if isinstance(value, list) else value
 
 

@@ -5,6 +5,7 @@ from bitkiln.pipeline.ops.binarize import binarize
 from bitkiln.pipeline.ops.bits import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.concat import concat
 from bitkiln.pipeline.ops.conv2d import bconv2d, bdense, conv2d, conv2d_transpose
+from bitkiln.pipeline.ops.depth_first import depth_first
 from bitkiln.pipeline.ops.lookup import lookup
 from bitkiln.pipeline.ops.pool2d import bmaxpool2d, pool2d
 from bitkiln.pipeline.ops.qconv2d import qconv2d
@@ -21,6 +22,7 @@ __all__ = [
     "concat",
     "conv2d",
     "conv2d_transpose",
+    "depth_first",
     "hardswish",
     "has_workload",
     "lookup",

@@ -23,12 +23,14 @@ from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import (
     WORKLOAD_ATTR,
     Conv2d,
+    DepthFirst,
     Lookup,
     Pool,
     QConv2d,
     Signs,
     Workload,
     argument_specs,
+    from_json,
     result_specs,
     signs_of,
     to_json,
@@ -139,6 +141,8 @@ def _as_attribute(name: str, value: Any) -> Any:
         return json.dumps([[step.op, step.operand, list(step.values)] for step in value])
     if name == "signs":
         return json.dumps([[_as_attribute("epilogue", each.epilogue), each.sign_zero] for each in value])
+    if name == "layers":
+        return json.dumps([to_json(each) for each in value])
     if name == "pool":
         return "" if value is None else json.dumps([getattr(value, each.name) for each in fields(Pool)])
     return list(map(int, value)) if isinstance(value, tuple) else value
@@ -151,6 +155,8 @@ def _from_attribute(value: Any, declared: Any) -> Any:
             return tuple(Step(op, operand, tuple(values)) for op, operand, values in json.loads(value))
         case "tuple[Signs, ...]":
             return tuple(Signs(_from_attribute(steps, "tuple[Step, ...]"), zero) for steps, zero in json.loads(value))
+        case "tuple[Conv2d, ...]":
+            return tuple(from_json(text) for text in json.loads(value))
         case "Pool" | "Pool | None":
             if not value:
                 return None
@@ -194,7 +200,7 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
     begin, end = _operand_range(call)
     args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
     workload = workload_of(call)
-    assert not isinstance(workload, QConv2d | Lookup), "nothing else follows whole numbers"
+    assert not isinstance(workload, QConv2d | Lookup | DepthFirst), "nothing else follows those"
     return call_of(replace(workload, epilogue=tuple(steps)), args)
 
 

@@ -18,6 +18,7 @@ from bitkiln.pipeline.passes.binary.verdict import Verdict
 from bitkiln.pipeline.passes.canonicalize import canonicalize
 from bitkiln.pipeline.passes.channel_views import channel_views
 from bitkiln.pipeline.passes.dense_to_conv import dense_to_conv
+from bitkiln.pipeline.passes.depth_first import depth_first
 from bitkiln.pipeline.passes.fold_affine import fold_affine
 from bitkiln.pipeline.passes.fold_steps import fold_steps
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
@@ -103,6 +104,7 @@ PASSES = (
     Pass("split_groups", _plain(split_groups)),
     Pass("signs_beside", _plain(signs_beside)),
     Pass("read_parts", _plain(read_parts)),
+    Pass("depth_first", _for_target(depth_first), for_target=True),
     Pass("legalize", _for_target(legalize), for_target=True),
 )
 

@@ -18,11 +18,13 @@ from bitkiln.schedules.workload import (
     Concat,
     Conv2d,
     ConvTranspose2d,
+    DepthFirst,
     Lookup,
     Pool2d,
     QConv2d,
     Resize,
     Workload,
+    argument_specs,
 )
 
 
@@ -65,6 +67,8 @@ def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray
         work = workload
         value = spread(args[0], args[1], work.strides, work.padding, work.dilation, work.groups, work.output_padding)
         return steps.compute(workload.epilogue, value, args[2:])
+    if isinstance(workload, DepthFirst):
+        return _compute_layers(workload, args)
     if isinstance(workload, Resize):
         value = resize(args[0], workload.size, workload.method, workload.coordinates, workload.rounding)
         return steps.compute(workload.epilogue, value, args[1:])
@@ -95,6 +99,14 @@ def _compute_on_parts(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarra
     end = len(args) - len(workload.parts) + 1
     image = _side_by_side(workload, [args[0], *args[end:]])
     return _compute_alone(replace(workload, parts=(), begins=(), widths=()), [image, *args[1:end]])
+
+
+def _compute_layers(workload: DepthFirst, args: Sequence[np.ndarray]) -> np.ndarray:
+    value, rest = args[0], list(args[1:])
+    for layer in workload.layers:
+        own = [rest.pop(0) for _ in argument_specs(layer)[1:]]
+        value = _compute_alone(layer, [value, *own])
+    return value
 
 
 def _compute_on_image(workload: Conv2d, args: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,6 +13,7 @@ from bitkiln.schedules.workload import (
     Concat,
     Conv2d,
     ConvTranspose2d,
+    DepthFirst,
     Generic,
     Lookup,
     Pool2d,
@@ -39,6 +40,9 @@ def arguments(workload: Tunable, seed: int) -> list[np.ndarray]:
         return _whole_numbers(workload, source)
     if isinstance(workload, Lookup):
         return [source.integers(-128, 127, shape, np.int8, endpoint=True) for shape, _ in workload.shapes[:-1]]
+    if isinstance(workload, DepthFirst):
+        first, *others = (arguments(layer, seed + number) for number, layer in enumerate(workload.layers))
+        return [*first, *(array for own in others for array in own[1:])]
     if isinstance(workload, Generic):
         return [_values(source, *spec) for spec in workload.shapes[:-1]]
     shapes = list(argument_specs(workload))

@@ -34,7 +34,7 @@ def reference(workload: Conv2d) -> tirx.PrimFunc:
     for argument in conv2d_images.arguments(workload)[1:]:
         images.append(te.placeholder(argument.shape, "float32", name=f"data{len(images)}"))
     image = _image(workload, data, shift) if len(images) == 1 else _side_by_side(workload, images)
-    result = stages.apply_epilogue(_convolve(workload, image, weight), workload.epilogue, operands)
+    result = convolved(workload, image, weight, operands)
     if workload.pool:
         result = stages.pool(result, workload.pool)
     if workload.out == "bits":
@@ -153,6 +153,8 @@ def _side_by_side(workload: Conv2d, images: Sequence[te.Tensor]) -> te.Tensor:
     return stages.side_by_side(taken, (1, workload.height, workload.width, workload.channels), "image")
 
 
-def _convolve(workload: Conv2d, data: te.Tensor, weight: te.Tensor) -> te.Tensor:
+def convolved(workload: Conv2d, data: te.Tensor, weight: te.Tensor, operands: Sequence[te.Tensor]) -> te.Tensor:
+    """The convolution with its epilogue, before any pooling."""
     padded = stages.pad(data, workload.padding, tirx.const(0, "float32"))
-    return stages.convolve(workload, padded, lambda o, ry, rx, rc: weight[o, ry, rx, rc], "conv")
+    sums = stages.convolve(workload, padded, lambda o, ry, rx, rc: weight[o, ry, rx, rc], "conv")
+    return stages.apply_epilogue(sums, workload.epilogue, operands)

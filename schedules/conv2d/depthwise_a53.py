@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
-from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns
+from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns, inside, reach
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
@@ -58,12 +58,11 @@ class _Emitter:
         work = self.workload
         (data_shape, _), (_, _), *operands, (out_shape, out_dtype) = work.shapes
         sources = tuple(range(2, 2 + len(operands)))
-        self.operand_rows = steps_a53.rows(step.op for step in work.epilogue)
-        rows = (max(1, work.channels * self.operand_rows),)
+        self.operand_rows = number_rows(work)
         arguments = [
             Argument((0,), data_shape, "float32"),
-            Argument((1,), (work.kernel[0] * work.kernel[1] * work.channels,), "float32", _pack),
-            Argument(sources, rows, "float32", self._pack_operands) if sources else Constant(self._pack_operands(())),
+            Argument((1,), (work.kernel[0] * work.kernel[1] * work.channels,), "float32", pack),
+            numbers(work, sources),
         ]
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
@@ -74,13 +73,6 @@ class _Emitter:
         tile = "x".join(map(str, self.cells.tile))
         notes = f"depthwise, tiles of {tile} pixels x {LANES} channels, cells of {self.cells.rows} rows"
         return Kernel(builder.get(), tuple(arguments), tuple(self.used.values()), notes)
-
-    def _pack_operands(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Operands of the steps, [vector][row][4]."""
-        rows = steps_a53.operand_rows(self.workload.epilogue, arrays, self.workload.channels)
-        if not len(rows):
-            return np.zeros(1, "float32")
-        return np.ascontiguousarray(rows.reshape(len(rows), -1, LANES).transpose(1, 0, 2)).ravel()
 
     def _body(self, data: Any, out: Any) -> None:
         work = self.workload
@@ -111,7 +103,7 @@ class _Emitter:
             with T.serial(rows) as row:
                 start = ((y + row) * width + columns.start) * channels
                 loops.claim(self.result, start, (columns.end - columns.start) * channels)
-        block = T.alloc_buffer((self.cells.reach(0, rows) * self.cells.block_width * BLOCK,), "float32")
+        block = T.alloc_buffer((reach(self.workload, 0, rows) * self.cells.block_width * BLOCK,), "float32")
         blocks, left = divmod(channels, BLOCK)
         each = blocks // self.cells.groups
         self._border(block, y, rows, columns)
@@ -128,9 +120,9 @@ class _Emitter:
 
     def _border(self, block: Any, y: Any, rows: int, columns: Columns) -> None:
         """Zeros around the image; the same for all blocks of channels."""
-        before, _, count = self.cells.inside(columns)
+        before, _, count = inside(self.workload, columns)
         pitch = self.cells.block_width * BLOCK
-        with T.serial(self.cells.reach(0, rows)) as row, T.If(self._row_inside(y, row)[1]):
+        with T.serial(reach(self.workload, 0, rows)) as row, T.If(self._row_inside(y, row)[1]):
             with T.Then():
                 loops.fill(block, row * pitch, before * BLOCK)
                 loops.fill(block, row * pitch + (before + count) * BLOCK, pitch - (before + count) * BLOCK)
@@ -143,10 +135,10 @@ class _Emitter:
         assert self.cells.set.gather
         gather = self.cells.set.gather(work.channels, lanes // LANES)
         self.used[gather.symbol] = gather
-        before, first, count = self.cells.inside(columns)
-        with T.serial(self.cells.reach(0, rows)) as row:
-            at, inside = self._row_inside(y, row)
-            with T.If(inside), T.Then():
+        before, first, count = inside(self.workload, columns)
+        with T.serial(reach(self.workload, 0, rows)) as row:
+            at, there = self._row_inside(y, row)
+            with T.If(there), T.Then():
                 to = T.address_of(block[(row * self.cells.block_width + before) * BLOCK])
                 source = T.address_of(self.image[(at * work.width + first) * work.channels + channel])
                 T.evaluate(T.call_extern("int32", gather.symbol, to, source, T.int64(count)))
@@ -182,7 +174,10 @@ class _Emitter:
         within = rows[1] * work.strides[0] * self.cells.block_width + (x - columns.start) * work.strides[1]
         # The image's rows below this band, evenly spread over the band's tiles.
         below = (
-            (rows[0] + self.cells.rows) * work.strides[0] - work.padding[0] + self.cells.reach(0, 1) - work.strides[0]
+            (rows[0] + self.cells.rows) * work.strides[0]
+            - work.padding[0]
+            + reach(self.workload, 0, 1)
+            - work.strides[0]
         )
         share = channel // BLOCK * self.cells.rows + rows[1]
         fetched = (
@@ -204,7 +199,26 @@ class _Emitter:
         )
 
 
-def _pack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def numbers(workload: Conv2d, sources: Sequence[int]) -> Argument | Constant:
+    """What the micro-kernel reads for its steps, [vector][row][4]; ``sources`` are the arguments that operands come from."""
+
+    def packed(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        rows = steps_a53.operand_rows(workload.epilogue, arrays, workload.channels)
+        if not len(rows):
+            return np.zeros(1, "float32")
+        return np.ascontiguousarray(rows.reshape(len(rows), -1, LANES).transpose(1, 0, 2)).ravel()
+
+    if not sources:
+        return Constant(packed(()))
+    return Argument(tuple(sources), (workload.channels * number_rows(workload),), "float32", packed)
+
+
+def number_rows(workload: Conv2d) -> int:
+    """Rows of ``numbers`` of a vector."""
+    return steps_a53.rows(step.op for step in workload.epilogue)
+
+
+def pack(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Weights [C, kh, kw, 1] as [vector][kh][kw][4]."""
     weights = arrays[0].reshape(arrays[0].shape[0] // LANES, LANES, -1)
     return np.ascontiguousarray(weights.transpose(0, 2, 1)).ravel()

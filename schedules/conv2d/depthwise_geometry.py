@@ -34,6 +34,29 @@ class Columns(NamedTuple):
     last: int
 
 
+def split_columns(width: int, tile: int, count: int) -> list[Columns]:
+    """``width`` output columns in ``count`` cells of about as many tiles of ``tile`` columns."""
+    whole = width // tile
+    bounds = [whole * i // count for i in range(count + 1)]
+    cells = [Columns(a * tile, b * tile, b - a, -1) for a, b in pairwise(bounds)]
+    if width % tile:
+        cells[-1] = cells[-1]._replace(end=width, last=width - tile)
+    return cells
+
+
+def reach(workload: Conv2d, axis: int, outputs: int) -> int:
+    """Image rows or columns, zeros included, that ``outputs`` neighbouring outputs read."""
+    return (outputs - 1) * workload.strides[axis] + (workload.kernel[axis] - 1) * workload.dilation[axis] + 1
+
+
+def inside(workload: Conv2d, columns: Columns) -> tuple[int, int, int]:
+    """What output ``columns`` read: columns of zeros left of the image, the first image column, and how many there are."""
+    left = columns.start * workload.strides[1] - workload.padding[1]
+    right = left + reach(workload, 1, columns.end - columns.start)
+    first = max(left, 0)
+    return first - left, first, min(right, workload.width) - first
+
+
 class Cells:
     """The bands, cells and tiles of ``workload``. A cell is as wide as caches allow, then as high.
 
@@ -49,21 +72,18 @@ class Cells:
         self.tile = min(rows, height), min(columns, width)
         most = _BLOCK_BYTES // (BLOCK * 4)
         self.fetches = workload.height * workload.width * workload.channels * 4 > _IN_CACHE
-        across = (most // self.reach(0, self.tile[0]) - self.reach(1, 1)) // (self.tile[1] * workload.strides[1])
+        across = (most // reach(self.workload, 0, self.tile[0]) - reach(self.workload, 1, 1)) // (
+            self.tile[1] * workload.strides[1]
+        )
         while threads > 1 and self.fetches and across > 1 and self._cell_bytes(across * self.tile[1]) > _CELL_BYTES:
             across -= 1
-        self.columns = self._split(max(across, 1))
-        self.block_width = max(self.reach(1, columns.end - columns.start) for columns in self.columns)
+        self.columns = split_columns(width, self.tile[1], -(-(width // self.tile[1]) // max(across, 1)))
+        self.block_width = max(reach(self.workload, 1, columns.end - columns.start) for columns in self.columns)
         self.rows = self.tile[0]
         while self.rows < height and self._fits(self.rows + self.tile[0], most):
             self.rows += self.tile[0]
         self.rows = min(self.rows, height)
         self.groups = self._groups() if threads > 1 else 1
-
-    def reach(self, axis: int, outputs: int) -> int:
-        """Image rows or columns, zeros included, that ``outputs`` neighbouring outputs read."""
-        work = self.workload
-        return (outputs - 1) * work.strides[axis] + (work.kernel[axis] - 1) * work.dilation[axis] + 1
 
     @property
     def beyond_cache(self) -> bool:
@@ -95,39 +115,20 @@ class Cells:
         assert self.set.depthwise_tile
         return self.set.depthwise_tile(*size, work.kernel, work.strides, work.dilation, tile, steps, self.fetches)
 
-    def inside(self, columns: Columns) -> tuple[int, int, int]:
-        """Columns of a cell's block that are zeros left of the image, its first image column, and how many there are."""
-        work = self.workload
-        left = columns.start * work.strides[1] - work.padding[1]
-        right = left + self.reach(1, columns.end - columns.start)
-        first = max(left, 0)
-        return first - left, first, min(right, work.width) - first
-
     def _fits(self, rows: int, most: int) -> bool:
         """Whether a block of so many output rows has ``most`` pixels, and a band's image and output stay in the L2 cache."""
-        return self.reach(0, rows) * self.block_width <= most and self._traffic(rows) <= _BAND_BYTES
+        return reach(self.workload, 0, rows) * self.block_width <= most and self._traffic(rows) <= _BAND_BYTES
 
     def _traffic(self, rows: int) -> int:
         """Bytes that a band of so many output rows reads and writes, and those that the next one adds."""
         work = self.workload
-        pixels = work.conv_size[1] * rows + work.width * (self.reach(0, rows) + rows * work.strides[0])
+        pixels = work.conv_size[1] * rows + work.width * (reach(self.workload, 0, rows) + rows * work.strides[0])
         return pixels * work.channels * 4
 
     def _cell_bytes(self, columns: int) -> int:
         """Bytes that a cell of one row of tiles and so many output columns reads and writes."""
-        pixels = self.reach(0, self.tile[0]) * self.reach(1, columns) + self.tile[0] * columns
+        pixels = reach(self.workload, 0, self.tile[0]) * reach(self.workload, 1, columns) + self.tile[0] * columns
         return pixels * self.workload.channels * 4
-
-    def _split(self, most: int) -> list[Columns]:
-        """The columns in cells of ``most`` tiles at most, of about the same width."""
-        width, tile = self.workload.conv_size[1], self.tile[1]
-        whole = width // tile
-        count = -(-whole // most)
-        bounds = [whole * i // count for i in range(count + 1)]
-        cells = [Columns(a * tile, b * tile, b - a, -1) for a, b in pairwise(bounds)]
-        if width % tile:
-            cells[-1] = cells[-1]._replace(end=width, last=width - tile)
-        return cells
 
     def _groups(self) -> int:
         """Groups of blocks that threads share where there are few bands."""

@@ -157,21 +157,12 @@ class _Direct:
         return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
 
     def _fetched(self) -> tuple[int, int]:
-        """``ahead`` and ``lines`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other.
-
-        All pixels of a tile reach their next lines together. So where few panels leave no time to wait for that, lines are
-        fetched in the order of memory, as many as spread over all panels.
-        """
+        """``ahead`` and ``lines`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other."""
         work = self.workload
-        bytes_of_tile = self.tile_m * self.geometry.padded[2] * 4
         follow = work.kernel == work.strides == (1, 1) and work.groups == 1 and not any(work.padding)
-        if not follow or bytes_of_tile > _MOST_AHEAD:
-            return IMAGE_AHEAD, 0
         panels = sum(run.count for run in self.panel_runs)
-        in_order = self.block == 1 and panels <= _FEW_PANELS and not self.offsets
-        lines = -(-self.tile_m // (4 * panels)) if in_order else 0
-        # What an addition takes as an immediate.
-        return (bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE), lines
+        together = self.block == 1 and not self.offsets
+        return fetched(self.tile_m, self.geometry.padded[2], panels, together) if follow else (IMAGE_AHEAD, 0)
 
     def _pixel_table(self) -> np.ndarray:
         """Byte offsets of the pixels; the last is repeated where a tile is filled up."""
@@ -328,6 +319,20 @@ class _Direct:
             claimed=claimed,
         )
         self.tiles.emit(tile, self.result, Taps(0, len(self.geometry.rows), self.row_length))
+
+
+def fetched(pixels: int, channels: int, panels: int, together: bool = True) -> tuple[int, int]:
+    """``ahead`` and ``lines`` of ``Sgemm`` for tiles of so many ``pixels`` that follow each other.
+
+    All pixels of a tile reach their next lines together. So where few ``panels`` leave no time to wait for that, lines are
+    fetched in the order of memory, as many as spread over all panels; if a tile meets them ``together``.
+    """
+    bytes_of_tile = pixels * channels * 4
+    if bytes_of_tile > _MOST_AHEAD:
+        return IMAGE_AHEAD, 0
+    lines = -(-pixels // (4 * panels)) if together and panels <= _FEW_PANELS else 0
+    # What an addition takes as an immediate.
+    return (bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE), lines
 
 
 def finish_of(workload: Conv2d) -> Finish | None:

@@ -53,6 +53,7 @@ class Tile:
     the next pixel's lies ``pitch`` further. ``at(m)``: where in the whole result pixel m lies, (y, x). ``count``: panels one
     after the other. ``reach``: its pixels may be read beyond their taps, as ``Sgemm.reach`` asks; then lines of the image are
     fetched as its ``ahead`` and ``lines`` say. ``claimed``: address of lines that are written as ``Finish.claims`` says.
+    ``panel_pitch``: from a panel's results to the next one's; 0: they are neighbours.
     """
 
     pixels: Run
@@ -69,6 +70,7 @@ class Tile:
     ahead: int = IMAGE_AHEAD
     lines: int = 0
     claimed: Any = None
+    panel_pitch: int = 0
 
 
 class Tiles:
@@ -132,7 +134,7 @@ class Tiles:
                 T.int64(taps.count),
                 T.int64(taps.length // STEP),
                 T.int64(tile.count),
-                T.int64(kernel.tile_n * 4),
+                T.int64((tile.panel_pitch or kernel.tile_n) * 4),
                 T.address_of(bias),
                 T.int64(0),
                 tile.claimed if kernel.finish.claims else T.int64(0),

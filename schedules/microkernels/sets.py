@@ -68,6 +68,8 @@ class KernelSet:
     depthwise: tuple[Size, ...] = ()
     depthwise_tile: type[Any] | None = None
     gather: type[Any] | None = None
+    #: Whether that micro-kernel finds rows of the image by a table, as ``schedules.depth_first`` has them.
+    strips: bool = False
     #: Products of bits: pixels x output channels.
     bgemm: tuple[Size, ...] = ()
     binary: BinaryKernels | None = None

@@ -28,6 +28,7 @@ SET = KernelSet(
     depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),
     depthwise_tile=Depthwise,
     gather=Gather,
+    strips=True,
     # Counts of 8 channels a register; the last size writes whole cache lines of floats.
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),
     binary=BinaryKernels(PackPairs, Counts, Bits, ("one", "some", "each"), 3, floats=True),

@@ -1,10 +1,10 @@
 """Depthwise convolution for the Cortex-A53: tiles of output pixels by vectors of 4 channels, out of a block of the image.
 
-A block is 16 channels, a cache line, of some rows and columns of the image with their zeros around, [row][column][16]: small
-enough for the L1 cache, and without the conflicts that pixels a power of two apart have there. ``Gather`` copies it;
-``Depthwise`` goes along a row of tiles. The sums of a tile stay in registers; each value of the image is loaded once for all
-output rows and columns that use it, in trains of loads (``stream``). Beside its arithmetic a tile fetches lines of the image
-that the next block will copy, few at a time: the core waits when a fourth line is under way.
+A block is some channels, e.g. 16, a cache line, of some rows and columns of the image with their zeros around,
+[row][column][channel]: small enough for the L1 cache, and without the conflicts that pixels a power of two apart have there.
+``Gather`` copies it; ``Depthwise`` goes along a row of tiles. The sums of a tile stay in registers; each value of the image is
+loaded once for all output rows and columns that use it, in trains of loads (``stream``). Beside its arithmetic a tile fetches
+lines of the image that the next block will copy, few at a time: the core waits when a fourth line is under way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _MOST_OFFSET = 32752
 _AHEAD = 3
 
 _OUT, _IMAGE, _WEIGHTS, _OPERANDS, _FETCH, _TILES, _COUNT = (f"x{i}" for i in range(7))
-_LEFT, _WIDE, _ROW_1, _ROW_2 = "x7", "x8", "x9", "x10"
+_TABLE, _LEFT, _WIDE, _ROW_1, _ROW_2 = "x7", "x7", "x8", "x9", "x10"
+#: Pointers to rows of the image where a table says where they are.
+_IMAGE_ROWS = tuple(f"x{i}" for i in range(11, 18))
 _WORDS = ("x19", "x20", "x21", "x22")
 
 
@@ -38,23 +40,25 @@ _WORDS = ("x19", "x20", "x21", "x22")
 class Gather:
     """``void symbol(float *block, const float *image, int64 pixels)``: copies ``vectors`` vectors of adjacent pixels.
 
-    Pixels of the image are ``channels`` floats apart, those of the block 16.
+    Pixels of the image are ``channels`` floats apart, those of the block ``pitch``.
     """
 
     channels: int
     vectors: int
+    pitch: int = BLOCK
 
     @property
     def symbol(self) -> str:
         """Its name."""
-        return f"bk_gather_{self.channels}c_{self.vectors}v_a53"
+        to = f"_{self.pitch}p" if self.pitch != BLOCK else ""
+        return f"bk_gather_{self.channels}c_{self.vectors}v{to}_a53"
 
     def assembly(self) -> str:
         """Its text."""
         pitch = self.channels * 4
         ahead, copy = "prfm pldl1keep, [x3]", [f"ldr q{i}, [x1, #{i * _VECTOR}]" for i in range(self.vectors)]
         copy += [f"str q{i}, [x0, #{i * _VECTOR}]" for i in range(self.vectors)]
-        copy += [*asm.add("x1", "x1", pitch), f"add x0, x0, #{_LINE}"]
+        copy += [*asm.add("x1", "x1", pitch), f"add x0, x0, #{self.pitch * 4}"]
         lines = [
             *asm.add("x3", "x1", _AHEAD * pitch),
             f"subs x4, x2, #{_AHEAD}",
@@ -79,9 +83,10 @@ class Depthwise:
     """The micro-kernel of one kind of tile, ``tile`` rows x columns of output pixels.
 
     ``void symbol(float *out, const float *block, const float *weights, const float *operands, const float *fetch,
-    int64 tiles, int64 vectors)``: ``weights`` is [vector][tap][4], ``operands`` [vector][row][4] with a row for each operand
-    of the steps. For each tile and vector ``fetched`` lines are read from ``fetch`` on, which must be there.
-    The block has ``block_width`` columns, the output ``out_width`` of ``channels`` floats.
+    int64 tiles, int64 vectors, const int32 *rows)``: ``weights`` is [vector][tap][4], ``operands`` [vector][row][4] with a row
+    for each operand of the steps. For each tile and vector ``fetched`` lines are read from ``fetch`` on, which must be there.
+    The block has ``block_width`` columns of ``pitch`` floats, the output ``out_width`` of ``channels`` floats. ``scattered``:
+    rows of the image lie ``rows`` bytes behind ``block``; else one behind the other, and there is no such argument.
     """
 
     channels: int
@@ -93,6 +98,8 @@ class Depthwise:
     tile: tuple[int, int]
     steps: tuple[str, ...]
     fetches: bool
+    pitch: int = BLOCK
+    scattered: bool = False
     #: Vector registers, what carries upper halves, and how instructions are written.
     file: ClassVar[int] = 32
     words: ClassVar[Sequence[str]] = _WORDS
@@ -103,7 +110,8 @@ class Depthwise:
         """Its name."""
         size = f"{self.channels}c{self.block_width}b{self.out_width}o"
         shape = "_".join(f"{a}x{b}" for a, b in (self.kernel, self.strides, self.dilation, self.tile))
-        return "_".join(["bk_depthwise", size, shape, *self.steps, *(["fetch"] if self.fetches else []), "a53"])
+        way = ["fetch"] * self.fetches + [f"rows{self.pitch}"] * self.scattered
+        return "_".join(["bk_depthwise", size, shape, *self.steps, *way, "a53"])
 
     @property
     def cycles(self) -> int:
@@ -131,7 +139,7 @@ class Depthwise:
         ]
         registers = {
             ", ".join(self._out_rows): "rows of the result",
-            _IMAGE: "block of the image",
+            ", ".join(self._image_rows): "rows of the image" if self.scattered else "block of the image",
             _WEIGHTS: "weights",
             _OPERANDS: "numbers of the steps",
             _FETCH: "lines that are fetched ahead",
@@ -150,10 +158,9 @@ class Depthwise:
 
     def _operations(self) -> list[stream.MultiplyAdd]:
         """Multiply-adds image row by image row: its values and two rows of weights fit the registers beside the sums."""
-        reach = (self.tile[0] - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilation[0]
         return [
             operation
-            for place in range(reach + 1)
+            for place in range(self._reach)
             for kx in range(self.kernel[1])
             for row in range(self.tile[0])
             for operation in self._tap(row, place, kx)
@@ -180,7 +187,21 @@ class Depthwise:
 
     def _value(self, place: int, column: int) -> stream.Value:
         """Values of the block in an image row and a column of the tile."""
-        return stream.Value(_IMAGE, (place * self.block_width + column) * _LINE)
+        if self.scattered:
+            return stream.Value(self._image_rows[place], column * self.pitch * 4)
+        return stream.Value(_IMAGE, (place * self.block_width + column) * self.pitch * 4)
+
+    @property
+    def _reach(self) -> int:
+        """Rows of the image that a tile reads."""
+        return (self.tile[0] - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+
+    @property
+    def _image_rows(self) -> Sequence[str]:
+        """A pointer for each row of the image that has one. ValueError where there are too many."""
+        if self.scattered and self._reach > len(_IMAGE_ROWS):
+            raise ValueError(f"{self.symbol}: no registers for {self._reach} rows")
+        return _IMAGE_ROWS[: self._reach] if self.scattered else (_IMAGE,)
 
     @property
     def _out_rows(self) -> list[str]:
@@ -193,7 +214,11 @@ class Depthwise:
         return math.ceil(math.prod((*self.tile, *self.strides)) / _VECTORS) if self.fetches else 0
 
     def _set_up(self) -> list[str]:
-        lines = [f"lsl {_WIDE}, {_COUNT}, #4"]
+        lines = []
+        if self.scattered:
+            for row, pointer in enumerate(self._image_rows):
+                lines += [f"ldrsw {pointer}, [{_TABLE}, #{4 * row}]", f"add {pointer}, {_IMAGE}, {pointer}"]
+        lines.append(f"lsl {_WIDE}, {_COUNT}, #4")
         for row, pointer in enumerate(self._out_rows[1:], 1):
             lines += asm.add(pointer, _OUT, row * self.out_width * self.channels * 4)
         return lines
@@ -216,7 +241,7 @@ class Depthwise:
             for column in range(self.tile[1])
         ]
         moves = [
-            f"add {_IMAGE}, {_IMAGE}, #{_VECTOR}",
+            *(f"add {pointer}, {pointer}, #{_VECTOR}" for pointer in self._image_rows),
             f"add {_WEIGHTS}, {_WEIGHTS}, #{self.kernel[0] * self.kernel[1] * _VECTOR}",
         ]
         after = [
@@ -229,12 +254,11 @@ class Depthwise:
     def _next_tile(self) -> list[str]:
         """Moves all pointers from behind the last vector to the next tile's first."""
         rows = steps_a53.rows(self.steps)
-        lines = [f"sub {_IMAGE}, {_IMAGE}, {_WIDE}", *asm.add(_IMAGE, _IMAGE, self.tile[1] * self.strides[1] * _LINE)]
-        for pointer in self._out_rows:
-            lines += [
-                f"sub {pointer}, {pointer}, {_WIDE}",
-                *asm.add(pointer, pointer, self.tile[1] * self.channels * 4),
-            ]
+        lines = []
+        steps = [(pointer, self.tile[1] * self.strides[1] * self.pitch * 4) for pointer in self._image_rows]
+        steps += [(pointer, self.tile[1] * self.channels * 4) for pointer in self._out_rows]
+        for pointer, step in steps:
+            lines += [f"sub {pointer}, {pointer}, {_WIDE}", *asm.add(pointer, pointer, step)]
         for pointer, each in ((_WEIGHTS, self.kernel[0] * self.kernel[1]), (_OPERANDS, rows)):
             lines += [f"mov {_LEFT}, #{each}", f"msub {pointer}, {_LEFT}, {_WIDE}, {pointer}"]
         return lines

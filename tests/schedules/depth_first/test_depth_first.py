@@ -1,0 +1,121 @@
+"""Layers computed depth first: against the definition, at borders, with leftovers, in residuals and on several threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitkiln import targets
+from bitkiln.schedules import conv2d, depth_first
+from bitkiln.schedules.steps import Step
+from bitkiln.schedules.workload import Conv2d, DepthFirst, Pool, from_json, to_json
+from tests.schedules.kernels import defined, example, without_set
+
+RASP3B = targets.load("rasp3b")
+ADD, RELU, SIX = Step("add", "channel"), Step("relu"), Step("clip", values=(0.0, 6.0))
+RESIDUAL = Step("add", "tensor")
+
+
+def chain(size, channels, wide, out, *, kernel=3, stride=1, padding=None, last=(ADD,), act=SIX):
+    """An inverted residual of an image of ``size``; without ``channels`` or ``out`` it lacks a layer."""
+    border = (kernel // 2,) * 4 if padding is None else padding
+    layers = [Conv2d(*size, channels, wide, (1, 1), epilogue=(ADD, act))] if channels else []
+    layers.append(
+        Conv2d(*size, wide, wide, (kernel, kernel), (stride, stride), border, groups=wide, epilogue=(ADD, act))
+    )
+    layers += [Conv2d(*layers[-1].out_size, wide, out, (1, 1), epilogue=last)] if out else []
+    return DepthFirst(tuple(layers))
+
+
+WORKLOADS = [
+    chain((14, 14), 8, 48, 8, last=(ADD, RESIDUAL)),
+    chain((15, 17), 16, 24, 12, stride=2),
+    chain((28, 28), 8, 24, 20, stride=2, padding=(0, 0, 1, 1)),
+    chain((16, 15), 8, 16, 8, kernel=5, last=(ADD, RESIDUAL, RELU)),
+    chain((19, 21), 4, 24, 16, kernel=5, stride=2, act=Step("hardswish")),
+    chain((13, 16), 0, 32, 24, last=(ADD, RELU)),
+    chain((12, 31), 0, 20, 16, stride=2),
+    chain((11, 12), 12, 24, 0, act=RELU),
+    chain((7, 7), 8, 36, 16),
+    chain((5, 40), 4, 8, 4, last=()),
+]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=DepthFirst.key)
+def test_strips_compute_the_definition(workload, run_kernels):
+    args = example(workload)
+    expected = defined(workload, args)
+    tiles = depth_first.space(workload, RASP3B)["tile"]
+    points = [
+        (1, tiles[-1]),
+        *((threads, depth_first.default(workload, RASP3B, threads)["tile"]) for threads in (1, 4)),
+    ]
+    kernels = [depth_first.emit(workload, {"tile": tile}, RASP3B, threads) for threads, tile in points]
+    count = len(kernels)
+    for by_threads in run_kernels([workload] * count, kernels, [args] * count, RASP3B, (1, 4)):
+        for point, result in zip(points, by_threads, strict=True):
+            np.testing.assert_allclose(result, expected, rtol=0, atol=3e-6 * np.abs(expected).max(), err_msg=str(point))
+
+
+def test_results_are_those_of_the_layers_alone_to_the_bit(run_kernels):
+    workload = WORKLOADS[0]
+    args = example(workload)
+    value, rest = args[0], args[1:]
+    for layer in workload.layers:
+        own = [value, *(rest.pop(0) for _ in layer.shapes[1:-1])]
+        kernel = conv2d.emit(layer, conv2d.default(layer, RASP3B), RASP3B)
+        [[value]] = run_kernels([layer], [kernel], [own], RASP3B, (1,))
+    kernel = depth_first.emit(workload, depth_first.default(workload, RASP3B), RASP3B)
+    [[result]] = run_kernels([workload], [kernel], [args], RASP3B, (1,))
+    np.testing.assert_array_equal(result, value)
+
+
+def test_a_large_image_is_cut_for_the_cache():
+    """On four threads each keeps a part of the rows and columns."""
+    workload = chain((112, 112), 16, 96, 24, stride=2)
+    tile = str(depth_first.default(workload, RASP3B, 4)["tile"])
+    assert depth_first.default(workload, RASP3B)["tile"] in depth_first.space(workload, RASP3B)["tile"]
+    notes = [depth_first.emit(workload, {"tile": tile}, RASP3B, threads).notes for threads in (1, 4)]
+    assert "1 cells" in notes[0] and "4 cells" in notes[1]
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        chain((14, 14), 6, 24, 8),
+        chain((14, 14), 8, 20, 8),
+        chain((14, 14), 8, 24, 8, act=Step("silu")),
+        DepthFirst((Conv2d(8, 8, 4, 8, (1, 1), (2, 2)), Conv2d(4, 4, 8, 8, (3, 3), padding=(1,) * 4, groups=8))),
+        DepthFirst(
+            (
+                Conv2d(8, 8, 8, 8, (3, 3), padding=(1,) * 4, groups=8),
+                Conv2d(8, 8, 8, 8, (1, 1), pool=Pool((2, 2), (2, 2))),
+            )
+        ),
+    ],
+    ids=DepthFirst.key,
+)
+def test_what_strips_cannot_do_is_refused(workload):
+    assert not depth_first.applies(workload, RASP3B)
+
+
+def test_without_micro_kernels_layers_stay_apart():
+    assert not depth_first.applies(WORKLOADS[0], without_set())
+    assert not depth_first.applies(WORKLOADS[0], targets.load("rasp3b32"))
+
+
+def test_a_workload_survives_json():
+    assert from_json(to_json(WORKLOADS[0])) == WORKLOADS[0]
+
+
+def test_an_inverted_residual_waits_little_for_memory(kernel_cycles):
+    """Layer by layer its kernels take the sum of theirs; what lies between is 6 MB written and read."""
+    workload = chain((56, 56), 24, 144, 24, last=(ADD, RESIDUAL))
+    together = kernel_cycles(
+        depth_first.emit(workload, depth_first.default(workload, RASP3B), RASP3B), example(workload), RASP3B
+    )
+    apart = sum(
+        kernel_cycles(conv2d.emit(layer, conv2d.default(layer, RASP3B), RASP3B), example(layer), RASP3B)
+        for layer in workload.layers
+    )
+    assert together < 0.85 * apart
