@@ -79,18 +79,16 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         bits = outputs(workload)
         kernels, micro = kernel_set(target), None
         size = (workload.height, workload.width)
-        lines = workload.shapes[0][1] == "float32" and pool2d_a53.applies(
-            workload.pool, size, workload.channels, kernels
-        )
-        single = workload.out_size == (1, 1) and workload.out == "float32" and workload.shapes[0][1] == "float32"
-        # An image that is in memory is fetched better row by row.
-        single = (
-            single
-            and math.prod(size) >= FEWEST_PIXELS
-            and math.prod(size) * workload.channels * 4 <= target.cpu["l2_kib"] * 1024
-        )
+        floats = workload.shapes[0][1] == "float32"
+        lines = floats and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
+        single = workload.out_size == (1, 1) and workload.out == "float32" and floats and not lines
+        single = single and math.prod(size) >= FEWEST_PIXELS
+        # An image that is in memory is read in the order in which it lies there.
+        large = math.prod(size) * workload.channels * 4 > target.cpu["l2_kib"] * 1024 // 2
         with T.parallel(workload.out_size[0]) as y:
-            if single and not lines:
+            if single and large and workload.pool.kernel == size:
+                _whole_image(data, workload.pool, _store_floats(workload, operands, out, y), threads)
+            elif single:
                 _clipped_row(data, workload.pool, y, _store_floats(workload, operands, out, y), LINES, T.parallel)
             elif lines:
                 micro = _lines_row(workload, data, operands, out, y, kernels)
@@ -224,6 +222,31 @@ def _clipped_row(
                 store(x, first + lane, reduced[lane] if scale is None else reduced[lane] * scale)
 
         each_block(channels, most_lanes, block, loop)
+
+
+def _whole_image(data: Any, window: Pool, store: Store, threads: int) -> None:
+    """The one pixel that a window as large as the image gives: each thread reduces a band of rows, pixel by pixel."""
+    _, height, width, channels = (int(extent) for extent in data.shape)
+    pitch = width * channels
+    source = loops.flat(data, height * pitch)
+    combine = _combination(window, data.dtype)
+    scale = tirx.const(1.0 if window.kind == "max" else 1 / (height * width), "float32")
+    bands = min(threads, height)
+    reduced = T.alloc_buffer((bands * channels,), "float32")
+    with T.parallel(bands) as band:
+        first, begin, end = band * channels, band * height // bands, (band + 1) * height // bands
+        loops.copy(reduced, first, source, begin * pitch, channels)
+        with T.serial(begin * width + 1, end * width) as pixel:
+
+            def add(i: Any) -> None:
+                T.buffer_store(reduced, combine(reduced[first + i], source[pixel * channels + i]), [first + i])
+
+            loops.sweep(channels, add)
+
+    def finish(i: Any) -> None:
+        store(0, i, reduce(combine, [reduced[band * channels + i] for band in range(bands)]) * scale)
+
+    loops.sweep(channels, finish)
 
 
 def each_block(

@@ -83,6 +83,16 @@ def test_threads_share_the_channels_of_a_single_pixel(run_kernel):
     assert (shared == alone).all()
 
 
+@pytest.mark.parametrize("kind", ["avg", "max"])
+def test_an_image_in_memory_is_read_in_order_by_each_thread(kind, run_kernel):
+    target, window = targets.load("rasp3b"), Pool((29, 26), (1, 1), kind=kind)
+    workload = Pool2d(29, 26, 101, window, epilogue=(Step("add", "channel"),))
+    args = example(workload)
+    for threads in (1, 4):
+        found = run_kernel(workload, pool2d.emit(workload, {}, target, threads=threads), args, target, threads)
+        assert same(found, defined(workload, args))
+
+
 def test_maximum_of_signs_is_the_sign_of_the_maximum():
     window = Pool((3, 3), (2, 2), BORDER)
     signs = np.sign(np.random.default_rng(3).normal(size=(1, 7, 7, 16))).astype("float32")
