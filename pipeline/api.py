@@ -128,16 +128,17 @@ def compile(
     logs: Path | None = None,
     console: Console | None = None,
     threads: Sequence[int] | None = None,
+    bf16: bool = False,
 ) -> Bundle:
     """Compile ``model`` into the bundle ``output`` with the best kernels known from ``logs`` and the committed records.
 
     ``threads``: the number that they are to be best for, the board's cores unless given; or 1 and another, for a bundle with
-    a plan for one thread and one for several.
+    a plan for one thread and one for several. ``bf16``: weights that caches do not hold are rounded to bfloat16.
     ``output`` is replaced only when everything has succeeded. Raises BitkilnError.
     """
     from bitkiln.pipeline.compile import compile_model
 
-    return open_bundle(compile_model(_loaded(model), _target(target), records(logs), output, console, threads))
+    return open_bundle(compile_model(_loaded(model), _target(target), records(logs), output, console, threads, bf16))
 
 
 def build(

@@ -108,6 +108,7 @@ class Conv2d(Convolution):
     ``whole``: data and weights are whole numbers whose sums float32 holds, and those sums have to be exact.
     With ``parts`` the data are several images side by side, as ``Concat`` joins them; those behind the first are the last
     arguments. What is computed, and so the key, is the same as of one image.
+    ``halves``: the weights, still float32 here, are bfloat16 values: kernels may keep their upper halves alone in memory.
     """
 
     tag: ClassVar[str] = "conv2d"
@@ -126,6 +127,7 @@ class Conv2d(Convolution):
     parts: tuple[int, ...] = field(default=(), kw_only=True)
     begins: tuple[int, ...] = field(default=(), kw_only=True)
     widths: tuple[int, ...] = field(default=(), kw_only=True)
+    halves: bool = field(default=False, kw_only=True)
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -172,6 +174,7 @@ class Conv2d(Convolution):
         words += ["nchw"] if self.layout == "NCHW" else []
         words += ["shift"] if self.shift else []
         words += ["whole"] if self.whole else []
+        words += ["bf16"] if self.halves else []
         words += [str(step) for step in self.epilogue]
         words += [str(self.pool)] if self.pool else []
         several = f"x{self.thresholds}" if self.thresholds > 1 else ""

@@ -33,6 +33,12 @@ from bitkiln.pipeline.cli.options import (
     metavar="N[,N]",
     help="Threads that kernels are chosen for, the board's cores unless given; 1,4: a plan for one and one for several.",
 )
+@click.option(
+    "--bf16-weights",
+    "bf16",
+    is_flag=True,
+    help="Round weights that caches do not hold to bfloat16: half the bytes from memory. verify says what it changes.",
+)
 @MODEL_OPTIONS
 @JSON_OPTION
 def compile(
@@ -41,6 +47,7 @@ def compile(
     output: Path,
     logs: Path | None,
     threads: tuple[int, ...] | None,
+    bf16: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -49,7 +56,7 @@ def compile(
     \b
     Example: bitkiln compile model.onnx --target rasp3b -o bundle
     """
-    made = api.compile(load_model(model, settings), output, target, logs, console(err=as_json), threads)
+    made = api.compile(load_model(model, settings), output, target, logs, console(err=as_json), threads, bf16)
     if as_json:
         from bitkiln.pipeline.compile.manifest import as_json as described
 

@@ -47,11 +47,12 @@ def compile_model(
     out: Path,
     console: Console | None = None,
     threads: Sequence[int] | None = None,
+    bf16: bool = False,
 ) -> Path:
     """Compile ``model`` for ``target`` into the bundle ``out``, with the best kernels that ``records`` know.
 
     ``threads``: the number that they are to be best for, the board's cores unless given; or 1 and another, for a bundle with
-    a plan for one thread and one for several.
+    a plan for one thread and one for several. ``bf16``: large weights are rounded to bfloat16.
     Raises BitkilnError; ``out`` is replaced only when everything has succeeded.
     """
     # Processes that only build kernels for tuning do without.
@@ -59,7 +60,9 @@ def compile_model(
     from bitkiln.pipeline.passes.pipeline import Survey, lower
 
     bundle.refuse_foreign(out)
-    lowered = lower(model, target)
+    if bf16 and not kernel_set(target).sgemm_halves:
+        raise ModelError(f"{target.name} has no kernels that read weights in bfloat16: compile without --bf16-weights")
+    lowered = lower(model, target, bf16)
     costs = hidden_costs(Survey(lowered.phases, lowered.verdicts))
     priced = (f"{each.name} {each.priced(target)}" for each in costs)
     warnings = (*model.warnings, *lowered.warnings(), *priced, *_missing_kernels(target))
@@ -97,7 +100,11 @@ def compile_lowered(
     with bundle.writing(out) as folder:
         facts = link_library(functions, microkernels, plan, target, folder / "model.so")
         manifest = describe(model, target, network, chosen, several, plan, facts)
-        manifest |= {"threads": [least, *more], "warnings": list(warnings)}
+        manifest |= {
+            "threads": [least, *more],
+            "warnings": list(warnings),
+            "bf16_weights": bool(lowered and lowered.bf16),
+        }
         add_layers(manifest, lowered)
         bundle.add_files(folder, model, manifest)
         manifest["golden"], manifest["memory"]["running"] = golden.make(folder, target, plan, console)

@@ -44,6 +44,7 @@ class ConvAttributes(_Pooled, total=False):
     whole: bool
     parts: tuple[int, ...]
     begins: tuple[int, ...]
+    halves: bool
 
 
 class BinaryConvAttributes(_Pooled, total=False):

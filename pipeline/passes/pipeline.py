@@ -23,11 +23,13 @@ from bitkiln.pipeline.passes.fold_affine import fold_affine
 from bitkiln.pipeline.passes.fold_steps import fold_steps
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
+from bitkiln.pipeline.passes.halves import halves
 from bitkiln.pipeline.passes.layout import layout
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.merge_padding import merge_padding
 from bitkiln.pipeline.passes.quantized import quantized
 from bitkiln.pipeline.passes.read_parts import read_parts
+from bitkiln.pipeline.passes.round_weights import round_weights
 from bitkiln.pipeline.passes.signs_beside import signs_beside
 from bitkiln.pipeline.passes.split_groups import split_groups
 from bitkiln.pipeline.passes.to_operators import to_operators
@@ -42,13 +44,14 @@ class Progress:
     """A network between two passes.
 
     ``phases`` holds the module after each pass, by the pass's name. ``verdicts`` has one entry for each convolution,
-    ``notes`` one for each binary convolution that keeps floats before the next sign.
+    ``notes`` one for each binary convolution that keeps floats before the next sign. With ``bf16`` large weights are rounded.
     """
 
     phases: dict[str, tvm.IRModule]
     verdicts: list[Verdict] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     target: Target | None = None
+    bf16: bool = False
 
 
 class Pass(NamedTuple):
@@ -65,6 +68,10 @@ class Pass(NamedTuple):
 def _binary(module: tvm.IRModule, progress: Progress) -> tvm.IRModule:
     module, progress.verdicts = recognise(module)
     return module
+
+
+def _round_weights(module: tvm.IRModule, progress: Progress) -> tvm.IRModule:
+    return round_weights(module, _known(progress.target)) if progress.bf16 else module
 
 
 def _fold_threshold(module: tvm.IRModule, progress: Progress) -> tvm.IRModule:
@@ -95,6 +102,7 @@ PASSES = (
     Pass("binary", _binary),
     Pass("quantized", _for_target(quantized), for_target=True),
     Pass("fold_affine", _plain(fold_affine)),
+    Pass("round_weights", _round_weights, for_target=True),
     Pass("channel_views", _plain(channel_views)),
     Pass("to_operators", _plain(to_operators)),
     Pass("fuse_epilogue", _plain(fuse_epilogue)),
@@ -105,6 +113,7 @@ PASSES = (
     Pass("signs_beside", _plain(signs_beside)),
     Pass("read_parts", _plain(read_parts)),
     Pass("depth_first", _for_target(depth_first), for_target=True),
+    Pass("halves", _for_target(halves), for_target=True),
     Pass("legalize", _for_target(legalize), for_target=True),
 )
 
@@ -124,7 +133,7 @@ class Lowered:
     are to be replaced by what the schedules emit for that workload, the others are complete.
     ``graph`` is the NHWC network before anything was fused: what ``module`` has to compute, tensor by tensor. Variables of
     ``module`` that compute a tensor of ``graph`` have its name.
-    ``verdicts``, ``notes`` and ``phases`` as in ``Progress``.
+    ``verdicts``, ``notes``, ``phases`` and ``bf16`` as in ``Progress``; with ``bf16`` the weights of ``graph`` are rounded.
     """
 
     module: tvm.IRModule
@@ -132,6 +141,7 @@ class Lowered:
     verdicts: tuple[Verdict, ...]
     notes: tuple[Note, ...]
     phases: dict[str, tvm.IRModule]
+    bf16: bool = False
 
     def warnings(self) -> list[str]:
         """What the user should know: convolutions that look as if they were meant to be binary, and are not."""
@@ -184,9 +194,9 @@ def survey(module: tvm.IRModule) -> Survey:
     return Survey(progress.phases, tuple(progress.verdicts), tuple(progress.notes), problem)
 
 
-def lower(model: Model, target: Target) -> Lowered:
-    """Lower ``model`` for ``target``. Raises ModelError."""
-    progress = Progress({IMPORTED: model.module}, target=target)
+def lower(model: Model, target: Target, bf16: bool = False) -> Lowered:
+    """Lower ``model`` for ``target``, with large weights rounded to bfloat16 if asked for. Raises ModelError."""
+    progress = Progress({IMPORTED: model.module}, target=target, bf16=bf16)
     _run(progress, _NAMES[0], _NAMES[-1])
     return _lowered(progress)
 
@@ -209,8 +219,8 @@ def _run(progress: Progress, first: str, last: str) -> None:
 
 
 def _lowered(progress: Progress) -> Lowered:
-    phases = progress.phases
-    return Lowered(phases[_NAMES[-1]], phases["fold_affine"], tuple(progress.verdicts), tuple(progress.notes), phases)
+    phases, verdicts, notes = progress.phases, tuple(progress.verdicts), tuple(progress.notes)
+    return Lowered(phases[_NAMES[-1]], phases["round_weights"], verdicts, notes, phases, progress.bf16)
 
 
 def origin(name: str, defined: Mapping[str, relax.Expr], wanted: Collection[str]) -> str:

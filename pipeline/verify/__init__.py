@@ -42,7 +42,7 @@ def verify_bundle(
     tracer = tracer or _emulated
     try:
         belongs = check(bundle, model, stated)
-        lowered = lower(model, bundle.target)
+        lowered = lower(model, bundle.target, bool(bundle.manifest.get("bf16_weights")))
         listed = listed_steps(bundle)
         check_steps(bundle, lowered, listed, belongs.same_file)
         steps = named_steps(lowered, listed, bundle)

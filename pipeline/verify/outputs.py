@@ -127,6 +127,10 @@ class Judge:
         if self.met and rival.by_file and self._follows_file(at, expected):
             count = sum(each.count for each in self.met)
             return relative_error(actual, expected), f"{count:,} exact zeros before signs count as +1 here, as 0 there"
+        if self.lowered.bf16 and rival.name != REFERENCE:
+            return DRIFT + SPREAD * self._moved_by_weights(
+                at
+            ), "large weights are rounded to bfloat16, as it was compiled"
         error, flips = relative_error(actual, expected), f"{self.flips:,} signs fell otherwise, " if self.flips else ""
         allowed, why = DRIFT, "float rounding through the whole network"
         for drawn, values in ((self.sensitivity, "values near zero"), (self.with_zeros, "values near zero or zero")):
@@ -141,6 +145,15 @@ class Judge:
             if spread > allowed:
                 allowed, why = spread, "rounding of sums and functions, drawn at random"
         return allowed, why
+
+    def _moved_by_weights(self, at: int) -> float:
+        """How far rounding the weights moves output ``at``."""
+        return relative_error(self.of_weights[0][at], self.of_weights[1][at])
+
+    @cached_property
+    def of_weights(self) -> list[list[np.ndarray]]:
+        """The outputs with rounded weights, and with those of the file."""
+        return [reference.run(graph, self.inputs) for graph in (self.graph, self.lowered.phases["fold_affine"])]
 
     @cached_property
     def rounded(self) -> list[list[np.ndarray]]:

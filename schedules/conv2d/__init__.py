@@ -22,6 +22,9 @@ from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
+#: Behind the name of an algorithm: its weights are halves in memory.
+_HALVES = "bf16"
+
 
 def reference(workload: Conv2d) -> tirx.PrimFunc:
     """The plain definition: arguments as ``workload.shapes`` lists them, the outputs last."""
@@ -55,7 +58,9 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     strassen = ["strassen"] if _strassen(workload, target) else []
     panels = ["panels"] if _panels(workload, target) else []
     packed = ["packed"] if conv2d_packed.applies(workload, target) else []
-    space = {"algorithm": ["direct", *winograd, *strassen, *panels, *packed], **conv2d_direct.space(workload, target)}
+    halves = [f"{name} {_HALVES}" for name in ("direct", *panels)] if _halves(workload, target) else []
+    algorithms = ["direct", *winograd, *strassen, *panels, *packed, *halves]
+    space = {"algorithm": algorithms, **conv2d_direct.space(workload, target)}
     return {**space, "block": [*conv2d_packed.BLOCKS, 0]} if packed else space
 
 
@@ -69,7 +74,11 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
         return {"algorithm": "depthwise", "pixels": 4}
     # Threads share memory: a byte takes as long as ever, and the sums of all threads are done meanwhile.
     cycles_per_byte = threads * target.mhz / target.dram_mb_s(threads)
-    estimates: dict[tuple[int, int] | None, float] = {None: conv2d_direct.estimate(workload, cycles_per_byte)}
+    whole = conv2d_direct.estimate(workload, cycles_per_byte)
+    # Halves take less from memory, and some cycles to widen.
+    halved = conv2d_direct.estimate(workload, cycles_per_byte, True) if _halves(workload, target) else whole
+    halves = halved < whole
+    estimates: dict[tuple[int, int] | None, float] = {None: min(whole, halved)}
     for outputs in _winograd_outputs(workload, target):
         estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte, kernel_set(target))
     best = min(estimates, key=lambda outputs: estimates[outputs])
@@ -77,12 +86,13 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     fits = threads == 1 and _strassen(workload, target)
     if fits and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
         return {"algorithm": "strassen", **conv2d_strassen.default(workload, target)}
-    if best is None and _panels(workload, target) and conv2d_panels.pays(workload, target, threads):
-        return {"algorithm": "panels", **conv2d_panels.default()}
+    storage = f" {_HALVES}" if halves else ""
+    if best is None and _panels(workload, target) and conv2d_panels.pays(workload, target, threads, halves):
+        return {"algorithm": "panels" + storage, **conv2d_panels.default()}
     if best is None and conv2d_packed.applies(workload, target):
         return {"algorithm": "packed", **conv2d_packed.default(workload, target)}
     if best is None:
-        return {"algorithm": "direct", **conv2d_direct.default(workload, target, threads)}
+        return {"algorithm": "direct" + storage, **conv2d_direct.default(workload, target, threads, halves)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
 
 
@@ -102,13 +112,14 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
     tile, block = size_of(knobs["tile"]), int(knobs["block"])
     if algorithm == ["strassen"]:
         return conv2d_strassen.emit(workload, tile, block)
-    if algorithm == ["panels"]:
-        return conv2d_panels.emit(workload, tile, target)
+    halves = algorithm[-1] == _HALVES
+    if algorithm[0] == "panels":
+        return conv2d_panels.emit(workload, tile, target, halves)
     if algorithm == ["packed"]:
         return conv2d_packed.emit(workload, block, target)
     if algorithm[0] == "winograd":
         return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
-    return conv2d_direct.emit(workload, tile, block, target, threads)
+    return conv2d_direct.emit(workload, tile, block, target, threads, halves)
 
 
 def is_stem(workload: Conv2d, target: Target) -> bool:
@@ -129,6 +140,10 @@ def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, i
 
 def _strassen(workload: Conv2d, target: Target) -> bool:
     return kernel_set(target).stacks and conv2d_strassen.applies(workload)
+
+
+def _halves(workload: Conv2d, target: Target) -> bool:
+    return workload.halves and bool(kernel_set(target).sgemm_halves)
 
 
 def _panels(workload: Conv2d, target: Target) -> bool:

@@ -26,10 +26,10 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import images, tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, geometry_of_pieces, split
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Taps, Tile, Tiles, at_least, pack_panels
+from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Storage, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, IMAGE_AHEAD, REACH_BYTES, Finish
+from bitkiln.schedules.microkernels.a53.sgemm import IMAGE_AHEAD, REACH_BYTES, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
@@ -53,40 +53,60 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     return {"tile": tiles.sizes(target), "block": [1, 2, 4, 8, 0]}
 
 
-def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int | str]:
+def default(workload: Conv2d, target: Target, threads: int = 1, halves: bool = False) -> dict[str, int | str]:
     """The tile that wastes least; one block where weights do not stay in the L2 cache but image and result do.
 
     Where several threads each read such weights a tile of more channels reads less of the image beside them.
     """
     pixels = workload.conv_size[0] * workload.conv_size[1]
     kernels = kernel_set(target)
-    tile = kernels.sgemm[0]
+    offered = kernels.sgemm_halves if halves else kernels.sgemm
+    tile = offered[0]
     if pixels <= 4:
         tile = kernels.sgemm_few
-    elif pixels < 100 and pixels % 8 and pixels % 7 == 0:
+    elif pixels < 100 and pixels % 8 and pixels % 7 == 0 and kernels.sgemm_sevens in offered:
         tile = kernels.sgemm_sevens
     cache = target.cpu["l2_kib"] * 1024
-    weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
-    if threads > 1 and tile == kernels.sgemm[0] and weights > cache * 3 // 4 and _WIDE in kernels.sgemm:
+    weights = weight_bytes(workload, halves)
+    if threads > 1 and tile == offered[0] and weights > cache * 3 // 4 and _WIDE in offered:
         tile = _WIDE
     images = 4 * (geometry(workload).size + pixels * workload.out_channels)
     return {"tile": size_text(tile), "block": 0 if weights > cache * 3 // 4 and images < cache * 3 // 4 else 1}
 
 
-def estimate(workload: Conv2d, cycles_per_byte: float) -> float:
+def estimate(workload: Conv2d, cycles_per_byte: float, halves: bool = False) -> float:
     """Cycles, roughly: arithmetic near the micro-kernels' pace, or weights from memory at ``cycles_per_byte``."""
-    weights = 4 * workload.out_channels * workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
-    return max(workload.macs / 2.8, weights * cycles_per_byte)
+    return max(workload.macs / (2.7 if halves else 2.8), weight_bytes(workload, halves) * cycles_per_byte)
 
 
-def emit(workload: Conv2d, tile: tuple[int, int], block: int, target: Target, threads: int = 1) -> Kernel:
-    """The implementation with register ``tile`` (pixels, channels), for so many ``threads``."""
-    return _Direct(workload, tile, block, kernel_set(target), threads).kernel()
+def weight_bytes(workload: Conv2d, halves: bool) -> int:
+    """Bytes of the weights in memory, whole floats or halves."""
+    taps = workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+    return (2 if halves else 4) * workload.out_channels * taps
+
+
+def emit(
+    workload: Conv2d, tile: tuple[int, int], block: int, target: Target, threads: int = 1, halves: bool = False
+) -> Kernel:
+    """The implementation with register ``tile`` (pixels, channels), for so many ``threads``; weights may be in ``halves``.
+
+    Of these there are fewer tiles; the first stands for the others.
+    """
+    kernels = kernel_set(target)
+    if halves and tile not in kernels.sgemm_halves:
+        tile = kernels.sgemm_halves[0]
+    return _Direct(workload, tile, block, kernels, threads, halves).kernel()
 
 
 class _Direct:
     def __init__(
-        self, workload: Conv2d, tile: tuple[int, int], block: int, kernels: KernelSet, threads: int = 1
+        self,
+        workload: Conv2d,
+        tile: tuple[int, int],
+        block: int,
+        kernels: KernelSet,
+        threads: int = 1,
+        halves: bool = False,
     ) -> None:
         tile_m, tile_n = tile
         self.given, self.workload = workload, (workload := images.joined(workload))
@@ -116,7 +136,8 @@ class _Direct:
         self.row_length = tiles.row_length(self.geometry.row_length, assembly)
         self.depth = len(self.geometry.rows) * self.row_length
         self.panel_floats = self.depth * sum(run.count * run.size for run in self.panel_runs)
-        self.tiles = Tiles(self.early, self.finish, kernels.product)
+        self.storage = Storage(self.panel_floats * self.groups, halves)
+        self.tiles = Tiles(self.early, self.finish, kernels.product, halves)
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
         self.copies = self.copies or (bool(self.given.parts) and not self.offsets)
@@ -124,11 +145,10 @@ class _Direct:
 
     def kernel(self) -> Kernel:
         _, _, *operands, (out_shape, out_dtype) = self.workload.shapes
-        packed = self.panel_floats * self.groups + AHEAD_BYTES // 4
         sources = images.arguments(self.given)
         arguments: list[Argument | Constant] = [
             *sources,
-            Argument((1,), (packed,), "float32", self.pack),
+            self.storage.argument(self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(self._pixel_table()),
             Constant(np.array([*self.geometry.rows, self.geometry.rows[0]], "int32") * 4),
@@ -146,6 +166,7 @@ class _Direct:
             self._body()
         micro = (*self.tiles.microkernels, *([self.offsets] if self.offsets else []))
         notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
+        notes += self.storage.words
         return Kernel(builder.get(), tuple(arguments), micro, notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -154,7 +175,7 @@ class _Direct:
         weights = np.zeros((self.groups, self.out_per_group, rows, self.row_length), "float32")
         weights[..., :length] = arrays[0].reshape(self.groups, self.out_per_group, rows, length)
         parts = [pack_panels(group.reshape(self.out_per_group, -1), self.panel_runs) for group in weights]
-        return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+        return np.concatenate(parts)
 
     def _fetched(self) -> tuple[int, int]:
         """``ahead`` and ``lines`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other."""

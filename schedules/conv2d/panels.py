@@ -26,7 +26,8 @@ from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.tiles import SLACK, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, STEP, Finish, Sgemm
+from bitkiln.schedules.microkernels import kernel_set
+from bitkiln.schedules.microkernels.a53.sgemm import FOLLOWING, POINTERS, STEP, Finish, Sgemm
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
@@ -51,12 +52,13 @@ def applies(workload: Conv2d) -> bool:
     return pointwise and plain and sizes and workload.height * workload.width >= _FEWEST_PIXELS
 
 
-def pays(workload: Conv2d, target: Target, threads: int) -> bool:
+def pays(workload: Conv2d, target: Target, threads: int, halves: bool = False) -> bool:
     """Whether it is the better way for so many ``threads``: their weights would come from memory again and again.
 
     Of a few bands each reads all weights, too: then threads with pixels of their own are as good, unless weights are many.
     """
-    cache, weights = target.cpu["l2_kib"] * 1024, 4 * workload.channels * workload.out_channels
+    cache = target.cpu["l2_kib"] * 1024
+    weights = (2 if halves else 4) * workload.channels * workload.out_channels
     least = _LARGE_WEIGHTS if _bands(workload, cache) == 1 else _MANY_WEIGHTS
     return threads > 1 and weights > cache * least
 
@@ -66,15 +68,18 @@ def default() -> dict[str, int | str]:
     return {"tile": size_text(_TILE), "block": 0}
 
 
-def emit(workload: Conv2d, tile: tuple[int, int], target: Target) -> Kernel:
-    """The implementation with register ``tile`` (pixels, channels)."""
-    return _Panels(workload, tile, int(target.cpu["l2_kib"]) * 1024).kernel()
+def emit(workload: Conv2d, tile: tuple[int, int], target: Target, halves: bool = False) -> Kernel:
+    """The implementation with register ``tile`` (pixels, channels), or with the first that takes ``halves``."""
+    offered = kernel_set(target).sgemm_halves
+    if halves and tile not in offered:
+        tile = offered[0]
+    return _Panels(workload, tile, int(target.cpu["l2_kib"]) * 1024, halves).kernel()
 
 
 class _Panels:
     """The kernel under construction."""
 
-    def __init__(self, workload: Conv2d, tile: tuple[int, int], cache_bytes: int) -> None:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], cache_bytes: int, halves: bool) -> None:
         self.given, self.workload = workload, (workload := images.joined(workload))
         self.pixels = workload.height * workload.width
         self.panel_runs = split(workload.out_channels, tile[1], 4)
@@ -88,7 +93,7 @@ class _Panels:
         early = tiles.finished(workload.epilogue)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
         self.finish = tiles.finish_of(self.early) or Finish()
-        self.floats = workload.channels * workload.out_channels + AHEAD_BYTES // 4
+        self.storage = tiles.Storage(workload.channels * workload.out_channels, halves)
         self.kernels: dict[str, Sgemm] = {}
 
     def kernel(self) -> Kernel:
@@ -97,7 +102,7 @@ class _Panels:
         sources = images.arguments(self.given)
         arguments: list[Argument | Constant] = [
             *sources,
-            Argument((1,), (self.floats,), "float32", self.pack),
+            self.storage.argument(self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.pitch)),
             Constant(np.zeros(2, "int32")),
@@ -111,12 +116,13 @@ class _Panels:
             self.result = loops.flat(out, math.prod(out_shape))
             self._body(Images(self.given, buffers[: len(sources)]))
         notes = f"panels of {self.panel_runs[0].size} channels, {self.parts} parts, {self.bands[0].size} pixels a band"
+        notes += self.storage.words
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI in panels."""
         weights = arrays[0].reshape(self.workload.out_channels, -1)
-        return np.concatenate([pack_panels(weights, self.panel_runs), np.zeros(AHEAD_BYTES // 4, "float32")])
+        return pack_panels(weights, self.panel_runs)
 
     def _body(self, data: Images) -> None:
         work = self.workload
@@ -158,8 +164,8 @@ class _Panels:
         weights = channel * work.channels + part * self.part * size
         finish = replace(self.finish if last else Finish(), bias=self.finish.bias and not part, goes_on=part > 0)
         # The next weights, evenly spread over the band's tiles: else memory would be idle but for the first tile.
-        following = -(-4 * STEP * size * pixels // band // 4) * 4
-        kernel = Sgemm(pixels, size, finish, reach=True, following=following)
+        following = -(-self.storage.bytes_each * STEP * size * pixels // band // 4) * 4
+        kernel = Sgemm(pixels, size, finish, reach=True, following=following, halves=self.storage.halves)
         self.kernels[kernel.symbol] = kernel
         fetched = within * (self.part * size) // band
         waiting = T.address_of(sums[within * size])
@@ -181,7 +187,7 @@ class _Panels:
                 T.int64(0),
                 begin,
                 T.int64(0),
-                T.address_of(self.weights[tirx.min(weights + self.part * size + fetched, self.floats - 1)]),
+                T.address_of(self.weights[tirx.min(weights + self.part * size + fetched, self.storage.elements - 1)]),
             )
         )
 

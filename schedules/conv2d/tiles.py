@@ -6,6 +6,7 @@ Direct and transposed convolutions are made of them. Weights are packed in panel
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +18,18 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.kernel import MicroKernel, size_text
+from bitkiln.schedules.kernel import Argument, MicroKernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
-from bitkiln.schedules.microkernels.a53.sgemm import FREE_REGISTERS, IMAGE_AHEAD, REACH_BYTES, STEP, Finish, Sgemm
+from bitkiln.schedules.microkernels.a53.sgemm import (
+    AHEAD_BYTES,
+    FREE_REGISTERS,
+    IMAGE_AHEAD,
+    REACH_BYTES,
+    STEP,
+    Finish,
+    Sgemm,
+)
 from bitkiln.schedules.steps import Step, commutes_with_maximum
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -34,6 +43,42 @@ CLAIM_FLOATS = 256
 def sizes(target: Target) -> list[int | str]:
     """The tiles (pixels x channels) that ``target`` has kernels for, as a knob's values."""
     return [size_text(size) for size in kernel_set(target).sgemm]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How packed weights lie in memory: ``floats`` of them, in ``halves`` their upper 16 bits alone."""
+
+    floats: int
+    halves: bool = False
+
+    @property
+    def words(self) -> str:
+        """What there is to say of it, behind other notes."""
+        return ", weights in bfloat16" if self.halves else ""
+
+    @property
+    def bytes_each(self) -> int:
+        """Of a weight."""
+        return 2 if self.halves else 4
+
+    @property
+    def elements(self) -> int:
+        """Of the whole argument: weights, and what may be read behind them."""
+        return self.floats + AHEAD_BYTES // self.bytes_each
+
+    def argument(self, pack: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Argument:
+        """The weights as a kernel's argument; ``pack`` gives ``floats`` of them."""
+
+        def packed(arrays: Sequence[np.ndarray]) -> np.ndarray:
+            weights = np.concatenate([pack(arrays), np.zeros(self.elements - self.floats, "float32")])
+            if not self.halves:
+                return weights
+            bits = weights.view("uint32")
+            assert not (bits & 0xFFFF).any(), "weights in halves are bfloat16 values"
+            return (bits >> 16).astype("uint16")
+
+        return Argument((1,), (self.elements,), "uint16" if self.halves else "float32", packed)
 
 
 @dataclass(frozen=True)
@@ -77,13 +122,20 @@ class Tiles:
     """Emits tiles into the kernel under construction and remembers the micro-kernels that they call.
 
     ``finish``: the epilogue as the micro-kernel does it, None where it cannot. ``product``: the micro-kernel of a set of
-    kernels; without it all is plain loops.
+    kernels; without it all is plain loops. ``halves``: packed weights are in halves, as
+    ``Storage`` says.
     """
 
-    def __init__(self, steps: Sequence[Step], finish: Finish | None, product: Callable[..., Sgemm] | None) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        finish: Finish | None,
+        product: Callable[..., Sgemm] | None,
+        halves: bool = False,
+    ) -> None:
         self.steps = steps
         self.finish = finish
-        self.product = product
+        self.product = functools.partial(product, halves=True) if product and halves else product
         self._used: dict[str, Sgemm] = {}
 
     @property

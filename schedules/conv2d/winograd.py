@@ -37,7 +37,7 @@ from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Tran
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, a53, kernel_set
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Finish
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, STEP, Finish
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
 from bitkiln.schedules.steps import Step, before_exponentials, commutes_with_maximum, expression
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -55,6 +55,9 @@ _THREADS = 4
 #: The share of the L2 cache that weights may take and yet stay there while blocks are computed; and what threads that go
 #: through the weights of their blocks side by side can read, as they find most of them there.
 _RESIDENT, _SIDE_BY_SIDE = 3 / 4, 5 / 4
+
+#: Output channels that a thread takes through all positions where there is one block, widest first.
+_WIDE_CHUNKS = (64, 32, 16)
 
 
 def applies(workload: Conv2d) -> bool:
@@ -159,6 +162,8 @@ class Winograd:
             tile = kernels.panels.tile_m, kernels.panels.tile_n
         # The other micro-kernels begin at 3 pixels.
         self.tile_m = tile[0] if kernels.panels else min(tile[0], max(3, self.count))
+        #: Floats of the packed weights, with what may be read behind them.
+        self.packed = self.positions * workload.channels * workload.out_channels + AHEAD_BYTES // 4
         self.block = min(block or self.count, -(-self.count // self.tile_m)) * self.tile_m
         self.data_pitch = self.positions * workload.channels + _GAP
         self.inside = block > 0
@@ -176,6 +181,8 @@ class Winograd:
             and self.chunk_runs[0].count >= _THREADS
             and (not many or weights > cache_bytes * _SIDE_BY_SIDE > 0)
         )
+        if self.by_panels and self.block >= self.count:
+            self.chunk_runs = split(workload.out_channels, self._wide(tile[1]), kernels.channels)
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"
         # Exponentials need more registers than a transform leaves. Whole rows of results have them.
@@ -202,13 +209,20 @@ class Winograd:
         self.out_spec = workload.shapes[-1]
         self.tables: list[Argument | Constant] = list(self.signs.constants) if self.signs else []
 
+    def _wide(self, panel: int) -> int:
+        """The channels of a chunk where threads take all tiles through the weights once.
+
+        These push V out of the L2 cache: the more panels meet it at a position, the less often it is read from memory again.
+        """
+        widths = [width for width in _WIDE_CHUNKS if width % panel == 0]
+        return next((width for width in widths if self.workload.out_channels % (_THREADS * width) == 0), panel)
+
     def kernel(self) -> Kernel:
         """The implementation."""
         _, _, *operands, _ = self.workload.shapes
-        packed = self.positions * self.workload.channels * self.workload.out_channels + AHEAD_BYTES // 4
         arguments = [
             *self.sources,
-            Argument((1,), (packed,), "float32", self.pack),
+            Argument((1,), (self.packed,), "float32", self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
             Constant(np.zeros(2, "int32")),
@@ -359,12 +373,39 @@ class Winograd:
         if self.set.panels and sum(group.count for group in groups) > 1:
             self._multiply_by_panels(products, data, chunk, width, groups, loop)
             return
+        ahead = self._ahead(width, groups)
         with loop(self.positions) as position:
+            done = 0
             for group in groups:
                 with T.serial(group.count) as index:
-                    tile = group.first + index * group.size
+                    tile, call = group.first + index * group.size, done + index
                     for run in panels:
-                        self._call(products, data, chunk, width, run, tile, group.size, position)
+                        self._call(products, data, chunk, width, run, tile, group.size, position, ahead, call)
+                done += group.count
+
+    def _ahead(self, width: int, groups: Sequence[Run]) -> int:
+        """Bytes of the next position's weights that each iteration of a call fetches, so that memory is never idle.
+
+        0 where one group of tiles meets them: then they are fetched as they are read.
+        """
+        calls = sum(group.count for group in groups)
+        # A register that the largest tiles point to pixels with holds what is fetched.
+        fits = self.tile_m <= POINTERS.index(int(FOLLOWING[1:]))
+        return (
+            -(-4 * STEP * self.tile_n // calls // 4) * 4
+            if self.by_panels and calls > 1 and self.set.stacks and fits
+            else 0
+        )
+
+    def _next_weights(self, weights: Any, width: int, position: Any, fetched: Any) -> Any:
+        """Address of the weights, ``fetched`` floats further, that follow those of a panel at a position.
+
+        Behind its last position that is the panel that a thread will probably take next, as threads take them in order.
+        """
+        size = width * self.workload.channels
+        panel = self.positions * size
+        skipped = tirx.Select(position == self.positions - 1, tirx.const((_THREADS - 1) * panel, "int32"), 0)
+        return T.address_of(self.weights[tirx.min(weights + size + skipped + fetched, self.packed - 1)])
 
     def _multiply_by_panels(
         self, products: Any, data: Any, chunk: Any, width: int, groups: Sequence[Run], loop: Callable[..., Any]
@@ -508,8 +549,13 @@ class Winograd:
         tile: Any,
         tile_m: int,
         position: Any,
+        ahead: int = 0,
+        call: Any = 0,
     ) -> None:
-        """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position, or at all of a whole chunk."""
+        """M of the tiles from ``tile`` on: ``panels`` of a chunk ``width`` wide at one position, or at all of a whole chunk.
+
+        ``ahead`` bytes an iteration of the next position's weights are fetched, of which ``call`` calls have fetched theirs.
+        """
         channels = self.workload.channels
         out = tile * self.result_pitch + panels.first * self.positions + position * panels.size
         weights = chunk * self.positions * channels + (position * width + panels.first) * channels
@@ -525,20 +571,23 @@ class Winograd:
             T.evaluate(T.call_extern("int32", packed.symbol, *ends, T.int64(count), T.int64(pitch)))
             return
         ends += [image, T.address_of(self.pixels[0]), T.address_of(self.weights[weights])]
-        if self.set.stacks and self.inside and channels <= MOST_DEPTH:
+        if self.set.stacks and self.inside and channels <= MOST_DEPTH and not ahead:
             stack = SgemmStack(tile_m, panels.size, channels)
             self.kernels[stack.symbol] = stack
             count = self.positions if whole else 1
             T.evaluate(T.call_extern("int32", stack.symbol, *ends, T.int64(count), T.int64(step)))
             return
         assert self.set.product
-        kernel = self.set.product(tile_m, panels.size, reach=True)
+        kernel = self.set.product(tile_m, panels.size, reach=True, **({"following": ahead} if ahead else {}))
         self.kernels[kernel.symbol] = kernel
         sums = [T.address_of(self.rows[0]), T.int64(1), T.int64(channels // STEP)]
         count, pitch, image_pitch = panels.count, self.positions * step, 0
         if whole:
             count, pitch, image_pitch = self.positions, step, channels * 4
         ways = [T.int64(count), T.int64(pitch), T.address_of(self.weights[0]), T.int64(image_pitch)]
+        if ahead:
+            done = call * (panels.count * (channels // STEP) * ahead // 4)
+            ways.append(self._next_weights(weights, width, position, done))
         T.evaluate(T.call_extern("int32", kernel.symbol, *ends, *sums, *ways))
 
     def _transform_result(self, products: Any, start: Any, tile: Any, chunk: Any, channels: int) -> None:

@@ -27,7 +27,6 @@ from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, Taps, Tile, Tiles, at_l
 from bitkiln.schedules.conv2d_transpose.phases import Phase, border, phases
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES
 from bitkiln.schedules.workload import ConvTranspose2d
 from bitkiln.targets import Target
 
@@ -127,12 +126,11 @@ class _Tiled:
 
     def kernel(self) -> Kernel:
         (data_shape, _), _, *operands, (out_shape, _) = self.workload.shapes
-        packed = self.weight_floats + AHEAD_BYTES // 4
         # One row more than each part has: it is loaded from ahead.
         rows = [row for part in self.parts for row in (*part.rows, *(part.rows[:1] or (0,)))]
         arguments: list[Argument | Constant] = [
             Argument((0,), data_shape, "float32"),
-            Argument((1,), (packed,), "float32", self.pack),
+            tiles.Storage(self.weight_floats).argument(self.pack),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(self._pixel_table()),
             Constant((np.array(rows) * 4).astype("int32")),
@@ -167,7 +165,7 @@ class _Tiled:
             filled = np.zeros((*own.shape[:3], part.taps.length), "float32")
             filled[..., : own.shape[3]] = own
             pieces += [pack_panels(group.reshape(self.out_per_group, -1), self.panels) for group in filled]
-        return np.concatenate([*pieces, np.zeros(AHEAD_BYTES // 4, "float32")])
+        return np.concatenate(pieces)
 
     def _image(self, data: Any) -> Any:
         size = (self.workload.height, self.workload.width, self.workload.channels)

@@ -36,6 +36,8 @@ class KernelSet:
     sgemm: tuple[Size, ...]
     sgemm_few: Size
     sgemm_sevens: Size
+    #: Those that read weights in halves, bfloat16.
+    sgemm_halves: tuple[Size, ...] = ()
     #: The micro-kernel of a float product, with the arguments and the C call of ``a53.sgemm.Sgemm``; without it ``sgemm`` are
     #: tiles of loops that LLVM vectorises.
     product: Callable[..., Any] | None = None

@@ -17,6 +17,8 @@ SET = KernelSet(
     "a53",
     # Sums of 4 channels a register: 24 of 32 at most, beside pixels and two vectors of weights.
     sgemm=((8, 8), (8, 12), (7, 12), (11, 8), (6, 12), (6, 16), (4, 16), (4, 20)),
+    # Two registers hold weights that are widened.
+    sgemm_halves=((8, 8), (6, 12), (4, 16), (4, 20)),
     sgemm_few=(4, 16),
     sgemm_sevens=(7, 12),
     product=Sgemm,

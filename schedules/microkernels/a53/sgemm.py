@@ -78,6 +78,7 @@ class Sgemm:
     ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``lines``, as many lines an iteration
     are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on. With ``following``, so many bytes an
     iteration are fetched from ``claimed`` on, where weights of later calls lie; those of this one are in the cache then.
+    With ``halves`` weights are bfloat16, the upper halves of floats: a register of eight is widened by a shift for each four.
     """
 
     tile_m: int
@@ -87,6 +88,7 @@ class Sgemm:
     ahead: int = IMAGE_AHEAD
     lines: int = 0
     following: int = 0
+    halves: bool = False
     #: Vector registers.
     file: ClassVar[int] = 32
 
@@ -96,7 +98,8 @@ class Sgemm:
         lines = f"x{self.lines}" if self.lines else ""
         reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}{lines}" if self.reach else ""
         following = f"_following{self.following}" if self.following else ""
-        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}{following}_a53"
+        halves = "_bf16" if self.halves else ""
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}{following}{halves}_a53"
 
     def assembly(self) -> str:
         """Its text."""
@@ -116,6 +119,11 @@ class Sgemm:
     def vectors(self) -> int:
         """Registers of output channels."""
         return self.tile_n // 4
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of an iteration's weights."""
+        return self.tile_n * STEP * (2 if self.halves else 4)
 
     @property
     def fetches_image(self) -> bool:
@@ -140,12 +148,13 @@ class Sgemm:
         return asm.Product(total, f"v{weight}.4s", f"v{pixel}.s[{lane}]")
 
     def load(self, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
-        """The load of a vector of weights, ("weight", k, vector), or of two pixels' values, ("pixel", k / 2, pair)."""
+        """The load of a register of weights, ("weight", k, vector) or ("halves", 0, number), or of two pixels' values,
+        ("pixel", k / 2, pair)."""
         kind, k, number = key
         ahead: tuple[str, str | None] | None
-        if kind == "weight":
-            at, step = (k * self.tile_n + number * 4) * 4, self.tile_n * 4 * STEP
-            ahead = (f"[x4, #{at + step}]", f"[x4, #{at + step + 8}]")
+        if kind in ("weight", "halves"):
+            at = 16 * (k * self.vectors + number)
+            ahead = (f"[x4, #{at + self.step_bytes}]", f"[x4, #{at + self.step_bytes + 8}]")
             return asm.Load(register, f"[x4, #{at}]", f"[x4, #{at + 8}]", ahead, after, before)
         low = f"x{POINTERS[2 * number]}"
         high = f"x{POINTERS[2 * number + 1]}" if 2 * number + 1 < self.tile_m else None
@@ -159,10 +168,10 @@ class Sgemm:
             f"mov {CURRENT}, {NEXT}",
             f"add {CURRENT_HALF}, {NEXT}, #8",
             f"subs {LEFT}, {LEFT}, #1",
-            f"add x4, x4, #{self.tile_n * 4 * STEP}",
+            f"add x4, x4, #{self.step_bytes}",
             f"add {NEXT}, {NEXT}, #16",
         ]
-        hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, self.tile_n * 4 * STEP, 64)]
+        hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, self.step_bytes, 64)]
         if self.following:
             control.insert(2, f"add {FOLLOWING}, {FOLLOWING}, #{self.following}")
             hints = [f"prfm pldl1keep, [{FOLLOWING}]"]
@@ -310,9 +319,11 @@ def inner_loop(tile: Sgemm) -> asm.Loop:
     """
     best: asm.Loop | None = None
     for even, odd in [(even, odd) for even in (_by_vector, _pairs_first) for odd in (_by_vector, _pairs_last)]:
+        if tile.halves and (even, odd) != (_by_vector, _by_vector):
+            continue
         order = [(k, *which) for k in range(STEP) for which in (odd if k % 2 else even)(tile)]
         for sets in (1, 2):
-            loop = _loop_in_order(tile, order, sets)
+            loop = _loop_of_halves(tile, sets) if tile.halves else _loop_in_order(tile, order, sets)
             if loop and (best is None or loop.cycles < best.cycles):
                 best = loop
     if best is None:
@@ -362,6 +373,14 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
         uses.setdefault(("weight", k, v), []).append(index)
         uses.setdefault(("pixel", k // 2, m // 2), []).append(index)
     registers = {key: weight(*key[1:]) if key[0] == "weight" else pixel(2 * key[1], key[2]) for key in uses}
+    loop = tile.weave(arithmetic, _loads(tile, uses, registers, len(order)), first_pixel)
+    return loop if loop.feasible else None
+
+
+def _loads(
+    tile: Sgemm, uses: dict[tuple[str, int, int], list[int]], registers: dict[tuple[str, int, int], int], count: int
+) -> list[asm.Load]:
+    """The loads of what ``uses`` names, each used at those places of ``count``, into its register."""
     loads = []
     for key, indices in uses.items():
         # The value that the register held before: of another use in this iteration, or of one in the last.
@@ -369,7 +388,43 @@ def _loop_in_order(tile: Sgemm, order: list[tuple[int, int, int]], sets: int) ->
             other[-1] for name, other in uses.items() if registers[name] == registers[key] and other[-1] < indices[0]
         ]
         wrapped = [other[-1] for name, other in uses.items() if registers[name] == registers[key]]
-        after = max(last) if last else max(wrapped) - len(order)
+        after = max(last) if last else max(wrapped) - count
         loads.append(tile.load(key, registers[key], after, indices[0]))
-    loop = tile.weave(arithmetic, loads, first_pixel)
+    return loads
+
+
+def _loop_of_halves(tile: Sgemm, sets: int) -> asm.Loop | None:
+    """The same with weights that are widened, each vector while products take the one before: two registers are enough."""
+    sums, pixel_registers = tile.tile_m * tile.vectors, tile.pairs * sets
+    first_pixel = sums
+    wide = sums + pixel_registers
+    raw = tile.file - wide - 2
+    count = STEP * tile.vectors
+    if raw < 1 or count % 2:
+        return None
+    raw = next(n for n in range(min(raw, count // 2), 0, -1) if count // 2 % n == 0)
+    first_raw = tile.file - raw
+
+    def pixel(k: int, pair: int) -> int:
+        return first_pixel + (k // 2 % sets) * tile.pairs + pair
+
+    arithmetic: list[str] = []
+    uses: dict[tuple[str, int, int], list[int]] = {}
+
+    def widen(vector: int) -> None:
+        uses.setdefault(("halves", 0, vector // 2), []).append(len(arithmetic))
+        which = ("shll", "4h") if vector % 2 == 0 else ("shll2", "8h")
+        arithmetic.append(f"{which[0]} v{wide + vector % 2}.4s, v{first_raw + vector // 2 % raw}.{which[1]}, #16")
+
+    widen(0)
+    for vector in range(count):
+        if vector + 1 < count:
+            widen(vector + 1)
+        k, v = divmod(vector, tile.vectors)
+        for m in range(tile.tile_m):
+            uses.setdefault(("pixel", k // 2, m // 2), []).append(len(arithmetic))
+            lane = m % 2 * 2 + k % 2
+            arithmetic.append(tile.multiply(tile.sum(m, v), wide + vector % 2, pixel(k, m // 2), lane))
+    registers = {key: first_raw + key[2] % raw if key[0] == "halves" else pixel(2 * key[1], key[2]) for key in uses}
+    loop = tile.weave(arithmetic, _loads(tile, uses, registers, len(arithmetic)), first_pixel)
     return loop if loop.feasible else None

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from bitkiln import targets
+from bitkiln.pipeline.passes.round_weights import nearest
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import packed as conv2d_packed
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
+from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
 from tests.schedules.kernels import bound, defined, example, on_host, without_set
@@ -164,6 +166,45 @@ def test_panels_that_threads_share_compute_the_definition(workload, run_kernel):
         # Who takes a panel does not change its sums.
         one = result if one is None else one
         assert tile != "8x8" or (result == one).all()
+
+
+def test_weights_in_halves_give_what_their_floats_give(run_kernels):
+    """Widening is exact, and the products of a tile are added in the same order."""
+    target = targets.load("rasp3b")
+    knobs = [("direct", "8x8", 1), ("direct", "6x12", 0), ("direct", "4x20", 2), ("direct", "4x16", 8)]
+    cases = [(work, *knobs[number % 4]) for number, work in enumerate(DIRECT)]
+    cases += [(work, "panels", "8x8", 0) for work in PANELS]
+    works = [dataclasses.replace(work, halves=True) for work, *_ in cases]
+    args = [[given[0], nearest(given[1]), *given[2:]] for given in map(example, works)]
+    results = []
+    for storage in ("", " bf16"):
+        kernels = [
+            conv2d.emit(work, {"algorithm": algorithm + storage, "tile": tile, "block": block}, target, 4)
+            for work, (_, algorithm, tile, block) in zip(works, cases, strict=True)
+        ]
+        assert all(
+            ("uint16" in [argument.dtype for argument in _packed(kernel)]) == bool(storage) for kernel in kernels
+        )
+        results += run_kernels(works, kernels, args, target, [3])
+    for work, given, floats, halves in zip(works, args, *results, strict=True):
+        assert np.array_equal(floats, halves), work.key()
+        assert close(floats, defined(work, given), 2e-6), work.key()
+
+
+def _packed(kernel: Kernel) -> list[Argument]:
+    return [argument for argument in kernel.arguments if isinstance(argument, Argument)]
+
+
+def test_halves_are_the_default_where_weights_come_from_memory():
+    target = targets.load("rasp3b")
+    dense = Conv2d(1, 1, 1024, 1000, (1, 1), halves=True)
+    assert conv2d.default(dense, target)["algorithm"] == "direct bf16"
+    assert conv2d.default(dataclasses.replace(dense, halves=False), target)["algorithm"] == "direct"
+    # One core has enough to do with the products, which take longer with weights that have to be widened.
+    many = dataclasses.replace(dense, height=28, width=28)
+    assert "bf16" not in str(conv2d.default(many, target)["algorithm"])
+    assert "direct bf16" in conv2d.space(dense, target)["algorithm"]
+    assert "direct bf16" not in conv2d.space(dense, targets.load("rasp3b32"))["algorithm"]
 
 
 def test_strassen_is_the_default_where_sums_are_long():

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bitkiln.schedules.microkernels.a53 import SET
-from bitkiln.schedules.microkernels.a53.sgemm import Finish, Sgemm, inner_loop
+from bitkiln.schedules.microkernels.a53.sgemm import STEP, Finish, Sgemm, inner_loop
 from bitkiln.schedules.microkernels.a53.sgemm_stack import SgemmStack
 
 OFFERED = SET.sgemm
@@ -26,6 +26,15 @@ def test_offered_tiles_come_near_the_peak(tile_m, tile_n):
     cycles = Sgemm(tile_m, tile_n).cycles_per_step
     assert 4 * tile_m * tile_n / cycles > 2.9
     assert cycles >= tile_m * tile_n + tile_n + 2 * (-(-tile_m // 2))
+
+
+@pytest.mark.parametrize(("tile_m", "tile_n"), SET.sgemm_halves)
+def test_weights_in_halves_cost_an_operation_for_each_vector(tile_m, tile_n):
+    whole, halves = Sgemm(tile_m, tile_n).cycles_per_step, Sgemm(tile_m, tile_n, halves=True).cycles_per_step
+    assert whole < halves <= whole + STEP * tile_n / 4
+    for rest_m in range(3, tile_m + 1):
+        for rest_n in range(4, tile_n + 1, 4):
+            assert "shll" in Sgemm(rest_m, rest_n, halves=True).assembly()
 
 
 @pytest.mark.parametrize(("tile_m", "tile_n"), [(8, 8), (8, 12), (7, 12), (11, 8), (6, 12)])
@@ -56,6 +65,7 @@ def test_kernels_that_differ_have_different_names():
         Finish(True, "leaky", (0.1,), 4),
     ]
     kernels = [Sgemm(8, 8, finish, reach) for finish in finishes for reach in (False, True)]
+    kernels += [Sgemm(8, 8, finish, reach, halves=True) for finish in finishes for reach in (False, True)]
     kernels += [SgemmStack(8, 8, depth) for depth in (16, 32)]
     assert len({kernel.symbol for kernel in kernels}) == len(kernels)
     assert len({kernel.assembly() for kernel in kernels}) == len(kernels)
