@@ -102,7 +102,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
     if algorithm == ["stem"]:
         return conv2d_stem.emit(workload, kernel_set(target))
     if algorithm == ["stem", "winograd"]:
-        return conv2d_stem_winograd.emit(workload, kernel_set(target))
+        return conv2d_stem_winograd.emit(workload, kernel_set(target), threads)
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     if algorithm == ["depthwise"]:

@@ -49,6 +49,22 @@ class ImageRows:
             with T.Else():
                 loops.fill(image, to, self.pitch)
 
+    def fill_pixels(self, image: Any, to: Any, data: Any, y: Any, first: int, count: int, shift: Any) -> None:
+        """As ``fill``, but ``count`` pixels from ``first`` on, of the row with its border; beyond it are more zeros."""
+        work = self.workload
+        left = work.padding[1]
+        begin = min(max(first, left), left + work.width)
+        end = max(begin, min(first + count, left + work.width))
+        with T.If(tirx.all(y >= 0, y < work.height)):
+            with T.Then():
+                loops.fill(image, to, (begin - first) * self.channels)
+                self._copy_pixels(
+                    image, to + (begin - first) * self.channels, data, y, (begin - left, end - left), shift
+                )
+                loops.fill(image, to + (end - first) * self.channels, (first + count - end) * self.channels)
+            with T.Else():
+                loops.fill(image, to, count * self.channels)
+
     def _copy(self, image: Any, to: Any, data: Any, y: Any, group: Any, shift: Any) -> None:
         work = self.workload
         if work.groups > 1:
@@ -56,19 +72,24 @@ class ImageRows:
                 start = (y * work.width + x) * work.channels + group * self.channels
                 loops.copy(image, to + x * self.channels, data, start, self.channels)
             return
+        self._copy_pixels(image, to, data, y, (0, work.width), shift)
+
+    def _copy_pixels(self, image: Any, to: Any, data: Any, y: Any, pixels: tuple[int, int], shift: Any) -> None:
+        """Pixels from the first to before the second of row ``y``."""
+        work, (begin, end) = self.workload, pixels
 
         def store(at: Any, source: Any) -> None:
-            value = data[source] + shift[at] if work.shift else data[source]
+            value = data[source] + shift[begin * work.channels + at] if work.shift else data[source]
             T.buffer_store(image, value, [to + at])
 
         if work.layout == "NHWC":
-            row = work.width * work.channels
-            loops.sweep(row, lambda i: store(i, y * row + i))
+            first = (y * work.width + begin) * work.channels
+            loops.sweep((end - begin) * work.channels, lambda i: store(i, first + i))
             return
 
         def interleave(channel: int) -> None:
-            start = channel * work.height * work.width + y * work.width
-            loops.sweep(work.width, lambda x: store(x * work.channels + channel, start + x))
+            start = channel * work.height * work.width + y * work.width + begin
+            loops.sweep(end - begin, lambda x: store(x * work.channels + channel, start + x))
 
         for channel in range(work.channels):
             interleave(channel)

@@ -4,8 +4,9 @@ The even and the odd rows and columns of the image, four *phases*, each meet a q
 a 4x4 convolution of an image of half the size and four times the channels. F(4x4, 4x4) makes 16 outputs of it with 49
 multiplications for each of these channels, where the direct sum has 147 to 192 for each output.
 
-A strip is a row of tiles. The seven rows of phases that it needs are laid out [row][column][phase][channel] in a buffer that
-stays in the caches; then come the steps of ``conv2d_winograd``. A 3x3 maximum of stride 2 follows strip by strip. Where tiles
+A strip is a row of tiles, some of which are a block. The seven rows of phases that a block needs are laid out
+[row][column][phase][channel] in a buffer that stays in the caches, beside those of other threads; then come the steps of
+``conv2d_winograd``. A 3x3 maximum of stride 2 follows strip by strip. Where tiles
 begin where its windows do, a tile adds what it knows to the maxima it takes part in: the strip's results, which four threads'
 share of the L2 cache would not hold, are never in memory.
 """
@@ -56,10 +57,10 @@ def applies(workload: Conv2d) -> bool:
     return min(workload.conv_size) >= _OUTPUTS and _pools(workload)
 
 
-def emit(workload: Conv2d, kernels: KernelSet = a53.SET) -> Kernel:
-    """The implementation: a row has a multiple of seven tiles in the networks we know."""
+def emit(workload: Conv2d, kernels: KernelSet = a53.SET, threads: int = 1) -> Kernel:
+    """The implementation for so many threads: a row has a multiple of seven tiles in the networks we know."""
     tile = min(kernels.sgemm_sevens[0], 7), 8
-    return _Phases(workload, tile, kernels).kernel()
+    return _Phases(workload, tile, kernels, threads).kernel()
 
 
 def _pools(workload: Conv2d) -> bool:
@@ -78,7 +79,7 @@ class _Phases(Winograd):
     transforms: ClassVar = {_OUTPUTS: FOUR_TAPS}
     taps: ClassVar = _TAPS
 
-    def __init__(self, workload: Conv2d, tile: tuple[int, int], kernels: KernelSet) -> None:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], kernels: KernelSet, threads: int) -> None:
         self.overlapping = workload.pool if _overlaps(workload) else None
         height, width = workload.conv_size
         phases = Conv2d(
@@ -100,8 +101,12 @@ class _Phases(Winograd):
         #: Whether tiles add their results to the maxima that follow, each window of which begins with a tile or within one.
         aligned = columns % _OUTPUTS == 0 and workload.out_size[1] * 2 == columns
         self.joining = pool is not None and pool.padding[1] == 1 and aligned and not self.late
-        #: Columns of the phases that a strip's tiles reach.
-        self.columns = _OUTPUTS * self.tiles[1] + _TAPS - 1
+        #: Whether each thread takes a block of every strip: what it keeps in the L2 cache is then as narrow as that.
+        self.by_columns = self.joining and threads > 1 and self.tiles[1] == _PARTS * self.block
+        #: Tiles whose phases are laid out together: fewer, twice as often at seams, where threads share the L2 cache.
+        self.together = self.block if threads > 1 else self.tiles[1]
+        #: Columns of the phases that these reach.
+        self.columns = _OUTPUTS * self.together + _TAPS - 1
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI, divided by phases, transformed and in panels."""
@@ -114,6 +119,9 @@ class _Phases(Winograd):
 
     def _body(self) -> None:
         self.shift = self.table_buffers[0] if self.layer.shift else None
+        if self.by_columns:
+            self._columns_body()
+            return
         if self.joining:
             self._joining_body()
             return
@@ -161,6 +169,7 @@ class _Phases(Winograd):
                 loops.copy(self.result, self.first_row * row, self.next_row, 0, row)
                 loops.fill(self.result, (self.first_row + 1) * row, row, least)
                 loops.fill(self.next_row, 0, row, least)
+                self.windows = 0, self.layer.out_size[1]
                 self._strip(strip)
             loops.copy(seams, part * row, self.next_row, 0, row)
         for part in range(1, parts):
@@ -170,6 +179,45 @@ class _Phases(Winograd):
                 T.buffer_store(result, tirx.max(result[first + i], seams[seam + i]), [first + i])
 
             loops.sweep(row, join)
+
+    def _columns_body(self) -> None:
+        """As ``_joining_body``; a part is a quarter of all strips. What its last tiles add to the next one's maxima waits."""
+        (height, width), channels = self.layer.out_size, self.layer.out_channels
+        row, part_row, least = width * channels, width // _PARTS * channels, float(np.finfo("float32").min)
+        self.result = result = loops.flat(self.out, height * row)
+        # A row more than there are: the last strip adds to it.
+        seam = (height + 1) * channels
+        self.seams = T.alloc_buffer((_PARTS * seam,), "float32")
+        with T.parallel(_PARTS) as part:
+            self.next_row = T.alloc_buffer((part_row,), "float32")
+            self.seam = part * seam
+            loops.fill(self.seams, self.seam, seam, least)
+            loops.fill(self.next_row, 0, part_row, least)
+            with T.serial(self.tiles[0]) as strip:
+                self.first_row = strip * 2
+                begin = self.first_row * row + part * part_row
+                loops.copy(self.result, begin, self.next_row, 0, part_row)
+                loops.fill(self.result, begin + row, part_row, least)
+                loops.fill(self.next_row, 0, part_row, least)
+                self.windows = part * (width // _PARTS), width // _PARTS
+                self._of_block(strip, part)
+        for part in range(_PARTS - 1):
+            with T.parallel(height) as y:
+
+                def join(i: Any, part: int = part, y: Any = y) -> None:
+                    at = y * row + (part + 1) * part_row + i
+                    T.buffer_store(result, tirx.max(result[at], self.seams[part * seam + y * channels + i]), [at])
+
+                loops.sweep(channels, join)
+
+    def _of_block(self, strip: Any, block: Any) -> None:
+        """A block of a strip, the number of which is the part's."""
+        self._allocate()
+        self.first_tile = block * self.block
+        for number in range(_PARTS):
+            with T.If(block == number), T.Then():
+                self._phases(strip, number * self.block)
+        self._block(strip * self.tiles[1] + self.first_tile, self.block, T.serial)
 
     def _store(self, outputs: list[list[Any]], pixel: tuple[Any, Any], channel: Any) -> None:
         """Four channels of a tile's results, or of the maxima over its rows and columns 0 and 1, 1 to 3, and 3."""
@@ -185,39 +233,56 @@ class _Phases(Winograd):
         by_rows = _joined(outputs, lambda one, two: [T.bind(tirx.max(a, b)) for a, b in zip(one, two, strict=True)])
         for place_y, rows in enumerate(by_rows):
             for place_x, value in enumerate(_joined(rows, lambda one, two: T.bind(tirx.max(one, two)))):
-                x = pixel[1] // _STRIDE + place_x
-                maxima, y = (self.result, self.first_row + place_y) if place_y < 2 else (self.next_row, 0)
-                at = four_from((y * width + x) * self.layer.out_channels + channel)
+                x, channels = pixel[1] // _STRIDE + place_x, self.layer.out_channels
+                maxima, pixels = self.result, (self.first_row + place_y) * width + x
+                if place_y == 2:
+                    maxima, pixels = self.next_row, x - self.windows[0]
 
-                def join(maxima: Any = maxima, value: Any = value, at: Any = at) -> None:
+                def join(maxima: Any = maxima, value: Any = value, at: Any = pixels * channels) -> None:
                     final = expression(steps, value, self.left_operands, where) if after else value
+                    at = four_from(at + channel)
                     T.buffer_store(maxima, tirx.max(maxima[at], final), [at])
 
                 if place_x < 2:
                     join()
-                else:
-                    with T.If(x < width), T.Then():
+                    continue
+                with T.If(x < self.windows[0] + self.windows[1]):
+                    with T.Then():
                         join()
+                    if self.by_columns:
+                        with T.Else():
+                            join(self.seams, at=self.seam + (self.first_row + place_y) * channels)
 
     def _strip(self, strip: Any) -> None:
         """The convolution's rows of a strip."""
-        phases, points = self.workload.channels, self.points[0]
-        self.image = T.alloc_buffer((points * self.columns * phases,), "float32")
-        self._phases(strip)
+        self._allocate()
+        self.first_tile = 0
+        apart = self.together < self.tiles[1]
+        if not apart:
+            self._phases(strip, 0)
         for run in split(self.tiles[1], self.block):
             with T.serial(run.count) as block:
-                self._block(strip * self.tiles[1] + run.first + block * run.size, run.used, T.serial)
+                first = run.first + block * run.size
+                if apart:
+                    self.first_tile = first
+                    for number in range(run.count):
+                        with T.If(block == number), T.Then():
+                            self._phases(strip, run.first + number * run.size)
+                self._block(strip * self.tiles[1] + first, run.used, T.serial)
 
-    def _phases(self, strip: Any) -> None:
-        """Lays out the image's rows: pairs of adjacent pixels are adjacent in the phases too."""
+    def _allocate(self) -> None:
+        """Room for phases."""
+        self.image = T.alloc_buffer((self.points[0] * self.columns * self.workload.channels,), "float32")
+
+    def _phases(self, strip: Any, first_tile: int) -> None:
+        """Lays out the rows of the image for a block: pairs of adjacent pixels are adjacent in the phases too."""
         pair, phases = _STRIDE * self.layer.channels, self.workload.channels
-        used = self.columns * pair
-        line = T.alloc_buffer((max(used, self.rows_in.pitch),), "float32")
-        loops.fill(line, self.rows_in.pitch, used - self.rows_in.pitch)
+        first, pixels = _STRIDE * _OUTPUTS * first_tile, _STRIDE * self.columns
+        line = T.alloc_buffer((self.columns * pair,), "float32")
         data = loops.flat(self.data[0], self.layer.height * self.layer.width * self.layer.channels)
         with T.serial(self.points[0]) as row, T.serial(_STRIDE) as odd:
             y = (strip * _OUTPUTS + row) * _STRIDE + odd - self.layer.padding[0]
-            self.rows_in.fill(line, 0, data, y, 0, self.shift)
+            self.rows_in.fill_pixels(line, 0, data, y, first, pixels, self.shift)
             with T.serial(self.columns) as column:
                 to = (row * self.columns + column) * phases + odd * pair
                 loops.copy(self.image, to, line, column * pair, pair)
@@ -226,7 +291,7 @@ class _Phases(Winograd):
         phases = self.workload.channels
         with loop(tiles) as tile:
             within = tile % self.side
-            start = (first + tile) % self.tiles[1] * (_OUTPUTS * phases)
+            start = ((first + tile) % self.tiles[1] - self.first_tile) * (_OUTPUTS * phases)
             patch = Patch(self.image, start, self.columns * phases, phases)
             self._transform_patch(data, (tile - within) * self.data_pitch + within, patch, 0, phases)
 

@@ -27,6 +27,8 @@ WORKLOADS = [
     Conv2d(48, 37, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(MUL, ADD), pool=OVERLAPPING, layout="NCHW", shift=True),
     Conv2d(48, 37, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(ADD, Step("silu"), MUL), pool=OVERLAPPING),
     Conv2d(8, 24, 3, 8, (7, 7), STRIDE, AROUND, pool=Pool((3, 3), (2, 2), (1, 0, 0, 1)), shift=True),
+    # Four blocks in a row: of several threads each takes one.
+    Conv2d(24, 224, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(ADD, RELU), pool=OVERLAPPING, layout="NCHW", shift=True),
 ]
 
 
@@ -34,16 +36,20 @@ WORKLOADS = [
 def test_phases_give_what_the_definition_gives(board, run_kernels):
     target = targets.load(board)
     args = [example(workload) for workload in WORKLOADS]
-    kernels = []
-    for workload in WORKLOADS:
-        knobs = conv2d.default(workload, target)
-        assert knobs == {"algorithm": "stem winograd"}
-        assert knobs["algorithm"] in conv2d.space(workload, target)["algorithm"]
-        kernels.append(conv2d.emit(workload, knobs, target))
-    (results,) = run_kernels(WORKLOADS, kernels, args, target, [3])
-    for workload, arguments, result in zip(WORKLOADS, args, results, strict=True):
+    results = []
+    for threads in (1, 4):
+        kernels = []
+        for workload in WORKLOADS:
+            knobs = conv2d.default(workload, target)
+            assert knobs == {"algorithm": "stem winograd"}
+            assert knobs["algorithm"] in conv2d.space(workload, target)["algorithm"]
+            kernels.append(conv2d.emit(workload, knobs, target, threads))
+        results += run_kernels(WORKLOADS, kernels, args, target, [3])
+    for workload, arguments, one, four in zip(WORKLOADS, args, *results, strict=True):
         expected = defined(workload, arguments)
-        assert np.abs(result - expected).max() <= ERROR * np.abs(expected).max(), workload.key()
+        assert np.abs(one - expected).max() <= ERROR * np.abs(expected).max(), workload.key()
+        # Who computes a tile does not change it, nor the order in which maxima are taken.
+        assert np.array_equal(one, four), workload.key()
 
 
 @pytest.mark.parametrize(
