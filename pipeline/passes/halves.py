@@ -11,6 +11,7 @@ from tvm import relax
 from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, rewrite
 from bitkiln.pipeline.ops.register import call_of, workload_of
 from bitkiln.pipeline.passes.round_weights import large
+from bitkiln.schedules import conv2d
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -31,4 +32,5 @@ def _marked(graph: Graph, value: relax.Expr, target: Target) -> relax.Expr | Non
     weights = array_of(value.args[1])
     if weights is None or not large(weights, target) or (weights.view("uint32") & _LOWER).any():
         return None
-    return call_of(replace(workload_of(value, Conv2d), halves=True), list(value.args))
+    work = workload_of(value, Conv2d)
+    return call_of(replace(work, halves=True), list(value.args)) if conv2d.halves_pay(work, target) else None

@@ -1,7 +1,7 @@
 """Round large weights of float convolutions to bfloat16, where the user asked for it: half the bytes come from memory.
 
-Only weights that a core's caches do not hold are rounded: of others nothing would be gained. Batch norms are folded by then, so
-that no factor follows. Biases stay whole.
+Only weights that caches do not hold are rounded, of layers that wait for memory: of others nothing would be gained. Batch
+norms are folded by then, so that no factor follows. Biases stay whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import tvm
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite
+from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrite, shape_of
+from bitkiln.pipeline.ir.operands import is_image
+from bitkiln.pipeline.ops.register import pair, sides
+from bitkiln.schedules import conv2d
+from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
 #: Bits of a float32 that a bfloat16 lacks.
@@ -37,10 +41,29 @@ def nearest(weights: np.ndarray) -> np.ndarray:
     return (rounded >> _LOST << _LOST).astype("uint32").view("float32")
 
 
+def _workload(call: Call) -> Conv2d:
+    """What an NHWC convolution with OHWI weights computes."""
+    (_, height, width, channels), (outs, *kernel, _) = shape_of(call.args[0]), shape_of(call.args[1])
+    attrs = call.attrs
+    return Conv2d(
+        height,
+        width,
+        channels,
+        outs,
+        pair(kernel),
+        pair(attrs["strides"]),
+        sides(attrs["padding"]),
+        pair(attrs["dilation"]),
+        int(attrs["groups"]),
+    )
+
+
 def _rounded(graph: Graph, value: relax.Expr, target: Target) -> relax.Expr | None:
     if op_name(value) != "nn.conv2d":
         return None
     weights = array_of(value.args[1])
-    if weights is None or weights.dtype != np.float32 or not large(weights, target):
+    if weights is None or weights.dtype != np.float32 or not large(weights, target) or not is_image(value.args[0]):
+        return None
+    if not conv2d.halves_pay(_workload(value), target):
         return None
     return Call(value.op, [value.args[0], constant(nearest(weights))], value.attrs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tvm import te, tirx
 
@@ -80,7 +81,7 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     halves = halved < whole
     estimates: dict[tuple[int, int] | None, float] = {None: min(whole, halved)}
     for outputs in _winograd_outputs(workload, target):
-        estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte, kernel_set(target))
+        estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte, target, threads)
     best = min(estimates, key=lambda outputs: estimates[outputs])
     # L2 and memory do not give several threads its V and its greater weights fast enough (docs/kernels.md).
     fits = threads == 1 and _strassen(workload, target)
@@ -94,6 +95,13 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     if best is None:
         return {"algorithm": "direct" + storage, **conv2d_direct.default(workload, target, threads, halves)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
+
+
+def halves_pay(workload: Conv2d, target: Target) -> bool:
+    """Whether ``workload`` is faster with weights in halves, on one thread or on all that the board has cores for."""
+    halved = replace(workload, halves=True)
+    counts = (1, int(target.cpu["cores"]))
+    return not workload.binary and any(_HALVES in str(default(halved, target, count)["algorithm"]) for count in counts)
 
 
 def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:

@@ -56,6 +56,8 @@ _THREADS = 4
 #: through the weights of their blocks side by side can read, as they find most of them there.
 _RESIDENT, _SIDE_BY_SIDE = 3 / 4, 5 / 4
 
+#: What then passes through memory, in bytes of weights and of V, as measured of layers of 64 to 256 input channels.
+_AGAIN, _PUSHED_OUT = 1.6, 10
 #: Output channels that a thread takes through all positions where there is one block, widest first.
 _WIDE_CHUNKS = (64, 32, 16)
 
@@ -67,8 +69,15 @@ def applies(workload: Conv2d) -> bool:
     return plain and workload.channels % STEP == 0 and workload.out_channels % 4 == 0
 
 
-def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float, kernels: KernelSet = a53.SET) -> float:
-    """Cycles, roughly: products near the micro-kernels' pace or weights from memory, and the transforms' passes."""
+def estimate(
+    workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float, target: Target, threads: int = 1
+) -> float:
+    """Cycles, roughly: products near the micro-kernels' pace or weights from memory, and the transforms' passes.
+
+    Weights that do not fit the L2 cache that several threads share push V and M out of it.
+    """
+    kernels = kernel_set(target)
+    shared_cache = target.cpu["l2_kib"] * 1024 if threads > 1 and kernels.stacks else 0
     positions, tiles = _counts(workload, outputs)
     # Packed tiles are multiplied in whole groups.
     side = kernels.panels.tile_m if kernels.panels else 1
@@ -76,7 +85,10 @@ def estimate(workload: Conv2d, outputs: tuple[int, int], cycles_per_byte: float,
     pace = 2.8 if tiles >= 8 else 2.4
     weights = 4 * positions * workload.channels * workload.out_channels
     transforms = 2.5 * positions * tiles * (workload.channels + workload.out_channels)
-    return max(products / pace, 1.2 * weights * cycles_per_byte) + transforms
+    moved = 1.2 * weights
+    if weights > shared_cache * _SIDE_BY_SIDE > 0:
+        moved = _AGAIN * weights + _PUSHED_OUT * 4 * positions * tiles * workload.channels
+    return max(products / pace, moved * cycles_per_byte) + transforms
 
 
 def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads: int = 1) -> dict[str, int | str]:
@@ -88,7 +100,7 @@ def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads:
     offered = [size_text(size) for size in kernel_set(target).sgemm]
     small, wide = ("8x8" if "8x8" in offered else offered[0]), (wide if wide in offered else offered[0])
     cache = target.cpu["l2_kib"] * 1024
-    if threads > 1 and stays and weights > cache * _SIDE_BY_SIDE:
+    if threads > 1 and (stays or kernel_set(target).stacks) and weights > cache * _SIDE_BY_SIDE:
         return {"tile": small if tiles > 4 else wide, "block": 8}
     if threads > 1 and stays and weights > cache * _RESIDENT and tiles > 4:
         sevens = tiles % 8 and tiles % 7 == 0
@@ -181,7 +193,7 @@ class Winograd:
             and self.chunk_runs[0].count >= _THREADS
             and (not many or weights > cache_bytes * _SIDE_BY_SIDE > 0)
         )
-        if self.by_panels and self.block >= self.count:
+        if self.by_panels and kernels.stacks and self.block >= self.count:
             self.chunk_runs = split(workload.out_channels, self._wide(tile[1]), kernels.channels)
         self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
         self.straight = self.complete and workload.out == "float32"
