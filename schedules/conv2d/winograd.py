@@ -85,10 +85,11 @@ def estimate(
     pace = 2.8 if tiles >= 8 else 2.4
     weights = 4 * positions * workload.channels * workload.out_channels
     transforms = 2.5 * positions * tiles * (workload.channels + workload.out_channels)
-    moved = 1.2 * weights
     if weights > shared_cache * _SIDE_BY_SIDE > 0:
         moved = _AGAIN * weights + _PUSHED_OUT * 4 * positions * tiles * workload.channels
-    return max(products / pace, moved * cycles_per_byte) + transforms
+        # Half of the products run while memory is waited for.
+        return moved * cycles_per_byte + products / pace / 2 + transforms
+    return max(products / pace, 1.2 * weights * cycles_per_byte) + transforms
 
 
 def default(workload: Conv2d, outputs: tuple[int, int], target: Target, threads: int = 1) -> dict[str, int | str]:
