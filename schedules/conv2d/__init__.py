@@ -60,7 +60,7 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     panels = ["panels"] if _panels(workload, target) else []
     packed = ["packed"] if conv2d_packed.applies(workload, target) else []
     halves = [f"{name} {_HALVES}" for name in ("direct", *panels)] if _halves(workload, target) else []
-    algorithms = ["direct", *winograd, *strassen, *panels, *packed, *halves]
+    algorithms: list[int | str] = ["direct", *winograd, *strassen, *panels, *packed, *halves]
     space = {"algorithm": algorithms, **conv2d_direct.space(workload, target)}
     return {**space, "block": [*conv2d_packed.BLOCKS, 0]} if packed else space
 
