@@ -50,7 +50,7 @@ _ROUND_BITS, _SIGN, _BIAS = 0x4B400000, -0x80000000, 127
 #: Above this, e^-a rounds to zero; below, to infinity.
 _LAST, _FIRST = 104.5, -89.0
 #: e^-a is made 2^64 times too large, so that it is rounded once where it is subnormal.
-_LIFT = 64
+LIFT = 64
 
 
 @cache
@@ -120,11 +120,18 @@ def exp(x: tirx.PrimExpr) -> tirx.PrimExpr:
     return let.around(_fnma(let, first, small, first) * second)
 
 
+def lifted_decay(a: tirx.PrimExpr) -> tirx.PrimExpr:
+    """e^-a for ``a`` >= 0, times 2^``LIFT``, so that none of it is subnormal; the factor 2^-``LIFT`` rounds it."""
+    let = _Lets(a)
+    small, power = _reduced_power(let, let(_no_more_than(let, let.x, _LAST)), LIFT)
+    return let.around(_fnma(let, power, small, power))
+
+
 def sigmoid(x: tirx.PrimExpr) -> tirx.PrimExpr:
     """1 / (1 + e^-x): of the smaller exponential, so that nothing overflows."""
     let = _Lets(x)
-    small, power = _reduced_power(let, let(_no_more_than(let, let(tirx.abs(let.x)), _LAST)), _LIFT)
-    decay = let(_fnma(let, power, small, power) * let.number(2.0**-_LIFT))
+    small, power = _reduced_power(let, let(_no_more_than(let, let(tirx.abs(let.x)), _LAST)), LIFT)
+    decay = let(_fnma(let, power, small, power) * let.number(2.0**-LIFT))
     share = tirx.Select(let.x < let.number(0), decay, let.number(1))
     return let.around(share * _reciprocal(let, let(decay + let.number(1))))
 

@@ -11,12 +11,16 @@ from bitkiln.schedules import (
     depth_first,
     generic,
     lookup,
+    normalize,
     pool2d,
+    product,
     qconv2d,
     resize2d,
+    softmax,
 )
 from bitkiln.schedules.kernel import Operator
 from bitkiln.schedules.workload import (
+    Attention,
     Binarize,
     Concat,
     Conv2d,
@@ -24,8 +28,12 @@ from bitkiln.schedules.workload import (
     DepthFirst,
     Generic,
     Lookup,
+    Normalize,
+    Pool2d,
+    Product,
     QConv2d,
     Resize,
+    Softmax,
     Tunable,
 )
 
@@ -33,22 +41,25 @@ from bitkiln.schedules.workload import (
 SCHEDULE_VERSION = 1
 
 
+_OPERATORS: dict[type[Tunable], Operator] = {
+    QConv2d: qconv2d,
+    ConvTranspose2d: conv2d_transpose,
+    Concat: concat,
+    DepthFirst: depth_first,
+    Generic: generic,
+    Resize: resize2d,
+    Lookup: lookup,
+    Binarize: binarize,
+    Pool2d: pool2d,
+    Product: product,
+    Attention: product,
+    Softmax: softmax,
+    Normalize: normalize,
+}
+
+
 def operator_for(workload: Tunable) -> Operator:
     """The operator module that computes ``workload``."""
     if isinstance(workload, Conv2d):
         return binary_conv2d if workload.binary else conv2d
-    if isinstance(workload, QConv2d):
-        return qconv2d
-    if isinstance(workload, Lookup):
-        return lookup
-    if isinstance(workload, ConvTranspose2d):
-        return conv2d_transpose
-    if isinstance(workload, DepthFirst):
-        return depth_first
-    if isinstance(workload, Concat):
-        return concat
-    if isinstance(workload, Generic):
-        return generic
-    if isinstance(workload, Resize):
-        return resize2d
-    return binarize if isinstance(workload, Binarize) else pool2d
+    return _OPERATORS[type(workload)]

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from bitkiln.schedules.steps import Step
 
@@ -567,6 +568,204 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """A stack of matrices in a tensor of ``shape``.
+
+    Element (y, x) of matrix (i, j, ...) is float ``begin`` + i*stack[0] + j*stack[1] + ... + y*``row`` + x*``column``.
+    """
+
+    shape: tuple[int, ...]
+    begin: int
+    stack: tuple[int, ...]
+    row: int
+    column: int
+
+    def __str__(self) -> str:
+        begin = f"+{self.begin}" if self.begin else ""
+        return f"{_commas(self.shape)}{begin}[{_commas((*self.stack, self.row, self.column))}]"
+
+
+class _OfRows:
+    """What workloads of rows have in common."""
+
+    @property
+    def out(self) -> str:
+        """Type of the result."""
+        return "float32"
+
+
+@dataclass(frozen=True)
+class Product(_OfRows):
+    """Products of two stacks of matrices, both computed while the network runs, times ``factor``; then the epilogue.
+
+    The matrices of ``first`` are [rows, inner], those of ``second`` [inner, columns], those of ``result`` [rows, columns], and
+    nothing lies between those. ``stack`` has the extents of the axes along which each lies. Arguments: the tensors of ``first``
+    and ``second``, one operand for each step that takes one: for a result of (matrices, rows, columns) as (H, W, C).
+    """
+
+    tag: ClassVar[str] = "product"
+    stack: tuple[int, ...]
+    rows: int
+    inner: int
+    columns: int
+    first: Matrices
+    second: Matrices
+    result: Matrices
+    factor: float = 1.0
+    epilogue: tuple[Step, ...] = ()
+
+    @property
+    def matrices(self) -> int:
+        """How many products there are."""
+        return math.prod(self.stack)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """The result as an image."""
+        return self.matrices, self.rows, self.columns
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.matrices * self.rows * self.inner * self.columns
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        operands = operand_shapes(self.epilogue, self.size)
+        tensors = (self.first.shape, "float32"), (self.second.shape, "float32")
+        return (*tensors, *operands, (self.result.shape, "float32"))
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        words = ["product", f"{'x'.join(map(str, self.stack)) or 1} of {self.rows}x{self.inner}x{self.columns}"]
+        words += [*map(str, (self.first, self.second, self.result))]
+        words += [f"factor{self.factor:.9g}"] if self.factor != 1 else []
+        return " ".join([*words, *map(str, self.epilogue)])
+
+
+@dataclass(frozen=True)
+class Attention(_OfRows):
+    """What values matter to each row: softmax(``factor`` * first @ second, after the epilogue) @ third.
+
+    The matrices of ``first`` are [rows, inner], of ``second`` [inner, columns], of ``third`` [columns, width], of ``result``
+    [rows, width]; the softmax is along columns. All else is as in ``Product``; the epilogue's operands come last.
+    """
+
+    tag: ClassVar[str] = "attention"
+    stack: tuple[int, ...]
+    rows: int
+    inner: int
+    columns: int
+    width: int
+    first: Matrices
+    second: Matrices
+    third: Matrices
+    result: Matrices
+    factor: float = 1.0
+    epilogue: tuple[Step, ...] = ()
+
+    @property
+    def matrices(self) -> int:
+        """How many there are."""
+        return math.prod(self.stack)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.matrices * self.rows * self.columns * (self.inner + self.width)
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        operands = operand_shapes(self.epilogue, (self.matrices, self.rows, self.columns))
+        tensors = ((each.shape, "float32") for each in (self.first, self.second, self.third))
+        return (*tensors, *operands, (self.result.shape, "float32"))
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        size = f"{self.rows}x{self.inner}x{self.columns}x{self.width}"
+        words = ["attention", f"{'x'.join(map(str, self.stack)) or 1} of {size}"]
+        words += [*map(str, (self.first, self.second, self.third, self.result))]
+        words += [f"factor{self.factor:.9g}"] if self.factor != 1 else []
+        return " ".join([*words, *map(str, self.epilogue)])
+
+
+@dataclass(frozen=True)
+class Softmax(_OfRows):
+    """e^x over its sum along the last axis of x float32 ``shape``; with ``log`` the logarithm of that."""
+
+    tag: ClassVar[str] = "softmax"
+    #: Nothing follows it.
+    epilogue: ClassVar[tuple[Step, ...]] = ()
+    shape: tuple[int, ...]
+    log: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """The length of each."""
+        return self.shape[-1]
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        return (self.shape, "float32"), (self.shape, "float32")
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        return f"{'log_softmax' if self.log else 'softmax'} {self.rows}x{self.columns}"
+
+
+@dataclass(frozen=True)
+class Normalize(_OfRows):
+    """Rows along the last axis of x float32 ``shape`` with mean 0 and variance 1, then scaled and moved channel by channel.
+
+    (x - mean) / sqrt(variance + ``epsilon``) * scale + shift. Arguments: x, scale float32[C], shift float32[C].
+    """
+
+    tag: ClassVar[str] = "normalize"
+    #: Nothing follows it.
+    epilogue: ClassVar[tuple[Step, ...]] = ()
+    shape: tuple[int, ...]
+    epsilon: float
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """The length of each."""
+        return self.shape[-1]
+
+    @property
+    def macs(self) -> int:
+        """None are counted."""
+        return 0
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each argument of the kernel, the output last."""
+        data, channel = (self.shape, "float32"), ((self.columns,), "float32")
+        return data, channel, channel, data
+
+    def key(self) -> str:
+        """The task's identity, readable and stable."""
+        return f"normalize {self.rows}x{self.columns} epsilon{self.epsilon:.9g}"
+
+
+@dataclass(frozen=True)
 class Generic:
     """A function that no operator of ours computes, as TVM's lowering wrote it.
 
@@ -588,7 +787,21 @@ class Generic:
 
 
 #: What operators of ours compute, and what there may be tuning records of.
-Workload = Conv2d | QConv2d | ConvTranspose2d | DepthFirst | Binarize | Pool2d | Concat | Resize | Lookup
+Workload = (
+    Conv2d
+    | QConv2d
+    | ConvTranspose2d
+    | DepthFirst
+    | Binarize
+    | Pool2d
+    | Concat
+    | Resize
+    | Lookup
+    | Product
+    | Attention
+    | Softmax
+    | Normalize
+)
 Tunable = Workload | Generic
 
 #: Shape and dtype of a tensor.
@@ -658,8 +871,7 @@ def from_json(text: str) -> Workload:
 def tunable_from_json(text: str) -> Tunable:
     """The inverse of ``to_json``."""
     table = json.loads(text)
-    kinds = (Conv2d, QConv2d, ConvTranspose2d, DepthFirst, Binarize, Pool2d, Concat, Resize, Lookup, Generic)
-    kind = {each.tag: each for each in kinds}[table.pop("tag")]
+    kind = {each.tag: each for each in get_args(Tunable)}[table.pop("tag")]
     return kind(**_fields(table))
 
 
@@ -674,6 +886,8 @@ def _revive(name: str, value: Any) -> Any:
         return tuple(Signs(_revive("epilogue", each["epilogue"]), each["sign_zero"]) for each in value)
     if name == "layers":
         return tuple(Conv2d(**_fields(each)) for each in value)
+    if name in ("first", "second", "third", "result"):
+        return Matrices(**{key: _revive("", item) for key, item in value.items()})
     if name == "pool" and isinstance(value, Mapping):
         return Pool(**_fields(value))
     return tuple(_revive("", item) for item in value) if isinstance(value, list) else value

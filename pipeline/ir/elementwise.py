@@ -18,6 +18,7 @@ UNARY = frozenset(
         "logical_not",
         "negative",
         "nn.gelu",
+        "nn.gelu_tanh",
         "nn.leakyrelu",
         "nn.relu",
         "nn.relu6",

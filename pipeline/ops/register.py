@@ -25,9 +25,12 @@ from bitkiln.schedules.workload import (
     Conv2d,
     DepthFirst,
     Lookup,
+    Matrices,
+    Normalize,
     Pool,
     QConv2d,
     Signs,
+    Softmax,
     Workload,
     argument_specs,
     from_json,
@@ -143,6 +146,8 @@ def _as_attribute(name: str, value: Any) -> Any:
         return json.dumps([[_as_attribute("epilogue", each.epilogue), each.sign_zero] for each in value])
     if name == "layers":
         return json.dumps([to_json(each) for each in value])
+    if isinstance(value, Matrices):
+        return json.dumps([getattr(value, each.name) for each in fields(Matrices)])
     if name == "pool":
         return "" if value is None else json.dumps([getattr(value, each.name) for each in fields(Pool)])
     return list(map(int, value)) if isinstance(value, tuple) else value
@@ -162,8 +167,13 @@ def _from_attribute(value: Any, declared: Any) -> Any:
                 return None
             kernel, strides, padding, *rest = json.loads(value)
             return Pool(pair(kernel), pair(strides), sides(padding), *rest)
+        case "Matrices":
+            shape, begin, stack, *rest = json.loads(value)
+            return Matrices(tuple(shape), begin, tuple(stack), *rest)
         case "int":
             return int(value)
+        case "float":
+            return float(value)
         case "bool":
             return bool(value)
         case "str":
@@ -200,7 +210,8 @@ def with_epilogue(call: Call, steps: Sequence[Step], operands: Sequence[relax.Ex
     begin, end = _operand_range(call)
     args = [*list(call.args)[:begin], *operands, *list(call.args)[end:]]
     workload = workload_of(call)
-    assert not isinstance(workload, QConv2d | Lookup | DepthFirst), "nothing else follows those"
+    fixed = QConv2d | Lookup | DepthFirst | Softmax | Normalize
+    assert not isinstance(workload, fixed), "what follows those is always the same"
     return call_of(replace(workload, epilogue=tuple(steps)), args)
 
 

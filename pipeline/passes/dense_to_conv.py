@@ -2,14 +2,15 @@
 
 So dense layers get the epilogues, bits and kernels of convolutions. A one-row matrix [1, K] and the image [1, 1, 1, K] hold
 the same data: the reshapes between them cost nothing, and elementwise operators on rows are moved to the image so that the
-reshapes do not part a layer from its bias and activation. Several rows, as of a dense layer on each pixel, are an image of
-one line.
+reshapes do not part a layer from its bias and activation. Several rows, as of a dense layer on each pixel or token, are an
+image of one line.
 """
 
 from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import Call, GenericConst
@@ -65,27 +66,42 @@ def _reshape(graph: Graph, call: Call) -> relax.Expr | None:
 
 def _elementwise(graph: Graph, name: str, call: Call, images: _Images) -> relax.Expr | None:
     shape = shape_of(graph.normalized(call))
-    if len(shape) != 2 or shape[0] != 1:
+    one_row = len(shape) == 2 and shape[0] == 1
+    if not one_row and not (len(shape) > 1 and any(_is_dense(graph, arg, shape) for arg in call.args)):
         return None
-    args = [_on_image(graph, arg, shape[1], images) for arg in call.args]
+    args = [_on_image(graph, arg, shape, images) for arg in call.args]
     if any(arg is None for arg in args):
         return None
     return _row(graph, name, Call(call.op, args, call.attrs), shape)
 
 
-def _on_image(graph: Graph, arg: relax.Expr, size: int, images: _Images) -> relax.Expr | None:
-    """``arg`` of an operator on rows [1, size] as an argument of the same operator on images [1, 1, 1, size]."""
+def _is_dense(graph: Graph, arg: relax.Expr, shape: tuple[int, ...]) -> bool:
+    """Are these the rows of a dense layer, of ``shape``, perhaps after elementwise operators?"""
+    row = graph.call_of(arg, "reshape")
+    return row is not None and shape_of(arg) == shape and shape_of(row.args[0]) == _image_shape(shape)
+
+
+def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1, 1, prod(shape[:-1]), shape[-1])
+
+
+def _on_image(graph: Graph, arg: relax.Expr, shape: tuple[int, ...], images: _Images) -> relax.Expr | None:
+    """``arg`` of an operator on rows of ``shape`` [..., K] as an argument of the same operator on their image."""
     if isinstance(arg, GenericConst):
         array = value_of(arg)
-        return arg if array.size == 1 else constant(array.reshape(-1), str(array.dtype))
+        if array.size == 1:
+            return arg
+        same = prod(array.shape[:-1]) == 1
+        values = array.reshape(-1) if same else np.broadcast_to(array, shape).reshape(_image_shape(shape))
+        return constant(values, str(array.dtype))
     if not isinstance(arg, relax.Var):
         return arg
-    return _image(graph, arg, images) if shape_of(arg) == (1, size) else None
+    return _image(graph, arg, images) if shape_of(arg) == shape else None
 
 
 def _image(graph: Graph, row: relax.Expr, images: _Images) -> relax.Expr:
     """``row`` [..., K] as [1, 1, rows, K]."""
-    shape = (1, 1, prod(shape_of(row)[:-1]), shape_of(row)[-1])
+    shape = _image_shape(shape_of(row))
     inner = graph.call_of(row, "reshape")
     source = inner.args[0] if inner is not None else row
     if shape_of(source) == shape:

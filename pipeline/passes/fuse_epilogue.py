@@ -34,6 +34,7 @@ _OURS = (
     "bitkiln.pool2d",
     "bitkiln.concat",
     "bitkiln.resize2d",
+    "bitkiln.product",
 )
 #: Those that write floats and bits alike.
 _GIVE_SIGNS = ("bitkiln.conv2d", "bitkiln.pool2d")

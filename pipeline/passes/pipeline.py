@@ -24,6 +24,7 @@ from bitkiln.pipeline.passes.fold_steps import fold_steps
 from bitkiln.pipeline.passes.fold_threshold import Note, fold_threshold
 from bitkiln.pipeline.passes.fuse_epilogue import fuse_epilogue
 from bitkiln.pipeline.passes.halves import halves
+from bitkiln.pipeline.passes.join_products import join_products
 from bitkiln.pipeline.passes.layout import layout
 from bitkiln.pipeline.passes.legalize import legalize
 from bitkiln.pipeline.passes.merge_padding import merge_padding
@@ -106,6 +107,7 @@ PASSES = (
     Pass("channel_views", _plain(channel_views)),
     Pass("to_operators", _plain(to_operators)),
     Pass("fuse_epilogue", _plain(fuse_epilogue)),
+    Pass("join_products", _plain(join_products)),
     Pass("absorb_image", _for_target(absorb_image), for_target=True),
     Pass("fold_threshold", _fold_threshold),
     Pass("fold_steps", _plain(fold_steps)),

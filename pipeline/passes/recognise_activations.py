@@ -86,4 +86,69 @@ def gated(graph: Graph, product: Call) -> relax.Expr | None:
         hard = _hardswish(graph, x, other)
         if hard is not None:
             return hard
-    return _scaled_hardswish(graph, product)
+    gelu = _gelu(graph, product)
+    return _scaled_hardswish(graph, product) if gelu is None else gelu
+
+
+def _gelu(graph: Graph, product: Call) -> relax.Expr | None:
+    """x/2 * (1 + erf(x / sqrt(2))), or with tanh(sqrt(2/pi) * (x + 0.044715 x^3)), in any order."""
+    factor, rest = _factors(graph, product)
+    if len(rest) != 2 or not np.isclose(factor, 0.5, rtol=1e-6):
+        return None
+    for x, share in (rest, rest[::-1]):
+        shifted = graph.call_of(share, "add")
+        curve = graph.call_of(shifted.args[0], "erf", "tanh") if shifted is not None else None
+        if shifted is None or curve is None or _scalar(shifted.args[1]) != 1:
+            continue
+        scale, inner = _factors_of(graph, curve.args[0])
+        if op_name(curve) == "erf" and len(inner) == 1 and inner[0].same_as(x) and np.isclose(scale, 0.5**0.5):
+            return relax.op.nn.gelu(x)
+        if op_name(curve) == "tanh" and np.isclose(scale, (2 / np.pi) ** 0.5) and _is_cubic(graph, inner, x):
+            return relax.op.nn.gelu_tanh(x)
+    return None
+
+
+def _is_cubic(graph: Graph, factors: list[relax.Expr], x: relax.Expr) -> bool:
+    """x + 0.044715 x^3, or x * (1 + 0.044715 x^2)."""
+    if len(factors) == 2 and any(each.same_as(x) for each in factors):
+        other = factors[1] if factors[0].same_as(x) else factors[0]
+        terms, power = graph.call_of(other, "add"), 2
+        rest = terms.args[0] if terms is not None and _scalar(terms.args[1]) == 1 else None
+    else:
+        terms, power = graph.call_of(factors[0], "add") if len(factors) == 1 else None, 3
+        args = list(terms.args) if terms is not None else []
+        rest = next((other for one, other in (args, args[::-1]) if one.same_as(x)), None) if args else None
+    if rest is None:
+        return False
+    factor, powers = _factors_of(graph, rest)
+    degree = sum(_degree(graph, each, x) for each in powers)
+    return degree == power and bool(np.isclose(factor, 0.044715, rtol=1e-5))
+
+
+def _degree(graph: Graph, expr: relax.Expr, x: relax.Expr) -> float:
+    """n where ``expr`` is x^n; not a number where it is anything else."""
+    if expr.same_as(x):
+        return 1
+    power = graph.call_of(expr, "power", "square")
+    if power is None or not power.args[0].same_as(x):
+        return float("nan")
+    exponent = 2.0 if op_name(power) == "square" else _scalar(power.args[1])
+    return float("nan") if exponent is None else exponent
+
+
+def _factors_of(graph: Graph, expr: relax.Expr) -> tuple[float, list[relax.Expr]]:
+    call = graph.call_of(expr, "multiply", "divide")
+    return _factors(graph, call) if call is not None else (1.0, [expr])
+
+
+def _factors(graph: Graph, call: Call) -> tuple[float, list[relax.Expr]]:
+    """A product, its products and quotients by numbers followed back, as a number and what else is multiplied."""
+    first, second = call.args
+    number = _scalar(second)
+    if op_name(call) == "divide" and (number is None or number == 0):
+        return 1.0, [call]
+    factor, rest = _factors_of(graph, first)
+    if number is not None:
+        return factor * (number if op_name(call) == "multiply" else 1 / number), rest
+    other, more = _factors_of(graph, second)
+    return factor * other, [*rest, *more]

@@ -12,7 +12,7 @@ from bitkiln.pipeline.ir.graph import Graph, array_of, constant, op_name, rewrit
 from bitkiln.pipeline.ir.operands import is_image, is_whole_image
 from bitkiln.pipeline.ir.whole import WholeNumbers
 from bitkiln.pipeline.ops.register import ints, pair, sides
-from bitkiln.pipeline.passes import concats
+from bitkiln.pipeline.passes import concats, matrices
 from bitkiln.schedules.resize2d import COORDINATES, METHODS, ROUNDINGS
 from bitkiln.schedules.workload import Pool
 
@@ -35,6 +35,15 @@ def _as_ours(graph: Graph, value: relax.Expr, exact: bool) -> relax.Expr | None:
         return _pool2d(value, operator[3:6])
     if operator in ("mean", "nn.adaptive_avg_pool2d"):
         return _global_average(graph, value)
+    if operator == "matmul":
+        return matrices.product(graph, value)
+    if operator in ("nn.softmax", "nn.log_softmax"):
+        return matrices.softmax(graph, value)
+    if operator == "nn.layer_norm":
+        return matrices.layer_norm(graph, value)
+    if operator in ("multiply", "divide", "add"):
+        spelled = matrices.spelled_layer_norm(graph, value) if operator == "divide" else None
+        return matrices.scaled(graph, value) if spelled is None else spelled
     if operator == "concat":
         return concats.joined(graph, value)
     if operator == "strided_slice":

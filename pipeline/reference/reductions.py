@@ -8,6 +8,7 @@ import numpy as np
 from tvm.ir import Call
 
 from bitkiln.pipeline.ops.register import ints
+from bitkiln.pipeline.reference.matrices import log_softmax, normalize, softmax
 from bitkiln.pipeline.reference.values import Operator
 
 
@@ -37,23 +38,7 @@ def _batch_norm(call: Call, x: np.ndarray, *params: np.ndarray) -> tuple[np.ndar
 
 
 def _layer_norm(call: Call, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    axes = ints(call.attrs["axes"])
-    centred = x - x.mean(axis=axes, keepdims=True)
-    variance = (centred * centred).mean(axis=axes, keepdims=True)
-    return centred / np.sqrt(variance + np.float32(call.attrs["epsilon"])) * gamma + beta
-
-
-def _softmax(call: Call, x: np.ndarray) -> np.ndarray:
-    axis = int(call.attrs["axis"])
-    with np.errstate(invalid="ignore"):  # a row that is infinite throughout is NaN
-        e = np.exp(x - x.max(axis=axis, keepdims=True))
-        return e / e.sum(axis=axis, keepdims=True)
-
-
-def _log_softmax(call: Call, x: np.ndarray) -> np.ndarray:
-    axis = int(call.attrs["axis"])
-    x = x - x.max(axis=axis, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=axis, keepdims=True))
+    return normalize(x, gamma, beta, ints(call.attrs["axes"]), call.attrs["epsilon"])
 
 
 OPERATORS: dict[str, Operator] = {
@@ -67,6 +52,6 @@ OPERATORS: dict[str, Operator] = {
     "std": _reduction(np.std),
     "nn.batch_norm": _batch_norm,
     "nn.layer_norm": _layer_norm,
-    "nn.softmax": _softmax,
-    "nn.log_softmax": _log_softmax,
+    "nn.softmax": lambda call, x: softmax(x, int(call.attrs["axis"])),
+    "nn.log_softmax": lambda call, x: log_softmax(x, int(call.attrs["axis"])),
 }

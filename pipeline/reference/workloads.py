@@ -9,20 +9,25 @@ import numpy as np
 
 from bitkiln.pipeline.ops import pack_bits, unpack_bits
 from bitkiln.pipeline.ops.words import evaluate_words
+from bitkiln.pipeline.reference import matrices
 from bitkiln.pipeline.reference.resize import resize
 from bitkiln.pipeline.reference.values import Operator, Value
 from bitkiln.pipeline.reference.windows import convolve, pool, spread
 from bitkiln.schedules import steps
 from bitkiln.schedules.workload import (
+    Attention,
     Binarize,
     Concat,
     Conv2d,
     ConvTranspose2d,
     DepthFirst,
     Lookup,
+    Normalize,
     Pool2d,
+    Product,
     QConv2d,
     Resize,
+    Softmax,
     Workload,
     argument_specs,
 )
@@ -69,6 +74,12 @@ def _compute_alone(workload: Workload, args: Sequence[np.ndarray]) -> np.ndarray
         return steps.compute(workload.epilogue, value, args[2:])
     if isinstance(workload, DepthFirst):
         return _compute_layers(workload, args)
+    if isinstance(workload, Product | Attention):
+        return matrices.compute(workload, args)
+    if isinstance(workload, Softmax):
+        return matrices.log_softmax(args[0], -1) if workload.log else matrices.softmax(args[0], -1)
+    if isinstance(workload, Normalize):
+        return matrices.normalize(args[0], args[1], args[2], (-1,), workload.epsilon)
     if isinstance(workload, Resize):
         value = resize(args[0], workload.size, workload.method, workload.coordinates, workload.rounding)
         return steps.compute(workload.epilogue, value, args[1:])

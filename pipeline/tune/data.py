@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitkiln.schedules.workload import (
+    Attention,
     Binarize,
     Concat,
     Conv2d,
@@ -16,10 +17,14 @@ from bitkiln.schedules.workload import (
     DepthFirst,
     Generic,
     Lookup,
+    Normalize,
     Pool2d,
+    Product,
     QConv2d,
     Resize,
+    Softmax,
     Tunable,
+    Workload,
     argument_specs,
     packed,
     result_spec,
@@ -43,11 +48,12 @@ def arguments(workload: Tunable, seed: int) -> list[np.ndarray]:
     if isinstance(workload, DepthFirst):
         first, *others = (arguments(layer, seed + number) for number, layer in enumerate(workload.layers))
         return [*first, *(array for own in others for array in own[1:])]
+    if isinstance(workload, Normalize):
+        return [_fractions(source, shape, 8, 4) for shape, _ in workload.shapes[:-1]]
     if isinstance(workload, Generic):
         return [_values(source, *spec) for spec in workload.shapes[:-1]]
     shapes = list(argument_specs(workload))
-    images = (workload.widths or workload.parts) if isinstance(workload, Concat) else (workload.channels,)
-    arrays = [_activation(source, shapes.pop(0), channels) for channels in images]
+    arrays = [_activation(source, shapes.pop(0), channels) for channels in _activations(workload)]
     if isinstance(workload, Conv2d | ConvTranspose2d):
         arrays.append(_weight(source, shapes.pop(0), workload.channels // workload.groups))
     if isinstance(workload, Pool2d) and workload.invert:
@@ -61,6 +67,15 @@ def arguments(workload: Tunable, seed: int) -> list[np.ndarray]:
         reach = max(1, workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups // 8)
         arrays.append(source.integers(-reach, reach, shapes.pop(0)[0], np.int32, endpoint=True))
     return arrays
+
+
+def _activations(workload: Workload) -> tuple[int, ...]:
+    """Of each activation that a workload reads the channels that are bits."""
+    if isinstance(workload, Concat):
+        return workload.widths or workload.parts
+    if isinstance(workload, Product | Attention):
+        return (0,) * (3 if isinstance(workload, Attention) else 2)
+    return (0 if isinstance(workload, Softmax | Normalize | Lookup) else workload.channels,)
 
 
 def _whole_numbers(workload: QConv2d, source: np.random.Generator) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from tvm.ir.utils import derived_object
 from bitkiln.pipeline.tune.space import Point
 from bitkiln.pipeline.tune.tasks import Task
 from bitkiln.schedules.metaschedule import ms
-from bitkiln.schedules.workload import Generic, Lookup, Workload
+from bitkiln.schedules.workload import Generic, Workload
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ class Layout:
 
 
 def _numbers(workload: Workload) -> list[float]:
-    if isinstance(workload, Lookup):
-        return [float(math.prod(workload.shape)), *[0.0] * 8]
-    sizes = [workload.height, workload.width, workload.channels, getattr(workload, "out_channels", 0)]
+    names = ("height", "width", "channels", "out_channels", "matrices", "rows", "inner", "columns")
+    sizes = [getattr(workload, name, 0) for name in names]
     sizes += [*getattr(workload, "kernel", (0, 0)), *getattr(workload, "strides", (0, 0))]
     return [float(size) for size in sizes] + [math.log2(workload.macs + 1)]
 

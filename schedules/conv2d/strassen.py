@@ -163,8 +163,8 @@ class _Strassen:
                             at = pair * (_PRODUCTS * run.size)
                             self._results(products, at, first + within + pair, channel, run)
         if self.late:
-            with T.parallel(pairs) as pair, T.serial(2) as second:
-                self._late(self._pixel(first + pair, second))
+            with T.parallel(2 * pairs) as index:
+                self._late_once(2 * first + index)
 
     def _pixel(self, pair: Any, second: Any) -> Any:
         """A pixel of a pair. An odd pixel at the end is a pair with itself."""
@@ -228,6 +228,14 @@ class _Strassen:
 
         for at in range(0, panel.used, _LANES):
             vector(at)
+
+    def _late_once(self, pixel: Any) -> None:
+        """The steps left for a pixel, unless it is none: a pair at the end may have one."""
+        if self.count % 2 == 0:
+            self._late(pixel)
+            return
+        with T.If(pixel < self.count), T.Then():
+            self._late(pixel)
 
     def _late(self, pixel: Any) -> None:
         """The steps left for a pixel's results, in place."""

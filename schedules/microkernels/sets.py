@@ -81,6 +81,8 @@ class KernelSet:
     binarize: type[Any] | None = None
     #: Pooling by lines of channels: the micro-kernel, with the arguments and the C call of ``a53.pool.PoolRow``.
     pool: Callable[..., Any] | None = None
+    #: Exponentials of a row: the micro-kernel, with the C call of ``a53.decay.Decay``.
+    decay: Callable[[], Any] | None = None
 
     @property
     def assembly(self) -> bool:

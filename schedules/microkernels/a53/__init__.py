@@ -6,6 +6,7 @@ Sizes keep all sums in registers beside what feeds them; docs/kernels.md and doc
 from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53.binarize import Binarize
 from bitkiln.schedules.microkernels.a53.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53.decay import Decay
 from bitkiln.schedules.microkernels.a53.depthwise import Depthwise, Gather
 from bitkiln.schedules.microkernels.a53.offsets import Offset
 from bitkiln.schedules.microkernels.a53.pool import PoolRow
@@ -37,4 +38,5 @@ SET = KernelSet(
     whole=True,
     binarize=Binarize,
     pool=PoolRow,
+    decay=Decay,
 )
