@@ -311,9 +311,24 @@ class DepthFirst:
     layers: tuple[Conv2d, ...]
 
     @property
+    def height(self) -> int:
+        """Height of the data."""
+        return self.layers[0].height
+
+    @property
+    def width(self) -> int:
+        """Width of the data."""
+        return self.layers[0].width
+
+    @property
     def channels(self) -> int:
         """Channels of the data."""
         return self.layers[0].channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        return self.layers[-1].out_channels
 
     @property
     def epilogue(self) -> tuple[Step, ...]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from bitkiln import targets
+from bitkiln.pipeline.tune import data
 from bitkiln.schedules import conv2d, depth_first
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Conv2d, DepthFirst, Pool, from_json, to_json
+from bitkiln.schedules.workload import Conv2d, DepthFirst, Pool, argument_specs, from_json, to_json
 from tests.schedules.kernels import defined, example, without_set
 
 RASP3B = targets.load("rasp3b")
@@ -106,6 +107,15 @@ def test_without_micro_kernels_layers_stay_apart():
 
 def test_a_workload_survives_json():
     assert from_json(to_json(WORKLOADS[0])) == WORKLOADS[0]
+
+
+def test_the_tuner_makes_its_arguments_and_numbers():
+    workload = WORKLOADS[1]
+    found = data.arguments(workload, 3)
+    assert [(array.shape, str(array.dtype)) for array in found] == list(argument_specs(workload))
+    assert not data.disagreement(workload, *(data.reference_result(workload, 3) for _ in range(2)))
+    sizes = (workload.height, workload.width, workload.channels, workload.out_channels)
+    assert sizes == (15, 17, 16, 12)
 
 
 def test_an_inverted_residual_waits_little_for_memory(kernel_cycles):
