@@ -1,6 +1,9 @@
-"""Activations that files spell with several operators: PReLUs as choices, SiLU and hard swishes as products."""
+"""Activations that files spell with several operators: PReLUs as choices, SiLU, GELU and hard swishes as products."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from tvm import relax
@@ -9,6 +12,9 @@ from tvm.ir import Call
 from bitkiln.pipeline import ops
 from bitkiln.pipeline.ir.graph import Graph, array_of, op_name, shape_of
 from bitkiln.pipeline.ir.operands import clip_bounds
+
+#: Products within products that a spelling may have.
+_DEEPEST = 3
 
 
 def prelu_of_choice(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
@@ -77,8 +83,79 @@ def _scalar(expr: relax.Expr) -> float | None:
     return value.item() if value is not None and value.size == 1 else None
 
 
+def _factors(
+    graph: Graph, exprs: Sequence[relax.Expr], x: relax.Expr | None = None, depth: int = _DEEPEST
+) -> tuple[float, list[relax.Expr]]:
+    """(scale, factors) with the product of ``exprs`` = scale * that of the factors; ``x`` is not looked into."""
+    scale = 1.0
+    factors: list[relax.Expr] = []
+    for expr in exprs:
+        number = _scalar(expr)
+        outer, inner = (1.0, expr) if x is not None and expr.same_as(x) else _scaled(graph, expr)
+        product = graph.call_of(inner, "multiply") if x is None or not inner.same_as(x) else None
+        if number is not None:
+            outer = number
+        elif product is not None and depth:
+            more, found = _factors(graph, product.args, x, depth - 1)
+            outer *= more
+            factors += found
+        else:
+            factors.append(inner)
+        scale *= outer
+    return scale, factors
+
+
+def _is_product(
+    graph: Graph, exprs: Sequence[relax.Expr], scale: float, of: Sequence[relax.Expr], x: relax.Expr
+) -> bool:
+    """Whether the product of ``exprs`` is ``scale`` times that of ``of``; ``x`` is not looked into."""
+    found, factors = _factors(graph, exprs, x)
+    counts = [sum(map(each.same_as, of)) == sum(map(each.same_as, factors)) for each in of]
+    return len(factors) == len(of) and all(counts) and math.isclose(found, scale, rel_tol=1e-4)
+
+
+def _gelu(graph: Graph, product: Call) -> relax.Expr | None:
+    """x * (1 + erf(x / sqrt(2))) / 2, and with tanh of sqrt(2 / pi) * (x + 0.044715 x^3) for the erf, however associated."""
+    for gate in _factors(graph, product.args)[1]:
+        shifted = graph.call_of(gate, "add")
+        if shifted is None or _scalar(shifted.args[1]) != 1:
+            continue
+        for argument, gelu in ((_of_erf, relax.op.nn.gelu), (_of_tanh, relax.op.nn.gelu_tanh)):
+            x = argument(graph, shifted.args[0])
+            if x is not None and _is_product(graph, product.args, 0.5, [x, gate], x):
+                return gelu(x)
+    return None
+
+
+def _of_erf(graph: Graph, expr: relax.Expr) -> relax.Expr | None:
+    """x, where ``expr`` is erf(x / sqrt(2))."""
+    call = graph.call_of(expr, "erf")
+    factor, x = _scaled(graph, call.args[0]) if call is not None else (0.0, expr)
+    return x if math.isclose(factor, 0.5**0.5, rel_tol=1e-5) else None
+
+
+def _of_tanh(graph: Graph, expr: relax.Expr) -> relax.Expr | None:
+    """x, where ``expr`` is tanh(sqrt(2 / pi) * (x + 0.044715 x^3))."""
+    call = graph.call_of(expr, "tanh")
+    factor, inner = _scaled(graph, call.args[0]) if call is not None else (0.0, expr)
+    total = graph.call_of(inner, "add")
+    if total is None or not math.isclose(factor, (2 / math.pi) ** 0.5, rel_tol=1e-5):
+        return None
+    for x, other in (total.args, reversed(total.args)):
+        scale, cube = _scaled(graph, other)
+        power = graph.call_of(cube, "power")
+        if power is not None and power.args[0].same_as(x) and _scalar(power.args[1]) == 3:
+            return x if math.isclose(scale, 0.044715, rel_tol=1e-4) else None
+        if _is_product(graph, [other], 0.044715, [x] * 3, x):
+            return x
+    return None
+
+
 def gated(graph: Graph, product: Call) -> relax.Expr | None:
-    """x * sigmoid(x) as SiLU, and the spellings of hard swish; None for other products."""
+    """x * sigmoid(x) as SiLU, and the spellings of GELU and hard swish; None for other products."""
+    gelu = _gelu(graph, product)
+    if gelu is not None:
+        return gelu
     for x, other in (product.args, reversed(product.args)):
         gate = graph.call_of(other, "sigmoid")
         if gate is not None and gate.args[0].same_as(x):

@@ -27,6 +27,73 @@ REWRITES = {
 }
 
 
+def _of_erf(net, x):
+    return net.add(relax.op.add(net.add(relax.op.erf(net.add(relax.op.divide(x, C(2**0.5))))), C(1.0)))
+
+
+def _of_tanh(net, x, factor=0.044715):
+    cube = net.add(relax.op.power(x, C(3.0)))
+    total = net.add(relax.op.add(x, net.add(relax.op.multiply(cube, C(factor)))))
+    return net.add(
+        relax.op.add(net.add(relax.op.tanh(net.add(relax.op.multiply(total, C((2 / np.pi) ** 0.5))))), C(1.0))
+    )
+
+
+def _of_product(net, x):
+    y = net.add(relax.op.multiply(x, net.normal(1, 3, 5, 4)))
+    return _halved(net, net.add(relax.op.multiply(y, _of_erf(net, y))))
+
+
+def _of_cubes(net, x):
+    cube = net.add(relax.op.multiply(net.add(relax.op.multiply(x, x)), x))
+    total = net.add(relax.op.add(net.add(relax.op.multiply(cube, C(0.044715))), x))
+    gate = net.add(relax.op.tanh(net.add(relax.op.multiply(total, C((2 / np.pi) ** 0.5)))))
+    return net.add(relax.op.multiply(_halved(net, net.add(relax.op.add(gate, C(1.0)))), x))
+
+
+def _halved(net, y):
+    return net.add(relax.op.multiply(y, C(0.5)))
+
+
+#: Spellings of GELU: the half before, after and inside of the product.
+GELUS = {
+    "torch": (lambda n, x: _halved(n, n.add(relax.op.multiply(x, _of_erf(n, x)))), ["nn.gelu"]),
+    "half first": (lambda n, x: n.add(relax.op.multiply(_halved(n, x), _of_erf(n, x))), ["nn.gelu"]),
+    "half of the gate": (lambda n, x: n.add(relax.op.multiply(_halved(n, _of_erf(n, x)), x)), ["nn.gelu"]),
+    "of a product": (_of_product, ["multiply", "nn.gelu"]),
+    "cube of products": (_of_cubes, ["nn.gelu_tanh"]),
+    "tanh": (lambda n, x: n.add(relax.op.multiply(_halved(n, x), _of_tanh(n, x))), ["nn.gelu_tanh"]),
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_spellings_of_gelu(network, same, operators, name):
+    net = network((1, 3, 5, 4))
+    make, expected = GELUS[name]
+    before = net.module(make(net, net.x))
+    after = canonicalize(before)
+    assert operators(after) == expected
+    same(before, after, 1e-6, scale=4.0)
+
+
+def test_squares_of_squares_are_not_multiplied_out(network, operators):
+    net = network((1, 3, 5, 4))
+    x = net.x
+    for _ in range(40):
+        x = net.add(relax.op.multiply(x, x))
+    assert operators(canonicalize(net.module(x))) == ["multiply"] * 40
+
+
+def test_what_is_near_a_gelu_is_none(network, same, operators):
+    net = network((1, 3, 5, 4))
+    other = net.add(relax.op.abs(net.x))
+    for gate, factor in ((_of_erf(net, other), net.x), (_of_tanh(net, net.x, 0.05), net.x)):
+        before = net.module(net.add(relax.op.multiply(_halved(net, factor), gate)))
+        after = canonicalize(before)
+        assert not {"nn.gelu", "nn.gelu_tanh"} & set(operators(after))
+        same(before, after, 1e-6, scale=4.0)
+
+
 @pytest.mark.parametrize("name", REWRITES)
 def test_one_operator(network, same, operators, name):
     net = network((1, 3, 5, 4))
