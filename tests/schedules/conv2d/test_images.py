@@ -58,8 +58,11 @@ def side_by_side(workload: Conv2d, args: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate([data[..., p.first : p.first + p.count] for data, p in taken], axis=3), *args[1:others]]
 
 
-@pytest.mark.parametrize("board, cases", [("rasp3b", CASES), ("rasp3b32", IN_A32)], ids=["a53", "a53_32"])
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(
+    "board, cases, threads",
+    [("rasp3b", CASES, 1), ("rasp3b", CASES, 4), ("rasp3b32", IN_A32, 4)],
+    ids=["a53-1", "a53-4", "a53_32-4"],
+)
 def test_kernels_read_several_images(board, cases, threads, run_kernels):
     target = targets.load(board)
     workloads, args, kernels = [], [], []
