@@ -215,12 +215,12 @@ class _Packed:
     def _one_panel(self, packed: Any, groups: Sequence[Run], channel: Any, used: int) -> None:
         """All tiles meet the panel of ``channel``, part by part: its weights stay in the L1 cache meanwhile."""
         steps, count = self.depth // STEP, sum(group.count for group in groups)
-        parts: list[_Part] = []
+        parts: list[_Part | None] = [None]
         if steps > _PART_STEPS and count > 1:
             sums = T.alloc_buffer((count * self.tile_m * self.panels.tile_n,), "float32")
             begins = range(0, steps, _PART_STEPS)
             parts = [_Part(begin, min(_PART_STEPS, steps - begin), steps, sums) for begin in begins]
-        for part in parts or [None]:
+        for part in parts:
             for group in groups:
                 with T.serial(group.count) as index:
                     within = group.first + index * group.size
