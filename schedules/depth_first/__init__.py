@@ -14,13 +14,14 @@ from bitkiln.schedules.depth_first import a53
 from bitkiln.schedules.depth_first.strips import Strips, divides, roles
 from bitkiln.schedules.kernel import Kernel, Knobs, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
+from bitkiln.schedules.microkernels.a53.depthwise import BLOCK
 from bitkiln.schedules.microkernels.a53.sgemm import STEP
 from bitkiln.schedules.workload import Conv2d, DepthFirst
 from bitkiln.targets import Target
 
 #: Shares of the L2 cache: less than this between the layers stays there anyway; so much of it may weights take, which every
 #: strip reads again; so much may weights and strips take together.
-_MUCH, _WEIGHTS, _ROOM = 0.5, 0.4, 0.85
+_MUCH, _WEIGHTS, _ROOM = 0.5, 0.5, 0.85
 #: MACs for each byte between the layers: with more, memory is idle anyway, and strips are too short for four threads.
 _INTENSE = 24
 
@@ -69,8 +70,8 @@ def pays(workload: DepthFirst, target: Target) -> bool:
     between = _bytes_between(workload)
     if between < l2_bytes * _MUCH or workload.macs > between * _INTENSE or not applies(workload, target):
         return False
-    # Rows of an image that have to be copied from memory first are too many there.
-    if not parts.expand and parts.depthwise.strides != (1, 1):
+    # Without a product before it rows are copied from memory: with a stride too many of them, and by whole lines alone.
+    if not parts.expand and (parts.depthwise.strides != (1, 1) or parts.depthwise.channels % BLOCK):
         return False
     products = [layer for layer in (parts.expand, parts.project) if layer]
     weights = sum(4 * layer.channels * layer.out_channels for layer in products)
