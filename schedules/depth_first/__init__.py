@@ -101,7 +101,8 @@ def _finished(layer: Conv2d) -> bool:
 
 @cache
 def _tiles(workload: DepthFirst, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
-    """The tiles that can be, the best first."""
+    """The tiles that can be, the best first: on one thread those whose cells are as wide as the image, then by cycles."""
     cut = {text: Strips(workload, text, kernels, threads) for text in map(size_text, kernels.depthwise)}
-    fitting = {text: strips.cycles for text, strips in cut.items() if strips.fits and strips.cycles < math.inf}
-    return tuple(sorted(fitting, key=lambda text: fitting[text]))
+    fitting = {text: strips for text, strips in cut.items() if strips.fits and strips.cycles < math.inf}
+    across = {text: len(strips.columns) if threads == 1 else 1 for text, strips in fitting.items()}
+    return tuple(sorted(fitting, key=lambda text: (across[text], fitting[text].cycles)))

@@ -26,6 +26,8 @@ _VECTOR, _LINE = 4 * LANES, 4 * BLOCK
 _VECTORS = BLOCK // LANES
 #: The largest offset that all loads take.
 _MOST_OFFSET = 32752
+#: Streams that the core's prefetcher follows.
+_STREAMS = 4
 #: Lines that ``Gather`` fetches ahead: as many as can be under way.
 _AHEAD = 3
 
@@ -224,6 +226,15 @@ class Depthwise:
         return lines
 
     def _fetches(self) -> list[str]:
+        """Lines that a later tile reads: of the image in memory, or of more rows in the L2 cache than the core follows."""
+        # With stride 1 a tile reads few new lines, and its arithmetic is over before they would pay.
+        if self.scattered and self.strides[1] > 1 and self._reach > _STREAMS:
+            step = self.tile[1] * self.strides[1] * self.pitch * 4
+            first = (
+                ((self.tile[1] - 1) * self.strides[1] + (self.kernel[1] - 1) * self.dilation[1] + 1) * self.pitch * 4
+            )
+            offsets = range(first // 8 * 8, first + step, _LINE)
+            return [f"prfm pldl1keep, [{row}, #{offset}]" for offset in offsets for row in self._image_rows]
         return [f"prfm pldl1keep, [{_FETCH}, #{_LINE * line}]" for line in range(self.fetched)]
 
     def _finish(self) -> list[str]:
