@@ -187,6 +187,19 @@ def _reshape(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     return relax.op.reshape(call.args[0], shape) if op_name(call) != "reshape" else None
 
 
+def _permute_dims(graph: Graph, name: str, call: Call) -> relax.Expr | None:
+    """An image's pixels as rows, [1, C, H*W] turned round: the image is turned instead, which NHWC saves."""
+    rows = graph.call_of(call.args[0], "reshape")
+    axes = call.attrs["axes"]
+    if rows is None or axes is None or [int(axis) for axis in axes] != [0, 2, 1]:
+        return None
+    x, shape = rows.args[0], shape_of(rows.args[0])
+    if len(shape) != 4 or shape_of(call.args[0]) != (*shape[:2], shape[2] * shape[3]):
+        return None
+    pixels = graph.emit(relax.op.permute_dims(x, [0, 2, 3, 1]), f"{name}.pixels")
+    return relax.op.reshape(pixels, (shape[0], shape[2] * shape[3], shape[1]))
+
+
 def _broadcast(graph: Graph, _name: str, call: Call) -> relax.Expr | None:
     return call.args[0] if shape_of(graph.normalized(call)) == shape_of(call.args[0]) else None
 
@@ -224,4 +237,5 @@ _VISITS: dict[str, Callable[[Graph, str, Call], relax.Expr | None]] = {
     "squeeze": _reshape,
     "expand_dims": _reshape,
     "broadcast_to": _broadcast,
+    "permute_dims": _permute_dims,
 }

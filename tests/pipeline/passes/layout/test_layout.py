@@ -53,6 +53,17 @@ def test_transposes_of_the_file_cancel(network, same, operators):
     same(before, after, 1e-6)
 
 
+def test_pixels_in_rows_lie_so_already(network, same, operators):
+    net = network((1, 6, 5, 3))
+    image = net.add(relax.op.permute_dims(net.x, [0, 3, 1, 2]))
+    rows = net.add(relax.op.reshape(conv(net, image, 4), (1, 4, 30)))
+    x = net.add(relax.op.add(net.add(relax.op.permute_dims(rows, [0, 2, 1])), net.normal(1, 30, 4)))
+    before = net.module(net.add(relax.op.matmul(x, net.normal(4, 7))))
+    after = layout(canonicalize(before))
+    assert "permute_dims" not in operators(after)
+    same(before, after, 1e-6)
+
+
 def test_flattened_image_permutes_the_dense_layer(network, same, operators):
     net = network((1, 3, 6, 5))
     x = net.add(relax.op.reshape(conv(net, net.x, 4), (1, 120)))
