@@ -25,6 +25,8 @@ from bitkiln.pipeline.records import Log
 GONE_SECONDS = 60.0
 #: Seconds for a command that nobody kills.
 WHOLE_SECONDS = 900.0
+#: The file that onnxruntime makes in TMPDIR when it is imported, and keeps there.
+ONNXRUNTIME = ".ses"
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -114,8 +116,9 @@ class Field:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def leftovers(self) -> list[str]:
-        """Temporary files and folders."""
-        return sorted(path.name for path in (*self.scratch.glob("*"), *self.folder.glob(".*")))
+        """Temporary files and folders of ours."""
+        found = {path.name for path in (*self.scratch.glob("*"), *self.folder.glob(".*"))}
+        return sorted(found - {ONNXRUNTIME})
 
 
 def _tracebacks(said: str) -> list[str]:
