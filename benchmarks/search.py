@@ -30,7 +30,6 @@ from bitkiln.pipeline.importers import load_model
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import Record, Records, append, log_file
 from bitkiln.pipeline.support.files import atomic_write
-from bitkiln.pipeline.support.scratch import scratch_folder
 from bitkiln.pipeline.support.threads import counts_for
 from bitkiln.pipeline.tune import BATCH, Crew
 from bitkiln.pipeline.tune.builder import Builder
@@ -38,6 +37,7 @@ from bitkiln.pipeline.tune.search import Search, cost_models
 from bitkiln.pipeline.tune.space import Point
 from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 from bitkiln.pipeline.tune.trials import Expected, Trials
+from bitkiln.targets.scratch import scratch_folder
 
 #: What is meant by a good search: this many trials, and how near to the best of how many random points.
 TRIALS, POINTS, WITHIN = 40, 1000, 1.03

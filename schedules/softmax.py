@@ -69,7 +69,7 @@ class SoftmaxRow:
         loops.sweep(columns, lambda i: T.buffer_store(target, target[at + i] * factor, [at + i]))
 
     def powers(self, target: Any, source: Any, at: Any, columns: int) -> Any:
-        """As ``shares``, but for a factor, which is the answer."""
+        """As ``shares``, but 2^``LIFT`` times e^(x - greatest), at most that: the shares are these times the answer."""
         _most, total = self._exponentials(target, source, at, columns)
         return T.bind(tirx.const(1, "float32") / total)
 

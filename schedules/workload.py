@@ -664,7 +664,8 @@ class Attention(_OfRows):
     """What values matter to each row: softmax(``factor`` * first @ second, after the epilogue) @ third.
 
     The matrices of ``first`` are [rows, inner], of ``second`` [inner, columns], of ``third`` [columns, width], of ``result``
-    [rows, width]; the softmax is along columns. All else is as in ``Product``; the epilogue's operands come last.
+    [rows, width]; the softmax is along columns. All else is as in ``Product``; the epilogue's operands come last. Kernels keep
+    sums finite where a value of ``third`` times ``columns`` is below 2^96.
     """
 
     tag: ClassVar[str] = "attention"

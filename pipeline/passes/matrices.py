@@ -251,7 +251,7 @@ def joined(graph: Graph, call: Call) -> Call | None:
         return None
     before = workload_of(scores, Product)
     alike = before.stack == work.stack and (before.rows, before.columns) == (work.rows, work.inner)
-    if not alike or before.result != work.first:
+    if not alike or before.result != work.first or shape_of(shares.args[0])[-1] != before.columns:
         return None
     tensors, operands = scores.args[:2], scores.args[2:]
     return call_of(

@@ -122,8 +122,7 @@ class Tiles:
     """Emits tiles into the kernel under construction and remembers the micro-kernels that they call.
 
     ``finish``: the epilogue as the micro-kernel does it, None where it cannot. ``product``: the micro-kernel of a set of
-    kernels; without it all is plain loops. ``halves``: packed weights are in halves, as
-    ``Storage`` says.
+    kernels; without it all is plain loops. ``halves``: packed weights are in halves, as ``Storage`` says.
     """
 
     def __init__(
@@ -208,8 +207,9 @@ class Tiles:
 
 
 def finish_of(steps: Sequence[Step], window: int = 1, registers: int = FREE_REGISTERS) -> Finish | None:
-    """``steps`` as a micro-kernel with so many free ``registers`` finishes them, behind a maximum over ``window`` pixels, if it
-    can.
+    """``steps`` behind a maximum over ``window`` pixels, as a micro-kernel with so many free ``registers`` finishes them.
+
+    None where it cannot.
     """
     bias = bool(steps) and steps[0].op == "add" and steps[0].operand == "channel"
     rest = steps[bias:]

@@ -55,8 +55,7 @@ _THREADS = 4
 #: The share of the L2 cache that weights may take and yet stay there while blocks are computed; and what threads that go
 #: through the weights of their blocks side by side can read, as they find most of them there.
 _RESIDENT, _SIDE_BY_SIDE = 3 / 4, 5 / 4
-
-#: What then passes through memory, in bytes of weights and of V, as measured of layers of 64 to 256 input channels.
+#: How often larger weights, and V, which they push out, pass through memory, as measured of layers of 64 to 256 input channels.
 _AGAIN, _PUSHED_OUT = 1.6, 10
 #: Output channels that a thread takes through all positions where there is one block, widest first.
 _WIDE_CHUNKS = (64, 32, 16)

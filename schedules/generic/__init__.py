@@ -20,12 +20,13 @@ __all__ = ["RECIPE", "SKETCH", "default", "emit", "reference", "schedule", "spac
 
 #: The knob that says which program is derived, and its value for the recipe.
 SKETCH, RECIPE = "sketch", "recipe"
-#: Types that trials make inputs of.
 #: Multiply-accumulates that take the recipe about 1 ms.
 TILED = 500_000
 #: Fixes the tiles that are looked at.
 SEED = 1
+#: Types that trials make inputs of.
 TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
+#: What TIR calls a reduction among the kinds of a block's axes.
 _REDUCTION = 2
 
 

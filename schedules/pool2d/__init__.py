@@ -82,7 +82,7 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         floats = workload.shapes[0][1] == "float32"
         lines = floats and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
         single = workload.out_size == (1, 1) and workload.out == "float32" and floats and not lines
-        single = single and math.prod(size) >= FEWEST_PIXELS
+        single &= math.prod(size) >= FEWEST_PIXELS
         # An image that is in memory is read in the order in which it lies there.
         large = math.prod(size) * workload.channels * 4 > target.cpu["l2_kib"] * 1024 // 2
         with T.parallel(workload.out_size[0]) as y:

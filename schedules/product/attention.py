@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
+from bitkiln.schedules.exponentials import LIFT
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.decay import BLOCK
@@ -21,6 +23,9 @@ from bitkiln.schedules.workload import Attention
 
 #: Rows so many bytes apart, or a multiple of it, would fall into few sets of the L1 cache; floats that keep them apart.
 _ALIKE, _APART = 1024, 16
+#: Shares are 2^``LIFT`` times too large until a row of results meets its factor. Values are so much smaller meanwhile, so that
+#: sums stay finite where a value times the number of columns is below 2^96.
+_SMALLER = 2.0 ** (-LIFT // 2)
 
 
 def emit_attention(workload: Attention, tile: tuple[int, int], block: int, kernels: KernelSet) -> Kernel:
@@ -32,7 +37,7 @@ class _Attention:
     def __init__(self, workload: Attention, tile: tuple[int, int], block: int, kernels: KernelSet) -> None:
         self.workload = work = workload
         self.keys = Panels(work.second, work.stack, (work.inner, work.columns), tile[1], kernels, work.factor)
-        self.values = Panels(work.third, work.stack, (work.columns, work.width), tile[1], kernels)
+        self.values = Panels(work.third, work.stack, (work.columns, work.width), tile[1], kernels, _SMALLER)
         self.rows = Rows(work.rows, tile[0], block, kernels)
         self.scores = Blocks(self.rows, self.keys, work.epilogue, kernels)
         self.shares = Blocks(self.rows, self.values, (), kernels)
@@ -86,7 +91,8 @@ class _Attention:
         with T.serial(run.used) as m:
             at = m * self.pitch
             loops.fill(scores, at + work.columns, self.columns - work.columns, -math.inf)
-            T.buffer_store(factors, self.softmax.powers(scores, scores, at, self.columns), [m])
+            factor = self.softmax.powers(scores, scores, at, self.columns)
+            T.buffer_store(factors, factor * tirx.const(1 / _SMALLER, "float32"), [m])
         to = place(work.result, work.stack, matrix, row, 0)
         self.shares.bind(scores, self.packed_values, self.own_table, self.zero, ())
         self.shares.emit(

@@ -131,6 +131,17 @@ def test_masked_columns_have_no_share(run_kernel):
     assert same(result, compute(workload, args)) and np.abs(result).max() < 10
 
 
+def test_values_of_any_usual_size(run_kernel):
+    workload, target = attention(2, 9, 8, 21, 12), targets.load("rasp3b")
+    kernel = product.emit(workload, product.default(workload, target), target)
+    *others, values = example(workload)
+    plain = run_kernel(workload, kernel, [*others, values], target, 1)
+    for power in (-80, 80):
+        factor = np.float32(2.0**power)
+        result = run_kernel(workload, kernel, [*others, values * factor], target, 1)
+        assert same(result / factor, plain)
+
+
 def test_large_products_come_near_the_roof(kernel_cycles):
     workload, target = of((), 128, 128, 128), targets.load("rasp3b")
     kernel = product.emit(workload, product.default(workload, target), target)
