@@ -52,8 +52,8 @@ class Unchecked(Exception):
 def by_onnxruntime(source: Path | None, inputs: Tensors, fixed: Tensors | None = None) -> list[np.ndarray] | None:
     """The model's outputs by onnxruntime, operator by operator; None for files that are not its.
 
-    Without its optimiser: that joins quantisers and the layers between them to kernels of 8 bits, one unit off what the file
-    says. ``inputs`` stand in the file's order, without those that are ``fixed``. Raises Unchecked.
+    Without its optimiser, which changes the order of sums: what it joins to kernels of 8 bits we join alike, one unit off at
+    most where a sum lies between two. ``inputs`` stand in the file's order, without those that are ``fixed``. Raises Unchecked.
     """
     if source is None or not source.name.lower().endswith((".onnx", ".onnx.xz")):
         return None
