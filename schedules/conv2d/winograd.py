@@ -179,38 +179,10 @@ class Winograd:
         self.block = min(block or self.count, -(-self.count // self.tile_m)) * self.tile_m
         self.data_pitch = self.positions * workload.channels + _GAP
         self.inside = block > 0
-        # A chunk: output channels that are multiplied before they are transformed back.
-        self.chunk_runs = split(
-            workload.out_channels, tile[1] if self.inside else workload.out_channels, kernels.channels
-        )
         self.tile_n = tile[1]
-        weights = 4 * self.positions * workload.channels * workload.out_channels
-        many = self.count // self.block >= _THREADS
-        #: Whether threads share the panels of a block, rather than the blocks.
-        self.by_panels = (
-            threads > 1
-            and self.inside
-            and self.chunk_runs[0].count >= _THREADS
-            and (not many or weights > cache_bytes * _SIDE_BY_SIDE > 0)
-        )
-        if self.by_panels and kernels.stacks and self.block >= self.count:
-            self.chunk_runs = split(workload.out_channels, self._wide(tile[1]), kernels.channels)
-        self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
-        self.straight = self.complete and workload.out == "float32"
-        # Exponentials need more registers than a transform leaves. Whole rows of results have them.
-        steps = workload.epilogue
-        early = before_exponentials(steps) if self.straight and self.window == (1, 1) else len(steps)
-        self.early, self.late = steps[:early], steps[early:]
-        #: What the transform's micro-kernel does of the epilogue, and what of ``early`` is left then.
-        self.finish, done = _finish(self.early, self.window == (1, 1), kernels)
-        self.left = self.early[done:]
-        whole_bytes = workload.out_channels % 8 == 0 and math.prod(workload.out_size) * workload.out_channels >= BATCH
-        packs = self.complete and workload.out == "bits" and whole_bytes
-        self.signs = FlatSigns(workload.sign_zero, kernels.binarize) if packs and kernels.binarize else None
-        strip_floats = self.results[0] * self.size[1] * workload.out_channels
-        whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= _THREADS and strip_floats >= BATCH
-        #: Whether results are computed in strips, a row of tiles each, and never are in memory as floats.
-        self.strips = bool(self.signs) and whole and strip_floats % 8 == 0 and not self.by_panels
+        self._cut_channels(cache_bytes, threads)
+        self._cut_epilogue()
+        self._choose_signs()
         #: The first row that ``result`` holds.
         self.strip_row: Any = 0
         self.kernels: dict[str, MicroKernel] = {}
@@ -220,6 +192,46 @@ class Winograd:
         self.sources = images.arguments(self.given)
         self.out_spec = workload.shapes[-1]
         self.tables: list[Argument | Constant] = list(self.signs.constants) if self.signs else []
+
+    def _cut_channels(self, cache_bytes: int, threads: int) -> None:
+        """Output channels in chunks, which are multiplied before they are transformed back, and who computes them."""
+        work = self.workload
+        size = self.tile_n if self.inside else work.out_channels
+        self.chunk_runs = split(work.out_channels, size, self.set.channels)
+        weights = 4 * self.positions * work.channels * work.out_channels
+        many = self.count // self.block >= _THREADS
+        #: Whether threads share the panels of a block, rather than the blocks.
+        self.by_panels = (
+            threads > 1
+            and self.inside
+            and self.chunk_runs[0].count >= _THREADS
+            and (not many or weights > cache_bytes * _SIDE_BY_SIDE > 0)
+        )
+        if self.by_panels and self.set.stacks and self.block >= self.count:
+            self.chunk_runs = split(work.out_channels, self._wide(self.tile_n), self.set.channels)
+        self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
+
+    def _cut_epilogue(self) -> None:
+        """The epilogue by who does it: the transform's micro-kernel, the transform, or a pass over rows of results."""
+        self.straight = self.complete and self.workload.out == "float32"
+        # Exponentials need more registers than a transform leaves. Whole rows of results have them.
+        steps, alone = self.workload.epilogue, self.window == (1, 1)
+        early = before_exponentials(steps) if self.straight and alone else len(steps)
+        self.early, self.late = steps[:early], steps[early:]
+        #: What the transform's micro-kernel does of the epilogue, and what of ``early`` is left then.
+        self.finish, done = _finish(self.early, alone, self.set)
+        self.left = self.early[done:]
+
+    def _choose_signs(self) -> None:
+        """What packs signs, and whether strip by strip."""
+        work, micro = self.workload, self.set.binarize
+        whole_bytes = work.out_channels % 8 == 0 and math.prod(work.out_size) * work.out_channels >= BATCH
+        packs = self.complete and work.out == "bits" and whole_bytes
+        self.signs = FlatSigns(work.sign_zero, micro) if packs and micro else None
+        strip_floats = self.results[0] * self.size[1] * work.out_channels
+        whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= _THREADS and strip_floats >= BATCH
+        #: Whether results are computed in strips, a row of tiles each, and never are in memory as floats.
+        self.strips = bool(self.signs) and whole and strip_floats % 8 == 0 and not self.by_panels
 
     def _wide(self, panel: int) -> int:
         """The channels of a chunk where threads take all tiles through the weights once.

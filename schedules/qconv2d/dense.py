@@ -44,55 +44,77 @@ def applies(workload: QConv2d) -> bool:
 
 def emit(workload: QConv2d) -> Kernel:
     """The implementation."""
-    (data_shape, _), *_, (out_shape, _) = workload.shapes
-    size, panels = math.prod(data_shape), -(-workload.out_channels // CHANNELS)
-    pieces = -(-size // PIECE)
-    micro = WholeDense(tables.limited(workload))
+    return _Dense(workload).kernel()
 
-    def pack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        rows = np.zeros((workload.out_channels, pieces * PIECE), np.int8)
-        rows[:, :size] = arrays[0].reshape(workload.out_channels, size)
-        starts = tables.firsts(workload.out_channels)
-        each = [rows[first : first + CHANNELS].reshape(CHANNELS, pieces, PIECE).transpose(1, 0, 2) for first in starts]
-        return np.concatenate([panel.ravel() for panel in each])
 
-    arguments = (
-        Argument((0,), data_shape, "int8"),
-        Argument((1,), (panels * pieces * PIECE * CHANNELS,), "int8", pack),
-        Argument((1, 2, 3), (panels * TABLE_BYTES,), "int8", lambda arrays: tables.of(workload, arrays)),
-    )
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name("qconv2d")
-        T.func_attr({"tirx.noalias": True})
-        data, weights, table = loops.parameters(arguments)
-        out = loops.flat(T.arg("out", T.buffer(out_shape, "int8")), workload.out_channels, "int8")
-        row = loops.flat(data, size, "int8")
-        if size % PIECE:
-            filled = T.alloc_buffer((pieces * PIECE,), "int8")
-            loops.sweep(size, lambda i: T.buffer_store(filled, row[i], [i]))
-            loops.sweep(pieces * PIECE - size, lambda i: T.buffer_store(filled, tirx.const(0, "int8"), [size + i]))
-            row = filled
-        # The last panel may begin before the one before it ends, so it is called by itself.
-        whole = workload.out_channels // CHANNELS
+class _Dense:
+    def __init__(self, workload: QConv2d) -> None:
+        self.workload = workload
+        self.size = math.prod(workload.shapes[0][0])
+        self.panels = -(-workload.out_channels // CHANNELS)
+        self.pieces = -(-self.size // PIECE)
+        self.panel_bytes = self.pieces * PIECE * CHANNELS
+        self.micro = WholeDense(tables.limited(workload))
+
+    def kernel(self) -> Kernel:
+        (data_shape, _), *_, (out_shape, _) = self.workload.shapes
+        arguments = (
+            Argument((0,), data_shape, "int8"),
+            Argument((1,), (self.panels * self.panel_bytes,), "int8", self.pack),
+            Argument((1, 2, 3), (self.panels * TABLE_BYTES,), "int8", self.tables),
+        )
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("qconv2d")
+            T.func_attr({"tirx.noalias": True})
+            data, self.weights, self.table = loops.parameters(arguments)
+            self.out = loops.flat(T.arg("out", T.buffer(out_shape, "int8")), self.workload.out_channels, "int8")
+            self.row = self._filled(loops.flat(data, self.size, "int8"))
+            self._multiply_all()
+        return Kernel(builder.get(), arguments, (self.micro,), f"panels of {CHANNELS} rows of bytes")
+
+    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Weights OHWI in panels of pieces, rows filled up with zeros."""
+        channels = self.workload.out_channels
+        rows = np.zeros((channels, self.pieces * PIECE), np.int8)
+        rows[:, : self.size] = arrays[0].reshape(channels, self.size)
+        panels = (rows[first : first + CHANNELS] for first in tables.firsts(channels))
+        return np.concatenate([p.reshape(CHANNELS, self.pieces, PIECE).transpose(1, 0, 2).ravel() for p in panels])
+
+    def tables(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """What the sums of each panel end with."""
+        return tables.of(self.workload, arrays)
+
+    def _filled(self, row: Any) -> Any:
+        """``row`` as whole pieces: itself, or a copy with zeros behind it."""
+        rest = self.pieces * PIECE - self.size
+        if not rest:
+            return row
+        filled = T.alloc_buffer((self.size + rest,), "int8")
+        loops.sweep(self.size, lambda i: T.buffer_store(filled, row[i], [i]))
+        loops.sweep(rest, lambda i: T.buffer_store(filled, tirx.const(0, "int8"), [self.size + i]))
+        return filled
+
+    def _multiply_all(self) -> None:
+        """Runs of panels in parallel; the last panel by itself where it begins before the one before it ends."""
+        whole = self.workload.out_channels // CHANNELS
         runs = min(whole, _RUNS)
-
-        def multiply(channel: Any, panel: Any, count: Any) -> None:
-            T.evaluate(
-                T.call_extern(
-                    "int32",
-                    micro.symbol,
-                    T.address_of(out[channel]),
-                    T.address_of(row[0]),
-                    T.address_of(weights[panel * (pieces * PIECE * CHANNELS)]),
-                    T.address_of(table[panel * TABLE_BYTES]),
-                    T.int64(pieces),
-                    T.Cast("int64", count),
-                )
-            )
-
         with T.parallel(runs) as run:
             begin, end = run * whole // runs, (run + 1) * whole // runs
-            multiply(begin * CHANNELS, begin, end - begin)
-        if whole < panels:
-            multiply(workload.out_channels - CHANNELS, whole, tirx.const(1, "int32"))
-    return Kernel(builder.get(), arguments, (micro,), f"panels of {CHANNELS} rows of bytes")
+            self._multiply(begin * CHANNELS, begin, end - begin)
+        if whole < self.panels:
+            self._multiply(self.workload.out_channels - CHANNELS, whole, tirx.const(1, "int32"))
+
+    def _multiply(self, channel: Any, panel: Any, count: Any) -> None:
+        """``count`` panels from ``panel`` on, whose results begin at ``channel``."""
+        T.evaluate(
+            T.call_extern(
+                "int32",
+                self.micro.symbol,
+                T.address_of(self.out[channel]),
+                T.address_of(self.row[0]),
+                T.address_of(self.weights[panel * self.panel_bytes]),
+                T.address_of(self.table[panel * TABLE_BYTES]),
+                T.int64(self.pieces),
+                T.Cast("int64", count),
+            )
+        )
