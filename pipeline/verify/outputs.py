@@ -128,9 +128,8 @@ class Judge:
             count = sum(each.count for each in self.met)
             return relative_error(actual, expected), f"{count:,} exact zeros before signs count as +1 here, as 0 there"
         if self.lowered.bf16 and rival.name != REFERENCE:
-            return DRIFT + SPREAD * self._moved_by_weights(
-                at
-            ), "large weights are rounded to bfloat16, as it was compiled"
+            moved = self._moved_by_weights(at)
+            return DRIFT + SPREAD * moved, "large weights are rounded to bfloat16, as it was compiled"
         error, flips = relative_error(actual, expected), f"{self.flips:,} signs fell otherwise, " if self.flips else ""
         allowed, why = DRIFT, "float rounding through the whole network"
         for drawn, values in ((self.sensitivity, "values near zero"), (self.with_zeros, "values near zero or zero")):
