@@ -64,8 +64,8 @@ def _float(keys: np.ndarray) -> np.ndarray:
     return np.where(keys < 0, -magnitude, magnitude)
 
 
-def _told(least: np.ndarray, micro: type[MicroKernel]) -> np.ndarray:
-    """Thresholds as ``micro`` tells them from zero."""
+def _told_from_zero(least: np.ndarray, micro: type[MicroKernel]) -> np.ndarray:
+    """Thresholds, of which those between zero and the smallest number that ``micro`` tells from it become that number."""
     return np.where((least > 0) & (least < micro.smallest), np.float32(micro.smallest), least)
 
 
@@ -79,7 +79,7 @@ class FlatSigns:
     def __init__(self, sign_zero: int, micro: type[MicroKernel]) -> None:
         self.micro = micro(BATCH, shared=True)
         least, _ = thresholds(Binarize(1, 1, 1, (), sign_zero), ())
-        self.constants = (Constant(_told(least, micro)), Constant(np.zeros(8, "uint8")))
+        self.constants = (Constant(_told_from_zero(least, micro)), Constant(np.zeros(8, "uint8")))
 
     def emit(self, source: Any, target: Any, size: int, constants: Sequence[Any], threads: int) -> None:
         """``target`` uint8 [size/8] = the signs of ``source`` float32 [size], shared by ``threads``."""
@@ -122,7 +122,9 @@ class ChannelSigns:
         self.micro = micro(block, shared=False)
         channels = workload.channels
         self.arguments = (
-            Argument(sources, (channels,), "float32", lambda arrays: _told(thresholds(workload, arrays)[0], micro)),
+            Argument(
+                sources, (channels,), "float32", lambda arrays: _told_from_zero(thresholds(workload, arrays)[0], micro)
+            ),
             Argument(sources, (channels // block, 8), "uint8", lambda arrays: _flips(workload, arrays, self.micro)),
         )
 

@@ -193,12 +193,7 @@ class _Quantized:
 
     def _averaged(self, graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
         """The average of a whole image of 8 bits by sums of whole numbers."""
-        scaled = graph.call_of(value.args[0], "multiply")
-        factor = scaled.args[1] if scaled is not None else None
-        scale = array_of(factor) if factor is not None else None
-        if scaled is None or scale is None or scale.size != 1:
-            factor = None
-        x = value.args[0] if scaled is None or factor is None else scaled.args[0]
+        x, factor = _without_factor(graph, value.args[0])
         if not is_image(x) or not _of_all_pixels(value):
             return None
         data = self._bytes_of(graph, x) if name in self._wanted else self._stored(graph, x)
@@ -320,6 +315,16 @@ def _joined_before(graph: Graph, value: relax.Expr) -> relax.Var | None:
             return None
         value = definition
     return None
+
+
+def _without_factor(graph: Graph, expr: relax.Expr) -> tuple[relax.Expr, relax.Expr | None]:
+    """What is multiplied by one number to give ``expr``, and that number; ``expr`` and None where it is no such product."""
+    product = graph.call_of(expr, "multiply")
+    if product is None:
+        return expr, None
+    x, factor = product.args
+    number = array_of(factor)
+    return (x, factor) if number is not None and number.size == 1 else (expr, None)
 
 
 def _of_all_pixels(value: Call) -> bool:

@@ -71,7 +71,7 @@ def _of_call(graph: Graph, value: relax.Expr | None, known: dict[str, Function |
 
 
 def entries(function: Function, zero: int) -> np.ndarray | None:
-    """The function's values, whole numbers, as int8 with the zero point ``zero``; None where some are none."""
+    """The function's values, which are whole numbers, as int8 with the zero point ``zero``; None where some do not fit."""
     values = function.values + zero
     if not np.all(np.isfinite(values)) or values.min() < LEAST or values.max() > MOST:
         return None

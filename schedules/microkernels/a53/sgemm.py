@@ -148,8 +148,10 @@ class Sgemm:
         return asm.Product(total, f"v{weight}.4s", f"v{pixel}.s[{lane}]")
 
     def load(self, key: tuple[str, int, int], register: int, after: int, before: int) -> asm.Load:
-        """The load of a register of weights, ("weight", k, vector) or ("halves", 0, number), or of two pixels' values,
-        ("pixel", k / 2, pair)."""
+        """The load of a register, by what it holds.
+
+        Weights are ("weight", k, vector) or ("halves", 0, number), two pixels' values ("pixel", k / 2, pair).
+        """
         kind, k, number = key
         ahead: tuple[str, str | None] | None
         if kind in ("weight", "halves"):

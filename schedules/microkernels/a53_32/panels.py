@@ -6,10 +6,9 @@ For each panel ``out[m][n] = sum over k < 4*steps of pixels[k][m] * weights[k][n
 weights to what follows; so do the pixels, unless all panels ``share`` them. 24 bytes behind the last pixels and
 ``a53.sgemm.AHEAD_BYTES`` behind the weights may be read.
 
-Where panels share pixels a ``Finish`` is applied to the sums, and its bias, or the sums that it goes on with, added behind
-them. Lines from ``fetched`` on are
-fetched, ``fetch`` bytes a step; as many bytes as a panel's results have are written to ``claimed``, which goes on from panel to
-panel. Where nothing is added, fetched or claimed, these arguments are not used.
+Where panels share pixels a ``Finish`` is applied to the sums; its bias, or the sums that it goes on with, are added behind
+them. Lines from ``fetched`` on are fetched, ``fetch`` bytes a step; as many bytes as a panel's results have are written to
+``claimed``, which goes on from panel to panel. Where nothing is added, fetched or claimed, these arguments are not used.
 
 Twelve sums leave four registers: two of weights, and four halves of which three hold a k's pixels. So a k has 7 halves to load
 for 12 products, in 16 cycles: a load every 4 cycles, which no ``vmla`` holds up (``a53.asm``), and three products between.
