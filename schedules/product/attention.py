@@ -12,7 +12,6 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
-from bitkiln.schedules.exponentials import LIFT
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.decay import BLOCK
@@ -23,9 +22,9 @@ from bitkiln.schedules.workload import Attention
 
 #: Rows so many bytes apart, or a multiple of it, would fall into few sets of the L1 cache; floats that keep them apart.
 _ALIKE, _APART = 1024, 16
-#: Shares are 2^``LIFT`` times too large until a row of results meets its factor. Values are so much smaller meanwhile, so that
-#: sums stay finite where a value times the number of columns is below 2^96.
-_SMALLER = 2.0 ** (-LIFT // 2)
+#: Shares are 2^64 times too large (``softmax``) until a row of results meets its factor. Values of the third matrix are packed
+#: 2^32 times too small, so that sums stay finite where a value times the number of columns is below 2^96.
+_SMALLER = 2.0**-32
 
 
 def emit_attention(workload: Attention, tile: tuple[int, int], block: int, kernels: KernelSet) -> Kernel:
