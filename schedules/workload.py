@@ -609,8 +609,27 @@ class _OfRows:
         return "float32"
 
 
+class _OfMatrices(_OfRows):
+    """What products of stacks of matrices have in common."""
+
+    tag: ClassVar[str]
+    stack: tuple[int, ...]
+    factor: float
+    epilogue: tuple[Step, ...]
+
+    @property
+    def matrices(self) -> int:
+        """How many there are in a stack."""
+        return math.prod(self.stack)
+
+    def _key(self, size: str, *tensors: Matrices) -> str:
+        words = [self.tag, f"{'x'.join(map(str, self.stack)) or 1} of {size}", *map(str, tensors)]
+        words += [f"factor{self.factor:.9g}"] if self.factor != 1 else []
+        return " ".join([*words, *map(str, self.epilogue)])
+
+
 @dataclass(frozen=True)
-class Product(_OfRows):
+class Product(_OfMatrices):
     """Products of two stacks of matrices, both computed while the network runs, times ``factor``; then the epilogue.
 
     The matrices of ``first`` are [rows, inner], those of ``second`` [inner, columns], those of ``result`` [rows, columns], and
@@ -628,11 +647,6 @@ class Product(_OfRows):
     result: Matrices
     factor: float = 1.0
     epilogue: tuple[Step, ...] = ()
-
-    @property
-    def matrices(self) -> int:
-        """How many products there are."""
-        return math.prod(self.stack)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -653,15 +667,12 @@ class Product(_OfRows):
 
     def key(self) -> str:
         """The task's identity, readable and stable."""
-        words = ["product", f"{'x'.join(map(str, self.stack)) or 1} of {self.rows}x{self.inner}x{self.columns}"]
-        words += [*map(str, (self.first, self.second, self.result))]
-        words += [f"factor{self.factor:.9g}"] if self.factor != 1 else []
-        return " ".join([*words, *map(str, self.epilogue)])
+        return self._key(f"{self.rows}x{self.inner}x{self.columns}", self.first, self.second, self.result)
 
 
 @dataclass(frozen=True)
-class Attention(_OfRows):
-    """What values matter to each row: softmax(``factor`` * first @ second, after the epilogue) @ third.
+class Attention(_OfMatrices):
+    """Weighted means of values for each row: softmax(``factor`` * first @ second, after the epilogue) @ third.
 
     The matrices of ``first`` are [rows, inner], of ``second`` [inner, columns], of ``third`` [columns, width], of ``result``
     [rows, width]; the softmax is along columns. All else is as in ``Product``; the epilogue's operands come last. Kernels keep
@@ -682,11 +693,6 @@ class Attention(_OfRows):
     epilogue: tuple[Step, ...] = ()
 
     @property
-    def matrices(self) -> int:
-        """How many there are."""
-        return math.prod(self.stack)
-
-    @property
     def macs(self) -> int:
         """Multiply-accumulates."""
         return self.matrices * self.rows * self.columns * (self.inner + self.width)
@@ -701,10 +707,7 @@ class Attention(_OfRows):
     def key(self) -> str:
         """The task's identity, readable and stable."""
         size = f"{self.rows}x{self.inner}x{self.columns}x{self.width}"
-        words = ["attention", f"{'x'.join(map(str, self.stack)) or 1} of {size}"]
-        words += [*map(str, (self.first, self.second, self.third, self.result))]
-        words += [f"factor{self.factor:.9g}"] if self.factor != 1 else []
-        return " ".join([*words, *map(str, self.epilogue)])
+        return self._key(size, self.first, self.second, self.third, self.result)
 
 
 @dataclass(frozen=True)
