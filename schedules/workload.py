@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
 from bitkiln.schedules.steps import Step
@@ -831,6 +831,11 @@ def signs_of(workload: Tunable) -> tuple[Signs, ...]:
     """The signs that ``workload`` gives beside its floats."""
     signs: tuple[Signs, ...] = getattr(workload, "signs", ())
     return signs
+
+
+def without_signs(workload: Tunable) -> Tunable:
+    """``workload`` with its floats alone."""
+    return replace(workload, signs=()) if isinstance(workload, Conv2d | Pool2d | Binarize) else workload
 
 
 def argument_specs(workload: Tunable) -> tuple[Spec, ...]:

@@ -14,7 +14,7 @@ from bitkiln.pipeline.compile.plan import Network
 from bitkiln.schedules import generic
 from bitkiln.schedules.kernel import Kernel, Knobs
 from bitkiln.schedules.registry import operator_for
-from bitkiln.schedules.workload import WORKLOAD_ATTR, Tunable, from_json
+from bitkiln.schedules.workload import WORKLOAD_ATTR, Tunable, from_json, without_signs
 from bitkiln.targets import Target
 
 
@@ -117,11 +117,15 @@ def _choose_generic(
 def choose_knobs(
     workload: Tunable, target: Target, records: RecordSource, threads: int = 1
 ) -> tuple[Knobs, Record | None]:
-    """The best recorded knobs and their record; the untuned default where no record fits the tuning space."""
+    """The best recorded knobs and their record; the untuned default where no record fits the tuning space.
+
+    Signs beside a result take little of the time: where nothing was measured with them, records without them decide.
+    """
     operator = operator_for(workload)
-    record = records.best(workload.key(), target, threads)
-    if record is not None and _within(record.knobs, operator.space(workload, target)):
-        return record.knobs, record
+    for key in dict.fromkeys((workload.key(), without_signs(workload).key())):
+        record = records.best(key, target, threads)
+        if record is not None and _within(record.knobs, operator.space(workload, target)):
+            return record.knobs, record
     return operator.default(workload, target, threads), None
 
 

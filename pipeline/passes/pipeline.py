@@ -112,7 +112,7 @@ PASSES = (
     Pass("fold_threshold", _fold_threshold),
     Pass("fold_steps", _plain(fold_steps)),
     Pass("split_groups", _plain(split_groups)),
-    Pass("signs_beside", _plain(signs_beside)),
+    Pass("signs_beside", _for_target(signs_beside), for_target=True),
     Pass("read_parts", _plain(read_parts)),
     Pass("depth_first", _for_target(depth_first), for_target=True),
     Pass("halves", _for_target(halves), for_target=True),

@@ -26,24 +26,26 @@ from bitkiln.pipeline.ir.graph import (
     with_main,
 )
 from bitkiln.pipeline.ops.register import call_of, has_workload, workload_of
+from bitkiln.schedules.conv2d import packs_signs
 from bitkiln.schedules.steps import straight
 from bitkiln.schedules.workload import Binarize, Conv2d, Pool2d, Signs
+from bitkiln.targets import Target
 
 
-def signs_beside(module: tvm.IRModule) -> tvm.IRModule:
+def signs_beside(module: tvm.IRModule, target: Target) -> tvm.IRModule:
     """``binarize`` of what a convolution or a pooling gives as further results of that operator.
 
     Of what something else gives, several are the results of one operator: they read the floats once.
     """
     main = module["main"]
-    defined = dict(bindings(main))
+    defined, uses = dict(bindings(main)), count_uses(main)
     signs: dict[str, list[str]] = defaultdict(list)
     for name, value in defined.items():
         if op_name(value) == "bitkiln.binarize" and _rides(value):
             signs[_source(value)].append(name)
     hosts: dict[str, list[str]] = {}
     for source, names in signs.items():
-        if _can_host(defined.get(source)):
+        if _can_host(defined.get(source), target, uses[source]):
             hosts[source] = names
         elif source and len(names) > 1:
             hosts[names[0]] = names[1:]
@@ -87,12 +89,15 @@ def _source(call: Call) -> str:
     return call.args[0].name if isinstance(call.args[0], relax.Var) else ""
 
 
-def _can_host(value: relax.Expr | None) -> bool:
-    """Whether the kernels of an operator can pack signs of what they compute."""
+def _can_host(value: relax.Expr | None, target: Target, uses: int) -> bool:
+    """Whether the kernels of an operator, whose result has so many ``uses``, can pack signs of what they compute."""
     if not has_workload(value):
         return False
     work = workload_of(value)
-    return ((isinstance(work, Conv2d) and work.binary) or isinstance(work, Pool2d)) and work.out == "float32"
+    if isinstance(work, Conv2d) and not work.binary:
+        # Of floats that nobody else reads ``fuse_epilogue`` knows whether they are made at all.
+        return uses > 1 and packs_signs(work, target)
+    return isinstance(work, Conv2d | Pool2d) and work.out == "float32"
 
 
 def _rides(call: Call) -> bool:

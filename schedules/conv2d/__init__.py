@@ -135,6 +135,11 @@ def is_stem(workload: Conv2d, target: Target) -> bool:
     return conv2d_stem.applies(workload, kernel_set(target))
 
 
+def packs_signs(workload: Conv2d, target: Target) -> bool:
+    """Whether all kernels of ``workload`` can pack signs of its floats while these are in the caches."""
+    return workload.out == "float32" and is_stem(workload, target)
+
+
 def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
     return bool(kernel_set(target).depthwise) and conv2d_depthwise_a53.applies(workload, kernel_set(target))
 

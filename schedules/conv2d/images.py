@@ -39,6 +39,8 @@ def can_read(workload: Conv2d) -> bool:
     """
     if workload.binary or workload.groups > 1 or workload.shift or workload.layout != "NHWC" or workload.whole:
         return False
+    if workload.signs:
+        return False
     alike = len({(piece.count, piece.width) for piece in pieces(workload)}) == 1
     aligned = all(piece.count % STEP == piece.first % STEP == piece.width % STEP == 0 for piece in pieces(workload))
     return aligned and (alike or not _pointwise(workload))

@@ -4,11 +4,12 @@ Groups of as few channels are first layers side by side.
 Each strip of the image is copied with its zero border into a buffer that stays in the L1 cache, on the way brought to NHWC
 and shifted where the workload says so. The micro-kernel runs along its rows, one panel of output channels after the other,
 and applies the epilogue, and a 2x2 maximum pooling, in registers.
-Weights are packed [panel][ky][kx][c][8].
+Weights are packed [panel][ky][kx][c][8]. Signs beside the result follow each strip.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,12 +21,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops, pool2d
+from bitkiln.schedules.binarize.beside import Beside, outputs
 from bitkiln.schedules.conv2d.stem_image import ImageRows
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
 from bitkiln.schedules.microkernels import KernelSet, a53
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.stem import CHANNELS, Stem
-from bitkiln.schedules.workload import Conv2d, Pool, packed
+from bitkiln.schedules.workload import Conv2d, Pool, argument_specs, packed
 
 #: A strip is at most this many output rows: enough to share image rows, few enough to stay in the L1 cache.
 _STRIP_ROWS = 8
@@ -74,8 +76,8 @@ def _used_width(workload: Conv2d, stem: Stem) -> int:
 
 
 class _Strips:
-    def __init__(self, workload: Conv2d, kernels: KernelSet) -> None:
-        self.workload = workload
+    def __init__(self, given: Conv2d, kernels: KernelSet) -> None:
+        self.given, self.workload = given, (workload := replace(given, signs=()))
         self.kernels = kernels
         self.stem = _stem(workload, kernels)
         self.micro: list[MicroKernel] = []
@@ -92,6 +94,8 @@ class _Strips:
         self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
         self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
         self.operand_rows = steps_a53.rows(self.stem.steps)
+        self.beside = Beside(given, given.out_size[1], kernels.binarize)
+        self.micro += self.beside.microkernels
 
     def kernel(self) -> Kernel:
         work = self.workload
@@ -105,16 +109,20 @@ class _Strips:
             Argument(sources, rows, "float32", self.pack_operands) if sources else Constant(self.pack_operands(())),
         ]
         if work.shift:
-            arguments.append(self.rows_in.shift_argument(2 + len(operands)))
+            arguments.append(self.rows_in.shift_argument(len(argument_specs(self.given)) - 1))
         if not self.stem.steps:
             arguments += [Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)]
+        own = len(arguments)
+        arguments += self.beside.arguments
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            self.data, self.weights, self.operands, *rest = loops.parameters(arguments)
+            buffers = loops.parameters(arguments)
+            (self.data, self.weights, self.operands, *rest), self.tables = buffers[:own], buffers[own:]
             self.shift: Any = rest[0] if work.shift else None
             self.plain_operands = rest[work.shift :]
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
+            self.bits = outputs(self.given)
             self._body()
         notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
         return Kernel(builder.get(), tuple(arguments), tuple(self.micro), notes)
@@ -155,6 +163,7 @@ class _Strips:
                 self._strip(image, data, end - 1)
         if not self.whole:
             loops.finish(work, self.result, self.out)
+            self.beside.emit(self.out, self.tables, self.bits)
 
     def _strip(self, image: Any, data: Any, strip: Any, claimed: Any = None) -> None:
         """The rows of a strip; its tiles claim the result's lines from ``claimed`` on."""
@@ -167,6 +176,14 @@ class _Strips:
                 self._row(image, strip, row, group * (self.panels // work.groups) + panel, claimed)
         if work.epilogue and not self.stem.steps:
             self._epilogue(strip)
+        if self.whole:
+            self._signs(self.result, strip * self.strip, self.strip)
+
+    def _signs(self, floats: Any, row: Any, rows: int) -> None:
+        """The signs of ``rows`` rows of the result, which is ``floats``, from ``row`` on."""
+        width, channels = self.workload.out_size[1], self.workload.out_channels
+        first = row * width
+        self.beside.emit_run(floats, first * channels, first, rows * width, self.tables, self.bits)
 
     @cached_property
     def _out_width(self) -> int:
@@ -237,8 +254,9 @@ class _PooledStrips(_Strips):
         # A float takes 4 cycles through memory and back, and a third of a cycle for each tap to compute.
         return 0 <= again * (_PARTS - 1) * taps / 3 < 4 * workload.conv_size[0]
 
-    def __init__(self, workload: Conv2d, kernels: KernelSet) -> None:
-        super().__init__(workload, kernels)
+    def __init__(self, given: Conv2d, kernels: KernelSet) -> None:
+        super().__init__(given, kernels)
+        workload = self.workload
         if workload.pool is None:
             raise ValueError(f"no pooling follows {workload.key()}")
         self.window = workload.pool
@@ -298,6 +316,7 @@ class _PooledStrips(_Strips):
                 self.micro += pool2d.emit_row(
                     self.out, y, self.result, size, window, work.out_channels, row, self.kernels
                 )
+                self._signs(loops.flat(self.out, math.prod(work.shapes[-1][0])), y, 1)
             return
         rows = T.decl_buffer((1, *size, work.out_channels), "float32", data=self.result.data)
         width, channels = work.out_size[1], work.out_channels

@@ -8,11 +8,12 @@ A strip is a row of tiles, some of which are a block. The seven rows of phases t
 [row][column][phase][channel] in a buffer that stays in the caches, beside those of other threads; then come the steps of
 ``conv2d_winograd``. A 3x3 maximum of stride 2 follows strip by strip. Where tiles
 begin where its windows do, a tile adds what it knows to the maxima it takes part in: the strip's results, which four threads'
-share of the L2 cache would not hold, are never in memory.
+share of the L2 cache would not hold, are never in memory. Signs beside the result are those of rows that are in the caches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops, pool2d
+from bitkiln.schedules.binarize.beside import Beside, outputs
 from bitkiln.schedules.conv2d import images
 from bitkiln.schedules.conv2d.geometry import split
 from bitkiln.schedules.conv2d.stem_image import ImageRows
@@ -28,8 +30,9 @@ from bitkiln.schedules.conv2d.winograd import Patch, Winograd, four_from
 from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS
 from bitkiln.schedules.kernel import Kernel
 from bitkiln.schedules.microkernels import KernelSet, a53
+from bitkiln.schedules.microkernels.a53.binarize import BATCH
 from bitkiln.schedules.steps import commutes_with_maximum, expression
-from bitkiln.schedules.workload import Conv2d, Pool
+from bitkiln.schedules.workload import Conv2d, Pool, argument_specs, result_spec
 
 #: Outputs of a tile along an axis, and taps of a phase.
 _OUTPUTS, _TAPS = FOUR_TAPS.outputs, FOUR_TAPS.weight.shape[1]
@@ -37,6 +40,8 @@ _STRIDE = 2
 _MOST_CHANNELS = 4
 #: Parts into which pooled rows are divided: one for each core that any of our boards has.
 _PARTS = 4
+#: Pixels at a seam whose signs are packed once more, at least: so few load the thresholds of their channels.
+_SEAM_PIXELS = 4
 
 
 def applies(workload: Conv2d) -> bool:
@@ -94,15 +99,20 @@ class _Phases(Winograd):
         super().__init__(phases, (_OUTPUTS, _OUTPUTS), tile, block=1, kernels=kernels)
         self.layer = workload
         self.rows_in = ImageRows(workload)
-        self.sources, self.out_spec = images.arguments(workload), workload.shapes[-1]
-        operands = len(workload.shapes) - 3 - workload.shift
-        self.tables = [self.rows_in.shift_argument(2 + operands)] if workload.shift else []
+        self.sources, self.out_spec = images.arguments(workload), result_spec(workload)
         pool, columns = self.overlapping, workload.conv_size[1]
         #: Whether tiles add their results to the maxima that follow, each window of which begins with a tile or within one.
         aligned = columns % _OUTPUTS == 0 and workload.out_size[1] * 2 == columns
         self.joining = pool is not None and pool.padding[1] == 1 and aligned and not self.late
         #: Whether each thread takes a block of every strip: what it keeps in the L2 cache is then as narrow as that.
         self.by_columns = self.joining and threads > 1 and self.tiles[1] == _PARTS * self.block
+        #: Pixels of a row that are joined with those of another thread's, and what signs meet at once, at least.
+        self.seam_pixels = min(max(_SEAM_PIXELS, -(-BATCH // workload.out_channels)), workload.out_size[1] // _PARTS)
+        least = self.seam_pixels if self.by_columns else workload.out_size[1]
+        self.beside = Beside(workload, least, kernels.binarize)
+        shift = [self.rows_in.shift_argument(len(argument_specs(workload)) - 1)] if workload.shift else []
+        self.tables = [*shift, *self.beside.arguments]
+        self.micro += self.beside.microkernels
         #: Tiles whose phases are laid out together: fewer, twice as often at seams, where threads share the L2 cache.
         self.together = self.block if threads > 1 else self.tiles[1]
         #: Columns of the phases that these reach.
@@ -119,6 +129,8 @@ class _Phases(Winograd):
 
     def _body(self) -> None:
         self.shift = self.table_buffers[0] if self.layer.shift else None
+        self.bits = outputs(self.layer)
+        self.floats = loops.flat(self.out, math.prod(self.out_spec[0]))
         if self.by_columns:
             self._columns_body()
             return
@@ -128,9 +140,21 @@ class _Phases(Winograd):
         if self.overlapping:
             self._pooled_body()
             return
-        self.result = loops.flat(self.out, self.size[0] * self.size[1] * self.layer.out_channels)
+        self.result = self.floats
         with T.parallel(self.tiles[0]) as strip:
             self._strip(strip)
+            first = strip * self.results[0]
+            self._signs(first, tirx.min(first + self.results[0], self.size[0]) - first)
+
+    def _signs(self, row: Any, rows: Any) -> None:
+        """The signs of ``rows`` rows of the result from ``row`` on, which are done."""
+        width = self.layer.out_size[1]
+        self._signs_of_pixels(row * width, rows * width)
+
+    def _signs_of_pixels(self, first: Any, pixels: Any) -> None:
+        """The signs of ``pixels`` neighbours from pixel ``first`` of the result on, which are done."""
+        tables = self.table_buffers[int(self.layer.shift) :]
+        self.beside.emit_run(self.floats, first * self.layer.out_channels, first, pixels, tables, self.bits)
 
     def _pooled_body(self) -> None:
         """A part of the strips for each thread. Windows at the parts' seams get their first row when all are done."""
@@ -151,14 +175,16 @@ class _Phases(Winograd):
                 loops.copy(self.result, 0, self.result, _OUTPUTS * row, row)
             loops.copy(self.seams, part * row, self.result, 0, row)
         for part in range(1, parts):
-            self._join(seams, part - 1, part * strips // parts * (_OUTPUTS // _STRIDE))
+            y = part * strips // parts * (_OUTPUTS // _STRIDE)
+            self._join(seams, part - 1, y)
+            self._signs(y, 1)
 
     def _joining_body(self) -> None:
         """A part of the strips for each thread. A strip adds to two rows of maxima, and to the first one of the next strip."""
         row = self.layer.out_size[1] * self.layer.out_channels
         strips, least = self.tiles[0], float(np.finfo("float32").min)
         parts = min(_PARTS, strips)
-        self.result = result = loops.flat(self.out, self.layer.out_size[0] * row)
+        self.result = result = self.floats
         seams = T.alloc_buffer((parts * row,), "float32")
         with T.parallel(parts) as part:
             self.next_row = T.alloc_buffer((row,), "float32")
@@ -171,6 +197,7 @@ class _Phases(Winograd):
                 loops.fill(self.next_row, 0, row, least)
                 self.windows = 0, self.layer.out_size[1]
                 self._strip(strip)
+                self._signs(self.first_row, 2)
             loops.copy(seams, part * row, self.next_row, 0, row)
         for part in range(1, parts):
             first = part * strips // parts * (2 * row)
@@ -179,12 +206,13 @@ class _Phases(Winograd):
                 T.buffer_store(result, tirx.max(result[first + i], seams[seam + i]), [first + i])
 
             loops.sweep(row, join)
+            self._signs(part * strips // parts * 2, 1)
 
     def _columns_body(self) -> None:
         """As ``_joining_body``; a part is a quarter of all strips. What its last tiles add to the next one's maxima waits."""
         (height, width), channels = self.layer.out_size, self.layer.out_channels
         row, part_row, least = width * channels, width // _PARTS * channels, float(np.finfo("float32").min)
-        self.result = result = loops.flat(self.out, height * row)
+        self.result = result = self.floats
         # A row more than there are: the last strip adds to it.
         seam = (height + 1) * channels
         self.seams = T.alloc_buffer((_PARTS * seam,), "float32")
@@ -201,6 +229,8 @@ class _Phases(Winograd):
                 loops.fill(self.next_row, 0, part_row, least)
                 self.windows = part * (width // _PARTS), width // _PARTS
                 self._of_block(strip, part)
+                for number in range(2):
+                    self._signs_of_pixels((self.first_row + number) * width + self.windows[0], self.windows[1])
         for part in range(_PARTS - 1):
             with T.parallel(height) as y:
 
@@ -209,6 +239,7 @@ class _Phases(Winograd):
                     T.buffer_store(result, tirx.max(result[at], self.seams[part * seam + y * channels + i]), [at])
 
                 loops.sweep(channels, join)
+                self._signs_of_pixels(y * width + (part + 1) * (width // _PARTS), self.seam_pixels)
 
     def _of_block(self, strip: Any, block: Any) -> None:
         """A block of a strip, the number of which is the part's."""
@@ -317,6 +348,7 @@ class _Phases(Winograd):
         with T.serial(_OUTPUTS // _STRIDE) as row:
             y = strip * (_OUTPUTS // _STRIDE) + row
             self.micro += pool2d.emit_row(self.out, y, self.result, size, window, channels, row, self.set)
+            self._signs(y, 1)
 
     def _join(self, seams: Any, part: int, y: int) -> None:
         """Row ``y`` of the result, whose windows begin in the last row of ``part``."""

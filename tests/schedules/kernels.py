@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 
 from bitkiln import targets
+from bitkiln.schedules import steps
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Conv2d, Workload, argument_specs, result_specs
@@ -91,6 +92,18 @@ def identical(result: Results, expected: Results) -> bool:
     if isinstance(result, tuple):
         return all(map(identical, result, expected))
     return bool(np.array_equal(result, expected))
+
+
+def signs_of(workload: Conv2d, args: Sequence[np.ndarray], floats: np.ndarray) -> list[np.ndarray]:
+    """The bits that ``workload`` has to give beside ``floats``, which a kernel gave."""
+    end = len(args) - workload.shift
+    operands = list(args[end - sum(step.operand != "" for each in workload.signs for step in each.epilogue) : end])
+    found = []
+    for each in workload.signs:
+        own = [operands.pop(0) for step in each.epilogue if step.operand]
+        value = steps.compute(each.epilogue, floats, own)
+        found.append(np.packbits(value >= 0 if each.sign_zero > 0 else value > 0, axis=3, bitorder="little"))
+    return found
 
 
 def _bits(rng: np.random.Generator, shape: tuple[int, ...], channels: int) -> np.ndarray:

@@ -18,14 +18,14 @@ from bitkiln.pipeline.boards.board import LocalBoard, Request
 from bitkiln.pipeline.boards.emulated import on_emulator
 from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.compile import compile_lowered
-from bitkiln.pipeline.compile.kernels import ChosenKernel, choose_kernels, where_they_differ
+from bitkiln.pipeline.compile.kernels import ChosenKernel, choose_kernels, choose_knobs, where_they_differ
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.compile.single import build_kernel_library
 from bitkiln.pipeline.errors import BundleError, ModelError
 from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Conv2d, to_json
+from bitkiln.schedules.workload import Conv2d, Signs, to_json
 from bitkiln.targets import Target
 
 CONV = Conv2d(6, 6, 8, 16, (3, 3), padding=(1, 1, 1, 1), epilogue=(Step("add", "channel"), Step("relu")))
@@ -246,6 +246,23 @@ def test_records_outside_of_the_space_are_not_used() -> None:
     module, _ = conv_module()
     chosen = choose_kernels(module, read_network(module), targets.load("rasp3b"), OneRecord({"no such knob": 1}))
     assert chosen["conv"].source == "default"
+
+
+class WithoutSigns(OneRecord):
+    """As ``OneRecord``, but of workloads that give signs beside their floats it knows nothing."""
+
+    def best(self, workload: str, target: Target, threads: int) -> OneRecord | None:
+        return None if "signs" in workload else super().best(workload, target, threads)
+
+
+def test_records_of_a_layer_without_its_signs_decide_where_there_are_none_with_them() -> None:
+    layer, target = Conv2d(24, 24, 3, 16, (7, 7), (2, 2), (3, 3, 3, 3), signs=(Signs(),)), targets.load("rasp3b")
+    tuned = {"algorithm": "stem"}
+    assert tuned != operator_for(layer).default(layer, target)
+    assert choose_knobs(layer, target, WithoutSigns(tuned))[0] == tuned
+    with_signs = OneRecord(tuned)
+    choose_knobs(layer, target, with_signs)
+    assert with_signs.asked == [layer.key()]
 
 
 def test_other_peoples_folders_are_left_alone(no_records, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from bitkiln.pipeline.verify import verify_bundle
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Pool, Signs
 
+BOARD = targets.load("rasp3b")
 SAME = (1, 1, 1, 1)
 MUL, ADD, PRELU = Step("mul", "channel"), Step("add", "channel"), Step("prelu", "channel")
 
@@ -40,6 +41,19 @@ def residual(net, *, before=(), sign_zero=1, operator="bconv2d"):
     return net.module(last)
 
 
+def first_layer(net, *, before=(), kernel=7, read=True):
+    """Floats of an image, pooled, which are added to what comes of their signs if they are ``read``."""
+    weight, around = net.normal(16, kernel, kernel, net.shape[3]), (kernel // 2,) * 4
+    pool = Pool((3, 3), (2, 2), SAME)
+    call = ops.conv2d(net.x, weight, strides=(2, 2), padding=around, pool=pool)
+    floats = net.add(call, "floats")
+    operands = [net.normal(16) for _ in before]
+    bits = net.add(ops.binarize(floats, *operands, epilogue=before), "bits")
+    weight, rest = relax.const(ops.pack_bits(net.rng.choice([-1, 1], (16, 3, 3, 16))), "uint8"), [floats] * read
+    epilogue = (Step("add", "tensor"),) * read
+    return net.module(net.add(ops.bconv2d(bits, weight, *rest, channels=16, padding=SAME, epilogue=epilogue)))
+
+
 def workloads(module):
     return [ops.workload_of(value) for _, value in bindings(module["main"]) if ops.has_workload(value)]
 
@@ -49,7 +63,7 @@ def workloads(module):
 def test_signs_are_a_further_result(network, same, operators, operator, before):
     net = network((1, 6, 5, 16))
     module = residual(net, before=before, sign_zero=-1, operator=operator)
-    after = signs_beside(module)
+    after = signs_beside(module, BOARD)
     assert operators(after).count("bitkiln.binarize") == (operator == "bconv2d")
     assert [work.signs for work in workloads(after) if getattr(work, "signs", ())] == [(Signs(before, -1),)]
     names = {name for name, value in bindings(after["main"]) if isinstance(value, TupleGetItem)}
@@ -66,7 +80,7 @@ def test_floats_that_only_signs_are_made_of_are_not_written(network, same, opera
     call = ops.bconv2d(bits, weight, net.normal(16), net.x, channels=16, padding=SAME, epilogue=steps)
     operands = [net.normal(16) for _ in before]
     module = net.module(net.add(ops.binarize(net.add(call), *operands, epilogue=before, sign_zero=-1)))
-    after = signs_beside(module)
+    after = signs_beside(module, BOARD)
     assert operators(after) == ["bitkiln.binarize", "bitkiln.bconv2d"]
     (work,) = [work for work in workloads(after) if work.tag == "conv2d"]
     assert (work.out, work.sign_zero, work.epilogue, work.signs) == ("bits", -1, (*steps, *before), ())
@@ -82,7 +96,7 @@ def test_several_signs_of_one_result(network, same, operators):
         bits = net.add(ops.binarize(pooled, net.normal(16), epilogue=(MUL,), sign_zero=zero))
         layers.append(net.add(ops.bconv2d(bits, weight, channels=16)))
     module = net.module(pooled, *layers)
-    after = signs_beside(module)
+    after = signs_beside(module, BOARD)
     assert "bitkiln.binarize" not in operators(after)
     same(module, after)
 
@@ -92,20 +106,58 @@ def test_several_signs_of_what_has_none_beside_it(network, same, operators):
     steps = [(), (MUL,), (MUL, ADD)]
     bits = [net.add(ops.binarize(net.x, *(net.normal(16) for _ in each), epilogue=each)) for each in steps]
     module = net.module(*bits)
-    after = signs_beside(module)
+    after = signs_beside(module, BOARD)
     assert operators(after) == ["bitkiln.binarize"]
     same(module, after)
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_a_first_layer_gives_signs_too(network, same, operators, kernel):
+    module = first_layer(network((1, 48, 48, 3)), before=(MUL, ADD), kernel=kernel)
+    after = signs_beside(module, BOARD)
+    assert operators(after) == ["bitkiln.conv2d", "bitkiln.bconv2d"]
+    assert [work.signs for work in workloads(after)] == [(Signs((MUL, ADD), 1),), ()]
+    same(module, after)
+
+
+@pytest.mark.parametrize("why", ["other kernels", "no floats"])
+def test_signs_of_other_float_convolutions_stay_a_pass(network, operators, why):
+    """Kernels of wide layers cannot pack them; where nobody reads the floats, other passes decide whether there are any."""
+    net = network((1, 24, 24, 16 if why == "other kernels" else 3))
+    module = first_layer(net, before=(ADD,), read=why == "other kernels")
+    assert operators(signs_beside(module, BOARD)) == operators(module)
 
 
 @pytest.mark.parametrize("why", ["bends", "image"])
 def test_others_stay_a_pass_of_their_own(network, operators, why):
     net = network((1, 6, 5, 16))
     module = residual(net, before=(PRELU,)) if why == "bends" else net.module(net.add(ops.binarize(net.x)), net.x)
-    assert operators(signs_beside(module)) == operators(module)
+    assert operators(signs_beside(module, BOARD)) == operators(module)
 
 
 @pytest.mark.parametrize("target", ["rasp3b", "rasp3b32"])
-def test_a_board_gives_both_results_by_their_names(network, no_records, tmp_path, target):
+def test_a_board_gives_floats_of_a_first_layer_and_their_signs(network, no_records, tmp_path, target):
+    module = first_layer(network((1, 64, 72, 3)), before=(ADD,))
+    specs = (TensorSpec("x", (1, 64, 72, 3)),), (TensorSpec("y", (1, 16, 18, 16)),)
+    model = Model("stem", module, *specs, "0" * 64)
+    compile_lowered(
+        model, lower(model, targets.load(target)).module, targets.load(target), no_records, tmp_path / "made"
+    )
+    bundle = open_bundle(tmp_path / "made")
+    assert [step["results"] for step in bundle.manifest["steps"] if "results" in step] == [["floats", "bits"]]
+    assert verify_bundle(tmp_path / "made", model).passed
+    x = {"x": np.random.default_rng(1).normal(size=(1, 64, 72, 3)).astype("float32")}
+    expected = reference.evaluate(module, x)
+    (operand,) = [call.args[1] for _, call in bindings(module["main"]) if ops.workload_of(call).tag == "binarize"]
+    for threads in (1, 4):
+        trace = trace_on("sim", bundle, x, threads).trace
+        np.testing.assert_allclose(trace["floats"], expected["floats"], rtol=0, atol=1e-4)
+        signs = np.packbits(trace["floats"] + operand.value.numpy() >= 0, axis=3, bitorder="little")
+        np.testing.assert_array_equal(trace["bits"], signs)
+
+
+@pytest.mark.parametrize("target", ["rasp3b", "rasp3b32"])
+def test_a_board_gives_both_gives_both_results_by_their_names(network, no_records, tmp_path, target):
     net = network((1, 9, 9, 16))
     module = residual(net, before=(ADD,))
     specs = (TensorSpec("x", (1, 9, 9, 16)),), (TensorSpec("y", (1, 9, 9, 16)),)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from bitkiln import targets
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Conv2d, Pool
-from tests.schedules.kernels import defined, example, same
+from bitkiln.schedules.workload import Conv2d, Pool, Signs
+from tests.schedules.kernels import defined, example, identical, same, signs_of
 
 SAME = (1, 1, 1, 1)
 ADD, MUL, RELU = Step("add", "channel"), Step("mul", "channel"), Step("relu")
@@ -54,6 +55,30 @@ def test_strips_give_what_the_definition_gives(board, run_kernels):
     (results,) = run_kernels(WORKLOADS, emitted, args, target, [2])
     for workload, arguments, result in zip(WORKLOADS, args, results, strict=True):
         assert same(result, defined(workload, arguments)), workload.key()
+
+
+#: Rows in one strip each and in several, pooled by the micro-kernel, strip by strip and afterwards.
+WITH_SIGNS = [
+    Conv2d(40, 40, 3, 32, (3, 3), (2, 2), (0, 0, 1, 1), epilogue=(ADD, RELU), signs=(Signs((ADD,)), Signs((), -1))),
+    Conv2d(13, 15, 3, 8, (3, 3), padding=SAME, epilogue=(ADD,), pool=HALF, signs=(Signs((MUL, ADD)),)),
+    Conv2d(23, 31, 3, 16, (7, 7), (2, 2), (3, 3, 3, 3), epilogue=(Step("silu"),), pool=HALF, signs=(Signs((ADD,)),)),
+    Conv2d(40, 21, 3, 16, (3, 3), padding=SAME, pool=Pool((3, 3), (2, 2), SAME), signs=(Signs(),), layout="NCHW"),
+    Conv2d(9, 17, 3, 24, (3, 3), (2, 2), SAME, epilogue=(Step("silu"), ADD), shift=True, signs=(Signs((MUL, ADD)),)),
+    Conv2d(12, 17, 32, 32, (3, 3), padding=SAME, groups=4, epilogue=(ADD,), signs=(Signs(),)),
+]
+
+
+@pytest.mark.parametrize("board", ["rasp3b", "rasp3b32"])
+def test_signs_beside_are_those_of_the_floats(board, run_kernels):
+    target = targets.load(board)
+    emitted = [conv2d_stem.emit(workload, kernel_set(target)) for workload in WITH_SIGNS]
+    args = [example(workload) for workload in WITH_SIGNS]
+    one, three = run_kernels(WITH_SIGNS, emitted, args, target, [1, 3])
+    for workload, arguments, result, again in zip(WITH_SIGNS, args, one, three, strict=True):
+        floats, *bits = result
+        assert same(floats, defined(workload, arguments)[0]), workload.key()
+        assert all(map(np.array_equal, bits, signs_of(workload, arguments, floats))), workload.key()
+        assert identical(result, again), workload.key()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d.winograd_transforms import FOUR_TAPS, matrix
+from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.steps import Step
-from bitkiln.schedules.workload import Conv2d, Pool
-from tests.schedules.kernels import defined, example
+from bitkiln.schedules.workload import Conv2d, Pool, Signs
+from tests.schedules.kernels import defined, example, identical, signs_of
 
 ADD, MUL, RELU = Step("add", "channel"), Step("mul", "channel"), Step("relu")
 STRIDE, AROUND = (2, 2), (3, 3, 3, 3)
@@ -50,6 +51,35 @@ def test_phases_give_what_the_definition_gives(board, run_kernels):
         assert np.abs(one - expected).max() <= ERROR * np.abs(expected).max(), workload.key()
         # Who computes a tile does not change it, nor the order in which maxima are taken.
         assert np.array_equal(one, four), workload.key()
+
+
+#: Without a maximum, with one in a tile, one of rows and columns as they come, one of joined parts and of joined blocks.
+WITH_SIGNS = [
+    Conv2d(23, 31, 3, 24, (7, 7), STRIDE, AROUND, epilogue=(ADD, RELU), signs=(Signs((ADD,)), Signs((), -1))),
+    Conv2d(37, 24, 1, 8, (7, 8), STRIDE, (2, 3, 3, 4), epilogue=(Step("silu"),), signs=(Signs(),)),
+    Conv2d(
+        40, 40, 4, 8, (8, 8), STRIDE, AROUND, epilogue=(ADD,), pool=Pool((2, 2), (2, 2)), signs=(Signs((MUL, ADD)),)
+    ),
+    Conv2d(48, 37, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(ADD,), pool=OVERLAPPING, shift=True, signs=(Signs((ADD,)),)),
+    Conv2d(64, 72, 3, 64, (7, 7), STRIDE, AROUND, epilogue=(ADD,), pool=OVERLAPPING, signs=(Signs(), Signs((MUL,)))),
+    Conv2d(24, 224, 3, 8, (7, 7), STRIDE, AROUND, epilogue=(ADD,), pool=OVERLAPPING, signs=(Signs((MUL, ADD), -1),)),
+    Conv2d(24, 224, 3, 64, (7, 7), STRIDE, AROUND, pool=OVERLAPPING, layout="NCHW", signs=(Signs((ADD,)), Signs())),
+]
+
+
+@pytest.mark.parametrize("board", ["rasp3b", "rasp3b32"])
+def test_signs_beside_are_those_of_the_floats(board, run_kernels):
+    target = targets.load(board)
+    args = [example(workload) for workload in WITH_SIGNS]
+    results = []
+    for threads in (1, 4):
+        kernels = [conv2d_stem_winograd.emit(workload, kernel_set(target), threads) for workload in WITH_SIGNS]
+        results += run_kernels(WITH_SIGNS, kernels, args, target, [3])
+    for workload, arguments, one, four in zip(WITH_SIGNS, args, *results, strict=True):
+        (floats, *bits), expected = one, defined(workload, arguments)[0]
+        assert np.abs(floats - expected).max() <= ERROR * np.abs(expected).max(), workload.key()
+        assert all(map(np.array_equal, bits, signs_of(workload, arguments, floats))), workload.key()
+        assert identical(one, four), workload.key()
 
 
 @pytest.mark.parametrize(
