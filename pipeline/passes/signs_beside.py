@@ -38,14 +38,14 @@ def signs_beside(module: tvm.IRModule, target: Target) -> tvm.IRModule:
     Of what something else gives, several are the results of one operator: they read the floats once.
     """
     main = module["main"]
-    defined, uses = dict(bindings(main)), count_uses(main)
+    defined = dict(bindings(main))
     signs: dict[str, list[str]] = defaultdict(list)
     for name, value in defined.items():
         if op_name(value) == "bitkiln.binarize" and _rides(value):
             signs[_source(value)].append(name)
     hosts: dict[str, list[str]] = {}
     for source, names in signs.items():
-        if _can_host(defined.get(source), target, uses[source]):
+        if _can_host(defined.get(source), target):
             hosts[source] = names
         elif source and len(names) > 1:
             hosts[names[0]] = names[1:]
@@ -89,14 +89,13 @@ def _source(call: Call) -> str:
     return call.args[0].name if isinstance(call.args[0], relax.Var) else ""
 
 
-def _can_host(value: relax.Expr | None, target: Target, uses: int) -> bool:
-    """Whether the kernels of an operator, whose result has so many ``uses``, can pack signs of what they compute."""
+def _can_host(value: relax.Expr | None, target: Target) -> bool:
+    """Whether the kernels of an operator can pack signs of what they compute."""
     if not has_workload(value):
         return False
     work = workload_of(value)
     if isinstance(work, Conv2d) and not work.binary:
-        # Of floats that nobody else reads ``fuse_epilogue`` knows whether they are made at all.
-        return uses > 1 and packs_signs(work, target)
+        return packs_signs(work, target)
     return isinstance(work, Conv2d | Pool2d) and work.out == "float32"
 
 
@@ -108,9 +107,9 @@ def _rides(call: Call) -> bool:
 
 
 def _signs_alone(host: Call, sign: Call) -> Call | None:
-    """``host`` as a convolution that gives the bits of ``sign`` and no floats."""
+    """``host`` as a binary convolution that gives the bits of ``sign`` and no floats."""
     work, last = workload_of(host), workload_of(sign, Binarize)
-    if not isinstance(work, Conv2d) or work.pool:
+    if not isinstance(work, Conv2d) or work.pool or not work.binary:
         return None
     epilogue = (*work.epilogue, *last.epilogue)
     return call_of(replace(work, epilogue=epilogue, out="bits", sign_zero=last.sign_zero), [*host.args, *sign.args[1:]])

@@ -40,8 +40,6 @@ _STRIDE = 2
 _MOST_CHANNELS = 4
 #: Parts into which pooled rows are divided: one for each core that any of our boards has.
 _PARTS = 4
-#: Pixels at a seam whose signs are packed once more, at least: so few load the thresholds of their channels.
-_SEAM_PIXELS = 4
 
 
 def applies(workload: Conv2d) -> bool:
@@ -106,8 +104,8 @@ class _Phases(Winograd):
         self.joining = pool is not None and pool.padding[1] == 1 and aligned and not self.late
         #: Whether each thread takes a block of every strip: what it keeps in the L2 cache is then as narrow as that.
         self.by_columns = self.joining and threads > 1 and self.tiles[1] == _PARTS * self.block
-        #: Pixels of a row that are joined with those of another thread's, and what signs meet at once, at least.
-        self.seam_pixels = min(max(_SEAM_PIXELS, -(-BATCH // workload.out_channels)), workload.out_size[1] // _PARTS)
+        #: Pixels at a seam whose signs are packed once more: a batch, for those behind the first are read for nothing else.
+        self.seam_pixels = min(-(-BATCH // workload.out_channels), workload.out_size[1] // _PARTS)
         least = self.seam_pixels if self.by_columns else workload.out_size[1]
         self.beside = Beside(workload, least, kernels.binarize)
         shift = [self.rows_in.shift_argument(len(argument_specs(workload)) - 1)] if workload.shift else []
