@@ -20,6 +20,10 @@ from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 NETWORKS = ("card-binary", "card-float")
 #: Kernels above this are left to the benchmark: they take long to simulate.
 MOST_CYCLES, FEW_CYCLES = 9e6, 4.2e6
+#: How far cycles may be from their record. Where code and data lie differs from one path of the library to another. On one
+#: thread that moves them by less than 0.5 %; on several it decides as well which threads meet in the shared L2 cache and in
+#: memory, and kernels that did not change were measured up to 2.8 % apart.
+APART, APART_ON_SEVERAL = 0.02, 0.04
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def test_kernels_keep_the_cycles_of_their_records(name, threads, most, models, r
         # Cycles of another timing model compare with nothing; scripts/tune_committed renews the records.
         if expected <= most and not best.superseded:
             cycles = _cycles(task, records, tmp_path / "model.so")
-            if abs(cycles / expected - 1) > 0.02:
+            if abs(cycles / expected - 1) > (APART if threads == 1 else APART_ON_SEVERAL):
                 changed.append(f"{task.name}: {cycles:,.0f} cycles, {expected:,.0f} recorded")
     assert not changed, "\n".join(changed)
 

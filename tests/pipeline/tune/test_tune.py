@@ -14,20 +14,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tvm
 from rich.console import Console
+from tvm import relax
 
 from bitkiln import targets
 from bitkiln.pipeline.compile.kernels import choose_kernels
-from bitkiln.pipeline.compile.plan import Network, PlannedCall
+from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.errors import RecordError
+from bitkiln.pipeline.passes.pipeline import lower
 from bitkiln.pipeline.records import Log, Record, Records, append, log_file, log_files
 from bitkiln.pipeline.tune import Budget, TaskState, Tuning, tune_tasks
 from bitkiln.pipeline.tune.space import Space
 from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 from bitkiln.pipeline.tune.trials import BoardLost, Expected
-from bitkiln.schedules.workload import Conv2d
-from tests.schedules.generic.test_sketches import function_of, workload_of
+from bitkiln.schedules.workload import Conv2d, Generic
+from tests.pipeline.inspect.networks import model_of, weight
+from tests.schedules.generic.test_sketches import workload_of
 
 RASP3B = targets.load("rasp3b")
 SMALL = Path(__file__).parent / "tune_small.py"
@@ -328,18 +330,20 @@ def test_each_number_of_threads_is_a_task_of_its_own(tmp_path):
 
 
 def test_a_function_without_an_operator_is_tuned_and_its_record_serves(farm, tmp_path):
-    """A product of two activations: what is measured is what MetaSchedule derives, and what compiling derives again."""
-    task = Task(workload_of("products"), RASP3B, 1)
+    """A convolution of volumes: what is measured is what MetaSchedule derives, and what compiling derives again."""
+    model = model_of(lambda _emit, x: relax.op.nn.conv3d(x, weight(8, 3, 3, 3, 3), padding=1), (1, 3, 4, 6, 8))
+    (task,) = extract_tasks([model], RASP3B)
+    assert isinstance(task.workload, Generic)
     address, key = farm
     (state,) = tune_tasks([task], RASP3B, tmp_path, Budget(6), str(address), key)
     assert {record.status for record in lines(tmp_path)} <= {"ok", "stopped"}
     assert len(lines(tmp_path)) == 6
     best = Records([tmp_path]).best(task.key, RASP3B, 1)
     assert best is not None and best.value == state.best.value
-    module = tvm.IRModule({"function": function_of("products")})
-    network = Network((), (), (PlannedCall("out", "products", "function", (), ()),))
-    chosen = choose_kernels(module, network, RASP3B, Records([tmp_path]))["function"]
-    assert (chosen.source, dict(chosen.knobs)) == ("tuned", dict(best.knobs))
+    module = lower(model, RASP3B).module
+    chosen = choose_kernels(module, read_network(module), RASP3B, Records([tmp_path]))
+    ((source, knobs),) = [(kernel.source, dict(kernel.knobs)) for kernel in chosen.values() if kernel.knobs]
+    assert (source, knobs) == ("tuned", dict(best.knobs))
 
 
 def test_general_kernels_that_take_little_get_no_trials(tmp_path):
