@@ -710,15 +710,12 @@ class Attention(_OfMatrices):
         return self._key(size, self.first, self.second, self.third, self.result)
 
 
-@dataclass(frozen=True)
-class Softmax(_OfRows):
-    """e^x over its sum along the last axis of x float32 ``shape``; with ``log`` the logarithm of that."""
+class _AlongRows(_OfRows):
+    """What workloads along the last axis of ``shape`` have in common."""
 
-    tag: ClassVar[str] = "softmax"
-    #: Nothing follows it.
-    epilogue: ClassVar[tuple[Step, ...]] = ()
     shape: tuple[int, ...]
-    log: bool = False
+    #: Nothing follows them.
+    epilogue: ClassVar[tuple[Step, ...]] = ()
 
     @property
     def rows(self) -> int:
@@ -734,6 +731,15 @@ class Softmax(_OfRows):
     def macs(self) -> int:
         """None are counted."""
         return 0
+
+
+@dataclass(frozen=True)
+class Softmax(_AlongRows):
+    """e^x over its sum along the last axis of x float32 ``shape``; with ``log`` the logarithm of that."""
+
+    tag: ClassVar[str] = "softmax"
+    shape: tuple[int, ...]
+    log: bool = False
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -746,32 +752,15 @@ class Softmax(_OfRows):
 
 
 @dataclass(frozen=True)
-class Normalize(_OfRows):
+class Normalize(_AlongRows):
     """Rows along the last axis of x float32 ``shape`` with mean 0 and variance 1, then scaled and moved channel by channel.
 
     (x - mean) / sqrt(variance + ``epsilon``) * scale + shift. Arguments: x, scale float32[C], shift float32[C].
     """
 
     tag: ClassVar[str] = "normalize"
-    #: Nothing follows it.
-    epilogue: ClassVar[tuple[Step, ...]] = ()
     shape: tuple[int, ...]
     epsilon: float
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-        return math.prod(self.shape[:-1])
-
-    @property
-    def columns(self) -> int:
-        """The length of each."""
-        return self.shape[-1]
-
-    @property
-    def macs(self) -> int:
-        """None are counted."""
-        return 0
 
     @property
     def shapes(self) -> tuple[tuple[tuple[int, ...], str], ...]:
