@@ -12,10 +12,12 @@ from __future__ import annotations
 import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import ModelProto
 
 from benchmarks.graph import Graph
 from benchmarks.zoo import ZOO
@@ -36,11 +38,11 @@ class Work:
     """
 
     name: str
-    onnx: Callable[[bool], onnx.ModelProto]
+    onnx: Callable[[bool], ModelProto]
     model: str = ""
     layer: Layer | None = None
 
-    def input(self, model: onnx.ModelProto) -> np.ndarray:
+    def input(self, model: ModelProto) -> np.ndarray:
         """A seeded input of ``model``: an image of 0..255, or the +-1 that a binary layer expects."""
         shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
         image = np.random.default_rng(4).uniform(0, 255, shape).astype(np.float32)
@@ -79,7 +81,7 @@ LAYERS = (
 TRAINED = Path(__file__).parents[2] / "shared/models/onnx/imagenet_resnet18_w1a1.onnx.xz"
 
 
-def card_float(same: bool = False) -> onnx.ModelProto:
+def card_float(same: bool = False) -> ModelProto:
     """ELL's float gallery network: seven blocks of convolution, batch norm, leaky ReLU and pool; 256x256."""
     graph = Graph((1, 3, 256, 256), seed=1, same=same)
     x = graph.input
@@ -90,7 +92,7 @@ def card_float(same: bool = False) -> onnx.ModelProto:
     return graph.model("card-float")
 
 
-def card_binary(same: bool = False) -> onnx.ModelProto:
+def card_binary(same: bool = False) -> ModelProto:
     """ELL's binarised gallery network: two float blocks, five binary ones, a float tail; 224x224."""
     graph = Graph((1, 3, 224, 224), seed=2, same=same)
     x = graph.add("Sub", graph.input, np.float32(114))
@@ -105,7 +107,7 @@ def card_binary(same: bool = False) -> onnx.ModelProto:
     return graph.model("card-binary")
 
 
-def single(layer: Layer) -> onnx.ModelProto:
+def single(layer: Layer) -> ModelProto:
     """One layer; a binary one from and to float, its input already +-1."""
     graph = Graph((1, layer.channels, layer.size, layer.size), seed=3)
     x = graph.conv(graph.input, layer.out_channels, binary=layer.binary, bias=not layer.binary)
@@ -120,7 +122,7 @@ def from_file(path: Path) -> Work:
     return Work(name, lambda same: _read(path), model=str(path))
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _read(path: Path) -> ModelProto:
     try:
         data = path.read_bytes()
         model = onnx.load_model_from_string(lzma.decompress(data) if path.suffix == ".xz" else data)
@@ -131,10 +133,15 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not an ONNX model: {str(error).splitlines()[0]}") from error
 
 
+def _alone(layer: Layer, same: bool) -> ModelProto:
+    """``single`` in the form that a Work takes: a single layer pads one way only."""
+    return single(layer)
+
+
 def known() -> list[Work]:
     """Both cards' networks, the trained ResNet-18 if the models are beside the repository, the zoo, then the single layers."""
     networks = [Work("card-binary", card_binary, "card-binary"), Work("card-float", card_float, "card-float")]
     trained = [from_file(TRAINED)] if TRAINED.exists() else []
     zoo = [Work(name, build) for name, build in ZOO.items()]
-    layers = [Work(layer.name, lambda _, layer=layer: single(layer), layer=layer) for layer in LAYERS]
+    layers = [Work(layer.name, partial(_alone, layer), layer=layer) for layer in LAYERS]
     return networks + trained + zoo + layers

@@ -6,7 +6,8 @@ our benchmark's networks need is known; anything else raises ``UnsupportedLayer`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,7 +74,7 @@ class _Converter:
         values = self.constants[name].astype(np.float32)
         return self.file.constant(values.transpose(1, 2, 0) if values.ndim == 3 else values)
 
-    def unary(self, node: onnx.NodeProto, name: str, table: str = "", **options: float) -> int:
+    def unary(self, node: onnx.NodeProto, name: str, table: str = "", **options: Any) -> int:
         return self.file.operator(name, [self.operand(node.input[0])], self.shape(node.output[0]), table, **options)
 
     def binary(self, node: onnx.NodeProto, name: str, table: str) -> int:
@@ -88,7 +89,7 @@ class _Converter:
         last = self.file.operators[-1]
         fusing = {getattr(tflite.BuiltinOperator, name) for name in FUSING}
         of_source = last.code in fusing and last.results == (self.tensors[source],)
-        if not of_source or last.options.get("FusedActivationFunction"):
+        if not of_source or isinstance(last.options, bytes) or last.options.get("FusedActivationFunction"):
             return None
         last.options["FusedActivationFunction"] = activation
         return self.tensors[source]
@@ -127,7 +128,12 @@ class _Converter:
         if padding is None:
             source, padding = self.padded(source, shape, list(pads)), tflite.Padding.VALID
         bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
-        options = {"Padding": padding, "StrideH": strides[0], "StrideW": strides[1], "FusedActivationFunction": 0}
+        options: dict[str, Any] = {
+            "Padding": padding,
+            "StrideH": strides[0],
+            "StrideW": strides[1],
+            "FusedActivationFunction": 0,
+        }
         name, table = "CONV_2D", "Conv2DOptions"
         if depthwise:
             # One filter, with the results of all channels side by side.
@@ -154,7 +160,7 @@ class _Converter:
         bias = self.constants[node.input[2]] if len(node.input) > 2 else np.zeros(len(weight), np.float32)
         constants = (np.array(shape, np.int32), np.ascontiguousarray(weight))
         inputs = [*map(self.file.constant, constants), self.tensors[node.input[0]], self.file.constant(bias)]
-        options = {"Padding": tflite.Padding.VALID, "StrideH": strides[0], "StrideW": strides[1]}
+        options: dict[str, Any] = {"Padding": tflite.Padding.VALID, "StrideH": strides[0], "StrideW": strides[1]}
         return self.file.operator("TRANSPOSE_CONV", inputs, shape, "TransposeConvOptions", **options)
 
     def _BatchNormalization(self, node: onnx.NodeProto, epsilon: float = 1e-5, **_: object) -> int:
@@ -176,7 +182,7 @@ class _Converter:
             source, padding = self.padded(source, shape, list(pads), lowest), tflite.Padding.VALID
         if padding is None:
             raise UnsupportedLayer(f"node {node.name or node.output[0]} ({node.op_type}): padding has no LiteRT form")
-        options = {"Padding": padding, "StrideH": strides[0], "StrideW": strides[1]}
+        options: dict[str, Any] = {"Padding": padding, "StrideH": strides[0], "StrideW": strides[1]}
         options |= {"FilterHeight": kernel_shape[0], "FilterWidth": kernel_shape[1]}
         return self.file.operator(name, [source], self.shape(node.output[0]), "Pool2DOptions", **options)
 
@@ -198,10 +204,8 @@ class _Converter:
         weight = self.constants[node.input[1]]
         constants = [weight if transB else weight.T, self.constants[node.input[2]]]
         inputs = [self.tensors[node.input[0]], *map(self.file.constant, constants)]
-        options = {"FusedActivationFunction": 0}
-        return self.file.operator(
-            "FULLY_CONNECTED", inputs, self.shape(node.output[0]), "FullyConnectedOptions", **options
-        )
+        shape = self.shape(node.output[0])
+        return self.file.operator("FULLY_CONNECTED", inputs, shape, "FullyConnectedOptions", FusedActivationFunction=0)
 
     def _Pad(self, node: onnx.NodeProto, **_: object) -> int:
         pads = self.constants[node.input[1]].tolist()
@@ -262,7 +266,7 @@ class _Converter:
 
     def _Concat(self, node: onnx.NodeProto, axis: int) -> int:
         shape = self.shape(node.output[0])
-        options = {"Axis": self.axis(node, axis), "FusedActivationFunction": 0}
+        options: dict[str, Any] = {"Axis": self.axis(node, axis), "FusedActivationFunction": 0}
         inputs = [self.tensors[name] for name in node.input]
         return self.file.operator("CONCATENATION", inputs, shape, "ConcatenationOptions", **options)
 
@@ -319,7 +323,7 @@ def nhwc(shape: list[int]) -> list[int]:
     return [shape[axis] for axis in ORDERS.get(len(shape), range(len(shape)))]
 
 
-def padding_of(shape: list[int], kernel: list[int], strides: tuple[int, ...], pads: tuple[int, ...]) -> int | None:
+def padding_of(shape: list[int], kernel: list[int], strides: Sequence[int], pads: Sequence[int]) -> int | None:
     """The schema's word for ``pads`` (top, left, bottom, right) on an NHWC image; None where it has none."""
     if not any(pads):
         return tflite.Padding.VALID

@@ -53,7 +53,7 @@ class Ours:
             by += "" if measured.steady else ", which moved"
             by += ", throttled" if measured.health.get("throttled") else ""
         cycles = measured.cycles
-        return cycles and round(cycles), 1e3 * measured.seconds, f"{by}; kernels: {kernels}"
+        return None if cycles is None else round(cycles), 1e3 * measured.seconds, f"{by}; kernels: {kernels}"
 
     def _network(self, source: str, folder: Path) -> tuple[Measurement, str]:
         model = load_model(source)

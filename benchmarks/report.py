@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from benchmarks import published
@@ -85,7 +85,7 @@ _BOUND = "bound"
 def _ratios(ours: Sequence[str], others: Sequence[str]) -> list[tuple[str, tuple[str, tuple[str, ...]]]]:
     """The heads of the columns of ratios, each with our engine and what it is held against."""
     floats, int8 = (tuple(each for each in others if is_int8(each) is quantised) for quantised in (False, True))
-    found = [("x bound", (OURS, (_BOUND,)))] if OURS in ours else []
+    found: list[tuple[str, tuple[str, tuple[str, ...]]]] = [("x bound", (OURS, (_BOUND,)))] if OURS in ours else []
     found += [("x faster", (OURS, floats))] if OURS in ours and floats else []
     return found + ([("x int8", (OURS_INT8, int8))] if OURS_INT8 in ours and int8 else [])
 
@@ -182,7 +182,7 @@ def show(rows: Sequence[Row], title: str, console: Console) -> None:
     console.print(title, markup=False, highlight=False)
     grid = Table(box=box.SIMPLE_HEAD)
     for head in heads:
-        justify = "left" if head == "ms" else "right"
+        justify: JustifyMethod = "left" if head == "ms" else "right"
         grid.add_column(head, justify=justify, style="bold" if head == OURS else None, no_wrap=True)
     for cells in lines:
         grid.add_row(*cells)

@@ -59,6 +59,7 @@ class Session:
             case.write(folder)
             for arguments in self._commands(case):
                 outcome = run(arguments, folder, self.limits)
+                verdict: str
                 verdict, reason = judge(outcome, case.model, self.limits.memory_mib, _PASSING.get(arguments[0], (0,)))
                 if verdict == "accepted" and arguments[0] == "compile":
                     verdict = "compiled"

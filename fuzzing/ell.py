@@ -199,7 +199,8 @@ def _copy_value(random: Random, document: _Json) -> str:
 
 def _change_list(random: Random, document: _Json) -> str:
     lists = [(holder[key], key) for holder, key in _places(document) if isinstance(holder[key], list) and holder[key]]
-    values, key = random.choice(lists) if lists else ([0], "none")
+    none: list[_Json] = [0]
+    values, key = random.choice(lists) if lists else (none, "none")
     at = random.randrange(len(values))
     match random.randrange(5):
         case 0:

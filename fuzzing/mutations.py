@@ -119,6 +119,8 @@ def readers() -> Iterator[dict[str, tuple[Any, Reader]]]:
         def measured(data: bytes) -> object:
             return answers.measurement(answers.parsed(data, "pi"), lambda file: _RESULT, (), "pi")
 
+        summary: Any = tracker._SUMMARY
+        offer: Any = tracker._OFFER
         yield {
             "record": (_RECORD, records.parse),
             "manifest": (
@@ -135,8 +137,8 @@ def readers() -> Iterator[dict[str, tuple[Any, Reader]]]:
                 {"load": 0.1, "throttled": False},
                 lambda data: answers.health(answers.parsed(data, "pi"), "pi"),
             ),
-            "summary": (_SUMMARY, lambda data: decode(data, tracker._SUMMARY, tracker.MOST_BYTES)),
-            "offer": ([0, ["10.0.0.2", 9090, "pi:0.5"]], lambda data: decode(data, tracker._OFFER, tracker.MOST_BYTES)),
+            "summary": (_SUMMARY, lambda data: decode(data, summary, tracker.MOST_BYTES)),
+            "offer": ([0, ["10.0.0.2", 9090, "pi:0.5"]], lambda data: decode(data, offer, tracker.MOST_BYTES)),
             "evidence": (_EVIDENCE, partial(through_file, "evidence.json", read_evidence)),
             "standings": ({"a:1": {"aside": "it lies"}}, partial(through_file, "boards.json", roster.read_standings)),
             "program": (

@@ -240,7 +240,7 @@ def _absurd_attribute(random: Random, proto: onnx.ModelProto) -> str:
     number = random.choice(NUMBERS)
     values = ([number] * random.choice((1, 2, 4)), [1, number], number, random.choice(FLOATS), random.choice(TEXTS))
     value = random.choice((*values, [1.5, 2.5], ["a"]))
-    value = numpy_helper.from_array(np.float32([1])) if random.random() < 0.1 else value
+    value = numpy_helper.from_array(np.array([1], np.float32)) if random.random() < 0.1 else value
     for at in [index for index, each in enumerate(target.attribute) if each.name == name][::-1]:
         del target.attribute[at]
     target.attribute.append(helper.make_attribute(name, value))
@@ -268,7 +268,11 @@ def _insert(random: Random, proto: onnx.ModelProto) -> str:
     numbers = [random.choice((1, 1, 2, *NUMBERS)) for _ in range(random.choice((1, 2, 4, 4, 8)))]
     operand = np.array(numbers, np.int64)
     if kind in ("Transpose", "Concat", "Cast"):
-        attributes = {"Transpose": {"perm": numbers}, "Concat": {"axis": numbers[0]}, "Cast": {"to": numbers[0] % 20}}
+        attributes: dict[str, dict[str, Any]] = {
+            "Transpose": {"perm": numbers},
+            "Concat": {"axis": numbers[0]},
+            "Cast": {"to": numbers[0] % 20},
+        }
         made = helper.make_node(kind, [target.input[0]] * (1 + (kind == "Concat")), ["inserted"], **attributes[kind])
     else:
         inputs = ["inserted_0"] if kind != "Resize" else ["", "", "inserted_0"]
@@ -334,7 +338,7 @@ def _doubling_constants(random: Random) -> onnx.ModelProto:
         for i in range(count)
     ]
     nodes += [onnx_seeds.node("ReduceSum", f"k{count}", "s", keepdims=0), onnx_seeds.node("Add", "x s", "y")]
-    return onnx_seeds.model(nodes, {"k0": np.ones(64, "f"), "two": np.int64([2])}, {"x": [1, 4]})
+    return onnx_seeds.model(nodes, {"k0": np.ones(64, "f"), "two": np.array([2], np.int64)}, {"x": [1, 4]})
 
 
 def _doubling_data(random: Random) -> onnx.ModelProto:
@@ -347,10 +351,20 @@ def _doubling_data(random: Random) -> onnx.ModelProto:
 def _huge_constant(random: Random) -> onnx.ModelProto:
     size = random.choice(([1 << 31], [1 << 16, 1 << 16], [1 << 40], [1 << 62, 4], [1 << 28], [1] * 60 + [1 << 30]))
     kind = random.choice(("ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "EyeLike", "Resize"))
-    extents = {"size": np.int64(size), "one": np.float32([1]), "many": np.int64(size[-1]), "zero": np.int64(0)}
-    ones = np.int64([1] * (2 * len(size)))
+    extents: dict[str, np.ndarray] = {
+        "size": np.array(size, np.int64),
+        "one": np.array([1], np.float32),
+        "many": np.array(size[-1], np.int64),
+        "zero": np.array(0, np.int64),
+    }
+    ones = np.array([1] * (2 * len(size)), np.int64)
     ones[-1] = size[-1]
-    extents |= {"unit": np.int64(1), "onoff": np.float32([0, 1]), "line": np.ones([1] * len(size), "f"), "pads": ones}
+    extents |= {
+        "unit": np.array(1, np.int64),
+        "onoff": np.array([0, 1], np.float32),
+        "line": np.ones([1] * len(size), "f"),
+        "pads": ones,
+    }
     inputs = {
         "ConstantOfShape": "size",
         "Expand": "one size",
@@ -361,7 +375,7 @@ def _huge_constant(random: Random) -> onnx.ModelProto:
         "EyeLike": "line",
         "Resize": "line  scales",
     }[kind]
-    extents["scales"] = np.float32(size)
+    extents["scales"] = np.array(size, np.float32)
     nodes = [onnx_seeds.node(kind, inputs, "k"), onnx_seeds.node("ReduceSum", "k", "s", keepdims=0)]
     nodes += [onnx_seeds.node("Add", "x s", "y")]
     return onnx_seeds.model(nodes, extents, {"x": [1, 4]})
@@ -374,7 +388,11 @@ def _huge_data(random: Random) -> onnx.ModelProto:
         onnx_seeds.node("Expand", "x size", "a"),
         random.choice((onnx_seeds.node("Relu", "a"), onnx_seeds.node("Conv", "a w"), onnx_seeds.node("MatMul", "a m"))),
     ]
-    weights = {"size": np.int64([1, 2, extent, extent]), "w": np.ones((2, 2, 3, 3), "f"), "m": np.ones((4, 4), "f")}
+    weights = {
+        "size": np.array([1, 2, extent, extent], np.int64),
+        "w": np.ones((2, 2, 3, 3), "f"),
+        "m": np.ones((4, 4), "f"),
+    }
     return onnx_seeds.model(nodes, weights, {"x": [1, 2, 1, 1]})
 
 

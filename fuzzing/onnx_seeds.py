@@ -84,8 +84,8 @@ def _binary_network(rng: np.random.Generator) -> onnx.ModelProto:
         node("Conv", "q v", "y", group=2, dilations=[2, 2], auto_pad="SAME_UPPER"),
     ]
     weights = {"w": _signs(rng, 16, 8, 3, 3), "v": _signs(rng, 8, 8, 3, 3), **_statistics(rng, 16)}
-    weights |= {"pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1]), "minus": np.float32(-1)}
-    weights |= {"slope": _normal(rng, 16, 1, 1), "scale": np.float32(1)}
+    weights |= {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "minus": np.array(-1, np.float32)}
+    weights |= {"slope": _normal(rng, 16, 1, 1), "scale": np.array(1, np.float32)}
     return model(nodes, weights, {"x": [1, 8, 10, 10]})
 
 
@@ -108,23 +108,23 @@ def _residual_with_shapes(rng: np.random.Generator) -> onnx.ModelProto:
         node("Clip", "t low high", "u"),
         node("Where", "condition u other", "y"),
     ]
-    weights = {
-        "first": np.int64(0),
-        "axes": np.int64([0]),
-        "rest": np.int64([-1]),
-        "halves": np.int64([2, 2]),
-        "roi": np.float32([]),
-        "scales": np.float32([1, 1, 2, 2]),
-        "sizes": np.int64([1, 6, 4, 4]),
-        "starts": np.int64([0]),
-        "ends": np.int64([4]),
-        "axes2": np.int64([2]),
-        "steps": np.int64([2]),
+    weights: dict[str, np.ndarray] = {
+        "first": np.array(0, np.int64),
+        "axes": np.array([0], np.int64),
+        "rest": np.array([-1], np.int64),
+        "halves": np.array([2, 2], np.int64),
+        "roi": np.array([], np.float32),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "sizes": np.array([1, 6, 4, 4], np.int64),
+        "starts": np.array([0], np.int64),
+        "ends": np.array([4], np.int64),
+        "axes2": np.array([2], np.int64),
+        "steps": np.array([2], np.int64),
         "matrix": _normal(rng, 48, 5),
-        "low": np.float32(-1),
-        "high": np.float32(1),
+        "low": np.array(-1, np.float32),
+        "high": np.array(1, np.float32),
         "condition": np.array([[True], [False], [True], [True], [False]]),
-        "other": np.float32([[3]]),
+        "other": np.array([[3]], np.float32),
     }
     return model(nodes, weights, {"x": [1, 4, 6, 6]}, opset=17)
 
@@ -147,7 +147,7 @@ def _subgraphs(rng: np.random.Generator) -> onnx.ModelProto:
         node("Loop", "trips condition a", "b", body=body),
         node("Abs", "b", "y"),
     ]
-    return model(nodes, {"condition": np.array(True), "trips": np.int64(3)}, {"x": [1, 4]})
+    return model(nodes, {"condition": np.array(True), "trips": np.array(3, np.int64)}, {"x": [1, 4]})
 
 
 def _functions(rng: np.random.Generator) -> onnx.ModelProto:
@@ -160,11 +160,11 @@ def _functions(rng: np.random.Generator) -> onnx.ModelProto:
 
 
 def _sparse_and_constants(rng: np.random.Generator) -> onnx.ModelProto:
-    values = numpy_helper.from_array(np.float32([1, 2, 3]), "sparse")
-    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.int64([0, 4, 8])), [3, 3])
+    values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "sparse")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0, 4, 8], np.int64)), [3, 3])
     nodes = [
         node("Constant", "", "k", value=numpy_helper.from_array(_normal(rng, 3, 3))),
-        node("ConstantOfShape", "extent", "ones", value=numpy_helper.from_array(np.float32([1]))),
+        node("ConstantOfShape", "extent", "ones", value=numpy_helper.from_array(np.array([1], np.float32))),
         node("Expand", "k extent", "wide"),
         node("Tile", "k repeats", "tiled"),
         node("Range", "zero three one", "steps"),
@@ -173,8 +173,8 @@ def _sparse_and_constants(rng: np.random.Generator) -> onnx.ModelProto:
         node("MatMul", "x b", "y"),
     ]
     nodes[0].ClearField("input")
-    weights = {"extent": np.int64([3, 3]), "repeats": np.int64([1, 1])}
-    weights |= {"zero": np.int64(0), "three": np.int64(3), "one": np.int64(1)}
+    weights = {"extent": np.array([3, 3], np.int64), "repeats": np.array([1, 1], np.int64)}
+    weights |= {name: np.array(value, np.int64) for name, value in {"zero": 0, "three": 3, "one": 1}.items()}
     proto = model(nodes, weights, {"x": [2, 3]})
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     proto.graph.sparse_initializer.append(sparse)
@@ -192,7 +192,7 @@ def _odd_operators(rng: np.random.Generator) -> onnx.ModelProto:
         node("Einsum", "f matrix", "g", equation="ab,bc->ac"),
         node("LayerNormalization", "g gain", "y"),
     ]
-    weights = {"w": _normal(rng, 3, 4, 2, 2), "squeezed": np.int64([2, 3])}
+    weights = {"w": _normal(rng, 3, 4, 2, 2), "squeezed": np.array([2, 3], np.int64)}
     weights |= {"matrix": _normal(rng, 4, 6), "gain": _normal(rng, 6)}
     return model(nodes, weights, {"x": [1, 3, 7, 7]})
 
@@ -205,7 +205,8 @@ def _quantised(rng: np.random.Generator) -> onnx.ModelProto:
         node("Cast", "h", "f", to=TensorProto.FLOAT),
         node("Conv", "f w", "y"),
     ]
-    weights = {"scale": np.float32(0.1), "zero": np.uint8(3), "w": _normal(rng, 2, 3, 1, 1)}
+    weights: dict[str, np.ndarray] = {"scale": np.array(0.1, np.float32), "zero": np.array(3, np.uint8)}
+    weights["w"] = _normal(rng, 2, 3, 1, 1)
     return model(nodes, weights, {"x": [1, 3, 4, 4]})
 
 

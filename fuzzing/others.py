@@ -108,7 +108,7 @@ def _tensor(random: Random) -> tuple[bytes, str]:
             np.save(content, np.array([{"a": 1}], object), allow_pickle=True)
             return content.getvalue(), "a pickle"
         case 1:
-            shape = random.choice(((1 << 40,), (1, 3, 1 << 20, 1 << 20), (-1, 3), (0,)))
+            shape: tuple[int, ...] = random.choice(((1 << 40,), (1, 3, 1 << 20, 1 << 20), (-1, 3), (0,)))
             header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
             return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header, f"shape {shape}"
         case 2:

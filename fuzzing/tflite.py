@@ -81,7 +81,7 @@ def _float_network(rng: np.random.Generator) -> Network:
     pool = {"StrideW": 2, "StrideH": 2, "FilterWidth": 2, "FilterHeight": 2, "Padding": tflite.Padding.VALID}
     y = file.operator("MAX_POOL_2D", [y], (1, 4, 4, 4), "Pool2DOptions", **pool)
     y = file.operator("ADD", [y, file.constant(_normal(rng, 4))], (1, 4, 4, 4), "AddOptions")
-    y = file.operator("MEAN", [y, file.constant(np.int32([1, 2]))], (1, 4), "ReducerOptions")
+    y = file.operator("MEAN", [y, file.constant(np.array([1, 2], np.int32))], (1, 4), "ReducerOptions")
     y = file.operator("FULLY_CONNECTED", [y, file.constant(_normal(rng, 5, 4)), -1], (1, 5), "FullyConnectedOptions")
     y = file.operator("SOFTMAX", [y], (1, 5), "SoftmaxOptions", Beta=1.0)
     return Network(file, [x], [y])
@@ -130,15 +130,17 @@ def _flexbuffer(values: dict[str, Any]) -> bytes:
 def _shapes(rng: np.random.Generator) -> Network:
     file = TfliteFile()
     x = file.tensor((1, 4, 6, 2), name="x")
-    widths = file.constant(np.int32([[0, 0], [1, 1], [1, 1], [0, 0]]))
+    widths = file.constant(np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))
     y = file.operator("PAD", [x, widths], (1, 6, 8, 2), "PadOptions")
-    y = file.operator("TRANSPOSE", [y, file.constant(np.int32([0, 2, 1, 3]))], (1, 8, 6, 2), "TransposeOptions")
+    y = file.operator(
+        "TRANSPOSE", [y, file.constant(np.array([0, 2, 1, 3], np.int32))], (1, 8, 6, 2), "TransposeOptions"
+    )
     y = file.operator("CONCATENATION", [y, y], (1, 8, 6, 4), "ConcatenationOptions", Axis=3)
-    bounds = [file.constant(np.int32(each)) for each in ([0, 0, 0, 0], [1, 8, 6, 4], [1, 2, 1, 1])]
+    bounds = [file.constant(np.array(each, np.int32)) for each in ([0, 0, 0, 0], [1, 8, 6, 4], [1, 2, 1, 1])]
     y = file.operator("STRIDED_SLICE", [y, *bounds], (1, 4, 6, 4), "StridedSliceOptions")
-    size = file.constant(np.int32([8, 12]))
+    size = file.constant(np.array([8, 12], np.int32))
     y = file.operator("RESIZE_NEAREST_NEIGHBOR", [y, size], (1, 8, 12, 4), "ResizeNearestNeighborOptions")
-    y = file.operator("RESHAPE", [y, file.constant(np.int32([1, 96, 4]))], (1, 96, 4), "ReshapeOptions")
+    y = file.operator("RESHAPE", [y, file.constant(np.array([1, 96, 4], np.int32))], (1, 96, 4), "ReshapeOptions")
     y = file.operator("PRELU", [y, file.constant(_normal(rng, 1, 4))], (1, 96, 4))
     return Network(file, [x], [y])
 
@@ -191,7 +193,9 @@ def _rewire(random: Random, network: Network) -> str:
             del old[random.randrange(len(old)) :]
         case 2:
             old += [random.randrange(count)] * random.choice((1, 4, 1000))
-    operators[at] = replace(operators[at], **{name: tuple(old)})
+    operators[at] = (
+        replace(operators[at], inputs=tuple(old)) if name == "inputs" else replace(operators[at], results=tuple(old))
+    )
     return f"{at} {name} {old[:6]}"
 
 
@@ -217,7 +221,7 @@ def _other_options(random: Random, network: Network) -> str:
     if isinstance(options, bytes):
         known = flexbuffers.Loads(options) if options else {}
         name = random.choice([*known, "more"])
-        value = random.choice((*NUMBERS, *FLOATS, *TEXTS, None, True, [1], {}))
+        value: object = random.choice((*NUMBERS, *FLOATS, *TEXTS, None, True, [1], {}))
         options = random.choice((_flexbuffer(known | {name: value}), damage(random, options)[0]))
     elif options and random.random() < 0.9:
         name = random.choice(list(options))
