@@ -122,7 +122,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         return conv2d_strassen.emit(workload, tile, block)
     halves = algorithm[-1] == _HALVES
     if algorithm[0] == "panels":
-        return conv2d_panels.emit(workload, tile, target, halves)
+        return conv2d_panels.emit(workload, tile, target, threads, halves)
     if algorithm == ["packed"]:
         return conv2d_packed.emit(workload, block, target)
     if algorithm[0] == "winograd":

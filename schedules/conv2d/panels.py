@@ -1,11 +1,13 @@
-"""1x1 convolution for several threads, which share the panels of weights: each comes from memory once for many pixels.
+"""1x1 convolution for several threads that go through the weights side by side: each comes from memory once for many pixels.
 
-Where weights do not fit the L2 cache, threads that share the pixels would each read all of them. Here a thread takes a panel
-of ``tile_n`` output channels and brings many pixels to it, a *band*: as many as stay in the L2 cache, the result's among them.
-The channels are summed in parts, so that a panel's weights of a part stay in the L1 cache while all pixels meet them; sums wait
-in a buffer there meanwhile. Pixels are copied first, with gaps: a power of two apart they would share few sets of the caches.
+A thread takes a share of the pixels and brings them to one panel of ``tile_n`` output channels after the other. All threads do
+so at about the same time, so that a panel comes from memory for one of them and from the L2 cache for the others; beside its
+products each fetches its share of the next weights. The channels are summed in parts: a panel's weights of a part stay in the
+L1 cache while the thread's pixels meet them, and sums wait in a buffer there. What of the image does not stay in the L2 cache
+beside all that is computed in further *bands* of pixels, each of which reads the weights again.
 
-Weights are packed [panel][k][tile_n].
+The image is read in place, or where pixels would share few sets of the L1 cache, from a copy with gaps that each thread makes
+of its own. Weights are packed [panel][k][tile_n].
 """
 
 from __future__ import annotations
@@ -31,17 +33,21 @@ from bitkiln.schedules.microkernels.a53.sgemm import FOLLOWING, POINTERS, STEP, 
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
-#: Floats between pixels, a cache line.
+#: Floats between the pixels of a copy, a cache line.
 _GAP = 16
-#: Channels of a part: a panel's weights of so many, and as much of a tile's pixels, are half of the L1 cache.
+#: Channels of a part: a panel's weights of so many, and as much of a tile's pixels, are two thirds of the L1 cache.
 _PART = 256
-#: The share of the L2 cache that a band's image and result take; weights pass through the rest.
-_BAND_SHARE = 7 / 8
-#: Fewer pixels do not pay for the copy, and the micro-kernels begin at three.
-_FEWEST_PIXELS, _FEWEST_OF_BAND = 16, 4
-_TILE = (8, 8)
-#: Weights, in sizes of the L2 cache, that threads should not each read: where one band is all, and where there are several.
-_LARGE_WEIGHTS, _MANY_WEIGHTS = 3 / 4, 3
+#: The share of the L2 cache that a band's image takes; weights and results pass through the rest.
+_BAND_SHARE = 1 / 2
+#: Pixels of a thread, for which the micro-kernels begin at three; and how many it should have.
+_FEWEST, _ENOUGH = 4, 8
+_TILE = (8, 12)
+#: Weights, in sizes of the L2 cache, that threads should not each read.
+_LARGE_WEIGHTS = 1 / 2
+#: In so many turns lines of the image are fetched: as many steps as they have.
+_TURNS = 4
+#: Products of a step beside which there is room to fetch more than the tile's own weights.
+_ROOM = 32
 
 
 def applies(workload: Conv2d) -> bool:
@@ -49,52 +55,58 @@ def applies(workload: Conv2d) -> bool:
     pointwise = workload.kernel == workload.strides == (1, 1) and workload.groups == 1 and not any(workload.padding)
     plain = workload.pool is None and workload.out == "float32" and not workload.whole
     sizes = workload.channels % STEP == 0 and workload.out_channels % 4 == 0
-    return pointwise and plain and sizes and workload.height * workload.width >= _FEWEST_PIXELS
+    return pointwise and plain and sizes and workload.height * workload.width >= _FEWEST
 
 
 def pays(workload: Conv2d, target: Target, threads: int, halves: bool = False) -> bool:
-    """Whether it is the better way for so many ``threads``: their weights would come from memory again and again.
-
-    Of a few bands each reads all weights, too: then threads with pixels of their own are as good, unless weights are many.
-    """
-    cache = target.cpu["l2_kib"] * 1024
+    """Whether it is the better way for so many ``threads``: their weights would come from memory again and again."""
     weights = (2 if halves else 4) * workload.channels * workload.out_channels
-    least = _LARGE_WEIGHTS if _bands(workload, cache) == 1 else _MANY_WEIGHTS
-    return threads > 1 and weights > cache * least
+    enough = workload.height * workload.width >= _ENOUGH * threads
+    return threads > 1 and enough and weights >= target.cpu["l2_kib"] * 1024 * _LARGE_WEIGHTS
 
 
 def default() -> dict[str, int | str]:
-    """The tile; as a block counts the band."""
+    """The tile that reads least for its products; as a block counts what a thread has of a band."""
     return {"tile": size_text(_TILE), "block": 0}
 
 
-def emit(workload: Conv2d, tile: tuple[int, int], target: Target, halves: bool = False) -> Kernel:
+def emit(workload: Conv2d, tile: tuple[int, int], target: Target, threads: int, halves: bool = False) -> Kernel:
     """The implementation with register ``tile`` (pixels, channels), or with the first that takes ``halves``."""
     offered = kernel_set(target).sgemm_halves
     if halves and tile not in offered:
         tile = offered[0]
-    return _Panels(workload, tile, int(target.cpu["l2_kib"]) * 1024, halves).kernel()
+    return _Panels(workload, tile, target, threads, halves).kernel()
 
 
 class _Panels:
     """The kernel under construction."""
 
-    def __init__(self, workload: Conv2d, tile: tuple[int, int], cache_bytes: int, halves: bool) -> None:
+    def __init__(self, workload: Conv2d, tile: tuple[int, int], target: Target, threads: int, halves: bool) -> None:
         self.given, self.workload = workload, (workload := images.joined(workload))
-        self.pixels = workload.height * workload.width
+        pixels = workload.height * workload.width
         self.panel_runs = split(workload.out_channels, tile[1], 4)
         counts = range(1, max(1, workload.channels // _PART) + 1)
         self.parts = max(count for count in counts if workload.channels % (count * STEP) == 0)
         self.part = workload.channels // self.parts
-        self.pitch = workload.channels + _GAP
         # A register that the largest tiles point to pixels with holds what is fetched.
         self.tile_m = min(tile[0], POINTERS.index(int(FOLLOWING[1:])))
-        self.bands = _even(self.pixels, _bands(workload, cache_bytes))
+        self.copies = bool(self.given.parts) or self._crowded(target)
+        self.pitch = workload.channels + _GAP * self.copies
+        self.threads = min(threads, pixels // _FEWEST)
+        cache = target.cpu["l2_kib"] * 1024
+        wanted = math.ceil(4 * pixels * workload.channels / (cache * _BAND_SHARE))
+        self.bands = _bands(pixels, self.threads, min(wanted, pixels // (_FEWEST * self.threads)))
         early = tiles.finished(workload.epilogue)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
         self.finish = tiles.finish_of(self.early) or Finish()
         self.storage = tiles.Storage(workload.channels * workload.out_channels, halves)
         self.kernels: dict[str, Sgemm] = {}
+
+    def _crowded(self, target: Target) -> bool:
+        """Whether a tile's pixels, read in place, would need more than half of the ways of those sets that they share."""
+        ways = int(target.cpu["l1d_ways"])
+        way = int(target.cpu["l1d_kib"]) * 1024 // ways
+        return 2 * self.tile_m * math.gcd(4 * self.workload.channels, way) > way * ways
 
     def kernel(self) -> Kernel:
         """The implementation."""
@@ -114,8 +126,10 @@ class _Panels:
             self.weights, *self.operands, self.offsets, self.rows = buffers[len(sources) :]
             out = T.arg("out", T.buffer(out_shape, out_dtype))
             self.result = loops.flat(out, math.prod(out_shape))
-            self._body(Images(self.given, buffers[: len(sources)]))
-        notes = f"panels of {self.panel_runs[0].size} channels, {self.parts} parts, {self.bands[0].size} pixels a band"
+            self.images = Images(self.given, buffers[: len(sources)])
+            self._body()
+        size = self.panel_runs[0].size
+        notes = f"panels of {size} channels, {self.parts} parts, {self.bands[0][0].size} pixels a thread and band"
         notes += self.storage.words
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
 
@@ -124,83 +138,122 @@ class _Panels:
         weights = arrays[0].reshape(self.workload.out_channels, -1)
         return pack_panels(weights, self.panel_runs)
 
-    def _body(self, data: Images) -> None:
-        work = self.workload
-        copied = T.alloc_buffer((self.pixels * self.pitch + SLACK,), "float32")
-        with T.parallel(work.height) as y, T.serial(work.width) as x:
-            pixel = y * work.width + x
-            data.copy_pixel(copied, pixel * self.pitch, pixel)
-        for band in self.bands:
-            for count in range(band.count):
-                self._band(copied, band.first + count * band.size, band.size)
-        if self.late:
-            operands = tiles.operands_behind(work.epilogue, len(self.early), self.operands)
-            with T.parallel(work.height) as y:
-                first, size = y * work.width, (work.width, work.out_channels)
-                loops.apply_late(self.result, first * size[1], first, size[0], size, self.late, operands)
+    def _body(self) -> None:
+        with T.parallel(self.threads) as thread:
+            for runs in self.bands:
+                more, *rest = runs
+                if not rest:
+                    self._pixels(more, thread, thread)
+                    continue
+                with T.If(thread < more.count):
+                    with T.Then():
+                        self._pixels(more, thread, thread)
+                    with T.Else():
+                        self._pixels(rest[0], thread - more.count, thread)
 
-    def _band(self, image: Any, first: int, pixels: int) -> None:
-        """The ``pixels`` from ``first`` on: panels in parallel."""
-        groups = _even(pixels, -(-pixels // self.tile_m))
+    def _pixels(self, run: Run, index: Any, thread: Any) -> None:
+        """What a thread has of a band: piece ``index`` of ``run``. Panel after panel meets it."""
+        work, first, count = self.workload, run.first + index * run.size, run.size
+        image, begin = self.images.buffers[0], first
+        if self.copies:
+            image, begin = T.alloc_buffer((count * self.pitch + SLACK,), "float32"), 0
+            with T.serial(count) as pixel:
+                self.images.copy_pixel(image, pixel * self.pitch, first + pixel)
+        sums = T.alloc_buffer((count * self.panel_runs[0].size,), "float32")
+        groups = _even(count, -(-count // self.tile_m))
         for panels in self.panel_runs:
-            with T.parallel(panels.count) as panel:
-                sums = T.alloc_buffer((pixels * panels.size,), "float32")
+            with T.serial(panels.count) as panel:
                 channel = panels.first + panel * panels.size
                 for part in range(self.parts):
                     for group in groups:
-                        with T.serial(group.count) as index:
-                            within = group.first + index * group.size
-                            self._tile(image, sums, (first, within), group.size, channel, panels.size, part, pixels)
+                        with T.serial(group.count) as tile:
+                            within = group.first + tile * group.size
+                            places = (first + within, begin + within, within)
+                            share = (thread * count + within, count)
+                            self._tile(image, sums, places, group.size, channel, panels.size, part, share)
+        if self.late:
+            operands = tiles.operands_behind(work.epilogue, len(self.early), self.operands)
+            size = (work.width, work.out_channels)
+            loops.apply_late(self.result, first * size[1], first, count, size, self.late, operands)
 
     def _tile(
-        self, image: Any, sums: Any, at: tuple[int, Any], pixels: int, channel: Any, size: int, part: int, band: int
+        self,
+        image: Any,
+        sums: Any,
+        places: tuple[Any, Any, Any],
+        pixels: int,
+        channel: Any,
+        size: int,
+        part: int,
+        share: tuple[Any, int],
     ) -> None:
         """A tile's sums over a part of the channels: behind the last one its results.
 
-        ``at`` is the first pixel of the ``band``, and where in it the tile begins.
+        ``places``: its first pixel in the result, in ``image`` and in ``sums``. ``share``: where of the next weights it begins
+        to fetch, in pixels' shares, and how many of these a thread has.
         """
         work, last = self.workload, part == self.parts - 1
-        first, within = at
+        to, begin, within = places
+        at, count = share
         weights = channel * work.channels + part * self.part * size
         finish = replace(self.finish if last else Finish(), bias=self.finish.bias and not part, goes_on=part > 0)
-        # The next weights, evenly spread over the band's tiles: else memory would be idle but for the first tile.
-        following = -(-self.storage.bytes_each * STEP * size * pixels // band // 4) * 4
-        kernel = Sgemm(pixels, size, finish, reach=True, following=following, halves=self.storage.halves)
+        steps = self.part // STEP
+        # The next weights, evenly spread over all tiles of all threads: else memory would be idle but for the first tile.
+        bytes_of_tile = self.storage.bytes_each * self.part * size * pixels / (count * self.threads)
+        following = 4 * math.ceil(bytes_of_tile / steps / 4) if pixels * size >= _ROOM else 0
+        kernel = Sgemm(
+            pixels,
+            size,
+            finish,
+            reach=True,
+            following=following,
+            halves=self.storage.halves,
+            turns=_TURNS,
+            stored=_stored(steps, pixels) if last else 0,
+        )
         self.kernels[kernel.symbol] = kernel
-        fetched = within * (self.part * size) // band
+        fetched = at * (self.part * size) // (count * self.threads)
         waiting = T.address_of(sums[within * size])
-        to = T.address_of(self.result[(first + within) * work.out_channels + channel]) if last else waiting
-        begin = waiting if part else T.address_of((self.operands[0] if finish.bias else self.weights)[channel])
+        bias = T.address_of((self.operands[0] if finish.bias else self.weights)[channel])
         T.evaluate(
             T.call_extern(
                 "int32",
                 kernel.symbol,
-                to,
+                T.address_of(self.result[to * work.out_channels + channel]) if last else waiting,
                 T.int64((work.out_channels if last else size) * 4),
-                T.address_of(image[(first + within) * self.pitch + part * self.part]),
+                T.address_of(image[begin * self.pitch + part * self.part]),
                 T.address_of(self.offsets[0]),
                 T.address_of(self.weights[weights]),
                 T.address_of(self.rows[0]),
                 T.int64(1),
-                T.int64(self.part // STEP),
+                T.int64(steps),
                 T.int64(1),
                 T.int64(0),
-                begin,
+                waiting if part else bias,
                 T.int64(0),
                 T.address_of(self.weights[tirx.min(weights + self.part * size + fetched, self.storage.elements - 1)]),
             )
         )
 
 
-def _bands(workload: Conv2d, cache_bytes: int) -> int:
-    """Bands of pixels whose image and result stay in the L2 cache."""
-    bytes_of_pixel = 4 * (workload.channels + _GAP + workload.out_channels)
-    pixels = workload.height * workload.width
-    return min(math.ceil(pixels * bytes_of_pixel / (cache_bytes * _BAND_SHARE)), pixels // _FEWEST_OF_BAND)
+def _stored(steps: int, pixels: int) -> int:
+    """``Sgemm.stored``: the most of ``steps`` that a pixel can have."""
+    return 1 << max(0, (steps // pixels).bit_length() - 1)
+
+
+def _bands(pixels: int, threads: int, count: int) -> list[list[Run]]:
+    """``pixels`` in ``count`` bands, each of which as runs of pieces, in all one for each thread; about the same size all."""
+    size, more = divmod(pixels, threads * count)
+    bands, first = [], 0
+    for band in range(count):
+        large = min(threads, max(0, more - band * threads))
+        runs = [Run(first, large, size + 1, size + 1)]
+        runs.append(Run(first + large * (size + 1), threads - large, size, size))
+        bands.append([run for run in runs if run.count])
+        first += threads * size + large
+    return bands
 
 
 def _even(extent: int, count: int) -> list[Run]:
     """``extent`` in ``count`` pieces of about the same size."""
-    size, more = divmod(extent, count)
-    runs = [Run(0, more, size + 1, size + 1), Run(more * (size + 1), count - more, size, size)]
-    return [run for run in runs if run.count and run.size]
+    return _bands(extent, count, 1)[0]

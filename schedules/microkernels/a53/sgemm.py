@@ -42,6 +42,8 @@ POINTERS = [*range(8, 16), 19, 20, 21, 22]
 CURRENT, CURRENT_HALF, NEXT, LEFT = "x16", "x17", "x23", "x24"
 _SCRATCH = ("x25", "x26", "x27", "x28")
 FAR, FOLLOWING = "x22", "x21"
+#: Points to lines of the results that are fetched.
+_RESULTS = "x30"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class Sgemm:
     ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
     ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``lines``, as many lines an iteration
     are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on. With ``following``, so many bytes an
-    iteration are fetched from ``claimed`` on, where weights of later calls lie; those of this one are in the cache then.
+    iteration are fetched from ``claimed`` on, where weights of later calls lie.
+    With ``turns`` pixels' lines are fetched in so many iterations one after the other, not all in one: a core waits for three
+    lines at a time. With ``stored``, a power of two, lines of the results are fetched before they are stored: those of pixel
+    n while ``stored`` times n iterations are left.
     With ``halves`` weights are bfloat16, the upper halves of floats: a register of eight is widened by a shift for each four.
     """
 
@@ -89,6 +94,8 @@ class Sgemm:
     lines: int = 0
     following: int = 0
     halves: bool = False
+    turns: int = 1
+    stored: int = 0
     #: Vector registers.
     file: ClassVar[int] = 32
 
@@ -98,8 +105,10 @@ class Sgemm:
         lines = f"x{self.lines}" if self.lines else ""
         reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}{lines}" if self.reach else ""
         following = f"_following{self.following}" if self.following else ""
+        turns = f"_turns{self.turns}" if self.turns > 1 else ""
+        stored = f"_stored{self.stored}" if self.stored else ""
         halves = "_bf16" if self.halves else ""
-        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}{following}{halves}_a53"
+        return f"bk_sgemm_{self.tile_m}x{self.tile_n}{self.finish.words}{reach}{following}{turns}{stored}{halves}_a53"
 
     def assembly(self) -> str:
         """Its text."""
@@ -176,10 +185,20 @@ class Sgemm:
         hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, self.step_bytes, 64)]
         if self.following:
             control.insert(2, f"add {FOLLOWING}, {FOLLOWING}, #{self.following}")
-            hints = [f"prfm pldl1keep, [{FOLLOWING}]"]
+            hints += [f"prfm pldl1keep, [{FOLLOWING}, #{at}]" for at in range(0, self.following, 64)]
+        if self.stored:
+            hints += [f"lsr {_RESULTS}, {LEFT}, #{self.stored.bit_length() - 1}"]
+            hints += [f"madd {_RESULTS}, {_RESULTS}, x1, x0"]
+            hints += [f"prfm pstl1keep, [{_RESULTS}, #{4 * self.tile_n - 16}]"]
         if self.fetches_image and self.lines:
             control.insert(2, f"add {FAR}, {FAR}, #{64 * self.lines}")
             hints += [f"prfm pldl1keep, [{FAR}, #{64 * line}]" for line in range(self.lines)]
+        elif self.fetches_image and self.turns > 1:
+            for turn in range(self.turns):
+                hints += asm.add(FAR, NEXT, self.ahead + 64 * turn // self.turns)
+                hints += [
+                    f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[turn : self.tile_m : self.turns]
+                ]
         elif self.fetches_image:
             control[2:2] = asm.add(FAR, NEXT, self.ahead)
             hints += [f"prfm pldl1keep, [x{pointer}, {FAR}]" for pointer in POINTERS[: self.tile_m]]
@@ -217,6 +236,7 @@ def _assembly(tile: Sgemm) -> str:
         "mov x2, x0",
         f"ldr x17, [sp, #{frame + 24}]",
         *(line for m in range(0, tile.tile_m, tile.finish.window) for line in _store(tile, m)),
+        *([f"ldr x30, [sp, #{frame + 8}]"] if tile.stored else []),
         "add x0, x0, x30",
         "subs x29, x29, #1",
         "b.gt 4b",
@@ -265,6 +285,7 @@ def registers(tile: Sgemm) -> dict[str, str]:
         LEFT: "steps left of a row",
         **far,
         **({FOLLOWING: "weights that are fetched for later"} if tile.following else {}),
+        **({_RESULTS: "results that are fetched"} if tile.stored else {}),
         ", ".join(_SCRATCH): "upper halves of vectors on their way",
         asm.span(sums): f"sums, {tile.tile_m} pixels x {tile.vectors} vectors of 4 channels",
         "other v": "pixels, then weights",

@@ -57,8 +57,10 @@ STRASSEN = [
 PANELS = [
     # Channels in two parts, output channels that leave a narrow panel, tiles of two sizes.
     Conv2d(5, 7, 544, 44, (1, 1), epilogue=(ADD, RELU)),
-    # Two bands; steps that no register holds.
-    Conv2d(7, 9, 1024, 1000, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
+    # Pixels that are copied with gaps; steps that no register holds.
+    Conv2d(7, 9, 1024, 100, (1, 1), epilogue=(ADD, Step("add", "tensor"), RELU)),
+    # Two bands, of which one has pieces of two sizes.
+    Conv2d(11, 13, 512, 20, (1, 1), epilogue=(ADD, LEAKY)),
     Conv2d(4, 4, 20, 12, (1, 1), epilogue=(RELU,)),
 ]
 PACKED = [
@@ -165,7 +167,7 @@ def test_panels_that_threads_share_compute_the_definition(workload, run_kernel):
         kernel = conv2d.emit(workload, {"algorithm": "panels", "tile": tile, "block": 0}, target, threads)
         result = run_kernel(workload, kernel, args, target, threads)
         assert close(result, expected, 2e-6), kernel.notes
-        # Who takes a panel does not change its sums.
+        # How many threads share the pixels does not change a sum.
         one = result if one is None else one
         assert tile != "8x8" or (result == one).all()
 
@@ -213,8 +215,6 @@ def test_strassen_is_the_default_where_sums_are_long():
     target = targets.load("rasp3b")
     assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target)["algorithm"] == "strassen"
     assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target)["algorithm"] == "strassen"
-    assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target, 4)["algorithm"] == "direct"
-    assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "panels"
     assert conv2d.default(Conv2d(56, 56, 24, 144, (1, 1)), target)["algorithm"] == "direct"
     # More to combine than the few products of so few output channels save.
     assert conv2d.default(Conv2d(7, 7, 1152, 320, (1, 1)), target)["algorithm"] == "direct"
@@ -292,6 +292,10 @@ def test_defaults_of_several_threads_bring_less_from_memory():
     pointwise = Conv2d(13, 13, 512, 1000, (1, 1))
     assert conv2d.default(pointwise, target)["algorithm"] == "strassen"
     assert conv2d.default(pointwise, target, threads=4)["algorithm"] == "panels"
+    assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target, 4)["algorithm"] == "panels"
+    assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "panels"
+    # Too few pixels for all threads to do something with a panel.
+    assert conv2d.default(Conv2d(4, 4, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "direct"
     deep = Conv2d(13, 13, 64, 256, (3, 3), padding=(1, 1, 1, 1))
     assert conv2d.default(deep, target)["block"] == 1
     # Transformed weights would push everything else out of the cache that threads share.

@@ -54,6 +54,18 @@ def test_no_vector_load_four_cycles_after_a_multiply_add(tile_m, tile_n):
     assert not wrong
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_what_is_fetched_beside_products_takes_no_cycle_of_theirs(halves):
+    for tile_m, tile_n in ((8, 8), (8, 12)) if not halves else ((8, 8), (6, 12)):
+        plain = Sgemm(tile_m, tile_n, reach=True, halves=halves)
+        fetching = Sgemm(tile_m, tile_n, reach=True, following=120, halves=halves, turns=4, stored=8)
+        assert fetching.cycles_per_step == plain.cycles_per_step
+        loop = "\n".join(fetching.loop.iteration())
+        # A line of each pixel, two of weights for later, those of this tile, and one of the results.
+        lines = tile_m * fetching.fetches_image + 2 + -(-fetching.step_bytes // 64) + 1
+        assert loop.count("prfm pldl1keep") + loop.count("prfm pstl1keep") == lines
+
+
 def test_kernels_that_differ_have_different_names():
     finishes = [
         Finish(),
@@ -66,6 +78,7 @@ def test_kernels_that_differ_have_different_names():
     ]
     kernels = [Sgemm(8, 8, finish, reach) for finish in finishes for reach in (False, True)]
     kernels += [Sgemm(8, 8, finish, reach, halves=True) for finish in finishes for reach in (False, True)]
+    kernels += [Sgemm(8, 8, reach=True, following=200, turns=turns, stored=4 * turns) for turns in (2, 4)]
     kernels += [SgemmStack(8, 8, depth) for depth in (16, 32)]
     assert len({kernel.symbol for kernel in kernels}) == len(kernels)
     assert len({kernel.assembly() for kernel in kernels}) == len(kernels)
