@@ -82,8 +82,8 @@ class Stand:
         with tempfile.TemporaryDirectory(prefix="bitkiln-bench-") as scratch:
             answer = self._run(job.engine, ["python3", str(GUEST), str(job.write(Path(scratch)))])
         report = answer["report"]
-        if report is None:
-            raise BoardError(f"{job.engine} ran, but the timing model made no report")
+        if "cycles" not in (report or {}):
+            raise BoardError(f"{job.engine} ran, but the timing model made no report of it")
         return Measurement(report["cycles"], answer["error"], self._name(report, job.threads))
 
     @staticmethod

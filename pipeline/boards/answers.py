@@ -121,7 +121,7 @@ class _Step(msgspec.Struct):
 
 
 class _Failure(msgspec.Struct):
-    status: Literal["crashed", "timeout", "stopped", "error"]
+    status: Literal["crashed", "timeout", "stopped", "error", "unfit"]
     message: Annotated[str, Meta(max_length=1 << 16)]
 
 
@@ -148,12 +148,15 @@ def measurement(answer: Any, fetch: Callable[[str], bytes], known: Collection[st
     """The answer to ``bitkiln.measure`` as a value; ``fetch`` gets the files that it names.
 
     Outputs whose digest is among ``known`` come without their bytes. Raises KernelFailed, and BoardError, which names
-    ``board``, for an answer that cannot be one.
+    ``board``, for a board that cannot measure, and for an answer that cannot be one.
     """
     try:
         if not isinstance(answer, dict) or answer.get("status") != "ok":
             failure = convert(answer, _Failure)
-            raise KernelFailed(failure.status, printable(" ".join(failure.message.split()), 400))
+            message = printable(" ".join(failure.message.split()), 400)
+            if failure.status == "unfit":
+                raise BoardError(f"{board} cannot measure: {message}")
+            raise KernelFailed(failure.status, message)
         found = convert(answer, _Answer)
         convert(found.steps, tuple[_Step, ...])
         if (found.unit == "cycles") != (found.kind == "simulated"):

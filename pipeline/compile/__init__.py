@@ -20,7 +20,7 @@ from bitkiln.pipeline.compile.kernels import RecordSource, choose_kernels, where
 from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.manifest import add_layers, describe, report
 from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
-from bitkiln.pipeline.errors import ModelError
+from bitkiln.pipeline.errors import InputError, ModelError
 from bitkiln.pipeline.importers.common.preprocessing import preparation
 from bitkiln.pipeline.meaning.recognise import hint
 from bitkiln.pipeline.model import Model
@@ -89,7 +89,7 @@ def compile_lowered(
     """
     console = console or Console(quiet=True)
     network = read_network(module)
-    least, *more = counts_for(target, threads)
+    least, *more = _plans_for(target, threads)
     chosen = choose_kernels(module, network, target, records, least)
     several = where_they_differ(choose_kernels(module, network, target, records, more[-1]), chosen) if more else {}
     plan = plan_network(model, network, chosen, several)
@@ -113,6 +113,17 @@ def compile_lowered(
     for line in (*preparation(model), *filter(None, [hint(model)])):
         console.print(line, highlight=False, markup=False)
     return out
+
+
+def _plans_for(target: Target, threads: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers of threads that kernels are chosen for. Raises InputError: a library has two plans, by one thread or several."""
+    counts = counts_for(target, threads)
+    if len(counts) > 2 or (len(counts) == 2 and counts[0] != 1):
+        raise InputError(
+            f"{', '.join(map(str, counts))} threads: a bundle has one plan, or one for 1 thread and one for several; "
+            "give --threads N or 1,N"
+        )
+    return counts
 
 
 def _missing_kernels(target: Target) -> list[str]:

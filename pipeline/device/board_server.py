@@ -271,13 +271,13 @@ class Trial:
             tell_simulator(COLD)
         reports = Reports(self.board.report)
         self.model.run_marked(self.per_step)
-        found = reports.new() if self.per_step else [ask_simulator(READ) or {}]
+        found = reports.new(len(self.model.step_names)) if self.per_step else [believable(ask_simulator(READ))]
         cycles = sum(report["cycles"] for report in found)
         answer = {"unit": "cycles", "value": cycles, "samples": [cycles]}
         answer["clock_mhz"] = (self.board.simulator or {}).get("mhz")
         answer["complete"] = all(report.get("complete", True) for report in found)
         if self.per_step:
-            # zip's strict= came with Python 3.10.
+            # zip's strict= came with Python 3.10; ``found`` has one for each step.
             answer["steps"] = [{**report, "name": name} for name, report in zip(self.model.step_names, found)]  # noqa: B905
         else:
             answer["report"] = found[0]
@@ -352,6 +352,20 @@ def _agree(samples: list[float]) -> bool:
     return len(fastest) == 3 and fastest[2] <= 1.02 * fastest[0]
 
 
+class BoardUnfit(Exception):
+    """The board itself cannot measure, whatever it runs."""
+
+
+def believable(report: Answer | None) -> Answer:
+    """The simulator's report of a region. Raises BoardUnfit for an answer without cycles: it may say what is wrong instead."""
+    if report is None:
+        raise BoardUnfit("the simulator does not answer")
+    cycles = report.get("cycles")
+    if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0:
+        raise BoardUnfit(f"the simulator gives no cycles ({report.get('error', 'its report has none')})")
+    return report
+
+
 class Reports:
     """The simulator's reports as it appends them to its file, one line of JSON for each region."""
 
@@ -359,11 +373,17 @@ class Reports:
         self.path = Path(path)
         self.start = self.path.stat().st_size if self.path.exists() else 0
 
-    def new(self) -> list[Answer]:
-        """Those that came since this object was made."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            return [json.loads(line) for line in file.read().splitlines()]
+    def new(self, count: int) -> list[Answer]:
+        """Those that came since this object was made. Raises BoardUnfit where they are not ``count``, each whole."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                found = [json.loads(line) for line in file.read().splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise BoardUnfit(f"the simulator's reports cannot be read ({error}); its disk may be full") from None
+        if len(found) != count or not all(isinstance(report, dict) for report in found):
+            raise BoardUnfit(f"the simulator reported {len(found)} of {count} steps; its disk may be full")
+        return [believable(report) for report in found]
 
 
 def in_child(function: Callable[[], Answer], seconds: float) -> Answer:
@@ -391,6 +411,8 @@ def answer_and_exit(function: Callable[[], Answer], writer: int) -> None:
     """Write what ``function`` gives, or its error, to the pipe and end this process."""
     try:
         answer = function()
+    except BoardUnfit as error:
+        answer = {"status": "unfit", "message": str(error)}
     except BaseException as error:
         answer = {"status": "error", "message": f"{type(error).__name__}: {error}"}
     data = json.dumps(answer).encode()
@@ -421,7 +443,7 @@ def verdict(text: bytes | None, status: int, seconds: float) -> Answer:
         if number == signal.SIGXCPU:
             return {"status": "stopped", "message": "the kernel passed the limit of cycles"}
         return {"status": "crashed", "message": f"the kernel died of {signal.Signals(number).name}"}
-    if not text:
+    if not text or os.WEXITSTATUS(status):
         return {"status": "crashed", "message": f"the kernel ended its process with status {os.WEXITSTATUS(status)}"}
     return json.loads(text)
 

@@ -96,6 +96,12 @@ def test_nonsense_is_one_line_that_names_the_board(name):
     assert len(str(caught.value)) < 400
 
 
+def test_a_board_that_cannot_measure_says_nothing_of_the_kernel():
+    with pytest.raises(BoardError, match="board pi cannot measure: no reports") as caught:
+        believed({"status": "unfit", "message": "no\nreports"})
+    assert not isinstance(caught.value, KernelFailed)
+
+
 def test_bytes_that_are_not_those_of_the_digest_are_refused():
     with pytest.raises(BoardError, match="differs from the digest"):
         believed(GOOD, bytes(64))

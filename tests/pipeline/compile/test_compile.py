@@ -21,7 +21,7 @@ from bitkiln.pipeline.compile import compile_lowered
 from bitkiln.pipeline.compile.kernels import ChosenKernel, choose_kernels, choose_knobs, where_they_differ
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.compile.single import build_kernel_library
-from bitkiln.pipeline.errors import BundleError, ModelError
+from bitkiln.pipeline.errors import BundleError, InputError, ModelError
 from bitkiln.pipeline.model import Model, TensorSpec
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.steps import Step
@@ -240,6 +240,16 @@ def test_a_bundle_may_hold_a_plan_for_one_thread_and_one_for_several(tmp_path: P
         np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-4, atol=1e-5)
         steps.append(list(answer.trace))
     assert steps[0] == steps[1] == steps[2]
+
+
+@pytest.mark.parametrize("threads", [(2, 4), (1, 2, 4)])
+def test_a_library_has_a_plan_for_one_thread_and_one_for_several_and_no_others(threads, no_records, tmp_path: Path) -> None:
+    module, _ = conv_module(1)
+    with pytest.raises(InputError, match="--threads N or 1,N"):
+        compile_lowered(
+            conv_model(module), module, targets.load("rasp3b"), no_records, tmp_path / "conv", threads=threads
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_records_outside_of_the_space_are_not_used() -> None:

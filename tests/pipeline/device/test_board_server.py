@@ -53,9 +53,55 @@ def test_a_trial_s_end_is_told_apart():
     }
     assert in_child(lambda: os.kill(os.getpid(), signal.SIGXCPU), 10)["status"] == "stopped"
     assert in_child(lambda: os._exit(3), 10)["message"].endswith("status 3")
+    assert in_child(lambda: os.closerange(3, 256), 10)["status"] == "crashed"
     start = time.monotonic()
     assert in_child(hang, 0.3)["status"] == "timeout"
     assert time.monotonic() - start < 5
+
+
+class OneStep:
+    """A network that has been loaded, as far as a simulated trial looks at it."""
+
+    threads, step_names, outputs = 1, ("a", "b"), ()
+
+    def __init__(self, reports: Path, lines: bytes) -> None:
+        self.reports, self.lines = reports, lines
+
+    def run_marked(self, per_step: bool) -> None:
+        with self.reports.open("ab") as file:
+            file.write(self.lines if per_step else b"")
+
+
+def simulated_trial(monkeypatch, folder: Path, report: object, lines: bytes = b"", **request: object) -> dict:
+    """The answer of a simulated board whose simulator says ``report`` of the run, and appends ``lines`` to its reports."""
+    answers = {board_server.IDENTIFY: {"model": "v2", "mhz": 1200, "cpus": 4}, board_server.READ: report}
+    monkeypatch.setattr(board_server, "ask_simulator", lambda what, size=0: answers[what])
+    trial = board_server.Trial.__new__(board_server.Trial)
+    trial.board = board_server.Board(True, str(folder / "reports"))
+    trial.request, trial.per_step = {"cold": True, **request}, bool(request.get("per_step"))
+    trial.model = OneStep(folder / "reports", lines)
+    return in_child(trial.measure, 20)
+
+
+WHOLE = {"cycles": 5, "complete": True}
+#: What comes of a simulator that was interrupted, ended, or short of memory or disk.
+NO_REPORTS = (None, {}, {"error": "no region ended yet", "size": 0}, *({"cycles": x} for x in (None, "5", -5, 5.0, True, [5])))
+NO_STEPS = (b"", b'{"cycles": 5}\n', b'{"cycles": 5}\n{"cyc', b"5\n5\n", b'{"cycles": 5}\n{}\n', b"\xff\n", b"[" * 100_000)
+
+
+@pytest.mark.parametrize("report", NO_REPORTS, ids=str)
+def test_a_simulator_without_cycles_is_the_board_s_fault(monkeypatch, tmp_path, report):
+    assert simulated_trial(monkeypatch, tmp_path, WHOLE)["value"] == 5
+    found = simulated_trial(monkeypatch, tmp_path, report)
+    assert found["status"] == "unfit"
+    assert "simulator" in found["message"]
+
+
+@pytest.mark.parametrize("lines", NO_STEPS, ids=range(len(NO_STEPS)))
+def test_steps_that_are_not_all_there_are_no_measurement(monkeypatch, tmp_path, lines):
+    whole = simulated_trial(monkeypatch, tmp_path, WHOLE, b'{"cycles": 5}\n{"cycles": 6}\n', per_step=True)
+    assert whole["value"] == 11
+    assert simulated_trial(monkeypatch, tmp_path, WHOLE, lines, per_step=True)["status"] == "unfit"
 
 
 def test_folders_of_killed_servers_are_swept(monkeypatch, tmp_path):
