@@ -243,7 +243,9 @@ def test_a_bundle_may_hold_a_plan_for_one_thread_and_one_for_several(tmp_path: P
 
 
 @pytest.mark.parametrize("threads", [(2, 4), (1, 2, 4)])
-def test_a_library_has_a_plan_for_one_thread_and_one_for_several_and_no_others(threads, no_records, tmp_path: Path) -> None:
+def test_a_library_has_a_plan_for_one_thread_and_one_for_several_and_no_others(
+    threads, no_records, tmp_path: Path
+) -> None:
     module, _ = conv_module(1)
     with pytest.raises(InputError, match="--threads N or 1,N"):
         compile_lowered(

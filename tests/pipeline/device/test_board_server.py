@@ -85,8 +85,21 @@ def simulated_trial(monkeypatch, folder: Path, report: object, lines: bytes = b"
 
 WHOLE = {"cycles": 5, "complete": True}
 #: What comes of a simulator that was interrupted, ended, or short of memory or disk.
-NO_REPORTS = (None, {}, {"error": "no region ended yet", "size": 0}, *({"cycles": x} for x in (None, "5", -5, 5.0, True, [5])))
-NO_STEPS = (b"", b'{"cycles": 5}\n', b'{"cycles": 5}\n{"cyc', b"5\n5\n", b'{"cycles": 5}\n{}\n', b"\xff\n", b"[" * 100_000)
+NO_REPORTS = (
+    None,
+    {},
+    {"error": "no region ended yet", "size": 0},
+    *({"cycles": x} for x in (None, "5", -5, 5.0, True, [5])),
+)
+NO_STEPS = (
+    b"",
+    b'{"cycles": 5}\n',
+    b'{"cycles": 5}\n{"cyc',
+    b"5\n5\n",
+    b'{"cycles": 5}\n{}\n',
+    b"\xff\n",
+    b"[" * 100_000,
+)
 
 
 @pytest.mark.parametrize("report", NO_REPORTS, ids=str)
