@@ -116,7 +116,7 @@ def compile_lowered(
 
 
 def _plans_for(target: Target, threads: Sequence[int] | None) -> tuple[int, ...]:
-    """The numbers of threads that kernels are chosen for. Raises InputError: a library has two plans, by one thread or several."""
+    """The numbers of threads that kernels are chosen for. Raises InputError for more plans than a library has."""
     counts = counts_for(target, threads)
     if len(counts) > 2 or (len(counts) == 2 and counts[0] != 1):
         raise InputError(

@@ -5,10 +5,10 @@ compare with each other. Real boards compare in cycles at the clock that was mea
 cooler board. A rig that has only measured the untuned default says nothing of other kernels, and hides no rig that has
 searched. Nothing depends on when a record says it was made, or in which order logs are read.
 
-Records of another number of threads do not decide for kernels of ours, whose defaults know their number. Where rasp3b's committed
-records hold both, the fastest kernel of one number lost to the other's own default in 13 of 17 layers, by up to 2.4 times
-(model v2): it shares out other blocks, and lays claim to other parts of the caches. General kernels are the same loops for every
-number: of a network of volumes, what was tuned for one count was 1.16 and 1.60 times faster than the default on the other.
+Records of another number of threads do not decide for kernels of ours, whose defaults know their number. Where the committed
+records of rasp3b hold both times, the fastest kernel of one number lost to the other's own default in 13 of 17 layers, by up to
+2.4 times (model v2): it shares out other blocks, and claims other parts of the caches. General kernels are the same loops on
+every number: what was tuned on one was 1.16 and 1.60 times faster than the default on the other, in a network of volumes.
 """
 
 from __future__ import annotations

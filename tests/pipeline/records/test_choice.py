@@ -120,7 +120,7 @@ def test_a_kernel_of_ours_takes_nothing_from_another_number_of_threads():
 
 def test_a_general_kernel_is_taken_from_another_number_of_threads():
     """It is the same loops on all of them."""
-    assert GENERAL == Generic.tag
+    assert Generic.tag == GENERAL
     key = "tir conv3d 1x4x6x8 to 1x8 0123456789ab"
     tuned = replace(simulated(100, TUNED), workload=key)
     found = choose([tuned, replace(simulated(200, DEFAULT), workload=key)], RASP3B, threads=4)
