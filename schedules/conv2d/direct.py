@@ -29,7 +29,7 @@ from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Storage, Taps, Tile, Tiles, at_least, pack_panels
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
-from bitkiln.schedules.microkernels.a53.sgemm import IMAGE_AHEAD, REACH_BYTES, Finish
+from bitkiln.schedules.microkernels.a53.sgemm import IMAGE_AHEAD, REACH_BYTES, STEP, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
@@ -45,7 +45,7 @@ _WIDE = (8, 12)
 _SHARED_MACS = 200_000
 #: So few panels share the fetching of a tile.
 _FEW_PANELS = 6
-_PAGE = 4096
+_PAGE, _LINE = 4096, 64
 
 
 def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
@@ -141,7 +141,7 @@ class _Direct:
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
         self.copies = self.copies or (bool(self.given.parts) and not self.offsets)
-        self.ahead, self.lines = self._fetched()
+        self.ahead, self.evenly = self._fetched()
 
     def kernel(self) -> Kernel:
         _, _, *operands, (out_shape, out_dtype) = self.workload.shapes
@@ -178,7 +178,7 @@ class _Direct:
         return np.concatenate(parts)
 
     def _fetched(self) -> tuple[int, int]:
-        """``ahead`` and ``lines`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other."""
+        """``ahead`` and ``evenly`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other."""
         work = self.workload
         follow = work.kernel == work.strides == (1, 1) and work.groups == 1 and not any(work.padding)
         panels = sum(run.count for run in self.panel_runs)
@@ -336,24 +336,26 @@ class _Direct:
             count=count,
             reach=reach,
             ahead=self.ahead,
-            lines=self.lines,
+            evenly=self.evenly,
             claimed=claimed,
         )
         self.tiles.emit(tile, self.result, Taps(0, len(self.geometry.rows), self.row_length))
 
 
 def fetched(pixels: int, channels: int, panels: int, together: bool = True) -> tuple[int, int]:
-    """``ahead`` and ``lines`` of ``Sgemm`` for tiles of so many ``pixels`` that follow each other.
+    """``ahead`` and ``evenly`` of ``Sgemm`` for tiles of so many ``pixels`` that follow each other.
 
-    All pixels of a tile reach their next lines together. So where few ``panels`` leave no time to wait for that, lines are
-    fetched in the order of memory, as many as spread over all panels; if a tile meets them ``together``.
+    All pixels of a tile reach their next lines together, and the core waits for memory. So if a tile meets all panels
+    ``together``, lines are fetched in the order of memory, as evenly over all panels as goes.
     """
     bytes_of_tile = pixels * channels * 4
     if bytes_of_tile > _MOST_AHEAD:
         return IMAGE_AHEAD, 0
-    lines = -(-pixels // (4 * panels)) if together and panels <= _FEW_PANELS else 0
+    evenly = -(-STEP * 4 * pixels // panels) if together else 0
+    # Few panels have many lines to fetch: some more of them earlier.
+    evenly = -(-evenly // (_LINE if panels <= _FEW_PANELS else STEP)) * (_LINE if panels <= _FEW_PANELS else STEP)
     # What an addition takes as an immediate.
-    return (bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE), lines
+    return (bytes_of_tile if bytes_of_tile < _PAGE else bytes_of_tile // _PAGE * _PAGE), evenly
 
 
 def finish_of(workload: Conv2d) -> Finish | None:

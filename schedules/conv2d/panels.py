@@ -62,7 +62,7 @@ def pays(workload: Conv2d, target: Target, threads: int, halves: bool = False) -
     """Whether it is the better way for so many ``threads``: their weights would come from memory again and again."""
     weights = (2 if halves else 4) * workload.channels * workload.out_channels
     enough = workload.height * workload.width >= _ENOUGH * threads
-    return threads > 1 and enough and weights >= target.cpu["l2_kib"] * 1024 * _LARGE_WEIGHTS
+    return threads > 1 and enough and weights > target.cpu["l2_kib"] * 1024 * _LARGE_WEIGHTS
 
 
 def default() -> dict[str, int | str]:

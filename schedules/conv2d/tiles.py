@@ -97,7 +97,7 @@ class Tile:
     ``first``: its first pixel in the table of pixels. ``image``: what the table's offsets count from. ``to``: its first result;
     the next pixel's lies ``pitch`` further. ``at(m)``: where in the whole result pixel m lies, (y, x). ``count``: panels one
     after the other. ``reach``: its pixels may be read beyond their taps, as ``Sgemm.reach`` asks; then lines of the image are
-    fetched as its ``ahead`` and ``lines`` say. ``claimed``: address of lines that are written as ``Finish.claims`` says.
+    fetched as its ``ahead`` and ``evenly`` say. ``claimed``: address of lines that are written as ``Finish.claims`` says.
     ``panel_pitch``: from a panel's results to the next one's; 0: they are neighbours.
     """
 
@@ -113,7 +113,7 @@ class Tile:
     count: int = 1
     reach: bool = False
     ahead: int = IMAGE_AHEAD
-    lines: int = 0
+    evenly: int = 0
     claimed: Any = None
     panel_pitch: int = 0
 
@@ -150,7 +150,7 @@ class Tiles:
         whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
         if self.product and self.finish is not None and whole and taps.count:
             finish = replace(self.finish, claims=tile.claimed is not None)
-            kernel = self.product(tile.pixels.size, tile.panels.size, finish, tile.reach, tile.ahead, tile.lines)
+            kernel = self.product(tile.pixels.size, tile.panels.size, finish, tile.reach, tile.ahead, tile.evenly)
             self._call(kernel, tile, result, tile.to, tile.pitch, taps)
             return
         size = tile.panels.size
@@ -158,7 +158,7 @@ class Tiles:
         if not taps.count:
             loops.fill(sums, 0, tile.pixels.size * size)
         elif self.product:
-            kernel = self.product(tile.pixels.size, size, reach=tile.reach, ahead=tile.ahead, lines=tile.lines)
+            kernel = self.product(tile.pixels.size, size, reach=tile.reach, ahead=tile.ahead, evenly=tile.evenly)
             self._call(kernel, tile, sums, 0, size, taps)
         else:
             self._plain(sums, tile, taps)

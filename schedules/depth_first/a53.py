@@ -214,7 +214,7 @@ class _Expand:
         finish = tiles.finish_of(self.work.epilogue)
         self.tiles = Tiles(self.work.epilogue, finish, product)
         self.panels = Run(0, self.work.out_channels // strips.block, strips.block, strips.block)
-        self.ahead, self.lines = direct.fetched(strips.pixels, self.work.channels, self.panels.count)
+        self.ahead, self.evenly = direct.fetched(strips.pixels, self.work.channels, self.panels.count)
 
     @property
     def microkernels(self) -> tuple[MicroKernel, ...]:
@@ -269,7 +269,7 @@ class _Expand:
             count=self.panels.count,
             reach=reach,
             ahead=self.ahead,
-            lines=self.lines,
+            evenly=self.evenly,
             panel_pitch=strips.block_width * strips.block,
         )
         self.tiles.emit(tile, ring, Taps(0, 1, work.channels))

@@ -77,9 +77,9 @@ class Sgemm:
     """The micro-kernel of one tile size.
 
     ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
-    ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``lines``, as many lines an iteration
-    are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on. With ``following``, so many bytes an
-    iteration are fetched from ``claimed`` on, where weights of later calls lie.
+    ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``evenly``, so many bytes an iteration
+    are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on, over all panels of a call.
+    With ``following``, so many bytes an iteration are fetched from ``claimed`` on, where weights of later calls lie.
     With ``turns`` pixels' lines are fetched in so many iterations one after the other, not all in one: a core waits for three
     lines at a time. With ``stored``, a power of two, lines of the results are fetched before they are stored: those of pixel
     n while ``stored`` times n iterations are left.
@@ -91,7 +91,7 @@ class Sgemm:
     finish: Finish = Finish()
     reach: bool = False
     ahead: int = IMAGE_AHEAD
-    lines: int = 0
+    evenly: int = 0
     following: int = 0
     halves: bool = False
     turns: int = 1
@@ -102,7 +102,7 @@ class Sgemm:
     @property
     def symbol(self) -> str:
         """Its name."""
-        lines = f"x{self.lines}" if self.lines else ""
+        lines = f"x{self.evenly}" if self.evenly else ""
         reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}{lines}" if self.reach else ""
         following = f"_following{self.following}" if self.following else ""
         turns = f"_turns{self.turns}" if self.turns > 1 else ""
@@ -190,9 +190,9 @@ class Sgemm:
             hints += [f"lsr {_RESULTS}, {LEFT}, #{self.stored.bit_length() - 1}"]
             hints += [f"madd {_RESULTS}, {_RESULTS}, x1, x0"]
             hints += [f"prfm pstl1keep, [{_RESULTS}, #{4 * self.tile_n - 16}]"]
-        if self.fetches_image and self.lines:
-            control.insert(2, f"add {FAR}, {FAR}, #{64 * self.lines}")
-            hints += [f"prfm pldl1keep, [{FAR}, #{64 * line}]" for line in range(self.lines)]
+        if self.fetches_image and self.evenly:
+            control.insert(2, f"add {FAR}, {FAR}, #{self.evenly}")
+            hints += [f"prfm pldl1keep, [{FAR}, #{at}]" for at in range(0, self.evenly, 64)]
         elif self.fetches_image and self.turns > 1:
             for turn in range(self.turns):
                 hints += asm.add(FAR, NEXT, self.ahead + 64 * turn // self.turns)
@@ -216,7 +216,7 @@ def _assembly(tile: Sgemm) -> str:
         f"ldp x29, x30, [sp, #{frame}]",
         *(f"ldr w{x}, [x3, #{4 * m}]" for m, x in enumerate(pointers)),
         *(f"add x{x}, x2, w{x}, sxtw" for x in pointers),
-        *(asm.add(FAR, f"x{pointers[0]}", tile.ahead) if tile.fetches_image and tile.lines else []),
+        *(asm.add(FAR, f"x{pointers[0]}", tile.ahead) if tile.fetches_image and tile.evenly else []),
         *([f"ldr {FOLLOWING}, [sp, #{frame + 32}]"] if tile.following else []),
         "4:",
         *asm.named("begin", _begin(tile, frame)),
@@ -266,7 +266,7 @@ def _begin(tile: Sgemm, frame: int) -> list[str]:
         guests += [f"stp xzr, xzr, [x3, #{at}]" for at in range(0, size, 16)]
         guests += [f"add x3, x3, #{size}", f"str x3, [sp, #{frame + 32}]"]
     guests += ["add x2, x5, #4", "mov x3, x6", f"add {CURRENT_HALF}, {CURRENT}, #8", f"add {NEXT}, {CURRENT}, #16"]
-    if tile.fetches_image and not tile.lines:
+    if tile.fetches_image and not tile.evenly:
         guests += asm.add(FAR, CURRENT, tile.ahead)
     return [*lines, *asm.beside(starts, guests), *tile.loop.head()]
 
