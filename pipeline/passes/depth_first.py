@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Call
 
-from bitkiln.pipeline.ir.graph import Graph, bindings, op_name, rewrite, variables
+from bitkiln.pipeline.ir.graph import Graph, op_name, rewrite
 from bitkiln.pipeline.ops import depth_first as joined
 from bitkiln.pipeline.ops import workload_of
 from bitkiln.schedules.depth_first import pays
@@ -21,19 +21,14 @@ from bitkiln.targets import Target
 def depth_first(module: tvm.IRModule, target: Target) -> tvm.IRModule:
     """Convolutions of which one gives to the next alone as one operator, where that is faster.
 
-    A 1x1 convolution between two depthwise ones joins the second, which another may follow: that keeps more from memory.
+    A 1x1 convolution between two depthwise ones joins the first.
     """
-    wanted = {
-        var.name for _, value in bindings(module["main"]) if _depthwise(value) for var in variables(value.args[0])
-    }
 
-    def visit(graph: Graph, name: str, value: relax.Expr) -> relax.Expr | None:
+    def visit(graph: Graph, _name: str, value: relax.Expr) -> relax.Expr | None:
         layers = _layers(value)
         if not layers or not graph.used_once(value.args[0]):
             return None
         before = graph.definition(value.args[0])
-        if _depthwise(before) and name in wanted and graph.uses[name] == 1:
-            return None
         layers = _layers(before) + layers
         if len(layers) < 2 or not _fits(layers) or not pays(DepthFirst(layers), target):
             return None
@@ -48,11 +43,6 @@ def _layers(value: relax.Expr | None) -> tuple[Conv2d, ...]:
     if op_name(value) == "bitkiln.depth_first":
         return workload_of(value, DepthFirst).layers
     return (workload_of(value, Conv2d),) if op_name(value) == "bitkiln.conv2d" else ()
-
-
-def _depthwise(value: relax.Expr | None) -> bool:
-    """Whether it is a depthwise convolution and nothing else."""
-    return [layer.depthwise for layer in _layers(value)] == [True]
 
 
 def _fits(layers: tuple[Conv2d, ...]) -> bool:

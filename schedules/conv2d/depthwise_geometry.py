@@ -20,7 +20,7 @@ _OVERLAPPING_BYTES = 400 * 1024
 #: A cell's share of it, where several threads each have one.
 _CELL_BYTES = 96 * 1024
 #: An image as small as this is in the L2 cache when it is needed.
-_IN_CACHE = 128 * 1024
+IN_CACHE = 128 * 1024
 #: Tasks that keep four threads busy.
 _TASKS = 4
 
@@ -71,7 +71,7 @@ class Cells:
         rows, columns = size_of(tile)
         self.tile = min(rows, height), min(columns, width)
         most = _BLOCK_BYTES // (BLOCK * 4)
-        self.fetches = workload.height * workload.width * workload.channels * 4 > _IN_CACHE
+        self.fetches = workload.height * workload.width * workload.channels * 4 > IN_CACHE
         across = (most // reach(self.workload, 0, self.tile[0]) - reach(self.workload, 1, 1)) // (
             self.tile[1] * workload.strides[1]
         )

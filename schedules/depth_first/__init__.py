@@ -10,11 +10,12 @@ from tvm import te, tirx
 from bitkiln.schedules import conv2d
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules.conv2d import depthwise_a53, tiles
-from bitkiln.schedules.depth_first import a53
-from bitkiln.schedules.depth_first.strips import Strips, divides, roles
+from bitkiln.schedules.depth_first import a53, in_place
+from bitkiln.schedules.depth_first.patches import Patches
+from bitkiln.schedules.depth_first.project import LEAST
+from bitkiln.schedules.depth_first.strips import Strips, divides
 from bitkiln.schedules.kernel import Kernel, Knobs, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
-from bitkiln.schedules.microkernels.a53.depthwise import BLOCK
 from bitkiln.schedules.microkernels.a53.sgemm import STEP
 from bitkiln.schedules.workload import Conv2d, DepthFirst
 from bitkiln.targets import Target
@@ -22,6 +23,8 @@ from bitkiln.targets import Target
 #: Shares of the L2 cache: less than this between the layers stays there anyway; so much of it may weights take, which every
 #: strip reads again; so much may weights and strips take together.
 _MUCH, _WEIGHTS, _ROOM = 0.5, 0.5, 0.85
+#: Rows of an image that one core follows: its prefetcher has four streams, its first TLB ten pages.
+_ROWS = 4
 #: MACs for each byte between the layers: with more, memory is idle anyway, and strips are too short for four threads.
 _INTENSE = 24
 
@@ -50,34 +53,44 @@ def default(workload: DepthFirst, target: Target, threads: int = 1) -> dict[str,
 
 def emit(workload: DepthFirst, knobs: Knobs, target: Target, threads: int = 1) -> Kernel:
     """The implementation at one point of the space."""
+    if workload.layers[0].depthwise:
+        return in_place.emit(workload, str(knobs["tile"]), target, threads)
     return a53.emit(workload, str(knobs["tile"]), target, threads)
 
 
 def applies(workload: DepthFirst, target: Target) -> bool:
-    """Whether ``target`` has kernels for ``workload``, and strips of it stay in the L2 cache on any number of threads."""
-    kernels, parts = kernel_set(target), roles(workload)
-    if not (kernels.strips and depthwise_a53.applies(parts.depthwise, kernels) and all(map(_plain, workload.layers))):
+    """Whether ``target`` has kernels for ``workload``, and what lies between stays in a cache on any number of threads."""
+    kernels = kernel_set(target)
+    depthwise = [layer for layer in workload.layers if layer.depthwise]
+    products = [layer for layer in workload.layers if not layer.depthwise]
+    if not (kernels.strips and all(map(_plain, workload.layers)) and all(map(_pointwise, products))):
         return False
-    products = [layer for layer in (parts.expand, parts.project) if layer]
-    if not all(map(_pointwise, products)) or (parts.expand and not _finished(parts.expand)):
+    if not all(depthwise_a53.applies(layer, kernels) for layer in depthwise):
+        return False
+    if workload.layers[0] in products and not _finished(workload.layers[0]):
         return False
     return all(_tiles(workload, kernels, threads) for threads in (1, 4))
 
 
 def pays(workload: DepthFirst, target: Target) -> bool:
-    """Whether computing ``workload`` so is faster than layer by layer: what it keeps from memory is much, and has room."""
-    parts, l2_bytes = roles(workload), target.cpu["l2_kib"] * 1024
-    between = _bytes_between(workload)
-    if between < l2_bytes * _MUCH or workload.macs > between * _INTENSE or not applies(workload, target):
-        return False
-    # Without a product before it rows are copied from memory: with a stride too many of them, and by whole lines alone.
-    if not parts.expand and (parts.depthwise.strides != (1, 1) or parts.depthwise.channels % BLOCK):
-        return False
-    products = [layer for layer in (parts.expand, parts.project) if layer]
+    """Whether computing ``workload`` so is faster than layer by layer.
+
+    In place it is wherever weights stay in the L2 cache. Strips pay where what they keep from memory is much, and has room.
+    """
+    l2_bytes = target.cpu["l2_kib"] * 1024
+    products = [layer for layer in workload.layers if not layer.depthwise]
     weights = sum(4 * layer.channels * layer.out_channels for layer in products)
-    direct = all(conv2d.default(layer, target)["algorithm"] == "direct" for layer in products)
+    if weights > l2_bytes * _WEIGHTS or not applies(workload, target):
+        return False
+    if workload.layers[0].depthwise:
+        return True
+    between = _bytes_between(workload)
+    if between < l2_bytes * _MUCH or workload.macs > between * _INTENSE:
+        return False
+    if not all(conv2d.default(layer, target)["algorithm"] == "direct" for layer in products):
+        return False
     strips = Strips(workload, str(default(workload, target)["tile"]), kernel_set(target))
-    return direct and weights <= l2_bytes * _WEIGHTS and weights + strips.cell_bytes <= l2_bytes * _ROOM
+    return weights + strips.cell_bytes <= l2_bytes * _ROOM
 
 
 def _bytes_between(workload: DepthFirst) -> int:
@@ -92,7 +105,7 @@ def _plain(layer: Conv2d) -> bool:
 def _pointwise(layer: Conv2d) -> bool:
     plain = layer.kernel == layer.strides == (1, 1) and not any(layer.padding) and layer.groups == 1
     whole = layer.channels % STEP == 0 and layer.out_channels % STEP == 0
-    return plain and whole and layer.width >= a53.LEAST and not layer.shift and layer.layout == "NHWC"
+    return plain and whole and layer.width >= LEAST and not layer.shift and layer.layout == "NHWC"
 
 
 def _finished(layer: Conv2d) -> bool:
@@ -102,7 +115,13 @@ def _finished(layer: Conv2d) -> bool:
 @cache
 def _tiles(workload: DepthFirst, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
     """The tiles that can be, the best first: on one thread those whose cells are as wide as the image, then by cycles."""
-    cut = {text: Strips(workload, text, kernels, threads) for text in map(size_text, kernels.depthwise)}
+    texts = list(map(size_text, kernels.depthwise))
+    if workload.layers[0].depthwise:
+        patches = {text: Patches(workload, text, kernels, threads) for text in texts}
+        possible = [text for text in texts if patches[text].cycles < math.inf]
+        rows = {text: max(_ROWS, patches[text].rows_read) if threads == 1 else patches[text].lines for text in possible}
+        return tuple(sorted(possible, key=lambda text: (rows[text], patches[text].cycles)))
+    cut = {text: Strips(workload, text, kernels, threads) for text in texts}
     fitting = {text: strips for text, strips in cut.items() if strips.fits and strips.cycles < math.inf}
     across = {text: len(strips.columns) if threads == 1 else 1 for text, strips in fitting.items()}
     return tuple(sorted(fitting, key=lambda text: (across[text], fitting[text].cycles)))

@@ -9,7 +9,7 @@ from functools import cached_property
 from bitkiln.schedules.conv2d.depthwise_geometry import Columns, inside, reach, split_columns
 from bitkiln.schedules.kernel import size_of
 from bitkiln.schedules.microkernels import KernelSet
-from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES, Depthwise
+from bitkiln.schedules.microkernels.a53.depthwise import Depthwise
 from bitkiln.schedules.workload import Conv2d, DepthFirst
 
 #: What all threads together may keep of the L2 cache: the rest is for weights, the image and the result.
@@ -24,18 +24,17 @@ _ENDS = 60
 
 @dataclass(frozen=True)
 class Roles:
-    """The layers by what they do: a product of pixels, or none; the depthwise one; a product of its pixels, or none."""
+    """The layers by what they do: a product of pixels; the depthwise one; a product of its pixels, or none."""
 
-    expand: Conv2d | None
+    expand: Conv2d
     depthwise: Conv2d
     project: Conv2d | None
 
 
 def roles(workload: DepthFirst) -> Roles:
-    """The layers of ``workload``."""
-    number = next(i for i, layer in enumerate(workload.layers) if layer.depthwise)
-    layers = workload.layers
-    return Roles(layers[0] if number else None, layers[number], layers[-1] if number + 1 < len(layers) else None)
+    """The layers of ``workload``, which begins with a product."""
+    expand, depthwise, *project = workload.layers
+    return Roles(expand, depthwise, project[0] if project else None)
 
 
 class Strips:
@@ -60,7 +59,7 @@ class Strips:
             if self.fits and (threads == 1 or _CELLS % across == 0):
                 break
         self.parts = self._parts(height, max(1, _CELLS // len(self.columns)) if threads > 1 else 1)
-        self.pixels, self.block = self._products(kernels) if self.roles.expand else (0, _block(work.channels))
+        self.pixels, self.block = self._products(kernels)
 
     @property
     def rows(self) -> int:
@@ -94,9 +93,8 @@ class Strips:
         steps = tuple(step.op for step in work.epilogue)
         width = self.width if self.roles.project else work.conv_size[1]
         size = (work.channels, self.block_width, width)
-        fetches = not self.roles.expand
         window = (work.kernel, work.strides, work.dilation)
-        return Depthwise(*size, *window, self.tile, steps, fetches, self.block, scattered=True)
+        return Depthwise(*size, *window, self.tile, steps, False, self.block, scattered=True)
 
     @property
     def cycles(self) -> float:
@@ -130,9 +128,7 @@ class Strips:
 
         def cycles(size: tuple[int, int]) -> float:
             pixels, channels = min(size[0], *widths), size[1]
-            loop = (
-                self.roles.expand.channels / 4 * (pixels * channels + pixels + channels + 4) if self.roles.expand else 0
-            )
+            loop = self.roles.expand.channels / 4 * (pixels * channels + pixels + channels + 4)
             return sum(-(-width // pixels) for width in widths) / channels * (loop + _ENDS + pixels * channels / 4)
 
         fitting = [size for size in kernels.sgemm if size[1] in _PANELS and self.work.channels % size[1] == 0]
@@ -143,8 +139,3 @@ class Strips:
 def divides(channels: int) -> bool:
     """Whether ``channels`` are whole panels of a first product."""
     return any(channels % panel == 0 for panel in _PANELS)
-
-
-def _block(channels: int) -> int:
-    """Channels of a block that is copied: a cache line, or what divides them."""
-    return math.gcd(channels, BLOCK) if channels % LANES == 0 else channels

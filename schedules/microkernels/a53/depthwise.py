@@ -25,16 +25,18 @@ BLOCK = 16
 _VECTOR, _LINE = 4 * LANES, 4 * BLOCK
 _VECTORS = BLOCK // LANES
 #: The largest offset that all loads take.
-_MOST_OFFSET = 32752
+MOST_OFFSET = 32752
 #: Streams that the core's prefetcher follows.
 _STREAMS = 4
+#: Operations from one until its result can be stored beside the next.
+_DONE = 4
 #: Lines that ``Gather`` fetches ahead: as many as can be under way.
 _AHEAD = 3
 
-_OUT, _IMAGE, _WEIGHTS, _OPERANDS, _FETCH, _TILES, _COUNT = (f"x{i}" for i in range(7))
-_TABLE, _LEFT, _WIDE, _ROW_1, _ROW_2 = "x7", "x7", "x8", "x9", "x10"
+OUT, IMAGE, WEIGHTS, OPERANDS, FETCH, TILES, _COUNT = (f"x{i}" for i in range(7))
+_TABLE, LEFT, WIDE, _ROW_1, _ROW_2 = "x7", "x7", "x8", "x9", "x10"
 #: Pointers to rows of the image where a table says where they are.
-_IMAGE_ROWS = tuple(f"x{i}" for i in range(11, 18))
+IMAGE_ROWS = tuple(f"x{i}" for i in range(11, 18))
 _WORDS = ("x19", "x20", "x21", "x22")
 
 
@@ -127,14 +129,14 @@ class Depthwise:
             *enter,
             *self._set_up(),
             "1:",
-            f"mov {_LEFT}, {_COUNT}",
+            f"mov {LEFT}, {_COUNT}",
             "2:",
             *stream.with_guests(self._sums[0], self._fetches()),
             *self._finish(),
-            f"subs {_LEFT}, {_LEFT}, #1",
+            f"subs {LEFT}, {LEFT}, #1",
             "b.gt 2b",
             *self._next_tile(),
-            f"subs {_TILES}, {_TILES}, #1",
+            f"subs {TILES}, {TILES}, #1",
             "b.gt 1b",
             *leave,
             "ret",
@@ -142,13 +144,13 @@ class Depthwise:
         registers = {
             ", ".join(self._out_rows): "rows of the result",
             ", ".join(self._image_rows): "rows of the image" if self.scattered else "block of the image",
-            _WEIGHTS: "weights",
-            _OPERANDS: "numbers of the steps",
-            _FETCH: "lines that are fetched ahead",
-            _TILES: "tiles left",
+            WEIGHTS: "weights",
+            OPERANDS: "numbers of the steps",
+            FETCH: "lines that are fetched ahead",
+            TILES: "tiles left",
             _COUNT: "vectors of channels",
-            _LEFT: "vectors left",
-            _WIDE: "bytes of all vectors",
+            LEFT: "vectors left",
+            WIDE: "bytes of all vectors",
             asm.span(range(self.tile[0] * self.tile[1])): f"sums, {self.tile[0]} x {self.tile[1]} pixels of 4 channels",
         }
         return asm.routine(self.symbol, lines, registers)
@@ -176,7 +178,7 @@ class Depthwise:
         weight = self._weight(ky * self.kernel[1] + kx, place)
         columns = [x * self.strides[1] + kx * self.dilation[1] for x in range(self.tile[1])]
         values = [self._value(place, column) for column in columns]
-        if values[-1].offset > _MOST_OFFSET:
+        if values[-1].offset > MOST_OFFSET:
             raise ValueError(f"{self.symbol}: a row of the block is too long")
         sums = [row * self.tile[1] + x for x in range(self.tile[1])]
         return [
@@ -185,13 +187,13 @@ class Depthwise:
 
     def _weight(self, tap: int, _place: int) -> stream.Value:
         """The weights of a tap, which meet an image row."""
-        return stream.Value(_WEIGHTS, tap * _VECTOR)
+        return stream.Value(WEIGHTS, tap * _VECTOR)
 
     def _value(self, place: int, column: int) -> stream.Value:
         """Values of the block in an image row and a column of the tile."""
         if self.scattered:
             return stream.Value(self._image_rows[place], column * self.pitch * 4)
-        return stream.Value(_IMAGE, (place * self.block_width + column) * self.pitch * 4)
+        return stream.Value(IMAGE, (place * self.block_width + column) * self.pitch * 4)
 
     @property
     def _reach(self) -> int:
@@ -201,14 +203,19 @@ class Depthwise:
     @property
     def _image_rows(self) -> Sequence[str]:
         """A pointer for each row of the image that has one. ValueError where there are too many."""
-        if self.scattered and self._reach > len(_IMAGE_ROWS):
+        if self.scattered and self._reach > len(IMAGE_ROWS):
             raise ValueError(f"{self.symbol}: no registers for {self._reach} rows")
-        return _IMAGE_ROWS[: self._reach] if self.scattered else (_IMAGE,)
+        return IMAGE_ROWS[: self._reach] if self.scattered else (IMAGE,)
+
+    @property
+    def _pixel(self) -> int:
+        """Floats from pixel to pixel of the result."""
+        return self.channels
 
     @property
     def _out_rows(self) -> list[str]:
         """A pointer for each output row."""
-        return [_OUT, _ROW_1, _ROW_2][: self.tile[0]]
+        return [OUT, _ROW_1, _ROW_2][: self.tile[0]]
 
     @property
     def fetched(self) -> int:
@@ -219,10 +226,10 @@ class Depthwise:
         lines = []
         if self.scattered:
             for row, pointer in enumerate(self._image_rows):
-                lines += [f"ldrsw {pointer}, [{_TABLE}, #{4 * row}]", f"add {pointer}, {_IMAGE}, {pointer}"]
-        lines.append(f"lsl {_WIDE}, {_COUNT}, #4")
+                lines += [f"ldrsw {pointer}, [{_TABLE}, #{4 * row}]", f"add {pointer}, {IMAGE}, {pointer}"]
+        lines.append(f"lsl {WIDE}, {_COUNT}, #4")
         for row, pointer in enumerate(self._out_rows[1:], 1):
-            lines += asm.add(pointer, _OUT, row * self.out_width * self.channels * 4)
+            lines += asm.add(pointer, OUT, row * self.out_width * self.channels * 4)
         return lines
 
     def _fetches(self) -> list[str]:
@@ -235,43 +242,43 @@ class Depthwise:
             )
             offsets = range(first // 8 * 8, first + step, _LINE)
             return [f"prfm pldl1keep, [{row}, #{offset}]" for offset in offsets for row in self._image_rows]
-        return [f"prfm pldl1keep, [{_FETCH}, #{_LINE * line}]" for line in range(self.fetched)]
+        return [f"prfm pldl1keep, [{FETCH}, #{_LINE * line}]" for line in range(self.fetched)]
 
     def _finish(self) -> list[str]:
         """The steps, the stores, and the pointers moved on to the next vector."""
         lines, operand = [], 0
         for step in self.steps:
             registers = range(steps_a53.FIRST_OPERAND, steps_a53.FIRST_OPERAND + steps_a53.rows([step]))
-            lines += [f"ldr q{v}, [{_OPERANDS}, #{(operand + row) * _VECTOR}]" for row, v in enumerate(registers)]
+            lines += [f"ldr q{v}, [{OPERANDS}, #{(operand + row) * _VECTOR}]" for row, v in enumerate(registers)]
             operand += len(registers)
             sums = [(total, registers) for total in range(self.tile[0] * self.tile[1])]
             lines += steps_a53.lines(step, sums, range(registers.stop, 32))
         stores = [
-            f"str q{row * self.tile[1] + column}, [{pointer}, #{column * self.channels * 4}]"
+            f"str q{row * self.tile[1] + column}, [{pointer}, #{column * self._pixel * 4}]"
             for row, pointer in enumerate(self._out_rows)
             for column in range(self.tile[1])
         ]
         moves = [
             *(f"add {pointer}, {pointer}, #{_VECTOR}" for pointer in self._image_rows),
-            f"add {_WEIGHTS}, {_WEIGHTS}, #{self.kernel[0] * self.kernel[1] * _VECTOR}",
+            f"add {WEIGHTS}, {WEIGHTS}, #{self.kernel[0] * self.kernel[1] * _VECTOR}",
         ]
         after = [
-            f"add {_OPERANDS}, {_OPERANDS}, #{operand * _VECTOR}",
-            f"add {_FETCH}, {_FETCH}, #{_LINE * self.fetched}",
+            f"add {OPERANDS}, {OPERANDS}, #{operand * _VECTOR}",
+            f"add {FETCH}, {FETCH}, #{_LINE * self.fetched}",
         ]
         after += [f"add {pointer}, {pointer}, #{_VECTOR}" for pointer in self._out_rows]
-        return [*_woven([*lines, *stores], moves), *after]
+        return [*_woven(_stored(lines, stores), moves), *after]
 
     def _next_tile(self) -> list[str]:
         """Moves all pointers from behind the last vector to the next tile's first."""
         rows = steps_a53.rows(self.steps)
         lines = []
         steps = [(pointer, self.tile[1] * self.strides[1] * self.pitch * 4) for pointer in self._image_rows]
-        steps += [(pointer, self.tile[1] * self.channels * 4) for pointer in self._out_rows]
+        steps += [(pointer, self.tile[1] * self._pixel * 4) for pointer in self._out_rows]
         for pointer, step in steps:
-            lines += [f"sub {pointer}, {pointer}, {_WIDE}", *asm.add(pointer, pointer, step)]
-        for pointer, each in ((_WEIGHTS, self.kernel[0] * self.kernel[1]), (_OPERANDS, rows)):
-            lines += [f"mov {_LEFT}, #{each}", f"msub {pointer}, {_LEFT}, {_WIDE}, {pointer}"]
+            lines += [f"sub {pointer}, {pointer}, {WIDE}", *asm.add(pointer, pointer, step)]
+        for pointer, each in ((WEIGHTS, self.kernel[0] * self.kernel[1]), (OPERANDS, rows)):
+            lines += [f"mov {LEFT}, #{each}", f"msub {pointer}, {LEFT}, {WIDE}, {pointer}"]
         return lines
 
 
@@ -280,3 +287,11 @@ def _woven(lines: Sequence[str], moves: Sequence[str]) -> list[str]:
     first = max(0, len(lines) - len(moves))
     pairs = zip_longest(lines[first:], moves)
     return [*lines[:first], *(text for pair in pairs for text in pair if text)]
+
+
+def _stored(lines: Sequence[str], stores: Sequence[str]) -> list[str]:
+    """``stores`` of v0, v1, ... behind ``lines`` that end with an operation on each of these; beside them once it is done."""
+    if len(lines) < len(stores):
+        return [*lines, *stores]
+    first = len(lines) - len(stores) + _DONE
+    return [*lines[:first], *(text for pair in zip_longest(lines[first:], stores) for text in pair if text)]

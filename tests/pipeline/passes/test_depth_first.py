@@ -15,6 +15,7 @@ SIDE = 56
 #: Of a depthwise layer's weights and a 1x1 layer's.
 SHAPES = ((24, 3, 3, 1), (24, 1, 1, 24))
 WIDE = ((128, 3, 3, 1), (128, 1, 1, 128))
+LARGE = ((512, 3, 3, 1), (512, 1, 1, 512))
 ADD, SIX = Step("add", "channel"), Step("clip", values=(0.0, 6.0))
 
 
@@ -48,7 +49,7 @@ def test_layers_join_where_nobody_else_reads_what_lies_between(network, same, ke
     same(module, after)
 
 
-def test_a_layer_between_two_depthwise_ones_joins_the_second(network, same):
+def test_a_layer_between_two_depthwise_ones_joins_the_first(network, same):
     net = network((1, 64, 64, 24))
     value = net.x
     for name in ("first", "second"):
@@ -57,7 +58,7 @@ def test_a_layer_between_two_depthwise_ones_joins_the_second(network, same):
         value = net.add(ops.conv2d(value, weight, net.normal(24), epilogue=(ADD,)), f"{name}.wide")
     module = net.module(value)
     after = depth_first(module, targets.load("rasp3b"))
-    assert layers(after) == [1, 3]
+    assert layers(after) == [2, 2]
     same(module, after)
 
 
@@ -81,5 +82,14 @@ def test_many_products_for_what_lies_between_stay_apart(network):
 
 
 def test_small_images_stay_in_the_cache_anyway(network):
+    """A product is then computed alone; what the depthwise layer gives need not leave the L1 cache all the same."""
     module = residual(network((1, 7, 7, 8)))
-    assert layers(depth_first(module, targets.load("rasp3b"))) == [1, 1, 1]
+    assert layers(depth_first(module, targets.load("rasp3b"))) == [1, 2]
+
+
+def test_weights_that_fill_the_cache_keep_layers_apart(network):
+    net = network((1, 14, 14, 512))
+    filters, weight = (relax.const(net.rng.normal(0, 0.2, shape).astype("float32")) for shape in LARGE)
+    deep = net.add(ops.conv2d(net.x, filters, padding=(1,) * 4, groups=512))
+    module = net.module(net.add(ops.conv2d(deep, weight)))
+    assert layers(depth_first(module, targets.load("rasp3b"))) == [1, 1]

@@ -15,6 +15,8 @@ from tests.schedules.kernels import defined, example, without_set
 RASP3B = targets.load("rasp3b")
 ADD, RELU, SIX = Step("add", "channel"), Step("relu"), Step("clip", values=(0.0, 6.0))
 RESIDUAL = Step("add", "tensor")
+#: The algorithm whose sums have the order of those computed depth first.
+_DIRECT = {True: {}, False: {"algorithm": "direct"}}
 
 
 def chain(size, channels, wide, out, *, kernel=3, stride=1, padding=None, last=(ADD,), act=SIX):
@@ -39,7 +41,14 @@ WORKLOADS = [
     chain((11, 12), 12, 24, 0, act=RELU),
     chain((7, 7), 8, 36, 16),
     chain((5, 40), 4, 8, 4, last=()),
+    chain((28, 28), 0, 64, 48, stride=2, padding=(0, 0, 1, 1)),
+    chain((9, 23), 0, 36, 20, kernel=5, last=(ADD, RESIDUAL, RELU)),
+    chain((14, 17), 0, 48, 16, kernel=5, stride=2, act=Step("hardswish")),
+    chain((6, 5), 0, 16, 8, padding=(2, 2, 2, 2), last=()),
+    chain((1, 9), 0, 4, 4, padding=(1, 1, 1, 1)),
 ]
+#: Of these the results of the layers alone are compared to the bit.
+ALONE = [WORKLOADS[0], *(workload for workload in WORKLOADS if workload.layers[0].depthwise)]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=DepthFirst.key)
@@ -58,17 +67,30 @@ def test_strips_compute_the_definition(workload, run_kernels):
             np.testing.assert_allclose(result, expected, rtol=0, atol=3e-6 * np.abs(expected).max(), err_msg=str(point))
 
 
-def test_results_are_those_of_the_layers_alone_to_the_bit(run_kernels):
-    workload = WORKLOADS[0]
+@pytest.mark.parametrize("workload", ALONE, ids=DepthFirst.key)
+def test_results_are_those_of_the_layers_alone_to_the_bit(workload, run_kernels):
     args = example(workload)
     value, rest = args[0], args[1:]
     for layer in workload.layers:
         own = [value, *(rest.pop(0) for _ in layer.shapes[1:-1])]
-        kernel = conv2d.emit(layer, conv2d.default(layer, RASP3B), RASP3B)
+        kernel = conv2d.emit(layer, {**conv2d.default(layer, RASP3B), **_DIRECT[layer.depthwise]}, RASP3B)
         [[value]] = run_kernels([layer], [kernel], [own], RASP3B, (1,))
-    kernel = depth_first.emit(workload, depth_first.default(workload, RASP3B), RASP3B)
-    [[result]] = run_kernels([workload], [kernel], [args], RASP3B, (1,))
-    np.testing.assert_array_equal(result, value)
+    kernels = [depth_first.emit(workload, depth_first.default(workload, RASP3B, n), RASP3B, n) for n in (1, 4)]
+    for results in run_kernels([workload] * 2, kernels, [args] * 2, RASP3B, (1, 2, 3, 4)):
+        for result in results:
+            np.testing.assert_array_equal(result, value)
+
+
+def test_every_tile_computes_the_same(run_kernels):
+    workload = chain((13, 30), 0, 32, 12)
+    args = example(workload)
+    kernels = [
+        depth_first.emit(workload, {"tile": tile}, RASP3B) for tile in depth_first.space(workload, RASP3B)["tile"]
+    ]
+    [results] = run_kernels([workload] * len(kernels), kernels, [args] * len(kernels), RASP3B, (1,))
+    assert len(kernels) > 3
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_a_large_image_is_cut_for_the_cache():
@@ -86,6 +108,7 @@ def test_a_large_image_is_cut_for_the_cache():
         chain((14, 14), 6, 24, 8),
         chain((14, 14), 8, 20, 8),
         chain((14, 14), 8, 24, 8, act=Step("silu")),
+        chain((14, 14), 0, 16, 8, padding=(3, 1, 1, 1)),
         DepthFirst((Conv2d(8, 8, 4, 8, (1, 1), (2, 2)), Conv2d(4, 4, 8, 8, (3, 3), padding=(1,) * 4, groups=8))),
         DepthFirst(
             (
