@@ -72,7 +72,7 @@ class Session:
             self._remote = rpc.connect("127.0.0.1", self._relay.port, offer.secret, session_timeout=int(seconds + 1))
         except Exception as error:
             self._hang_up()
-            raise NoBoard(f"board {self.board} does not take our session: {_reason(error)}")
+            raise NoBoard(f"board {self.board} does not take our session: {self._relay.altered or _reason(error)}")
 
     def __enter__(self) -> Session:
         return self
@@ -121,7 +121,7 @@ class Session:
                 raise BoardError(f"board {self.board} gave no answer in {self._relay.seconds:g} s")
             if self._relay.flooded:
                 raise BoardError(f"board {self.board} sent more than {MOST_BYTES >> 20} MiB: it was cut off")
-            raise BoardError(f"board {self.board} failed: {_reason(error)}")
+            raise BoardError(f"board {self.board} failed: {self._relay.altered or _reason(error)}")
 
 
 #: Bytes in which a board says what it is.
@@ -169,7 +169,7 @@ class Lines:
             relay.cut()
 
 
-def _reach(address: Address) -> socket.socket:
+def _reach(address: Address) -> wire.Connection:
     """A connection to a board that has proved to share our secret, where there is one. Raises NoBoard."""
     try:
         board = socket.create_connection((address.host, address.port), timeout=wire.GREETING_SECONDS)
@@ -180,12 +180,13 @@ def _reach(address: Address) -> socket.socket:
     try:
         wire.keep_alive(board)
         if address.secret is not None:
-            wire.prove(board, address.secret, b"board", time.monotonic() + wire.GREETING_SECONDS)
+            return wire.prove(board, address.secret, b"board", time.monotonic() + wire.GREETING_SECONDS)
         return board
     except OSError as error:
         board.close()
         what = "is no board of yours" if isinstance(error, wire.Refused) else "takes no session"
-        raise NoBoard(f"what listens at {address} {what}: {error}") from None
+        older = "; what an older bitkiln set up has to be set up again (bitkiln boards setup)"
+        raise NoBoard(f"what listens at {address} {what}: {error}{older if address.secret else ''}") from None
 
 
 class Relay:
@@ -198,6 +199,8 @@ class Relay:
     def __init__(self, address: Address, seconds: float, greeting: bytes = b"") -> None:
         self.seconds = seconds
         self.expired = self.flooded = False
+        #: Why what the board said was not believed, where it was not.
+        self.altered = ""
         self._greeting = greeting
         self._board = _reach(address)
         self._board.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -223,6 +226,7 @@ class Relay:
                 self._board.sendall(self._greeting)
                 self._hand_on(client)
         except OSError as error:
+            self.altered = str(error) if isinstance(error, wire.Refused) else ""
             _log.debug("relay ended: %s", error)
         finally:
             for end in (self._listener, self._board, self._closed):
@@ -244,7 +248,7 @@ class Relay:
 
     def _hand_on(self, client: socket.socket) -> None:
         deadline = time.monotonic() + self.seconds
-        other = {client: self._board, self._board: client}
+        other: dict[wire.Connection, wire.Connection] = {client: self._board, self._board: client}
         sent = 0
         for end in other:
             end.settimeout(30)
@@ -254,10 +258,11 @@ class Relay:
             if self.expired or self._closed in ready:
                 return
             for end in ready:
-                data = end.recv(1 << 18)
-                sent += len(data) if end is self._board else 0
+                # A message that is not whole yet is waited for above, where the time limit and ``cut`` are seen.
+                data = end.pull() if isinstance(end, wire.Signed) else end.recv(1 << 18) or None
+                sent += len(data or b"") if end is self._board else 0
                 self.flooded = sent > MOST_BYTES
-                if not data or self.flooded:
+                if data is None or self.flooded:
                     return
                 other[end].sendall(data)
 

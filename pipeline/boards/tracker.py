@@ -127,7 +127,7 @@ class TrackerClient:
                 raise NoBoard(f"the tracker at {self.address} answers nonsense: {problem}") from None
 
     @contextmanager
-    def _connect(self) -> Iterator[socket.socket]:
+    def _connect(self) -> Iterator[wire.Connection]:
         deadline = time.monotonic() + PATIENCE
         try:
             connection = socket.create_connection((self.address.host, self.address.port), timeout=PATIENCE)
@@ -137,17 +137,18 @@ class TrackerClient:
                 f"`bitkiln boards tracker --host {self.address.host} --port {self.address.port}`"
             ) from None
         with connection:
-            self._greet(connection, deadline)
-            yield connection
+            yield self._greet(connection, deadline)
 
-    def _greet(self, connection: socket.socket, deadline: float) -> None:
+    def _greet(self, bare: socket.socket, deadline: float) -> wire.Connection:
+        """The connection, signed where there is a secret."""
+        secret = self.address.secret
         try:
-            wire.keep_alive(connection)
-            if self.address.secret is not None:
-                wire.prove(connection, self.address.secret, b"tracker", deadline)
+            wire.keep_alive(bare)
+            connection = bare if secret is None else wire.prove(bare, secret, b"tracker", deadline)
             connection.sendall(MAGIC)
             if wire.receive(connection, len(MAGIC), deadline) != MAGIC:
                 raise OSError("it speaks another protocol")
+            return connection
         except wire.Refused as error:
             raise NoBoard(f"what listens at {self.address} is no tracker of yours: {error}") from None
         except OSError as error:

@@ -134,6 +134,8 @@ def _handler(listener: socket.socket, secret: bytes | None) -> Any:
 
         def __init__(self, tracker: Any, connection: socket.socket, address: tuple[str, int]) -> None:
             wire.keep_alive(connection)
+            self._sealer: wire.Sealer | None = None
+            self._opener: wire.Opener | None = None
             self._greeting: wire.Conversation | None = self._greet(connection)
             self._needed = next(self._greeting)
             self._early = b""
@@ -142,6 +144,11 @@ def _handler(listener: socket.socket, secret: bytes | None) -> Any:
 
         def on_message(self, message: bytes) -> None:
             """Bytes have come."""
+            try:
+                message = self._opener.feed(message) if self._opener else message
+            except OSError:
+                self.close()
+                return
             if self._greeting is None:
                 super().on_message(message)
                 return
@@ -159,6 +166,10 @@ def _handler(listener: socket.socket, secret: bytes | None) -> Any:
             if self._greeting is None and self._early:
                 super().on_message(self._early)
 
+        def write_message(self, message: bytes, binary: bool = True) -> None:
+            """Send ``message``."""
+            super().write_message(self._sealer.seal(message) if self._sealer else message, binary)
+
         def call_handler(self, args: Any) -> None:
             """A message has come; one that makes no sense ends the connection."""
             if not isinstance(args, list) or not args or not isinstance(args[0], int):
@@ -172,7 +183,10 @@ def _handler(listener: socket.socket, secret: bytes | None) -> Any:
             if secret is not None:
                 if (yield 4) != wire.PROVE:
                     raise wire.Refused("it proves nothing")
-                yield from wire.demand_proof(connection.sendall, secret, b"tracker", is_open=False)
+                sending, receiving = yield from wire.demand_proof(connection.sendall, secret, b"tracker", is_open=False)
+                self._sealer, self._opener = wire.Sealer(sending), wire.Opener(receiving)
+                # What came with the proof is the beginning of what is signed.
+                self._early = self._opener.feed(self._early)
             word = yield 4
             if word == wire.PROVE:
                 connection.sendall(wire.OPEN)

@@ -31,6 +31,8 @@ GET_FUNCTION, FREE_HANDLE = 9, 10
 NONE, INT, BOOL, FLOAT, POINTER, RAW_STRING, BYTE_ARRAY, SMALL_STRING, SMALL_BYTES = 0, 1, 2, 3, 4, 8, 9, 11, 12
 STRING, BYTES = 65, 66
 
+#: A socket, or what sends and receives as one.
+Connection = Any
 #: A function that clients may call: takes what arrived (str, bytes, int, float or None), gives str, bytes, int or None.
 Function = Callable[..., Any]
 
@@ -128,7 +130,7 @@ class RpcServer:
         """Let clients call ``function`` as ``name``."""
         self._functions[name] = function
 
-    def serve(self, connection: socket.socket, folder: Path) -> None:
+    def serve(self, connection: Connection, folder: Path) -> None:
         """Answer the client on ``connection`` until it leaves. Uploads go into ``folder``, downloads come from there.
 
         Raises ProtocolError for a client that does not speak the protocol, OSError for a connection that breaks.
@@ -141,7 +143,7 @@ class RpcServer:
             connection.sendall(conversation.answer(code, body))
 
 
-def refuse(connection: socket.socket, reason: str) -> None:
+def refuse(connection: Connection, reason: str) -> None:
     """Answer the client's next call with an error."""
     connection.sendall(_packet(EXCEPTION, _sequence(reason)))
 
@@ -188,7 +190,7 @@ class _Conversation:
         return _packet(RETURN, _sequence(_Handle(len(self._handles))))
 
 
-def _packets(connection: socket.socket) -> Iterator[tuple[int, _Body]]:
+def _packets(connection: Connection) -> Iterator[tuple[int, _Body]]:
     """The packets that arrive, until the client leaves."""
     while True:
         head = _receive(connection, 8)
@@ -204,7 +206,7 @@ def _packets(connection: socket.socket) -> Iterator[tuple[int, _Body]]:
         yield body.number("i"), body
 
 
-def _receive(connection: socket.socket, size: int) -> bytes | None:
+def _receive(connection: Connection, size: int) -> bytes | None:
     """``size`` bytes, or None where the connection ends before."""
     data = bytearray()
     while len(data) < size:

@@ -464,7 +464,12 @@ class Session:
     """A client being served, in a forked process group with a folder of its own; ``others`` are sockets it has no part in."""
 
     def __init__(
-        self, offered: rpc.RpcServer, connection: socket.socket, peer: str, seconds: float, others: list[socket.socket]
+        self,
+        offered: rpc.RpcServer,
+        connection: wire.Connection,
+        peer: str,
+        seconds: float,
+        others: list[wire.Connection],
     ) -> None:
         self.connection = connection
         self.peer = peer
@@ -598,15 +603,16 @@ class Tracker:
 
     def __init__(self, address: tuple[str, int], key: str, secret: bytes | None) -> None:
         self.key = key
-        self.connection = socket.create_connection(address, timeout=self.PATIENCE)
+        connection = socket.create_connection(address, timeout=self.PATIENCE)
         #: The address of this board on the way to the tracker.
-        self.own_host = str(self.connection.getsockname()[0])
+        self.own_host = str(connection.getsockname()[0])
+        wire.keep_alive(connection)
         self.matchkey = ""
         self.unclaimed_since = 0.0
         try:
-            self._open(secret)
+            self.connection = self._open(connection, secret)
         except BaseException:
-            self.connection.close()
+            connection.close()
             raise
 
     def register(self, host: str, port: int) -> None:
@@ -636,15 +642,14 @@ class Tracker:
         """Leave the tracker, which forgets the board."""
         self.connection.close()
 
-    def _open(self, secret: bytes | None) -> None:
+    def _open(self, bare: socket.socket, secret: bytes | None) -> wire.Connection:
         deadline = time.monotonic() + self.PATIENCE
-        wire.keep_alive(self.connection)
-        if secret is not None:
-            wire.prove(self.connection, secret, b"tracker", deadline)
+        connection = bare if secret is None else wire.prove(bare, secret, b"tracker", deadline)
         magic = struct.pack("<i", TRACKER_MAGIC)
-        self.connection.sendall(magic)
-        if wire.receive(self.connection, 4, deadline) != magic:
+        connection.sendall(magic)
+        if wire.receive(connection, 4, deadline) != magic:
             raise OSError("it is no RPC tracker")
+        return connection
 
     def _call(self, message: list[Any]) -> Any:
         deadline = time.monotonic() + self.PATIENCE
@@ -808,7 +813,7 @@ class Server:
             visitor.send(struct.pack("<i", len(data)) + data)
             return None
         if word == wire.PROVE:
-            yield from wire.demand_proof(visitor.send, self.secret, b"board", self.options.open)
+            visitor.sign((yield from wire.demand_proof(visitor.send, self.secret, b"board", self.options.open)))
             word = yield 4
         elif not self.options.open:
             raise OSError("it does not prove who sends it")

@@ -1,13 +1,18 @@
 """What boards, trackers and their clients say to each other before TVM's RPC begins: who they are, and bounded messages.
 
 Two ends that share a secret prove it to each other first. Neither sends the secret: each signs a number that the other has
-just drawn (HMAC-SHA256), so nothing that was overheard is of use later. What follows is not encrypted.
+just drawn (HMAC-SHA256), so nothing that was overheard is of use later.
 
     client              server
     PROVE, number  -->
                    <--  ASKS, number, proof
     proof          -->
                    <--  WELCOME
+
+All that follows goes in messages that are numbered and signed, by a key of each direction that is made of the secret and of
+both numbers: what somebody on the way alters, repeats, leaves out or adds ends the connection. It is not encrypted.
+
+    length, signature of (number of the message, length, data), data
 
 It runs on boards too: Python 3.9 or later, nothing but the standard library.
 """
@@ -17,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import mmap
 import os
 import re
 import socket
@@ -26,13 +32,15 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 #: First words of a connection: prove that we share a secret; say what you are, which anybody may ask.
-PROVE, IDENTIFY = b"BKP1", b"BKI1"
+PROVE, IDENTIFY = b"BKP2", b"BKI1"
 #: A server's answers to PROVE. It has no secret; it takes everybody; it asks for the proof; it is content with it.
 REFUSES, OPEN, ASKS, WELCOME = b"R", b"O", b"A", b"W"
 NUMBER_BYTES = PROOF_BYTES = 32
+#: Bytes before the data of a signed message, and of the longest data.
+HEAD_BYTES, MOST_DATA = 4 + PROOF_BYTES, 1 << 16
 #: Seconds for all that comes before TVM's RPC.
 GREETING_SECONDS = 5.0
 
@@ -82,8 +90,8 @@ def write_secret(path: Path) -> bytes:
 Conversation = Generator[int, bytes, Any]
 
 
-def prove(connection: socket.socket, secret: bytes, service: bytes, deadline: float) -> None:
-    """A client's part; ``service`` is what it takes the server for. Raises Refused, OSError."""
+def prove(connection: socket.socket, secret: bytes, service: bytes, deadline: float) -> Signed:
+    """A client's part; ``service`` is what it takes the server for. Gives the signed connection. Raises Refused, OSError."""
     ours = os.urandom(NUMBER_BYTES)
     connection.settimeout(_left(deadline))
     connection.sendall(PROVE + ours)
@@ -100,10 +108,11 @@ def prove(connection: socket.socket, secret: bytes, service: bytes, deadline: fl
     connection.sendall(_proof(secret, service, b"client", ours, theirs))
     if receive(connection, 1, deadline) != WELCOME:
         raise Refused("it does not take our proof")
+    return Signed(connection, *_keys(secret, service, ours, theirs))
 
 
 def demand_proof(send: Callable[[bytes], Any], secret: bytes | None, service: bytes, is_open: bool) -> Conversation:
-    """A server's part, after PROVE. Raises Refused."""
+    """A server's part, after PROVE; comes to the keys of its Sealer and of its Opener. Raises Refused."""
     theirs = yield NUMBER_BYTES
     if secret is None:
         send(OPEN if is_open else REFUSES)
@@ -114,6 +123,15 @@ def demand_proof(send: Callable[[bytes], Any], secret: bytes | None, service: by
     if not hmac.compare_digest(proof, _proof(secret, service, b"client", theirs, ours)):
         raise Refused("it has another secret")
     send(WELCOME)
+    of_client, of_server = _keys(secret, service, theirs, ours)
+    return of_server, of_client
+
+
+def _keys(secret: bytes, service: bytes, client: bytes, server: bytes) -> tuple[bytes, bytes]:
+    """With what the client's messages are signed, and the server's."""
+    return _proof(secret, service, b"client signs", client, server), _proof(
+        secret, service, b"server signs", client, server
+    )
 
 
 def _proof(secret: bytes, service: bytes, role: bytes, client: bytes, server: bytes) -> bytes:
@@ -124,7 +142,8 @@ class Visitor:
     """A connection in its first seconds, read without ever waiting for it. ``begin`` starts the conversation with it."""
 
     def __init__(self, connection: socket.socket, peer: str, begin: Callable[[Visitor], Conversation]) -> None:
-        self.connection, self.peer = connection, peer
+        self.connection: Connection = connection
+        self.peer = peer
         self.deadline = time.monotonic() + GREETING_SECONDS
         self._buffer = b""
         self._conversation = begin(self)
@@ -134,6 +153,10 @@ class Visitor:
     def send(self, data: bytes) -> None:
         """Send a few bytes, which a connection that has said little yet always takes."""
         self.connection.sendall(data)
+
+    def sign(self, keys: tuple[bytes, bytes]) -> None:
+        """What follows is signed with what ``demand_proof`` came to."""
+        self.connection = Signed(self.connection, *keys)
 
     def read(self) -> tuple[bool, Any]:
         """Take what has come: whether the conversation is over, and what it came to. Raises OSError, ValueError."""
@@ -157,6 +180,126 @@ class Visitor:
         self.connection.close()
 
 
+# --- Signed connections --------------------------------------------------------------------------------------------------
+
+
+class Sealer:
+    """Signs what is sent. Processes that fork share the number of messages, so that each may have the last word."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._count = mmap.mmap(-1, 8)
+
+    def seal(self, data: bytes) -> bytes:
+        """``data`` as messages."""
+        return b"".join(self._message(data[at : at + MOST_DATA]) for at in range(0, len(data), MOST_DATA))
+
+    def _message(self, data: bytes) -> bytes:
+        (number,) = struct.unpack_from("<Q", self._count)
+        struct.pack_into("<Q", self._count, 0, number + 1)
+        return struct.pack("<I", len(data)) + _signature(self._key, number, data) + data
+
+
+class Opener:
+    """Checks what arrives."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._number = 0
+        self._buffer = bytearray()
+
+    @property
+    def lacking(self) -> int:
+        """How many bytes the head, or the message, that is being received still needs."""
+        return self._needed() - len(self._buffer)
+
+    def feed(self, data: bytes) -> bytes:
+        """The data of the messages that ``data`` completes. Raises Refused for one that is not as the other end signed it."""
+        self._buffer += data
+        whole = bytearray()
+        while len(self._buffer) > HEAD_BYTES and self.lacking <= 0:
+            whole += self._open(self._needed())
+        return bytes(whole)
+
+    def _needed(self) -> int:
+        if len(self._buffer) < HEAD_BYTES:
+            return HEAD_BYTES
+        (size,) = struct.unpack_from("<I", self._buffer)
+        if not 0 < size <= MOST_DATA:
+            raise Refused(f"a message of {size} bytes arrived: somebody on the way changes what is sent")
+        return HEAD_BYTES + size
+
+    def _open(self, end: int) -> bytes:
+        signature, data = bytes(self._buffer[4:HEAD_BYTES]), bytes(self._buffer[HEAD_BYTES:end])
+        if not hmac.compare_digest(signature, _signature(self._key, self._number, data)):
+            raise Refused("a message's signature is wrong: somebody on the way changes what is sent")
+        self._number += 1
+        del self._buffer[:end]
+        return data
+
+
+def _signature(key: bytes, number: int, data: bytes) -> bytes:
+    return hmac.digest(key, struct.pack("<QI", number, len(data)) + data, "sha256")
+
+
+class Signed:
+    """A connection whose bytes go in signed messages; as a socket to those who send and receive."""
+
+    def __init__(self, connection: Any, sending: bytes, receiving: bytes) -> None:
+        self._socket = connection
+        self._sealer, self._opener = Sealer(sending), Opener(receiving)
+        self._plain = b""
+        self._seconds: float | None = None
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of ``data``. Raises OSError."""
+        self._socket.sendall(self._sealer.seal(bytes(data)))
+
+    def recv(self, size: int) -> bytes:
+        """Up to ``size`` bytes, none where the connection has ended; within the time limit altogether. Raises OSError."""
+        deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        while not self._plain:
+            if deadline is not None:
+                self._socket.settimeout(_left(deadline))
+            found = self.pull()
+            if found is None:
+                return b""
+            self._plain = found
+        data, self._plain = self._plain[:size], self._plain[size:]
+        return data
+
+    def pull(self) -> bytes | None:
+        """What one reading of the socket completes, None at the end. Raises OSError, Refused among them."""
+        data = self._socket.recv(self._opener.lacking)
+        return self._opener.feed(data) if data else None
+
+    def settimeout(self, seconds: float | None) -> None:
+        """As a socket's, for each call."""
+        self._seconds = seconds
+        self._socket.settimeout(seconds)
+
+    def setblocking(self, flag: bool) -> None:
+        """As a socket's."""
+        self._seconds = None
+        self._socket.setblocking(flag)
+
+    def setsockopt(self, *option: int) -> None:
+        """As a socket's."""
+        self._socket.setsockopt(*option)
+
+    def fileno(self) -> int:
+        """The socket's."""
+        return int(self._socket.fileno())
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+
+#: What may be sent on and received from; the second where a proof was made.
+Connection = Union[socket.socket, Signed]  # noqa: UP007 (Python 3.9 evaluates it)
+
+
 # --- Messages ------------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +311,7 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def receive(connection: socket.socket, size: int, deadline: float) -> bytes:
+def receive(connection: Connection, size: int, deadline: float) -> bytes:
     """Exactly ``size`` bytes before ``deadline`` (of time.monotonic); raises OSError, TimeoutError among them."""
     data = bytearray()
     while len(data) < size:
@@ -180,14 +323,14 @@ def receive(connection: socket.socket, size: int, deadline: float) -> bytes:
     return bytes(data)
 
 
-def send_json(connection: socket.socket, message: Any, deadline: float) -> None:
+def send_json(connection: Connection, message: Any, deadline: float) -> None:
     """One message: its length, then JSON."""
     data = json.dumps(message).encode()
     connection.settimeout(_left(deadline))
     connection.sendall(struct.pack("<i", len(data)) + data)
 
 
-def receive_message(connection: socket.socket, most: int, deadline: float) -> bytes:
+def receive_message(connection: Connection, most: int, deadline: float) -> bytes:
     """The bytes of one message. Raises OSError, also where it is longer than ``most``."""
     (size,) = struct.unpack("<i", receive(connection, 4, deadline))
     if not 0 <= size <= most:

@@ -20,7 +20,7 @@ from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import Request, TrackerBoard
 from bitkiln.pipeline.boards.farm import list_boards
 from bitkiln.pipeline.boards.session import Relay, Session
-from bitkiln.pipeline.boards.tracker import MAGIC, NoBoard, TrackerClient
+from bitkiln.pipeline.boards.tracker import MAGIC, NoBoard, Offer, TrackerClient
 from bitkiln.pipeline.boards.tracker_server import TrackerProcess
 from bitkiln.pipeline.device import board_wire as wire
 from bitkiln.pipeline.errors import BoardError
@@ -234,17 +234,25 @@ def test_markup_in_a_key_is_text():
 # --- Boards that come and go -------------------------------------------------------------------------------------------------
 
 
+def proved(bare: socket.socket, tracker: Address) -> wire.Signed:
+    """The signed connection to ``tracker``, opened."""
+    deadline = time.monotonic() + 10
+    assert tracker.secret is not None
+    connection = wire.prove(bare, tracker.secret, b"tracker", deadline)
+    connection.sendall(MAGIC)
+    assert wire.receive(connection, 4, deadline) == MAGIC
+    return connection
+
+
 def register(tracker: Address, key: str, where: tuple[str, int]) -> socket.socket:
     """A connection on which a board has registered as being at ``where``."""
     deadline = time.monotonic() + 10
-    connection = connect(tracker)
-    wire.prove(connection, tracker.secret, b"tracker", deadline)
-    connection.sendall(MAGIC)
-    wire.receive(connection, 4, deadline)
+    bare = connect(tracker)
+    connection = proved(bare, tracker)
     for message in ([5, {"key": f"server:{key}", "addr": where}], [3, key, [where[1], f"{key}:0.5"], where[0]]):
         wire.send_json(connection, message, deadline)
         wire.receive_message(connection, 100, deadline)
-    return connection
+    return bare
 
 
 @pytest.fixture(scope="module")
@@ -269,12 +277,8 @@ def test_boards_at_ipv6_addresses_are_spelled_in_brackets(tracker):
 
 @pytest.mark.parametrize("message", [[], {}, None, [4], [3, "k"], [3, "k", ["x", 1], None], [99], [5, {"key": 1}], "x"])
 def test_a_tracker_hangs_up_on_nonsense_and_lives(tracker, message):
-    deadline = time.monotonic() + 10
     connection = connect(tracker)
-    wire.prove(connection, tracker.secret, b"tracker", deadline)
-    connection.sendall(MAGIC)
-    wire.receive(connection, 4, deadline)
-    wire.send_json(connection, message, deadline)
+    wire.send_json(proved(connection, tracker), message, time.monotonic() + 10)
     assert hangs_up(connection)
     assert not [found for found in TrackerClient(tracker).boards() if found.key == "k"]
 
@@ -294,3 +298,104 @@ def test_whoever_took_the_trackers_port_is_pointed_out():
             process.stdout.close()
     assert "warning" in warning and f"127.0.0.1:{port}" in warning
     assert "tracker at 127.0.0.1:" in told and f":{port};" not in told
+
+
+# --- Somebody on the way -----------------------------------------------------------------------------------------------------
+
+
+class Between:
+    """Listens where a tracker or a board is believed to be, and hands on what he hears; ``alter`` may change it.
+
+    ``alter`` is told the direction (whether from the client), how many bytes went that way before, and what comes.
+    """
+
+    def __init__(self, real: Address, alter: Callable[[bool, int, bytes], bytes]) -> None:
+        self._real, self._alter = real, alter
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = Address("127.0.0.1", self._listener.getsockname()[1], real.secret)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                real = socket.create_connection((self._real.host, self._real.port), 10)
+                for ends in ((client, real, True), (real, client, False)):
+                    threading.Thread(target=self._hand_on, args=ends, daemon=True).start()
+
+    def _hand_on(self, source: socket.socket, sink: socket.socket, from_client: bool) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(self._alter(from_client, passed, data))
+                passed += len(data)
+        for end in (source, sink):
+            with suppress(OSError):  # The other direction did so.
+                end.shutdown(socket.SHUT_RDWR)
+
+
+#: Bytes of the proof, in both directions.
+PROOF = {True: 4 + 2 * 32, False: 1 + 2 * 32 + 1}
+
+
+def flipped(from_client: bool, passed: int, data: bytes) -> bytes:
+    """The last byte of what the server says behind the proof is another."""
+    behind = not from_client and passed + len(data) > PROOF[False]
+    return data[:-1] + bytes([data[-1] ^ 1]) if behind else data
+
+
+def doubled(from_client: bool, passed: int, data: bytes) -> bytes:
+    """What the client says behind the proof arrives twice."""
+    return 2 * data if from_client and passed >= PROOF[True] else data
+
+
+def added(from_client: bool, passed: int, data: bytes) -> bytes:
+    """Behind what the client says comes a message of ours."""
+    return data + b"\x0c" + bytes(50) if from_client and passed >= PROOF[True] else data
+
+
+def unchanged(from_client: bool, passed: int, data: bytes) -> bytes:
+    return data
+
+
+@pytest.mark.parametrize("alter", [flipped, doubled, added])
+def test_a_tracker_whose_words_are_changed_on_the_way_is_not_believed(tracker, alter):
+    honest, liar = Between(tracker, unchanged), Between(tracker, alter)
+    with register(tracker, "pi", ("10.0.0.7", 1)):
+        assert TrackerClient(honest.address).require("pi").count == 1
+        with pytest.raises(NoBoard):
+            TrackerClient(liar.address).require("pi")
+    honest.close()
+    liar.close()
+
+
+@pytest.mark.parametrize("alter", [unchanged, flipped, doubled, added])
+def test_a_session_that_is_changed_on_the_way_ends(farm, alter, monkeypatch):
+    """Whoever stands between may look on; what he says instead never reaches TVM's RPC."""
+    address, key = farm
+    client = TrackerClient(address)
+    offer, between = client.request, []
+
+    def altered(key: str, wait: float) -> Offer:
+        found = offer(key, wait)
+        between.append(Between(found.address, alter))
+        return Offer(between[-1].address, found.secret)
+
+    monkeypatch.setattr(client, "request", altered)
+
+    def converse() -> bytes:
+        with Session(client, key, 30, 60) as session:
+            session.upload("x", bytes(200_000))
+            return session.download("x")
+
+    if alter is unchanged:
+        assert converse() == bytes(200_000)
+    else:
+        with pytest.raises(BoardError) as caught:
+            converse()
+        assert str(caught.value).isprintable()
+    for each in between:
+        each.close()

@@ -24,7 +24,7 @@ def meet(secret: bytes | None, is_open: bool = False) -> tuple[socket.socket, th
 
     def begin(visitor: wire.Visitor) -> wire.Conversation:
         assert (yield 4) == wire.PROVE
-        yield from wire.demand_proof(visitor.send, secret, b"board", is_open)
+        visitor.sign((yield from wire.demand_proof(visitor.send, secret, b"board", is_open)))
         return "in"
 
     def serve() -> None:
@@ -34,8 +34,8 @@ def meet(secret: bytes | None, is_open: bool = False) -> tuple[socket.socket, th
             while not over and time.monotonic() < visitor.deadline:
                 over, found = visitor.read()
                 time.sleep(0.001)
-            server.setblocking(True)
-            server.sendall(found.encode() if over else b"")
+            visitor.connection.setblocking(True)
+            visitor.connection.sendall(found.encode() if over else b"")
         except OSError:
             pass
         server.close()
@@ -47,8 +47,8 @@ def meet(secret: bytes | None, is_open: bool = False) -> tuple[socket.socket, th
 
 def test_who_shares_the_secret_is_let_in():
     client, server = meet(OURS)
-    wire.prove(client, OURS, b"board", time.monotonic() + 5)
-    assert client.recv(2) == b"in"
+    signed = wire.prove(client, OURS, b"board", time.monotonic() + 5)
+    assert signed.recv(2) == b"in"
     server.join(5)
 
 
@@ -89,6 +89,71 @@ def test_no_secret_and_no_proof_goes_twice_over_the_wire():
         server.join(5)
     assert seen[0] != seen[1]
     assert OURS not in b"".join(seen)
+
+
+def ends() -> tuple[wire.Signed, wire.Signed]:
+    """Two ends of a signed connection."""
+    there, back = os.urandom(32), os.urandom(32)
+    one, other = socket.socketpair()
+    return wire.Signed(one, there, back), wire.Signed(other, back, there)
+
+
+def test_what_is_signed_arrives_as_it_was_sent_in_both_directions():
+    one, other = ends()
+    sent = os.urandom(3 * wire.MOST_DATA + 5)
+    for source, sink in ((one, other), (other, one), (one, other)):
+        thread = threading.Thread(target=source.sendall, args=(sent,))
+        thread.start()
+        assert wire.receive(sink, len(sent), time.monotonic() + 20) == sent
+        thread.join(5)
+    one.close()
+    assert other.recv(1) == b""
+
+
+def test_a_signed_message_that_drips_ends_at_the_deadline():
+    one, other = ends()
+    one._socket.sendall(bytes([9, 0, 0, 0]))
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        wire.receive(other, 1, time.monotonic() + 0.3)
+    assert time.monotonic() - start < 10
+
+
+def test_messages_that_are_not_those_that_were_sent_end_the_connection():
+    key = os.urandom(32)
+    sealer = wire.Sealer(key)
+    first, second = sealer.seal(b"one"), sealer.seal(b"another")
+
+    def opened(*messages: bytes) -> bytes:
+        opener = wire.Opener(key)
+        return b"".join(opener.feed(message[at : at + 1]) for message in messages for at in range(len(message)))
+
+    assert opened(first, second) == b"oneanother"
+    for at in range(len(first)):
+        for bit in (1, 128):
+            changed = first[:at] + bytes([first[at] ^ bit]) + first[at + 1 :]
+            with pytest.raises(wire.Refused):  # A length that is greater swallows the next message first.
+                opened(changed, second, *[bytes(1000)] * 66 * (at < 4))
+    for messages in (
+        (first, first),
+        (second,),
+        (second, first),
+        (first, second, second),
+        (wire.Sealer(b"x" * 32).seal(b"one"),),
+    ):
+        with pytest.raises(wire.Refused):
+            opened(*messages)
+
+
+def test_processes_that_fork_number_their_messages_together():
+    """A board's session says something, then the process that made it says the last word."""
+    one, other = ends()
+    if (child := os.fork()) == 0:
+        one.sendall(b"from the child ")
+        os._exit(0)
+    os.waitpid(child, 0)
+    one.sendall(b"and its parent")
+    assert wire.receive(other, 29, time.monotonic() + 5) == b"from the child and its parent"
 
 
 def test_a_server_that_drips_or_says_too_much_ends_at_the_deadline():
