@@ -53,10 +53,10 @@ def _saving(task: Task, algorithm: str) -> float:
         return STEM_SAVES
     if algorithm == "strassen":
         return STRASSEN_SAVES
-    name, _, outputs = algorithm.partition(" ")
+    name, *words = algorithm.split()
     if name != "winograd" or not isinstance(task.workload, Conv2d):
         return 1.0
-    sizes = zip(size_of(outputs), task.workload.kernel, strict=True)
+    sizes = zip(size_of(words[0]), task.workload.kernel, strict=True)
     return prod(m * r / (m + r - 1) for m, r in sizes)
 
 

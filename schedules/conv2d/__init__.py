@@ -18,6 +18,7 @@ from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
+from bitkiln.schedules.conv2d import winograd_lean as conv2d_winograd_lean
 from bitkiln.schedules.kernel import Kernel, Knobs, size_of, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
@@ -25,6 +26,8 @@ from bitkiln.targets import Target
 
 #: Behind the name of an algorithm: its weights are halves in memory.
 _HALVES = "bf16"
+#: Behind Winograd's: its weights are transformed along y alone in memory.
+_LEAN = "lean"
 
 
 def reference(workload: Conv2d) -> tirx.PrimFunc:
@@ -56,6 +59,7 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     if conv2d_depthwise.applies(workload):
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     winograd = [f"winograd {size_text(outputs)}" for outputs in _winograd_outputs(workload, target)]
+    winograd += [f"winograd {size_text(outputs)} {_LEAN}" for outputs in _lean_outputs(workload, target)]
     strassen = ["strassen"] if _strassen(workload, target) else []
     panels = ["panels"] if _panels(workload, target) else []
     packed = ["packed"] if conv2d_packed.applies(workload, target) else []
@@ -83,6 +87,8 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     for outputs in _winograd_outputs(workload, target):
         estimates[outputs] = conv2d_winograd.estimate(workload, outputs, cycles_per_byte, target, threads)
     best = min(estimates, key=lambda outputs: estimates[outputs])
+    if threads > 1 and (lean := _lean_default(workload, cycles_per_byte, target, estimates[best])):
+        return lean
     # L2 and memory do not give several threads its V and its greater weights fast enough (docs/kernels.md).
     fits = threads == 1 and _strassen(workload, target)
     if fits and conv2d_strassen.estimate(workload, cycles_per_byte) < estimates[best]:
@@ -95,6 +101,21 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     if best is None:
         return {"algorithm": "direct" + storage, **conv2d_direct.default(workload, target, threads, halves)}
     return {"algorithm": f"winograd {size_text(best)}", **conv2d_winograd.default(workload, best, target, threads)}
+
+
+def _lean_default(
+    workload: Conv2d, cycles_per_byte: float, target: Target, cycles: float
+) -> dict[str, int | str] | None:
+    """Winograd's algorithm with lean weights, where it takes fewer than ``cycles``."""
+    estimates = {
+        outputs: conv2d_winograd_lean.estimate(workload, outputs, cycles_per_byte, target)
+        for outputs in _lean_outputs(workload, target)
+    }
+    best = min(estimates, key=lambda outputs: estimates[outputs], default=None)
+    if best is None or estimates[best] >= cycles:
+        return None
+    knobs = conv2d_winograd_lean.default(workload, best, cycles_per_byte, target)
+    return {"algorithm": f"winograd {size_text(best)} {_LEAN}", **knobs}
 
 
 def halves_pay(workload: Conv2d, target: Target) -> bool:
@@ -125,6 +146,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         return conv2d_panels.emit(workload, tile, target, threads, halves)
     if algorithm == ["packed"]:
         return conv2d_packed.emit(workload, block, target)
+    if algorithm[0] == "winograd" and algorithm[-1] == _LEAN:
+        return conv2d_winograd_lean.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
     if algorithm[0] == "winograd":
         return conv2d_winograd.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
     return conv2d_direct.emit(workload, tile, block, target, threads, halves)
@@ -149,6 +172,12 @@ def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, i
     kernels = kernel_set(target)
     fits = conv2d_winograd.applies(workload) and workload.out_channels % kernels.channels == 0
     return kernels.winograd if fits else ()
+
+
+def _lean_outputs(workload: Conv2d, target: Target) -> list[tuple[int, int]]:
+    """Those of them whose weights may be transformed along y alone in memory."""
+    outputs = _winograd_outputs(workload, target)
+    return [each for each in outputs if conv2d_winograd_lean.applies(each, target)]
 
 
 def _strassen(workload: Conv2d, target: Target) -> bool:

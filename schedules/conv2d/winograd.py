@@ -44,17 +44,21 @@ from bitkiln.schedules.workload import Conv2d, Pool
 from bitkiln.targets import Target
 
 #: Floats between tiles, so that tiles do not compete for the same sets of the L1 cache.
-_GAP = 16
-_LANES = 4
+GAP = 16
+#: Floats of a vector.
+LANES = 4
 #: Channels of tiles side by side that are transformed before the next ones are: what they fill of V fits the L1 cache.
 _CHANNELS_AT_ONCE = 16
 #: Vector registers that hold a tile's values between the two halves of a transform.
 _MANY_REGISTERS = 32
 #: Threads that are to have work, and parts that the packing of signs is cut in.
-_THREADS = 4
+THREADS = 4
 #: The share of the L2 cache that weights may take and yet stay there while blocks are computed; and what threads that go
 #: through the weights of their blocks side by side can read, as they find most of them there.
 _RESIDENT, _SIDE_BY_SIDE = 3 / 4, 5 / 4
+#: Tiles of the usual block; and how much of the L2 cache such weights and V of the threads' blocks may take together. Beyond
+#: that each block but a thread's first two brings them again, and half of that time is waited for (64 to 64 channels).
+_TILES, _TOGETHER = 8, 1.1
 #: How often larger weights, and V, which they push out, pass through memory, as measured of layers of 64 to 256 input channels.
 _AGAIN, _PUSHED_OUT = 1.6, 10
 #: Output channels that a thread takes through all positions where there is one block, widest first.
@@ -88,6 +92,9 @@ def estimate(
         moved = _AGAIN * weights + _PUSHED_OUT * 4 * positions * tiles * workload.channels
         # Half of the products run while memory is waited for.
         return moved * cycles_per_byte + products / pace / 2 + transforms
+    beside = 4 * positions * _TILES * workload.channels * threads
+    if weights + beside > shared_cache * _TOGETHER > 0:
+        transforms += weights * max(0, -(-tiles // _TILES) - 2 * threads) * cycles_per_byte / 2
     return max(products / pace, 1.2 * weights * cycles_per_byte) + transforms
 
 
@@ -143,6 +150,7 @@ class Winograd:
     #: The transform along an axis by the outputs of a tile, and how many taps it is for.
     transforms: ClassVar[Mapping[int, Transform]] = TRANSFORMS
     taps: ClassVar[int] = 3
+    title: ClassVar[str] = "Winograd"
 
     def __init__(
         self,
@@ -160,6 +168,8 @@ class Winograd:
         self.outputs = outputs
         self.points = (self.along[0].points, self.along[1].points)
         self.positions = self.points[0] * self.points[1]
+        #: Values of a tile and an output channel that results are made of when all products are done.
+        self.kept = self.positions
         # Tiles give results that only lack their signs, unless windows cross tiles.
         self.complete = not workload.pool or _divides(workload.pool, outputs)
         self.window = workload.pool.kernel if self.complete and workload.pool else (1, 1)
@@ -177,7 +187,7 @@ class Winograd:
         #: Floats of the packed weights, with what may be read behind them.
         self.packed = self.positions * workload.channels * workload.out_channels + AHEAD_BYTES // 4
         self.block = min(block or self.count, -(-self.count // self.tile_m)) * self.tile_m
-        self.data_pitch = self.positions * workload.channels + _GAP
+        self.data_pitch = self.positions * workload.channels + GAP
         self.inside = block > 0
         self.tile_n = tile[1]
         self._cut_channels(cache_bytes, threads)
@@ -199,17 +209,17 @@ class Winograd:
         size = self.tile_n if self.inside else work.out_channels
         self.chunk_runs = split(work.out_channels, size, self.set.channels)
         weights = 4 * self.positions * work.channels * work.out_channels
-        many = self.count // self.block >= _THREADS
+        many = self.count // self.block >= THREADS
         #: Whether threads share the panels of a block, rather than the blocks.
         self.by_panels = (
             threads > 1
             and self.inside
-            and self.chunk_runs[0].count >= _THREADS
+            and self.chunk_runs[0].count >= THREADS
             and (not many or weights > cache_bytes * _SIDE_BY_SIDE > 0)
         )
         if self.by_panels and self.set.stacks and self.block >= self.count:
             self.chunk_runs = split(work.out_channels, self._wide(self.tile_n), self.set.channels)
-        self.result_pitch = self.positions * self.chunk_runs[0].size + _GAP
+        self.result_pitch = self.positions * self.chunk_runs[0].size + GAP
 
     def _cut_epilogue(self) -> None:
         """The epilogue by who does it: the transform's micro-kernel, the transform, or a pass over rows of results."""
@@ -229,7 +239,7 @@ class Winograd:
         packs = self.complete and work.out == "bits" and whole_bytes
         self.signs = FlatSigns(work.sign_zero, micro) if packs and micro else None
         strip_floats = self.results[0] * self.size[1] * work.out_channels
-        whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= _THREADS and strip_floats >= BATCH
+        whole = self.size[0] % self.results[0] == 0 and self.tiles[0] >= THREADS and strip_floats >= BATCH
         #: Whether results are computed in strips, a row of tiles each, and never are in memory as floats.
         self.strips = bool(self.signs) and whole and strip_floats % 8 == 0 and not self.by_panels
 
@@ -239,7 +249,7 @@ class Winograd:
         These push V out of the L2 cache: the more panels meet it at a position, the less often it is read from memory again.
         """
         widths = [width for width in _WIDE_CHUNKS if width % panel == 0]
-        return next((width for width in widths if self.workload.out_channels % (_THREADS * width) == 0), panel)
+        return next((width for width in widths if self.workload.out_channels % (THREADS * width) == 0), panel)
 
     def kernel(self) -> Kernel:
         """The implementation."""
@@ -262,7 +272,7 @@ class Winograd:
             self.out = T.arg("out", T.buffer(*self.out_spec))
             self._body()
         notes = (
-            f"Winograd F({self.outputs[0]}x{self.outputs[1]}, {self.taps}x{self.taps}), "
+            f"{self.title} F({self.outputs[0]}x{self.outputs[1]}, {self.taps}x{self.taps}), "
             f"tiles of {self.tile_m} x {self.tile_n}, {self.block} of {self.count} tiles a block"
         )
         return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.micro), notes)
@@ -288,12 +298,12 @@ class Winograd:
             self._strips()
             return
         blocks = split(self.count, self.block)
-        many = blocks[0].count >= _THREADS and not self.by_panels
+        many = blocks[0].count >= THREADS and not self.by_panels
         for run in blocks:
             with (T.parallel if many else T.serial)(run.count) as block:
                 self._block(run.first + block * run.size, run.used, T.serial if many else T.parallel)
         if self.signs:
-            self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.table_buffers, _THREADS)
+            self.signs.emit(self.result, loops.flat(self.out, size // 8, "uint8"), size, self.table_buffers, THREADS)
         elif not self.straight:
             loops.finish(work, self.result, self.out, pooled=self.complete)
 
@@ -314,7 +324,7 @@ class Winograd:
         least = self.side if self.side > 1 else 3
         groups = [Run(run.first, run.count, max(run.size, least), run.used) for run in split(tiles, self.tile_m)]
         room = groups[-1].first + groups[-1].count * groups[-1].size
-        data = T.alloc_buffer((room * self.data_pitch + _GAP,), "float32")
+        data = T.alloc_buffer((room * self.data_pitch + GAP,), "float32")
         self._transform_image(data, first, tiles, loop)
         # Behind a transform by micro-kernel claims cost more than they save.
         if self.straight and self.window == (1, 1) and not self.set.transform:
@@ -428,7 +438,7 @@ class Winograd:
         """
         size = width * self.workload.channels
         panel = self.positions * size
-        skipped = tirx.Select(position == self.positions - 1, tirx.const((_THREADS - 1) * panel, "int32"), 0)
+        skipped = tirx.Select(position == self.positions - 1, tirx.const((THREADS - 1) * panel, "int32"), 0)
         return T.address_of(self.weights[tirx.min(weights + size + skipped + fetched, self.packed - 1)])
 
     def _multiply_by_panels(
@@ -511,6 +521,10 @@ class Winograd:
             with T.Else():
                 from_patch()
 
+    def _position(self, py: int, px: int) -> int:
+        """Where in V of a tile a position's channels begin."""
+        return (py * self.points[1] + px) * self.workload.channels
+
     @property
     def _name(self) -> str:
         """What tells transforms apart."""
@@ -524,23 +538,23 @@ class Winograd:
             micro = self.set.data_transform(self._name, self.points, stages, patch.step, channels, self.side)
             self.kernels[micro.symbol] = micro
             ends = T.address_of(data[to + begin * self.side]), T.address_of(patch.source[patch.start])
-            sizes = T.int32(patch.pitch * 4), T.int32(count // _LANES)
+            sizes = T.int32(patch.pitch * 4), T.int32(count // LANES)
             T.evaluate(T.call_extern("int32", micro.symbol, *ends, *sizes))
             return
 
         def along_x(dy: Any, vector: Any) -> list[Any]:
-            first = patch.start + dy * patch.pitch + vector * _LANES
-            return _through(
+            first = patch.start + dy * patch.pitch + vector * LANES
+            return through(
                 self.along[1].data,
                 [T.bind(patch.source[four_from(first + dx * patch.step)]) for dx in range(points_x)],
             )
 
         def store(px: Any, vector: Any, values: Sequence[Any]) -> None:
-            for py, value in enumerate(_through(self.along[0].data, values)):
-                at = to + ((py * points_x + px) * channels + begin + vector * _LANES) * self.side
-                T.buffer_store(data, value, [T.ramp(at, self.side, _LANES)])
+            for py, value in enumerate(through(self.along[0].data, values)):
+                at = to + (self._position(py, px) + begin + vector * LANES) * self.side
+                T.buffer_store(data, value, [T.ramp(at, self.side, LANES)])
 
-        with T.serial(count // _LANES) as vector:
+        with T.serial(count // LANES) as vector:
             # Row by row: neighbours in a row are neighbours in memory, which the core's prefetcher follows.
             if self.set.registers < _MANY_REGISTERS:
                 between = self._between(along_x, points_y, points_x, vector)
@@ -557,11 +571,11 @@ class Winograd:
 
         ``first`` gives the ``values`` of a line. The answer reads those of all ``lines`` that have a number.
         """
-        kept = T.alloc_buffer((lines * values * _LANES,), "float32")
+        kept = T.alloc_buffer((lines * values * LANES,), "float32")
         with T.serial(lines) as line:
             for number, value in enumerate(first(line, *where)):
-                T.buffer_store(kept, value, [four_from((line * values + number) * _LANES)])
-        return lambda number: [T.bind(kept[four_from((line * values + number) * _LANES)]) for line in range(lines)]
+                T.buffer_store(kept, value, [four_from((line * values + number) * LANES)])
+        return lambda number: [T.bind(kept[four_from((line * values + number) * LANES)]) for line in range(lines)]
 
     def _call(
         self,
@@ -621,14 +635,14 @@ class Winograd:
             if self.set.transform:
                 with T.serial(run.count) as panel:
                     first = run.first + panel * run.size
-                    vectors = self._by_micro_kernel(products, start + first * self.positions, run.size, chunk + first)
+                    vectors = self._by_micro_kernel(products, start + first * self.kept, run.size, chunk + first)
                     for number, outputs in enumerate(vectors):
-                        self._store(outputs, (y, x), chunk + first + number * _LANES)
+                        self._store(outputs, (y, x), chunk + first + number * LANES)
                 continue
-            with T.serial(run.count * run.size // _LANES) as vector:
-                panel, part = vector * _LANES // run.size, vector * _LANES % run.size
-                at = start + (run.first + panel * run.size) * self.positions + part
-                self._store(self._outputs(products, at, run.size), (y, x), chunk + run.first + vector * _LANES)
+            with T.serial(run.count * run.size // LANES) as vector:
+                panel, part = vector * LANES // run.size, vector * LANES % run.size
+                at = start + (run.first + panel * run.size) * self.kept + part
+                self._store(self._outputs(products, at, run.size), (y, x), chunk + run.first + vector * LANES)
 
     def _by_micro_kernel(self, products: Any, at: Any, size: int, channel: Any) -> list[list[list[Any]]]:
         """The outputs of a tile, [vector][y][x], in a panel of ``size`` channels from ``channel`` on."""
@@ -636,30 +650,30 @@ class Winograd:
         stages = tuple(_listed(each.result) for each in self.along)
         micro = self.set.transform(self._name, self.points, stages, size * 4, self.finish)
         self.kernels[micro.symbol] = micro
-        count = math.prod(self.outputs) * _LANES
-        outputs = T.alloc_buffer((size // _LANES * count,), "float32")
+        count = math.prod(self.outputs) * LANES
+        outputs = T.alloc_buffer((size // LANES * count,), "float32")
         bias = T.address_of(self.operands[0][channel]) if self.finish.bias else T.address_of(products[at])
-        arguments = T.address_of(outputs[0]), T.address_of(products[at]), bias, T.int32(size // _LANES)
+        arguments = T.address_of(outputs[0]), T.address_of(products[at]), bias, T.int32(size // LANES)
         T.evaluate(T.call_extern("int32", micro.symbol, *arguments))
         return [
             [
-                [outputs[four_from(vector * count + micro.places[y, x] * _LANES)] for x in range(self.outputs[1])]
+                [outputs[four_from(vector * count + micro.places[y, x] * LANES)] for x in range(self.outputs[1])]
                 for y in range(self.outputs[0])
             ]
-            for vector in range(size // _LANES)
+            for vector in range(size // LANES)
         ]
 
     def _outputs(self, products: Any, at: Any, pitch: int) -> list[list[Any]]:
         """Four channels of a tile's outputs, [y][x]."""
         points_y, points_x = self.points
         columns = [
-            _through(
+            through(
                 self.along[0].result,
                 [T.bind(products[four_from(at + (py * points_x + px) * pitch)]) for py in range(points_y)],
             )
             for px in range(points_x)
         ]
-        return [_through(self.along[1].result, [column[dy] for column in columns]) for dy in range(self.outputs[0])]
+        return [through(self.along[1].result, [column[dy] for column in columns]) for dy in range(self.outputs[0])]
 
     @property
     def left_operands(self) -> Sequence[Any]:
@@ -717,8 +731,8 @@ class Winograd:
 
 
 def four_from(first: Any) -> Any:
-    """Indices of ``_LANES`` elements."""
-    return T.ramp(first, 1, _LANES)
+    """Indices of ``LANES`` elements."""
+    return T.ramp(first, 1, LANES)
 
 
 def _listed(stages: Sequence[Stage]) -> tuple[tuple[tuple[tuple[int, float], ...], ...], ...]:
@@ -726,23 +740,23 @@ def _listed(stages: Sequence[Stage]) -> tuple[tuple[tuple[tuple[int, float], ...
     return tuple(tuple(tuple(row.items()) for row in stage) for stage in stages)
 
 
-def _through(stages: Sequence[Stage], values: Sequence[Any]) -> list[Any]:
-    """Vectors after the stages of a transform."""
+def through(stages: Sequence[Stage], values: Sequence[Any], lanes: int = LANES) -> list[Any]:
+    """Vectors of ``lanes`` after the stages of a transform."""
     for stage in stages:
-        values = [_sum(row, values) for row in stage]
+        values = [_sum(row, values, lanes) for row in stage]
     return list(values)
 
 
-def _sum(row: dict[int, float], values: Sequence[Any]) -> Any:
-    """The sparse sum of vectors that ``row`` describes; its first coefficient is 1."""
-    (first, _), *others = row.items()
-    total = values[first]
+def _sum(row: dict[int, float], values: Sequence[Any], lanes: int) -> Any:
+    """The sparse sum of vectors that ``row`` describes."""
+    (first, factor), *others = row.items()
+    total = values[first] if factor == 1 else values[first] * T.broadcast(tirx.const(factor, "float32"), lanes)
     for index, coefficient in others:
         if abs(coefficient) == 1:
             total = total + values[index] if coefficient > 0 else total - values[index]
         else:
-            total = T.fma(values[index], T.broadcast(tirx.const(coefficient, "float32"), _LANES), total)
-    return T.bind(total) if others else total
+            total = T.fma(values[index], T.broadcast(tirx.const(coefficient, "float32"), lanes), total)
+    return T.bind(total) if others or factor != 1 else total
 
 
 def _counts(workload: Conv2d, outputs: tuple[int, int]) -> tuple[int, int]:

@@ -109,6 +109,35 @@ FOUR_TAPS = Transform(
 )
 
 
+#: Values that ``Unfolded`` weights of three taps have.
+STORED = 3
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """Weights along an axis as three values, and positions of F(m, 3) made of them.
+
+    ``stored`` are the values' rows. The first and the last are the first and the last position; ``made`` has the stages of the
+    others, two at a time.
+    """
+
+    stored: np.ndarray
+    made: tuple[tuple[Stage, ...], ...]
+
+
+#: Along an axis of m outputs.
+UNFOLDED = {
+    2: Unfolded(np.diag([1, 1 / 2, 1]), ((({0: 1 / 2, 2: 1 / 2}, {1: 1}), ({0: 1, 1: 1}, {0: 1, 1: -1})),)),
+    4: Unfolded(
+        np.diag([1 / 4, -1 / 6, 1]),
+        (
+            (({0: -2 / 3, 2: -1 / 6}, {1: 1}), ({0: 1, 1: 1}, {0: 1, 1: -1})),
+            (({0: 1 / 6, 2: 1 / 6}, {1: 1}), ({0: 1, 1: -1 / 2}, {0: 1, 1: 1 / 2})),
+        ),
+    ),
+}
+
+
 def transform_weights(weights: np.ndarray, along_y: Transform, along_x: Transform) -> np.ndarray:
     """Weights [O, taps, taps, I] as float64 [points_y, points_x, O, I]."""
     return np.einsum("py,qx,oyxi->pqoi", along_y.weight, along_x.weight, weights.astype("float64"))

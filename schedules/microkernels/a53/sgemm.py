@@ -79,7 +79,8 @@ class Sgemm:
     ``reach``: ``REACH_BYTES`` behind the last value of each pixel may be read; the kernel then fetches cache lines of the image
     ``ahead`` bytes further on. That may lie behind the image: a fetch never faults. With ``evenly``, so many bytes an iteration
     are fetched in the order of memory, from ``ahead`` bytes behind the first pixel on, over all panels of a call.
-    With ``following``, so many bytes an iteration are fetched from ``claimed`` on, where weights of later calls lie.
+    With ``following``, so many bytes an iteration are fetched from ``claimed`` on, where weights of later calls lie; with
+    ``afar`` into the L2 cache alone.
     With ``turns`` pixels' lines are fetched in so many iterations one after the other, not all in one: a core waits for three
     lines at a time. With ``stored``, a power of two, lines of the results are fetched before they are stored: those of pixel
     n while ``stored`` times n iterations are left.
@@ -93,6 +94,7 @@ class Sgemm:
     ahead: int = IMAGE_AHEAD
     evenly: int = 0
     following: int = 0
+    afar: bool = False
     halves: bool = False
     turns: int = 1
     stored: int = 0
@@ -104,7 +106,7 @@ class Sgemm:
         """Its name."""
         lines = f"x{self.evenly}" if self.evenly else ""
         reach = f"_reach{self.ahead if self.ahead != IMAGE_AHEAD else ''}{lines}" if self.reach else ""
-        following = f"_following{self.following}" if self.following else ""
+        following = f"_following{self.following}{'afar' if self.afar else ''}" if self.following else ""
         turns = f"_turns{self.turns}" if self.turns > 1 else ""
         stored = f"_stored{self.stored}" if self.stored else ""
         halves = "_bf16" if self.halves else ""
@@ -185,7 +187,8 @@ class Sgemm:
         hints = [f"prfm pldl1keep, [x4, #{_WEIGHTS_AHEAD + at}]" for at in range(0, self.step_bytes, 64)]
         if self.following:
             control.insert(2, f"add {FOLLOWING}, {FOLLOWING}, #{self.following}")
-            hints += [f"prfm pldl1keep, [{FOLLOWING}, #{at}]" for at in range(0, self.following, 64)]
+            kept = "pldl2keep" if self.afar else "pldl1keep"
+            hints += [f"prfm {kept}, [{FOLLOWING}, #{at}]" for at in range(0, self.following, 64)]
         if self.stored:
             hints += [f"lsr {_RESULTS}, {LEFT}, #{self.stored.bit_length() - 1}"]
             hints += [f"madd {_RESULTS}, {_RESULTS}, x1, x0"]

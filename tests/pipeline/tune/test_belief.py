@@ -31,6 +31,7 @@ def real(seconds: float, mhz: float | None = 1200, cpu: str = "Cortex-A53") -> M
 def test_the_floor_is_that_of_the_algorithm():
     assert floor_cycles(TASK, DIRECT) == pytest.approx(ROOF)
     assert floor_cycles(TASK, WINOGRAD) == pytest.approx(ROOF / 4)  # 16 products for 36 outputs' worth of 144.
+    assert floor_cycles(TASK, {"algorithm": "winograd 4x4 lean"}) == pytest.approx(ROOF / 4)
     assert floor_cycles(TASK, {"algorithm": "winograd 1x2"}) == pytest.approx(ROOF / 1.5)
     binary = Task(Conv2d(14, 14, 256, 256, (3, 3), binary=True), RASP3B)
     assert floor_cycles(binary, {}) == pytest.approx(binary.workload.macs / 42.67)

@@ -14,7 +14,7 @@ from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import packed as conv2d_packed
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
-from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, matrix
+from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, UNFOLDED, matrix
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -134,6 +134,31 @@ def test_winograd_computes_the_definition(workload, run_kernel):
         knobs = {"algorithm": f"winograd {outputs}", "tile": tile, "block": block}
         kernel = conv2d.emit(workload, knobs, target, threads)
         assert close(run_kernel(workload, kernel, args, target, 3), expected, 2e-5), kernel.notes
+
+
+def test_lean_winograd_computes_the_definition_on_any_number_of_threads(run_kernels):
+    """Some tiles and panels are not whole."""
+    target = targets.load("rasp3b")
+    points = (("4x4", "8x8", 1), ("2x4", "8x12", 0), ("2x2", "11x8", 2), ("4x4", "4x20", 2))
+    cases = [(work, *point) for work in WINOGRAD for point in points]
+    kernels = [
+        conv2d.emit(work, {"algorithm": f"winograd {outputs} lean", "tile": tile, "block": block}, target, 4)
+        for work, outputs, tile, block in cases
+    ]
+    given = {work: example(work) for work in WINOGRAD}
+    works = [work for work, *_ in cases]
+    one, three = run_kernels(works, kernels, [given[work] for work in works], target, [1, 3])
+    for work, kernel, first, second in zip(works, kernels, one, three, strict=True):
+        assert close(first, defined(work, given[work]), 1e-5), (work.key(), kernel.notes)
+        assert np.array_equal(first, second), (work.key(), kernel.notes)
+
+
+@pytest.mark.parametrize("outputs", UNFOLDED)
+def test_positions_are_made_of_stored_weights(outputs):
+    transform, unfolded = TRANSFORMS[outputs], UNFOLDED[outputs]
+    made = [matrix(stages, len(unfolded.stored)) @ unfolded.stored for stages in unfolded.made]
+    rows = [unfolded.stored[0], *np.concatenate(made), unfolded.stored[-1]]
+    np.testing.assert_allclose(rows, transform.weight, atol=1e-15)
 
 
 @pytest.mark.parametrize("workload", STRASSEN, ids=Conv2d.key)
@@ -298,10 +323,10 @@ def test_defaults_of_several_threads_bring_less_from_memory():
     assert conv2d.default(Conv2d(4, 4, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "direct"
     deep = Conv2d(13, 13, 64, 256, (3, 3), padding=(1, 1, 1, 1))
     assert conv2d.default(deep, target)["block"] == 1
-    # Transformed weights would push everything else out of the cache that threads share.
-    assert conv2d.default(deep, target, threads=4)["algorithm"] == "direct"
-    nearly = Conv2d(32, 32, 64, 128, (3, 3), padding=(1, 1, 1, 1))
-    assert conv2d.default(nearly, target)["algorithm"] == "winograd 4x4"
-    assert conv2d.default(nearly, target, threads=4)["algorithm"] == "winograd 2x2"
+    # Transformed weights would push everything else out of the cache that threads share, unless they are lean.
+    assert conv2d.default(deep, target, threads=4)["algorithm"] == "winograd 4x4 lean"
+    many = Conv2d(16, 16, 128, 256, (3, 3), padding=(1, 1, 1, 1))
+    assert "lean" not in conv2d.default(many, target)["algorithm"]
+    assert conv2d.default(many, target, threads=4) == {"algorithm": "winograd 4x4 lean", "tile": "8x8", "block": 2}
     # Threads go through fewer weights side by side.
     assert conv2d.default(dataclasses.replace(deep, channels=32, out_channels=128), target, threads=4)["block"] == 1
