@@ -171,8 +171,8 @@ class LeanWinograd(Winograd):
     ) -> None:
         """Products of a row of positions, [tile][x][channel]; ``weights``: where they begin, and room for two positions."""
         (row, made), size = weights, width * self.workload.channels
-        self._multiply(products, data, (self.weights, row), width, groups, (py, 0), following)
-        self._multiply(products, data, (self.weights, row + size), width, groups, (py, 1), following)
+        self._multiply_position(products, data, (self.weights, row), width, groups, (py, 0), following)
+        self._multiply_position(products, data, (self.weights, row + size), width, groups, (py, 1), following)
         for number, stages in enumerate(self.unfolded.made):
             with T.serial(size // _AT_ONCE) as line:
                 at = line * _AT_ONCE
@@ -183,9 +183,9 @@ class LeanWinograd(Winograd):
                     T.buffer_store(made, value, [T.ramp(which * size + at, 1, _AT_ONCE)])
             for which in range(2):
                 place = (py, 2 + 2 * number + which)
-                self._multiply(products, data, (made, which * size), width, groups, place, following)
+                self._multiply_position(products, data, (made, which * size), width, groups, place, following)
 
-    def _multiply(
+    def _multiply_position(
         self,
         products: Any,
         data: Any,
