@@ -33,7 +33,6 @@ from bitkiln.targets import Target
 
 #: Floats that are made at a time: a cache line of each stored value.
 _AT_ONCE = 16
-_LINE_BYTES = 64
 #: Sums of the smallest tile that fetches what later calls need.
 _LEAST = 32
 #: What defaults choose among: the register tile, and groups of tiles in a block.
@@ -222,9 +221,10 @@ class LeanWinograd(Winograd):
         # A register that the largest tiles point to pixels with holds what is fetched; the smallest have no time for it.
         if tile_m > POINTERS.index(int(FOLLOWING[1:])) or tile_m * width < _LEAST:
             return self.set.product(tile_m, width, reach=True)
-        lines = -(-tile_m * STEP * 4 // _LINE_BYTES)
         distance = self.tile_m * self.workload.channels * 4
-        return self.set.product(tile_m, width, reach=True, ahead=distance, lines=lines, following=ahead, afar=True)
+        return self.set.product(
+            tile_m, width, reach=True, ahead=distance, evenly=tile_m * STEP * 4, following=ahead, afar=True
+        )
 
     def _add_row(self, sums: Any, products: Any, width: int, tiles: int, py: Any) -> None:
         """Transforms a row of products along x and adds it, as the transform along y has it, to the outputs."""
