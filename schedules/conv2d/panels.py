@@ -209,7 +209,7 @@ class _Panels:
             following=following,
             halves=self.storage.halves,
             turns=_TURNS,
-            stored=_stored(steps, pixels) if last else 0,
+            stored=tiles.stored_steps(steps, pixels) if last else 0,
         )
         self.kernels[kernel.symbol] = kernel
         fetched = at * (self.part * size) // (count * self.threads)
@@ -234,11 +234,6 @@ class _Panels:
                 T.address_of(self.weights[tirx.min(weights + self.part * size + fetched, self.storage.elements - 1)]),
             )
         )
-
-
-def _stored(steps: int, pixels: int) -> int:
-    """``Sgemm.stored``: the most of ``steps`` that a pixel can have."""
-    return 1 << max(0, (steps // pixels).bit_length() - 1)
 
 
 def _bands(pixels: int, threads: int, count: int) -> list[list[Run]]:

@@ -37,6 +37,8 @@ _MOST_CHANNELS_OF_GROUP = 8
 _PARTS = 4
 #: Floats behind an array that vector loads may touch.
 _AHEAD = 4
+#: Floats of a cache line.
+_LINE = 16
 
 
 def applies(workload: Conv2d, kernels: KernelSet = a53.SET) -> bool:
@@ -94,6 +96,8 @@ class _Strips:
         self.strip = max(rows for rows in range(1, most + 1) if self.tile_rows % rows == 0)
         self.image_rows = (self.strip * self.stem.rows - 1) * workload.strides[0] + workload.kernel[0]
         self.operand_rows = steps_a53.rows(self.stem.steps)
+        #: Rows of the convolution that a strip computes.
+        self.computed = self.strip * self.stem.rows
         self.beside = Beside(given, given.out_size[1], kernels.binarize)
         self.micro += self.beside.microkernels
 
@@ -169,11 +173,13 @@ class _Strips:
         """The rows of a strip; its tiles claim the result's lines from ``claimed`` on."""
         work = self.workload
         first = strip * (self.strip * self.stem.rows * work.strides[0])
+        following = first + self.image_rows - work.padding[0]
         with T.serial(work.groups) as group:
             with T.serial(self.image_rows) as row:
                 self.rows_in.fill(image, row * self.pitch, data, first + row - work.padding[0], group, self.shift)
             with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
-                self._row(image, strip, row, group * (self.panels // work.groups) + panel, claimed)
+                fetched = self._fetched(data, following, panel * self.strip + row)
+                self._row(image, strip, row, group * (self.panels // work.groups) + panel, claimed, fetched)
         if work.epilogue and not self.stem.steps:
             self._epilogue(strip)
         if self.whole:
@@ -189,22 +195,70 @@ class _Strips:
     def _out_width(self) -> int:
         return self.workload.out_size[1] if self.stem.pool else self.workload.conv_size[1]
 
-    def _row(self, image: Any, strip: Any, row: Any, panel: Any, claimed: Any = None) -> None:
-        """One row of tiles; the last tile overlaps the one before where the width is no multiple."""
+    @cached_property
+    def _fetching(self) -> tuple[int, int, int]:
+        """Stretches of the image's rows that a strip adds to those of the last one, the floats of each, and of the image.
+
+        With a stride many of them come from memory for few products. (0, 0, 0): they are not fetched ahead.
+        """
+        work = self.workload
+        if min(work.strides) == 1 or work.groups > 1 or not self.stem.fetching or self.stem.pool:
+            return 0, 0, 0
+        stretches = 1 if work.layout == "NHWC" else work.channels
+        floats = work.width * work.channels // stretches
+        return stretches, self.computed * work.strides[0] * floats, work.height * floats
+
+    def _fetched(self, data: Any, y: Any, call: Any) -> tuple[Any, int] | None:
+        """What a row of tiles, ``call`` of a strip, fetches of the next strip's image rows: an address, and lines a tile.
+
+        They begin at row ``y``. All rows of tiles share them.
+        """
+        stretches, floats, image = self._fetching
+        if not stretches:
+            return None
+        each = max(1, self.computed // self.stem.rows * self.panels // stretches)
+        share = -(-floats // (each * _LINE)) * _LINE
+        stretch = tirx.min(call // each, stretches - 1)
+        begin = stretch * image + y * (image // self.workload.height) + call % each * share
+        tiles = _used_width(self.workload, self.stem) // self.stem.pixels
+        last = max(0, stretches * image - share)
+        return T.address_of(data[tirx.max(0, tirx.min(begin, last))]), -(-share // (_LINE * tiles))
+
+    def _row(
+        self, image: Any, strip: Any, row: Any, panel: Any, claimed: Any = None, fetched: tuple[Any, int] | None = None
+    ) -> None:
+        """One row of tiles; the last tile overlaps the one before where the width is no multiple.
+
+        ``fetched``: what its tiles fetch, as ``_fetched`` gives it.
+        """
         width, pixels = _used_width(self.workload, self.stem), self.stem.pixels
         tiles = width // pixels
         if claimed is not None:
             claimed += (panel * self.strip + row) * (tiles * pixels // self.stem.rows * CHANNELS)
-        self._call(image, strip, row, panel, 0, tiles, claimed)
+        self._call(image, strip, row, panel, (0, tiles), claimed, fetched)
         if width % pixels:
-            self._call(image, strip, row, panel, width - pixels, 1)
+            self._call(image, strip, row, panel, (width - pixels, 1), None, None if claimed is not None else fetched)
 
-    def _call(self, image: Any, strip: Any, row: Any, panel: Any, column: int, tiles: int, claimed: Any = None) -> None:
-        """``tiles`` tiles from ``column`` of the convolution on; the arguments are those of ``Stem``."""
+    def _call(
+        self,
+        image: Any,
+        strip: Any,
+        row: Any,
+        panel: Any,
+        run: tuple[int, int],
+        claimed: Any,
+        fetched: tuple[Any, int] | None,
+    ) -> None:
+        """Tiles from a column of the convolution on, as many as ``run`` says; the arguments are those of ``Stem``."""
+        column, tiles = run
         work = self.workload
         to = (strip * self.strip + row) * self._out_width + column // self.stem.rows
         start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * self.channels
-        stem = replace(self.stem, claims=claimed is not None)
+        place, lines = fetched or (None, 0)
+        stem = replace(self.stem, claims=claimed is not None, fetches=lines)
+        more = [] if claimed is None else [T.address_of(self.result[claimed])]
+        if place is not None:
+            more = [*(more or [T.int64(0)]), place]
         if stem not in self.micro:
             self.micro.append(stem)
         T.evaluate(
@@ -218,7 +272,7 @@ class _Strips:
                 T.address_of(self.weights[panel * self.panel_floats]),
                 T.address_of(self.operands[panel * (self.operand_rows * CHANNELS)]),
                 T.int64(tiles),
-                *([] if claimed is None else [T.address_of(self.result[claimed])]),
+                *more,
             )
         )
 
@@ -267,6 +321,7 @@ class _PooledStrips(_Strips):
         self.again = self.window.kernel[0] - self.window.strides[0]
         self.image_rows = (self.rows - 1) * workload.strides[0] + workload.kernel[0]
         self.strip = 1
+        self.computed = self.rows - self.again
 
     def _body(self) -> None:
         work = self.workload
@@ -290,14 +345,16 @@ class _PooledStrips(_Strips):
         height, width = work.conv_size
         first = strip * (self.pooled * self.window.strides[0]) - self.window.padding[0] + known
         image_rows = (self.rows - 1 - known) * work.strides[0] + work.kernel[0]
+        following = first * work.strides[0] + image_rows - work.padding[0]
         with T.serial(work.groups) as group:
             with T.serial(image_rows) as row:
                 y = first * work.strides[0] + row - work.padding[0]
                 self.rows_in.fill(image, row * self.pitch, data, y, group, self.shift)
             with T.serial(self.panels // work.groups) as panel, T.serial(self.rows - known) as row:
                 y = first + row
+                fetched = self._fetched(data, following, panel * self.computed + row)
                 with T.If(tirx.all(y >= 0, y < height)), T.Then():
-                    self._row(image, known, row, group * (self.panels // work.groups) + panel)
+                    self._row(image, known, row, group * (self.panels // work.groups) + panel, None, fetched)
         # A maximum does not see what lies outside.
         with T.serial(self.rows - known) as row:
             y = first + row

@@ -150,7 +150,12 @@ class Tiles:
         whole = tile.pixels.used == tile.pixels.size and tile.panels.used == tile.panels.size
         if self.product and self.finish is not None and whole and taps.count:
             finish = replace(self.finish, claims=tile.claimed is not None)
-            kernel = self.product(tile.pixels.size, tile.panels.size, finish, tile.reach, tile.ahead, tile.evenly)
+            pixels, stored = tile.pixels.size, 0
+            if finish.claims and taps.count == 1:
+                stored = stored_steps(taps.length // STEP, pixels)
+            kernel = self.product(
+                pixels, tile.panels.size, finish, tile.reach, ahead=tile.ahead, evenly=tile.evenly, stored=stored
+            )
             self._call(kernel, tile, result, tile.to, tile.pitch, taps)
             return
         size = tile.panels.size
@@ -238,6 +243,11 @@ def operands_behind(steps: Sequence[Step], count: int, operands: Sequence[Any]) 
 def row_length(floats: int, assembly: bool) -> int:
     """The length of rows of ``floats`` taps, filled up for the micro-kernel."""
     return -(-floats // STEP) * STEP if assembly else floats
+
+
+def stored_steps(steps: int, pixels: int) -> int:
+    """``Sgemm.stored`` of a tile with so many ``steps``: the most that each of its ``pixels`` can have."""
+    return 1 << max(0, (steps // pixels).bit_length() - 1)
 
 
 def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:

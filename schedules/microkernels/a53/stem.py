@@ -6,11 +6,12 @@ value of the image is loaded once for a tile and kernel row (three times where p
 a tile. Where the code of all taps would not fit the instruction cache, a loop runs over the kernel's rows.
 
 C call: ``(float *out, int64 pixel_pitch, const float *image, int64 image_pitch, const float *weights, const float
-*operands, int64 tiles, float *claimed)``, pitches in bytes.
+*operands, int64 tiles, float *claimed, float *fetched)``, pitches in bytes.
 ``weights`` is [ky][kx][c][8]; ``operands`` has 8 floats for each step that
 takes one. Tiles go along a row; with ``pool`` the two rows of a tile become one by the maximum of 2x2 pixels.
 With ``claims`` as many bytes as a tile's results have are written to ``claimed``, tile after tile: whole lines of the result
-that later tiles store in pieces.
+that later tiles store in pieces. With ``fetches`` so many cache lines are fetched from ``fetched`` on, tile after tile, and
+those that the next tile stores to.
 Up to 16 bytes behind the last image value and the weights are read.
 """
 
@@ -31,7 +32,7 @@ _VECTORS = CHANNELS // 4
 _OUT, _PIXEL_PITCH, _IMAGE, _IMAGE_PITCH, _WEIGHTS, _OPERANDS, _TILES = (f"x{i}" for i in range(7))
 _ROWS = ("x7", *(f"x{i}" for i in range(8, 16)), "x16", "x17")
 _WORDS = ("x19", "x20", "x21", "x22")
-_CLAIMED = "x23"
+_CLAIMED, _FETCHED, _NEXT = "x23", "x24", "x25"
 _OPERAND_REGISTERS = tuple(range(16, 32))
 #: Taps that are written out: 16 instructions each, and their loads, in an instruction cache of 32 KiB.
 _UNROLLED = 160
@@ -47,6 +48,9 @@ class Stem:
     steps: tuple[str, ...]
     pool: bool
     claims: bool = False
+    fetches: int = 0
+    #: Whether it can fetch.
+    fetching: ClassVar[bool] = True
     #: Registers: pointers to the image's rows and to the weights; of operands; what carries their high halves.
     row_pointers: ClassVar[Sequence[str]] = _ROWS
     weights: ClassVar[str] = _WEIGHTS
@@ -81,6 +85,7 @@ class Stem:
             *self.steps,
             *(["max2x2"] if self.pool else []),
             *(["claims"] if self.claims else []),
+            *([f"fetches{self.fetches}"] if self.fetches else []),
         ]
         return "_".join([*words, "a53"])
 
@@ -179,17 +184,19 @@ def _tap(stem: Stem, image_row: int, ky: int, pixel: int, k: int, shared: str) -
 
 @cache
 def _assembly(stem: Stem) -> str:
-    enter, leave = asm.saved(19, 24, vectors=True)
+    last = 26 if stem.fetches else 24
+    enter, leave = asm.saved(19, last, vectors=True)
     # They spread over the sums, but for those that a loop repeats.
-    claims = _claims(stem)
+    guests = [*_claims(stem), *_fetches(stem)]
     lines = [
         *enter,
+        *([f"ldr {_FETCHED}, [sp, #{asm.frame_bytes(19, last, vectors=True)}]"] if stem.fetches else []),
         *([f"mov {_CLAIMED}, x7"] if stem.claims else []),
         f"mov {_ROWS[0]}, {_IMAGE}",
         *(f"add {b}, {a}, {_IMAGE_PITCH}" for a, b in pairwise(_ROWS[: stem.image_rows])),
         "1:",
-        *stream.with_guests(_rows(stem) if stem.looped else sums_of(stem)[0], [] if stem.looped else claims),
-        *asm.beside(epilogue(stem), claims if stem.looped else []),
+        *stream.with_guests(_rows(stem) if stem.looped else sums_of(stem)[0], [] if stem.looped else guests),
+        *asm.beside(epilogue(stem), guests if stem.looped else []),
         *asm.named("store", _store(stem)),
         *(f"add {row}, {row}, #{stem.tile_bytes}" for row in _ROWS[: stem.image_rows]),
         f"subs {_TILES}, {_TILES}, #1",
@@ -207,6 +214,7 @@ def _assembly(stem: Stem) -> str:
         _TILES: "tiles left",
         ", ".join(_ROWS[: stem.image_rows]): "image rows of the tile",
         **({_CLAIMED: "lines that later tiles store"} if stem.claims else {}),
+        **({_FETCHED: "lines that are fetched", _NEXT: "results of the next tile"} if stem.fetches else {}),
         asm.span(sorted(stem.sums)): f"sums, {stem.rows} x {stem.pixels} pixels x 8 channels",
         asm.span(_OPERAND_REGISTERS): "image and weights, then the steps' numbers",
     }
@@ -222,6 +230,18 @@ def _claims(stem: Stem) -> list[str]:
         *(f"stp xzr, xzr, [{_CLAIMED}, #{at}]" for at in range(0, size, 16)),
         f"add {_CLAIMED}, {_CLAIMED}, #{size}",
     ]
+
+
+def _fetches(stem: Stem) -> list[str]:
+    """Prefetches of lines that later tiles read, and of those that the next one stores to."""
+    if not stem.fetches:
+        return []
+    lines = [f"prfm pldl1keep, [{_FETCHED}, #{64 * line}]" for line in range(stem.fetches)]
+    lines.append(f"add {_FETCHED}, {_FETCHED}, #{64 * stem.fetches}")
+    stored = stem.pixels // stem.rows
+    lines.append(f"add {_NEXT}, {_OUT}, {_PIXEL_PITCH}, lsl #{stored.bit_length() - 1}")
+    lines += [f"prfm pstl1keep, [{_NEXT}]", f"add {_NEXT}, {_NEXT}, {_PIXEL_PITCH}"] * stored
+    return lines
 
 
 def _rows(stem: Stem) -> list[str]:

@@ -38,6 +38,7 @@ _FRAME = asm.FRAME + _ROOM
 class Stem(stem.Stem):
     """As ``a53.stem.Stem``."""
 
+    fetching: ClassVar[bool] = False
     row_pointers: ClassVar[Sequence[str]] = _ROWS
     weights: ClassVar[str] = _WEIGHTS
     operand_registers: ClassVar[Sequence[int]] = tuple(range(8))

@@ -94,3 +94,17 @@ def test_signs_beside_are_those_of_the_floats(board, run_kernels):
 )
 def test_others_are_left_to_other_schedules(workload):
     assert not conv2d_stem.applies(workload)
+
+
+def test_with_a_stride_tiles_fetch_what_later_ones_read_and_store():
+    for layout, pool in (("NCHW", None), ("NHWC", Pool((3, 3), (2, 2)))):
+        strided = Conv2d(225, 225, 3, 32, (3, 3), (2, 2), epilogue=(ADD, RELU), pool=pool, layout=layout)
+        (kernel, *_) = conv2d_stem.emit(strided, kernel_set(targets.load("rasp3b"))).microkernels
+        text = kernel.assembly()
+        assert "fetches" in kernel.symbol
+        # A tile of 8 pixels stores to 8 lines; of the image there is at least one for it.
+        assert text.count("prfm pstl1keep") == 8
+        assert text.count("prfm pldl1keep") >= 1
+        # These kernels have no registers for it.
+        (kernel, *_) = conv2d_stem.emit(strided, kernel_set(targets.load("rasp3b32"))).microkernels
+        assert "fetches" not in kernel.symbol
