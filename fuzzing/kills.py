@@ -131,6 +131,13 @@ def _is_ours(traceback: str) -> bool:
     return "/bitkiln/" in traceback or "/pipeline/" in traceback or "KeyboardInterrupt" not in traceback
 
 
+def descendants(process: int) -> list[int]:
+    """The processes that one has started, and those they have."""
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(process).children(recursive=True)]
+    return []
+
+
 def whole_records(logs: Path) -> int:
     """How many records the logs below a folder have. Raises AssertionError for a line that is none, a torn last one apart."""
     count = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from bitkiln.pipeline.boards.access import Address
-from bitkiln.pipeline.boards.tracker import TrackerClient
+from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.boards.userland import missing_as_setup_error, userland
 from bitkiln.pipeline.errors import BoardError, SetupError
 from bitkiln.pipeline.support import interrupts, processes
@@ -105,14 +106,26 @@ class SimulatedBoards:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY
         client = TrackerClient(self.tracker)
-        while sum(found.count for found in client.boards() if found.key == self.key) < self.count:
+        while self._registered(client, deadline) < self.count:
             for board in self.boards:
-                if not board.running:
+                if board.running:
+                    continue
+                if not board.was_killed or board.hopeless:
                     raise BoardError(f"a simulated board does not start: {board.last_words()}")
+                board.start()
             if time.monotonic() > deadline:
                 raise BoardError(f"simulated boards did not register with {self.tracker} within {READY:g} s")
             with interrupts.waiting():
                 time.sleep(0.1)
+
+    def _registered(self, client: TrackerClient, deadline: float) -> int:
+        """How many of the key the tracker knows; none while it is started again. Raises NoBoard where it is not until then."""
+        try:
+            return sum(found.count for found in client.boards() if found.key == self.key)
+        except NoBoard:
+            if time.monotonic() > deadline:
+                raise
+            return 0
 
     def _keep(self) -> None:
         # A signal kills boards: then they stay dead.
@@ -146,6 +159,11 @@ class _BoardProcess:
     def running(self) -> bool:
         """Whether its process lives."""
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether somebody else ended it, as the system does when memory is short."""
+        return self.process is not None and self.process.poll() == -signal.SIGKILL
 
     @property
     def hopeless(self) -> bool:

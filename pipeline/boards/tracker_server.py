@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from bitkiln.pipeline.support.checked import Malformed, Name, Port, convert
 MOST_CONNECTIONS = 512
 #: Seconds for a tracker's process to begin.
 STARTUP = 60.0
+#: How often a tracker is started that is killed meanwhile, as the system does when memory is short.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ _MESSAGES: dict[tuple[int, int], Any] = {
     (7, 1): tuple[int],  # GET_PENDING_MATCHKEYS
 }
 _UPDATE_INFO = 5
+
+
+class _Killed(BoardError):
+    """A tracker's process was ended by somebody else while it began."""
 
 
 class TrackerProcess:
@@ -83,7 +90,14 @@ class TrackerProcess:
 
 
 def _start(host: str, port: int, secret: bytes | None) -> tuple[subprocess.Popen[str], int]:
-    """A process that serves as tracker, and the port it took."""
+    """A process that serves as tracker, and the port it took; one that is killed before it says so is started again."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(_Killed):
+            return _try(host, port, secret)
+    return _try(host, port, secret)
+
+
+def _try(host: str, port: int, secret: bytes | None) -> tuple[subprocess.Popen[str], int]:
     command = [sys.executable, "-m", "bitkiln.pipeline.boards.tracker_server", host, str(port)]
     pipe = subprocess.PIPE
     process = processes.start(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
@@ -95,10 +109,14 @@ def _start(host: str, port: int, secret: bytes | None) -> tuple[subprocess.Popen
     line = process.stdout.readline().strip() if ready else ""
     if line.isdigit():
         return process, int(line)
+    with suppress(subprocess.TimeoutExpired):  # It may be about to end by itself: its own status says how.
+        process.wait(1)
+    killed = process.poll() == -signal.SIGKILL
     processes.kill(process)
     complaint = process.stderr.read().strip().splitlines()
     _end(process)
-    raise BoardError(f"cannot start a tracker on {host}: {complaint[-1] if complaint else 'it gives no sign'}")
+    what = f"cannot start a tracker on {host}: {complaint[-1] if complaint else 'it gives no sign'}"
+    raise _Killed(what) if killed else BoardError(what)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from bitkiln.targets.toolchain import Toolchain, toolchain
 
 #: A compiler or linker that takes longer hangs.
 TOOL_SECONDS = 300.0
+#: How often it is run where the system kills it, as it does when memory is short.
+ATTEMPTS = 3
 
 
 def tools_for(target: Target) -> Toolchain:
@@ -35,7 +38,15 @@ def compile_with(target: Target, arguments: Sequence[str | Path], out: Path) -> 
 
 
 def attempt(tools: Toolchain, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[bytes]:
-    """Run the compiler and give how it ended."""
+    """Run the compiler and give how it ended. Raises BitkilnError where it hangs, or is killed every time."""
+    for _ in range(ATTEMPTS):
+        done = _run(tools, arguments)
+        if not _was_killed(done):
+            return done
+    raise BitkilnError(f"{tools.name} was killed {ATTEMPTS} times: this machine may be short of memory")
+
+
+def _run(tools: Toolchain, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[bytes]:
     command = [*tools.command, *map(str, arguments)]
     # A compiler that is killed leaves its temporary files: they go with a folder of ours.
     with scratch_folder() as temporary:
@@ -43,6 +54,12 @@ def attempt(tools: Toolchain, arguments: Sequence[str | Path]) -> subprocess.Com
             return processes.run(command, TOOL_SECONDS, {**tools.environment, "TMPDIR": temporary})
         except subprocess.TimeoutExpired:
             raise BitkilnError(f"{command[0]} has not ended in {TOOL_SECONDS:g} s") from None
+
+
+def _was_killed(done: subprocess.CompletedProcess[bytes]) -> bool:
+    """Whether a signal from outside ended it, or a program that it runs: gcc and its collect2 say so in these words."""
+    words = (b"Killed signal terminated program", b"terminated with signal 9 [Killed]")
+    return done.returncode == -signal.SIGKILL or (done.returncode > 0 and any(word in done.stderr for word in words))
 
 
 def _complaint(text: str) -> str:

@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from bitkiln.pipeline.boards.access import Address
 from bitkiln.pipeline.boards.board import SharedBoards, TrackerBoard
 from bitkiln.pipeline.boards.farm import simulated_farm
-from bitkiln.pipeline.boards.tracker import TrackerClient
+from bitkiln.pipeline.boards.tracker import NoBoard, TrackerClient
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import COMMITTED, Record, Records, append, log_file, on_cores
@@ -34,7 +34,7 @@ from bitkiln.pipeline.tune.progress import Display, print_summary, total_seconds
 from bitkiln.pipeline.tune.search import Search, cost_models
 from bitkiln.pipeline.tune.space import Point
 from bitkiln.pipeline.tune.tasks import Task, extract_tasks
-from bitkiln.pipeline.tune.trials import Expected, Trials
+from bitkiln.pipeline.tune.trials import PATIENCE, Expected, Trials
 from bitkiln.schedules.workload import Generic, Tunable
 from bitkiln.targets import Target
 from bitkiln.targets.sim import unlike
@@ -51,6 +51,8 @@ MINOR = 0.03
 #: A batch that makes its task faster by 1 / HOPE or more restores its full promise.
 HOPE = 8.0
 
+
+Answer = TypeVar("Answer")
 
 #: Seconds for the threads of a crew to end: when all is done, and when they are to give up what they do.
 JOIN_SECONDS, ABANDON_SECONDS = 5.0, 0.2
@@ -167,7 +169,9 @@ def tune_tasks(
         stack.callback(builder.close)
         address, name = stack.enter_context(_boards(target, tracker, key, boards))
         client = TrackerClient(address)
-        count = client.require(name).count
+        # A tracker and boards that this run started itself are started again where they die; others are there or not.
+        patience = PATIENCE if tracker is None else 0.0
+        count = _patiently(lambda: client.require(name).count, patience)
         console = console or Console(quiet=True)
         every = TrackerBoard(client, name)
         # Boards that this run started itself are all alike, and nobody else's.
@@ -175,10 +179,23 @@ def tune_tasks(
             every if tracker is None else CheckedBoards(every, target, builder, partial(_say, console))
         )
         tuning = Tuning(tasks, Trials(builder, board, count), logs, builder.workers + count)
-        identity = board.identity()
+        identity = _patiently(board.identity, patience)
         if differs := compare_identity(identity, target):
             console.print(f"warning: {identity['measured_by']}: {differs}", highlight=False, markup=False)
         return tuning.run(budget, identity["measured_by"], count, console)
+
+
+def _patiently(ask: Callable[[], Answer], seconds: float) -> Answer:
+    """What ``ask`` gives. Raises NoBoard where there is no board, or no tracker, for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except NoBoard:
+            if time.monotonic() >= deadline:
+                raise
+            with interrupts.waiting():
+                time.sleep(0.5)
 
 
 def _say(console: Console, text: str) -> None:

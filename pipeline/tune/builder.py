@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from bitkiln.targets import Target
 from bitkiln.targets.scratch import scratch_folder
 
 BUILD_SECONDS = 120.0
+#: How many workers may die of a candidate before it is the candidate's fault.
+ATTEMPTS = 3
 #: Fixes the tensors that candidates of a task run on.
 SEED = 1
 
@@ -67,7 +70,7 @@ class Builder:
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         try:
             wanted = [to_json(workload), dict(knobs), target.name, threads, str(folder)]
-            complaint = self._pool.ask(wanted, BUILD_SECONDS)
+            complaint = self._ask(wanted)
         except TimeoutError:
             complaint = f"the compiler took more than {BUILD_SECONDS:g} s"
         except WorkerDied as problem:
@@ -77,6 +80,13 @@ class Builder:
             require_space(Path(self._folder.name))
             raise BuildFailed(complaint)
         return Artifact(folder)
+
+    def _ask(self, wanted: list[object]) -> str:
+        """What a worker says. One that died is replaced and another asked: the system may have ended it for want of memory."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(WorkerDied):
+                return str(self._pool.ask(wanted, BUILD_SECONDS))
+        return str(self._pool.ask(wanted, BUILD_SECONDS))
 
 
 def prepare() -> None:

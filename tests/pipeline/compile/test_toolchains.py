@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from elftools.elf.elffile import ELFFile
 
 from bitkiln import targets
 from bitkiln.pipeline.boards.board import LocalBoard, Request
+from bitkiln.pipeline.compile import tools
 from bitkiln.pipeline.compile.link import assembly_text
 from bitkiln.pipeline.compile.single import build_kernel_library
 from bitkiln.pipeline.compile.tools import compile_with
+from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.schedules.registry import operator_for
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target, zig
@@ -52,3 +55,22 @@ def test_two_toolchains_one_kernel(workload: Conv2d, tmp_path: Path, monkeypatch
         cycles.append(LocalBoard(RASP3B).measure(library, Request()).value)
     assert code[0] == code[1] != b""
     assert cycles[1] == pytest.approx(cycles[0], rel=0.01)
+
+
+def test_a_compiler_that_is_killed_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the system, for want of memory: that says nothing of what it compiles."""
+    source, out, count = tmp_path / "a.c", tmp_path / "a.o", tmp_path / "count"
+    source.write_text("int a;")
+    real = tools.toolchain(RASP3B)
+
+    def killing(times: int) -> None:
+        count.unlink(missing_ok=True)
+        script = f'echo >> {count}; [ $(wc -l < {count}) -gt {times} ] || kill -9 $$; exec "$@"'
+        again = dataclasses.replace(real, command=("sh", "-c", script, "sh", *real.command))
+        monkeypatch.setattr(tools, "toolchain", lambda target: again)
+
+    killing(2)
+    assert compile_with(RASP3B, ["-c", source], out).exists()
+    killing(9)
+    with pytest.raises(BitkilnError, match=r"killed 3 times.*memory"):
+        compile_with(RASP3B, ["-c", source], out)
