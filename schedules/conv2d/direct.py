@@ -26,7 +26,8 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import images, tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, geometry_of_pieces, split
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Storage, Taps, Tile, Tiles, at_least, pack_panels
+from bitkiln.schedules.conv2d.packing import Packing, panels_alone
+from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Storage, Taps, Tile, Tiles, at_least
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import IMAGE_AHEAD, REACH_BYTES, STEP, Finish
@@ -148,7 +149,7 @@ class _Direct:
         sources = images.arguments(self.given)
         arguments: list[Argument | Constant] = [
             *sources,
-            self.storage.argument(self.pack),
+            self.storage.argument(self.pack if self.row_length > self.geometry.row_length else self.packing),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(self._pixel_table()),
             Constant(np.array([*self.geometry.rows, self.geometry.rows[0]], "int32") * 4),
@@ -169,13 +170,17 @@ class _Direct:
         notes += self.storage.words
         return Kernel(builder.get(), tuple(arguments), micro, notes)
 
+    @property
+    def packing(self) -> Packing:
+        """Weights OHWI, the rows of their taps filled up, in panels."""
+        return panels_alone(self.out_per_group, self.depth, self.panel_runs, self.groups)
+
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Weights OHWI in panels."""
+        """Weights OHWI filled up with zeros and in panels."""
         rows, length = len(self.geometry.rows), self.geometry.row_length
         weights = np.zeros((self.groups, self.out_per_group, rows, self.row_length), "float32")
         weights[..., :length] = arrays[0].reshape(self.groups, self.out_per_group, rows, length)
-        parts = [pack_panels(group.reshape(self.out_per_group, -1), self.panel_runs) for group in weights]
-        return np.concatenate(parts)
+        return self.packing([weights])
 
     def _fetched(self) -> tuple[int, int]:
         """``ahead`` and ``evenly`` of ``Sgemm``: the next tile is fetched where tiles are small and follow each other."""

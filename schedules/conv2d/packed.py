@@ -23,7 +23,8 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import images, tiles
 from bitkiln.schedules.conv2d.geometry import Run, geometry, geometry_of_pieces, split
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, operands_behind, pack_panels
+from bitkiln.schedules.conv2d.packing import Packing, panels_alone
+from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, operands_behind
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Finish
@@ -119,7 +120,9 @@ class _Packed:
         packed = self.depth * sum(run.count * run.size for run in self.panel_runs) + AHEAD_BYTES // 4
         arguments: list[Argument | Constant] = [
             *(sources := images.arguments(self.given)),
-            Argument((1,), (packed,), "float32", self._pack),
+            Argument(
+                (1,), (packed,), "float32", self._pack if self.row_length > self.geometry.row_length else self._packing
+            ),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.pad(self.geometry.pixels, (0, self.tile_m), "edge").astype("int32") * 4),
             Constant(np.array([*self.geometry.rows, self.geometry.rows[0]], "int32") * 4),
@@ -137,13 +140,17 @@ class _Packed:
         notes = f"packed pixels, tiles of {self.tile_m} x {self.panels.tile_n}, {self.block} a block"
         return Kernel(builder.get(), tuple(arguments), tuple(self.used.values()), notes)
 
+    @property
+    def _packing(self) -> Packing:
+        """Weights OHWI, the rows of their taps filled up, in panels."""
+        return panels_alone(self.workload.out_channels, self.depth, self.panel_runs, spare=AHEAD_BYTES // 4)
+
     def _pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Weights OHWI in panels, rows filled up with zeros."""
+        """Weights OHWI filled up with zeros and in panels."""
         rows, length = len(self.geometry.rows), self.geometry.row_length
         weights = np.zeros((self.workload.out_channels, rows, self.row_length), "float32")
         weights[..., :length] = arrays[0].reshape(-1, rows, length)
-        panels = pack_panels(weights.reshape(len(weights), -1), self.panel_runs)
-        return np.concatenate([panels, np.zeros(AHEAD_BYTES // 4, "float32")])
+        return self._packing([weights])
 
     def _body(self, out: Any) -> None:
         work = self.workload

@@ -13,7 +13,6 @@ of its own. Weights are packed [panel][k][tile_n].
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +25,8 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import images, tiles
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.conv2d.tiles import SLACK, pack_panels
+from bitkiln.schedules.conv2d.packing import Packing, panels_alone
+from bitkiln.schedules.conv2d.tiles import SLACK
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import FOLLOWING, POINTERS, STEP, Finish, Sgemm
@@ -114,7 +114,7 @@ class _Panels:
         sources = images.arguments(self.given)
         arguments: list[Argument | Constant] = [
             *sources,
-            self.storage.argument(self.pack),
+            self.storage.argument(self.packing),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.pitch)),
             Constant(np.zeros(2, "int32")),
@@ -133,10 +133,10 @@ class _Panels:
         notes += self.storage.words
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
 
-    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    @property
+    def packing(self) -> Packing:
         """Weights OHWI in panels."""
-        weights = arrays[0].reshape(self.workload.out_channels, -1)
-        return pack_panels(weights, self.panel_runs)
+        return panels_alone(self.workload.out_channels, self.workload.channels, self.panel_runs)
 
     def _body(self) -> None:
         with T.parallel(self.threads) as thread:

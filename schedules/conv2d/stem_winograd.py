@@ -116,14 +116,18 @@ class _Phases(Winograd):
         #: Columns of the phases that these reach.
         self.columns = _OUTPUTS * self.together + _TAPS - 1
 
-    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    @property
+    def packer(self) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
         """Weights OHWI, divided by phases, transformed and in panels."""
+        return self._pack
+
+    def _pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         weights, side = arrays[0], _STRIDE * _TAPS
         count, height, width, channels = weights.shape
         full = np.zeros((count, side, side, channels), weights.dtype)
         full[:, :height, :width] = weights
         taps = full.reshape(count, _TAPS, _STRIDE, _TAPS, _STRIDE, channels).transpose(0, 1, 3, 2, 4, 5)
-        return super().pack([taps.reshape(count, _TAPS, _TAPS, -1)])
+        return self.packing([taps.reshape(count, _TAPS, _TAPS, -1)])
 
     def _body(self) -> None:
         self.shift = self.table_buffers[0] if self.layer.shift else None

@@ -20,7 +20,6 @@ three times those of a direct sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,7 +32,8 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import images
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.conv2d.tiles import SLACK, at_least, operands_behind, pack_panels
+from bitkiln.schedules.conv2d.packing import Chunk, Packing, Sum
+from bitkiln.schedules.conv2d.tiles import SLACK, at_least, operands_behind
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
@@ -44,6 +44,17 @@ from bitkiln.targets import Target
 
 _PRODUCTS = 7
 _LANES = 4
+_B12, _B11, _B22, _B21 = range(4)
+#: b11, b21, b22, t4, t1, t2, t3 as sums of them, added in the order in which t1, t2 and t4 follow from each other.
+_COMBINED: tuple[Sum, ...] = (
+    ((_B11, 1.0),),
+    ((_B21, 1.0),),
+    ((_B22, 1.0),),
+    ((_B12, -1.0), (_B11, 1.0), (_B22, 1.0), (_B21, -1.0)),
+    ((_B12, 1.0), (_B11, -1.0)),
+    ((_B12, -1.0), (_B11, 1.0), (_B22, 1.0)),
+    ((_B12, -1.0), (_B22, 1.0)),
+)
 #: Floats between pairs, so that they do not compete for the same sets of the L1 cache.
 _GAP = 16
 #: Tiles of a block, pairs of a tile, and the tile of others.
@@ -110,7 +121,7 @@ class _Strassen:
         packed = _PRODUCTS * self.depth * sum(run.count * run.size for run in self.panel_runs) + AHEAD_BYTES // 4
         arguments: list[Argument | Constant] = [
             *sources,
-            Argument((1,), (packed,), "float32", self.pack),
+            Argument((1,), (packed,), "float32", self.packing),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
             Constant(np.zeros(2, "int32")),
@@ -129,20 +140,14 @@ class _Strassen:
         notes = f"Strassen, tiles of {self.tile_m} pairs x {self.tile_n}, {self.block} of {self.pairs} pairs a block"
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
 
-    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    @property
+    def packing(self) -> Packing:
         """Weights OHWI, combined and in panels."""
-        weights = arrays[0].reshape(2, self.half, 2, self.depth).astype("float64")
-        # [half of the output channels][half of the channels]; b12 is of the first channels and the second output channels.
-        b11, b21, b12, b22 = weights[0, :, 0], weights[0, :, 1], weights[1, :, 0], weights[1, :, 1]
-        t1 = b12 - b11
-        t2 = b22 - t1
-        combined = [each.astype("float32") for each in (b11, b21, b22, t2 - b21, t1, t2, b22 - b12)]
-        parts = []
-        for run in self.panel_runs:
-            for first in range(run.first, run.first + run.count * run.size, run.size):
-                panel = Run(0, 1, run.size, run.used)
-                parts += [pack_panels(each[first : first + run.used], [panel]) for each in combined]
-        return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+        chunks = tuple(Chunk(run, (Run(0, 1, run.size, run.used),)) for run in self.panel_runs)
+        depth, second = self.depth, self.half * self.workload.channels
+        # b12 is of the first channels and the second output channels.
+        taps = (second, 0, second + depth, depth)
+        return Packing(self.half, depth, 2 * depth, taps, _COMBINED, chunks, AHEAD_BYTES // 4)
 
     def _block(self, first: Any, pairs: int) -> None:
         """The pairs from ``first`` on: V, then panel by panel M and its results."""

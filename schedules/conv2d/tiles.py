@@ -18,6 +18,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
 from bitkiln.schedules.conv2d.images import Images
+from bitkiln.schedules.conv2d.packing import Packing
 from bitkiln.schedules.kernel import Argument, MicroKernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
@@ -69,6 +70,9 @@ class Storage:
 
     def argument(self, pack: Callable[[Sequence[np.ndarray]], np.ndarray]) -> Argument:
         """The weights as a kernel's argument; ``pack`` gives ``floats`` of them."""
+        if isinstance(pack, Packing) and not self.halves:
+            spare = self.elements - self.floats
+            return Argument((1,), (self.elements,), "float32", replace(pack, spare=spare))
 
         def packed(arrays: Sequence[np.ndarray]) -> np.ndarray:
             weights = np.concatenate([pack(arrays), np.zeros(self.elements - self.floats, "float32")])
@@ -248,16 +252,6 @@ def row_length(floats: int, assembly: bool) -> int:
 def stored_steps(steps: int, pixels: int) -> int:
     """``Sgemm.stored`` of a tile with so many ``steps``: the most that each of its ``pixels`` can have."""
     return 1 << max(0, (steps // pixels).bit_length() - 1)
-
-
-def pack_panels(weights: np.ndarray, panels: Sequence[Run]) -> np.ndarray:
-    """``weights`` [channels][k] as [panel][k][size], one panel after the other, filled up with zeros."""
-    parts = []
-    for run in panels:
-        rows = np.zeros((run.count * run.size, weights.shape[1]), "float32")
-        rows[: min(len(rows), len(weights) - run.first)] = weights[run.first : run.first + run.count * run.size]
-        parts.append(rows.reshape(run.count, run.size, -1).transpose(0, 2, 1).ravel())
-    return np.concatenate(parts)
 
 
 def at_least(run: Run, size: int) -> Run:

@@ -32,8 +32,9 @@ from bitkiln.schedules.binarize.a53 import FlatSigns
 from bitkiln.schedules.conv2d import images
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.images import Images
-from bitkiln.schedules.conv2d.tiles import finish_of, operands_behind, pack_panels
-from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, transform_weights
+from bitkiln.schedules.conv2d.packing import Chunk, Packing, Sum
+from bitkiln.schedules.conv2d.tiles import finish_of, operands_behind
+from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, weight_sums
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, a53, kernel_set
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
@@ -256,7 +257,7 @@ class Winograd:
         _, _, *operands, _ = self.workload.shapes
         arguments = [
             *self.sources,
-            Argument((1,), (self.packed,), "float32", self.pack),
+            Argument((1,), (self.packed,), "float32", self.packer),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
             Constant(np.zeros(2, "int32")),
@@ -277,16 +278,23 @@ class Winograd:
         )
         return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.micro), notes)
 
-    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Weights OHWI transformed and in panels."""
-        transformed = transform_weights(arrays[0], *self.along).reshape(self.positions, self.workload.out_channels, -1)
-        transformed = transformed.astype("float32")
-        parts = []
-        for run in self.chunk_runs:
-            panels = split(run.used, self.tile_n, self.set.channels)
-            for first in range(run.first, run.first + run.count * run.size, run.size):
-                parts += [pack_panels(weights, panels) for weights in transformed[:, first : first + run.used]]
-        return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+    @property
+    def packer(self) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+        """What makes the packed weights of those of the layer."""
+        return self.packing
+
+    @property
+    def packing(self) -> Packing:
+        """Weights [O, taps, taps, I] transformed and in panels."""
+        panels = [split(run.used, self.tile_n, self.set.channels) for run in self.chunk_runs]
+        return self._packing_of(weight_sums(self.along[0].weight, self.along[1].weight), panels)
+
+    def _packing_of(self, sums: tuple[Sum, ...], panels: Sequence[Sequence[Run]]) -> Packing:
+        """``sums`` of the taps; ``panels`` are those of each run of chunks."""
+        work, count = self.workload, self.taps**2
+        chunks = tuple(Chunk(run, tuple(cut)) for run, cut in zip(self.chunk_runs, panels, strict=True))
+        taps, spare = tuple(tap * work.channels for tap in range(count)), AHEAD_BYTES // 4
+        return Packing(work.out_channels, work.channels, count * work.channels, taps, sums, chunks, spare, zero=0.0)
 
     def _body(self) -> None:
         work = self.workload

@@ -22,9 +22,9 @@ from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run, split
-from bitkiln.schedules.conv2d.tiles import pack_panels
+from bitkiln.schedules.conv2d.packing import Packing
 from bitkiln.schedules.conv2d.winograd import GAP, LANES, THREADS, Winograd, four_from, through
-from bitkiln.schedules.conv2d.winograd_transforms import STORED, TRANSFORMS, UNFOLDED, matrix
+from bitkiln.schedules.conv2d.winograd_transforms import STORED, TRANSFORMS, UNFOLDED, matrix, weight_sums
 from bitkiln.schedules.kernel import Kernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, REACH_BYTES, STEP
@@ -103,17 +103,11 @@ class LeanWinograd(Winograd):
     def _position(self, py: int, px: int) -> int:
         return (py * self.points[1] + self.order.index(px)) * self.region
 
-    def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    @property
+    def packing(self) -> Packing:
         """Weights OHWI in panels, with what is stored of each row of positions."""
-        stored = self.unfolded.stored[[0, -1, 1]]
-        kept = np.einsum("py,qx,oyxi->pqoi", self.along[0].weight, stored, arrays[0].astype("float64"))
-        rows = kept.astype("float32").reshape(-1, *kept.shape[2:])
-        parts = []
-        for run in self.chunk_runs:
-            for first in range(run.first, run.first + run.count * run.size, run.size):
-                panel = split(run.used, run.size, self.set.channels)
-                parts += [pack_panels(row[first : first + run.used], panel) for row in rows]
-        return np.concatenate([*parts, np.zeros(AHEAD_BYTES // 4, "float32")])
+        sums = weight_sums(self.along[0].weight, self.unfolded.stored[[0, -1, 1]])
+        return self._packing_of(sums, [split(run.used, run.size, self.set.channels) for run in self.chunk_runs])
 
     def _block(self, first: Any, tiles: int, loop: Callable[..., Any]) -> None:
         groups = [Run(run.first, run.count, max(run.size, 3), run.used) for run in split(tiles, self.tile_m)]

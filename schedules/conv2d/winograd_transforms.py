@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitkiln.schedules.conv2d.packing import Sum
+
 #: Rows of {index: coefficient}.
 Stage = tuple[dict[int, float], ...]
 
@@ -138,6 +140,7 @@ UNFOLDED = {
 }
 
 
-def transform_weights(weights: np.ndarray, along_y: Transform, along_x: Transform) -> np.ndarray:
-    """Weights [O, taps, taps, I] as float64 [points_y, points_x, O, I]."""
-    return np.einsum("py,qx,oyxi->pqoi", along_y.weight, along_x.weight, weights.astype("float64"))
+def weight_sums(along_y: np.ndarray, along_x: np.ndarray) -> tuple[Sum, ...]:
+    """What matrices of rows of taps make of a kernel: each pair of their rows as a sum of its taps, row by row."""
+    factors = np.einsum("py,qx->pqyx", along_y, along_x).reshape(len(along_y) * len(along_x), -1)
+    return tuple(tuple((tap, float(row[tap])) for tap in np.flatnonzero(row).tolist()) for row in factors)

@@ -23,7 +23,8 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, split
-from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, Taps, Tile, Tiles, at_least, pack_panels
+from bitkiln.schedules.conv2d.packing import pack_panels
+from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, Taps, Tile, Tiles, at_least
 from bitkiln.schedules.conv2d_transpose.phases import Phase, border, phases
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.microkernels import KernelSet, kernel_set

@@ -24,7 +24,8 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import depthwise_a53, direct, tiles
 from bitkiln.schedules.conv2d.depthwise_geometry import Columns
 from bitkiln.schedules.conv2d.geometry import Run
-from bitkiln.schedules.conv2d.tiles import SLACK, Taps, Tile, Tiles, pack_panels
+from bitkiln.schedules.conv2d.packing import pack_panels
+from bitkiln.schedules.conv2d.tiles import SLACK, Taps, Tile, Tiles
 from bitkiln.schedules.depth_first.project import Pixels, Project, places
 from bitkiln.schedules.depth_first.strips import Strips
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_of

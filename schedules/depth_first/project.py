@@ -12,7 +12,8 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d import tiles
 from bitkiln.schedules.conv2d.geometry import Run, split
-from bitkiln.schedules.conv2d.tiles import Taps, Tile, Tiles, at_least, pack_panels
+from bitkiln.schedules.conv2d.packing import pack_panels
+from bitkiln.schedules.conv2d.tiles import Taps, Tile, Tiles, at_least
 from bitkiln.schedules.kernel import Argument, Constant, MicroKernel
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES
