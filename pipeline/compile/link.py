@@ -15,6 +15,7 @@ from bitkiln.pipeline.compile.errata import erratum_843419
 from bitkiln.pipeline.compile.instructions import check_instructions
 from bitkiln.pipeline.compile.launches import launches
 from bitkiln.pipeline.compile.library import LibraryFacts, code_of, library_facts
+from bitkiln.pipeline.compile.packing_source import packing_source
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan, PlacedStep
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
 from bitkiln.pipeline.errors import BitkilnError
@@ -28,7 +29,7 @@ from bitkiln.targets.scratch import scratch_folder
 DEVICE = Path(__file__).parents[1] / "device"
 
 #: What every model.so is made of beside its network.
-RUNTIME_SOURCES = ("runtime.c", "image.c", "heads.c")
+RUNTIME_SOURCES = ("runtime.c", "packing.c", "image.c", "heads.c")
 
 #: Products and sums are kept apart, so that preparing an image gives the same bytes on every machine.
 _RUNTIME_FLAGS = (
@@ -133,11 +134,17 @@ def plan_source(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]] | None
     lines += ["static const bk_tensor tensors[] = {", *_tensor_rows(plan), "};"]
     lines += ["static const bk_step steps[] = {", *_step_rows(steps, extents), "};"]
     outputs = {t.name: (t.shape, t.dtype) for t in (plan.tensors[index] for index in plan.outputs)}
-    lines += [preprocessing_source(plan.preprocessing), head_source(plan.head, outputs, plan.image)]
+    lines += [
+        preprocessing_source(plan.preprocessing),
+        head_source(plan.head, outputs, plan.image),
+        packing_source(plan),
+    ]
     counts = ", ".join(str(len(rows)) for rows in (plan.tensors, plan.steps, plan.inputs, plan.outputs))
     lines += [
         f"const bk_plan bk_network = {{tensors, steps, steps + {len(plan.steps) if plan.several else 0}, inputs, outputs, "
-        f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants, preprocessing, head}};"
+        f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants, preprocessing, head, "
+        f"{'packings' if plan.packings else '0'}, {len(plan.packings)}, {plan.made_bytes}u, {plan.raw_from}u, "
+        f"{len(plan.constants) - plan.raw_from}u}};"
     ]
     return "\n".join(lines) + "\n"
 

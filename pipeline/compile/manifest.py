@@ -15,6 +15,8 @@ from bitkiln.pipeline.compile.plan import (
     ExecutionPlan,
     Network,
     PlannedCall,
+    packed_on_board,
+    unread_bytes,
 )
 from bitkiln.pipeline.model import Model
 from bitkiln.pipeline.records import superseded
@@ -63,6 +65,8 @@ def describe(
             "activations": plan.arena_bytes,
             "boundary": plan.boundary_bytes,
             "constants": len(plan.constants),
+            "packed_on_board": packed_on_board(plan),
+            "unread": unread_bytes(plan),
         },
         "steps": steps,
     }

@@ -19,6 +19,7 @@ from tvm.relax import TupleGetItem
 
 from bitkiln.pipeline.errors import BitkilnError
 from bitkiln.pipeline.model import Head, Preprocessing
+from bitkiln.schedules.conv2d.packing import Packing
 
 #: Kernels assume it of every buffer, and it is the length of a cache line.
 ALIGNMENT = 64
@@ -26,7 +27,10 @@ ALIGNMENT = 64
 #: The kernel of a step that copies its one input; it is part of the runtime.
 COPY = "bk_copy"
 
-Place = Literal["arena", "boundary", "constant"]
+#: Weights that are packed on the board begin on a page of the system, so that theirs can be given back.
+PAGE = 4096
+
+Place = Literal["arena", "boundary", "constant", "made"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,26 @@ class PlacedStep:
 
 
 @dataclass(frozen=True)
+class PlacedPacking:
+    """Weights that the board packs: ``nbytes`` from ``offset`` on in the place "made", of ``source``, a constant.
+
+    ``one`` and ``several`` say which plans read them.
+    """
+
+    packing: Packing
+    source: PlacedTensor
+    offset: int
+    nbytes: int
+    one: bool
+    several: bool
+
+
+@dataclass(frozen=True)
 class ExecutionPlan:
     """Everything the runtime has to know. ``constants`` is the memory that constant tensors point into.
 
+    ``packings`` fill the ``made_bytes`` of the place "made" when the library is opened, from the weights that are the constants
+    from ``raw_from`` on.
     ``several`` are the steps as more than one thread runs them, with kernels that are better then; empty: as ``steps``.
     ``preprocessing`` and ``head`` say what the first input and the outputs mean, ``image`` is the input's height and width
     where it is an image.
@@ -75,19 +96,50 @@ class ExecutionPlan:
     arena_bytes: int
     boundary_bytes: int
     constants: bytes = field(repr=False)
+    packings: tuple[PlacedPacking, ...] = ()
+    made_bytes: int = 0
+    raw_from: int = 0
     preprocessing: Preprocessing | None = None
     head: Head | None = None
     image: tuple[int, int] | None = None
     several: tuple[PlacedStep, ...] = ()
 
 
+def packed_on_board(plan: ExecutionPlan) -> list[int]:
+    """Bytes of weights that the board packs: for one thread, and for several where they have a plan of their own."""
+    one = sum(packed.nbytes for packed in plan.packings if packed.one)
+    return [one, sum(packed.nbytes for packed in plan.packings if packed.several)] if plan.several else [one]
+
+
+def unread_bytes(plan: ExecutionPlan) -> list[int]:
+    """Bytes of constants that no run reads, once weights are packed, as ``packed_on_board`` lists them."""
+    unread = []
+    for steps in (plan.steps, plan.several) if plan.several else (plan.steps,):
+        tensors = [plan.tensors[index] for step in steps for index in step.arguments]
+        read = {tensor.offset: _aligned(tensor.nbytes) for tensor in tensors if tensor.place == "constant"}
+        unread.append(len(plan.constants) - sum(read.values()))
+    return unread
+
+
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Bytes that one kernel writes, or that come from outside (``boundary``); tensors of several shapes may view them."""
+    """Bytes that one kernel writes, or that come from outside (``boundary``); tensors of several shapes may view them.
+
+    ``made``: the board makes them of a constant.
+    """
 
     nbytes: int
     constant: np.ndarray | None = None
     boundary: bool = False
+    made: Made | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is packed on the board, and of what."""
+
+    packing: Packing
+    source: Storage
 
 
 @dataclass(frozen=True)
@@ -159,13 +211,19 @@ def make_plan(
     arena, arena_bytes = place_by_lifetime(_lifetimes(calls, written_out))
     outside = (view.storage for view in views if view.storage.boundary or view.storage in written_out)
     boundary, boundary_bytes = _place_in_row(outside)
-    constant_offsets, constants = _gather_constants(view.storage for view in views if view.storage.constant is not None)
+    made, made_bytes = _place_in_row(view.storage for view in views if view.storage.made)
+    constant_offsets, constants, raw_from = _gather_constants(
+        [view.storage for view in views if view.storage.constant is not None],
+        [view.storage.made.source for view in views if view.storage.made],
+    )
 
     def placed(view: View) -> PlacedTensor:
         if id(view.storage) in boundary:
             return PlacedTensor(view.name, view.shape, view.dtype, "boundary", boundary[id(view.storage)])
         if view.storage.constant is not None:
             return PlacedTensor(view.name, view.shape, view.dtype, "constant", constant_offsets[id(view.storage)])
+        if view.storage.made:
+            return PlacedTensor(view.name, view.shape, view.dtype, "made", made[id(view.storage)])
         return PlacedTensor(view.name, view.shape, view.dtype, "arena", arena[id(view.storage)])
 
     position = {id(view): index for index, view in enumerate(views)}
@@ -174,6 +232,24 @@ def make_plan(
         arguments = tuple(position[id(view)] for view in (*call.inputs, *call.outputs))
         return PlacedStep(call.name, call.kind, call.kernel, arguments, len(call.outputs))
 
+    readers = [{id(view.storage) for call in steps for view in call.inputs} for steps in (calls, several or calls)]
+    packings = [
+        PlacedPacking(
+            storage.made.packing,
+            PlacedTensor(
+                "weights",
+                (storage.made.source.nbytes // 4,),
+                "float32",
+                "constant",
+                constant_offsets[id(storage.made.source)],
+            ),
+            made[id(storage)],
+            storage.nbytes,
+            *(id(storage) in reads for reads in readers),
+        )
+        for storage in {id(view.storage): view.storage for view in views}.values()
+        if storage.made
+    ]
     return ExecutionPlan(
         tensors=tuple(map(placed, views)),
         steps=tuple(map(step, calls)),
@@ -183,6 +259,9 @@ def make_plan(
         arena_bytes=arena_bytes,
         boundary_bytes=boundary_bytes,
         constants=constants,
+        packings=tuple(packings),
+        made_bytes=made_bytes,
+        raw_from=raw_from,
     )
 
 
@@ -310,7 +389,8 @@ def _lifetimes(calls: Sequence[PlannedCall], written_out: Collection[Storage]) -
     for step, call in enumerate(calls):
         for view in (*call.inputs, *call.outputs):
             storage = view.storage
-            if not storage.boundary and storage.constant is None and storage not in written_out:
+            outside = storage.boundary or storage.constant is not None or storage.made or storage in written_out
+            if not outside:
                 _, first, _ = spans.get(id(storage), (storage, step, step))
                 spans[id(storage)] = (storage, first, step)
     return list(spans.values())
@@ -326,12 +406,19 @@ def _place_in_row(storages: Iterable[Storage]) -> tuple[dict[int, int], int]:
     return offsets, end
 
 
-def _gather_constants(storages: Iterable[Storage]) -> tuple[dict[int, int], bytes]:
-    """Offsets of constants by ``id`` of their storage, and their bytes; equal constants are kept once."""
+def _gather_constants(storages: Sequence[Storage], raw: Sequence[Storage]) -> tuple[dict[int, int], bytes, int]:
+    """Offsets of constants by ``id`` of their storage, their bytes, and where those of ``raw`` begin.
+
+    Equal ones are kept once.
+    """
     offsets: dict[int, int] = {}
     by_content: dict[bytes, int] = {}
     memory = bytearray()
-    for storage in storages:
+    raw_from = 0
+    for index, storage in enumerate((*storages, *raw)):
+        if index == len(storages):
+            memory += bytes(-len(memory) % PAGE)
+            raw_from = len(memory)
         if id(storage) in offsets:
             continue
         assert storage.constant is not None
@@ -341,7 +428,7 @@ def _gather_constants(storages: Iterable[Storage]) -> tuple[dict[int, int], byte
             memory += content
             memory += bytes(_aligned(len(memory)) - len(memory))
         offsets[id(storage)] = by_content[content]
-    return offsets, bytes(memory)
+    return offsets, bytes(memory), raw_from or len(memory)
 
 
 def _distinct(views: Sequence[View]) -> list[View]:

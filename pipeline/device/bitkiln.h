@@ -60,8 +60,8 @@ const char *bk_last_error(const bk_model *model);
 
 int bk_thread_count(const bk_model *model);
 
-/* Bytes that the model takes beside the library: activations, inputs and outputs, and what kernels have asked for in its runs
- * so far. */
+/* Bytes that the model takes beside the library: activations, inputs and outputs, weights that were packed when it was created
+ * (all models of a library share them), and what kernels have asked for in its runs so far. */
 uint64_t bk_memory_bytes(const bk_model *model);
 
 int bk_input_count(const bk_model *model);

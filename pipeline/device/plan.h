@@ -33,7 +33,7 @@ typedef struct {
 typedef int (*bk_kernel)(void *self, const bk_any *arguments, int32_t count, bk_any *result);
 
 /* Where a tensor's bytes are; its offset counts from there. */
-enum bk_place { BK_ARENA, BK_BOUNDARY, BK_CONSTANT };
+enum bk_place { BK_ARENA, BK_BOUNDARY, BK_CONSTANT, BK_MADE };
 
 typedef struct {
     const char *name;
@@ -112,6 +112,45 @@ typedef struct {
     int64_t step, entry; /* elements between pixels and between classes; entry 0: it holds class numbers */
 } bk_head;
 
+/* `count` equal tiles of `size` channels, one after the other from channel `first` on; `used` of each are real. */
+typedef struct {
+    int32_t first, count, size, used;
+} bk_tiles;
+
+/* Output channels that lie together, and how each of them is cut in panels. */
+typedef struct {
+    bk_tiles run;
+    const bk_tiles *panels;
+    int32_t panel_runs;
+} bk_chunk;
+
+typedef struct {
+    double factor;
+    int32_t tap;
+} bk_term;
+
+enum { BK_MOST_TAPS = 16 };
+
+/* Weights that are packed when the library is opened: float32 [chunk][position][panel][k][channel] of flat float32. Tap t of output
+ * channel o and input channel k is element taps[t] + o * pitch + k. Position p is the sum, from `zero` on, in double precision and
+ * in their order, of the terms before ends[p]. */
+typedef struct {
+    uint64_t source;  /* bytes from bk_constants on */
+    uint64_t to;      /* bytes from the place BK_MADE on */
+    uint64_t nbytes;
+    int64_t pitch;
+    int32_t depth;
+    int32_t tap_count;
+    const int32_t *taps;
+    int32_t positions;
+    const bk_term *terms;
+    const int32_t *ends;
+    double zero;
+    const bk_chunk *chunks;
+    int32_t chunk_runs;
+    uint8_t plans; /* that read it: bit 0 `steps`, bit 1 `several` */
+} bk_packing;
+
 typedef struct {
     const bk_tensor *tensors;
     const bk_step *steps;   /* as one thread runs them, or any number where there is no other plan */
@@ -123,6 +162,10 @@ typedef struct {
     const unsigned char *constants;
     const bk_preprocessing *preprocessing; /* NULL: the first input is no image */
     const bk_head *head;                   /* NULL: scores of classes, or nobody knows */
+    const bk_packing *packings;
+    int32_t packing_count;
+    uint64_t made_bytes;           /* of the place BK_MADE */
+    uint64_t raw_from, raw_bytes; /* the constants that are read by packings alone: whole pages */
 } bk_plan;
 
 extern const bk_plan bk_network;

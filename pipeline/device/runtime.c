@@ -124,6 +124,8 @@ struct bk_model {
     bk_frame frame;
     pool pool;
     bool in_parallel;
+    bool uses_made;
+    uint64_t made_bytes; /* that its plan reads */
     const bk_step *step; /* that runs */
     int launched;        /* its parallel loops so far */
     char error[512];
@@ -408,6 +410,80 @@ int bk_copy(void *self, const bk_any *arguments, int32_t count, bk_any *result)
     return 0;
 }
 
+/* --- Weights that are packed here ------------------------------------------------------------------------------------
+ * All models of the library share them. They are made when the first model is created that reads them, and given back with
+ * the last one. The weights they are made of are pages of the file: those are given back at once. */
+
+static pthread_mutex_t made_mutex = PTHREAD_MUTEX_INITIALIZER;
+static unsigned char *made;
+static int made_users;
+static unsigned made_plans; /* whose weights are there */
+
+static unsigned plan_of(const bk_model *model)
+{
+    return model->threads > 1 && bk_network.several != bk_network.steps ? 2 : 1;
+}
+
+static int pack_task(int task, parallel_group *group, void *closure)
+{
+    (void)group;
+    bk_pack(closure, task, bk_network.constants, made);
+    return 0;
+}
+
+static void advise_raw(int advice)
+{
+    madvise((void *)(uintptr_t)(bk_network.constants + bk_network.raw_from), (size_t)bk_network.raw_bytes, advice);
+}
+
+/* Those of the model's plan that are not there yet. */
+static void pack_weights(bk_model *model)
+{
+    unsigned plan = plan_of(model);
+    advise_raw(MADV_WILLNEED);
+    pthread_setspecific(current_model, model);
+    for (int32_t i = 0; i < bk_network.packing_count; i++) {
+        const bk_packing *packing = &bk_network.packings[i];
+        if (packing->plans & plan && !(packing->plans & made_plans))
+            parallel_launch(pack_task, (void *)(uintptr_t)packing, bk_packing_tasks(packing));
+    }
+    pthread_setspecific(current_model, NULL);
+    advise_raw(MADV_DONTNEED);
+    made_plans |= plan;
+}
+
+static int make_weights(bk_model *model)
+{
+    if (!bk_network.packing_count) return 0;
+    for (int32_t i = 0; i < bk_network.packing_count; i++)
+        if (bk_network.packings[i].plans & plan_of(model)) model->made_bytes += bk_network.packings[i].nbytes;
+    size_t nbytes = (size_t)bk_network.made_bytes;
+    pthread_mutex_lock(&made_mutex);
+    if (!made) {
+        void *memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        made = memory == MAP_FAILED ? NULL : memory;
+    }
+    if (made) {
+        model->uses_made = true;
+        made_users++;
+        if (!(made_plans & plan_of(model))) pack_weights(model);
+    }
+    pthread_mutex_unlock(&made_mutex);
+    return model->uses_made ? 0 : bk_fail(model, "out of memory: the network needs %zu bytes for weights", nbytes);
+}
+
+static void leave_weights(bk_model *model)
+{
+    if (!model->uses_made) return;
+    pthread_mutex_lock(&made_mutex);
+    if (--made_users == 0) {
+        munmap(made, (size_t)bk_network.made_bytes);
+        made = NULL;
+        made_plans = 0;
+    }
+    pthread_mutex_unlock(&made_mutex);
+}
+
 /* --- A model's life ----------------------------------------------------------------------------------------------- */
 
 static void *tensor_data(const bk_model *model, const bk_tensor *tensor)
@@ -415,6 +491,7 @@ static void *tensor_data(const bk_model *model, const bk_tensor *tensor)
     switch (tensor->place) {
     case BK_ARENA: return model->arena + tensor->offset;
     case BK_BOUNDARY: return model->boundary + tensor->offset;
+    case BK_MADE: return made + tensor->offset;
     default: return (void *)(uintptr_t)(bk_network.constants + tensor->offset); /* kernels only read it */
     }
 }
@@ -495,6 +572,7 @@ static bk_model *models;
 
 static void before_fork(void)
 {
+    pthread_mutex_lock(&made_mutex);
     pthread_mutex_lock(&models_mutex);
     pthread_mutex_lock(&create_mutex);
 }
@@ -503,6 +581,7 @@ static void after_fork(void)
 {
     pthread_mutex_unlock(&create_mutex);
     pthread_mutex_unlock(&models_mutex);
+    pthread_mutex_unlock(&made_mutex);
 }
 
 static void after_fork_in_child(void)
@@ -559,7 +638,7 @@ API bk_model *bk_create(int threads)
     make_locks(model);
     list_model(model);
     model->threads = threads ? threads : default_threads();
-    if (allocate_model(model) != 0 || start_threads(model) != 0) {
+    if (allocate_model(model) != 0 || start_threads(model) != 0 || make_weights(model) != 0) {
         bk_fail(NULL, "%s", model->error);
         bk_destroy(model);
         return NULL;
@@ -574,6 +653,7 @@ API void bk_destroy(bk_model *model)
     if (!model) return;
     unlist_model(model);
     stop_threads(model);
+    leave_weights(model);
     while (model->scratch) {
         block *next = model->scratch->next;
         munmap(model->scratch, (size_t)model->scratch->nbytes + ALIGNMENT);
@@ -596,7 +676,8 @@ API void bk_destroy(bk_model *model)
 API uint64_t bk_memory_bytes(const bk_model *model)
 {
     if (!model) return 0;
-    return bk_network.arena_bytes + bk_network.boundary_bytes + atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed);
+    return bk_network.arena_bytes + bk_network.boundary_bytes + model->made_bytes +
+           atomic_load_explicit(&model->scratch_bytes, memory_order_relaxed);
 }
 
 API int bk_thread_count(const bk_model *model) { return model ? model->threads : -1; }

@@ -6,7 +6,7 @@ the bundle's own knobs gives the block, and says which step a damaged byte belon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,9 @@ def find_damage(bundle: Bundle, model: Model, lowered: Lowered) -> list[Damage]:
         one, several = (
             choose_kernels(lowered.module, network, bundle.target, _Recorded(bundle), threads) for threads in (1, 2)
         )
-        plan = plan_network(model, network, one, where_they_differ(several, one))
+        # Bundles whose manifest does not say so had all weights packed.
+        packs = "packed_on_board" in bundle.manifest.get("memory", {})
+        plan = plan_network(model, network, one, where_they_differ(several, one), packs)
     except BitkilnError:
         return []
     data = library.read_bytes()
@@ -85,13 +87,16 @@ def find_damage(bundle: Bundle, model: Model, lowered: Lowered) -> list[Damage]:
     return list(_damaged(plan, data[start : start + len(plan.constants)])) if start is not None else []
 
 
-def _constants(plan: ExecutionPlan) -> list[PlacedTensor]:
-    return [tensor for tensor in plan.tensors if tensor.place == "constant"]
+def _constants(plan: ExecutionPlan, tensors: Sequence[PlacedTensor]) -> list[PlacedTensor]:
+    """Of ``tensors`` the constants, and what the board makes the others of that are no activations."""
+    sources = {packed.offset: packed.source for packed in plan.packings}
+    made = [sources[tensor.offset] for tensor in tensors if tensor.place == "made"]
+    return [tensor for tensor in tensors if tensor.place == "constant"] + made
 
 
 def _start(plan: ExecutionPlan, data: bytes) -> int | None:
     """Where the block of constants begins: the largest constant that is whole tells."""
-    for tensor in sorted(_constants(plan), key=lambda tensor: -tensor.nbytes)[:16]:
+    for tensor in sorted(_constants(plan, plan.tensors), key=lambda tensor: -tensor.nbytes)[:16]:
         at = data.find(plan.constants[tensor.offset : tensor.offset + tensor.nbytes])
         if at >= tensor.offset and tensor.nbytes >= 64 and at - tensor.offset + len(plan.constants) <= len(data):
             return at - tensor.offset
@@ -100,7 +105,7 @@ def _start(plan: ExecutionPlan, data: bytes) -> int | None:
 
 def _damaged(plan: ExecutionPlan, block: bytes) -> Iterator[Damage]:
     for step in dict.fromkeys((*plan.steps, *plan.several)):
-        tensors = [plan.tensors[i] for i in step.arguments if plan.tensors[i].place == "constant"]
+        tensors = _constants(plan, [plan.tensors[i] for i in step.arguments])
         counts = [_differing(tensor, plan.constants, block) for tensor in tensors]
         if None in counts:
             continue

@@ -13,8 +13,8 @@ import numpy as np
 
 from bitkiln.schedules.conv2d.geometry import Run
 
-#: Taps that device/packing.c holds of a channel; it does no packing of more.
-MOST_TAPS = 16
+#: Taps that device/packing.c holds of a channel, and sums of an input channel in all positions of a panel.
+_MOST_TAPS, _MOST_SUMS = 16, 1280
 #: Bytes of taps that are combined at a time, so that they stay in a cache.
 _AT_ONCE = 1 << 18
 
@@ -52,6 +52,12 @@ class Packing:
     def floats(self) -> int:
         """Of the packed weights, without the spare ones."""
         return sum(chunk.run.count * len(self.sums) * _panel_floats(chunk.panels, self.depth) for chunk in self.chunks)
+
+    @property
+    def fits_the_board(self) -> bool:
+        """Whether device/packing.c can do it."""
+        widest = max(run.size for chunk in self.chunks for run in chunk.panels)
+        return len(self.taps) <= _MOST_TAPS and len(self.sums) * widest <= _MOST_SUMS
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The packed weights, of the one array in ``arrays``."""

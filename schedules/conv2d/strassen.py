@@ -20,6 +20,7 @@ three times those of a direct sum.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -96,6 +97,15 @@ def emit(workload: Conv2d, tile: tuple[int, int], block: int) -> Kernel:
     return _Strassen(workload, tile, block).kernel()
 
 
+def strassen_packing(half: int, depth: int, panels: Sequence[Run]) -> Packing:
+    """Weights [2 * half][2 * depth], combined and in panels."""
+    chunks = tuple(Chunk(run, (Run(0, 1, run.size, run.used),)) for run in panels)
+    # b12 is of the first channels and the second output channels.
+    second = half * 2 * depth
+    taps = (second, 0, second + depth, depth)
+    return Packing(half, depth, 2 * depth, taps, _COMBINED, chunks, AHEAD_BYTES // 4)
+
+
 class _Strassen:
     """The kernel under construction."""
 
@@ -121,7 +131,7 @@ class _Strassen:
         packed = _PRODUCTS * self.depth * sum(run.count * run.size for run in self.panel_runs) + AHEAD_BYTES // 4
         arguments: list[Argument | Constant] = [
             *sources,
-            Argument((1,), (packed,), "float32", self.packing),
+            Argument((1,), (packed,), "float32", strassen_packing(self.half, self.depth, self.panel_runs)),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
             Constant(np.zeros(2, "int32")),
@@ -139,15 +149,6 @@ class _Strassen:
                     self._block(run.first + block * run.size, run.used)
         notes = f"Strassen, tiles of {self.tile_m} pairs x {self.tile_n}, {self.block} of {self.pairs} pairs a block"
         return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
-
-    @property
-    def packing(self) -> Packing:
-        """Weights OHWI, combined and in panels."""
-        chunks = tuple(Chunk(run, (Run(0, 1, run.size, run.used),)) for run in self.panel_runs)
-        depth, second = self.depth, self.half * self.workload.channels
-        # b12 is of the first channels and the second output channels.
-        taps = (second, 0, second + depth, depth)
-        return Packing(self.half, depth, 2 * depth, taps, _COMBINED, chunks, AHEAD_BYTES // 4)
 
     def _block(self, first: Any, pairs: int) -> None:
         """The pairs from ``first`` on: V, then panel by panel M and its results."""
