@@ -231,6 +231,17 @@ class RunnerStep(TypedDict):
     ms: float
 
 
+class Stages(TypedDict):
+    """The first answer's time: Python's start, the library's digest, its opening, packing of weights, input, run."""
+
+    python: float
+    digest: float
+    open: float
+    weights: float
+    input: float
+    run: float
+
+
 class Bench(TypedDict):
     """What ``runner.py --bench`` measured of repeated runs."""
 
@@ -240,6 +251,8 @@ class Bench(TypedDict):
     max_ms: float
     load_ms: float
     first_answer_ms: float
+    stages_ms: Stages
+    storage_read_mib: float | None
     peak_mib: float
     network_mib: float
     library_mib: float

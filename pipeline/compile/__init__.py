@@ -19,7 +19,8 @@ from bitkiln.pipeline.compile.arguments import plan_network
 from bitkiln.pipeline.compile.kernels import RecordSource, choose_kernels, where_they_differ
 from bitkiln.pipeline.compile.link import link_library
 from bitkiln.pipeline.compile.manifest import add_layers, describe, report
-from bitkiln.pipeline.compile.plan import ExecutionPlan, read_network
+from bitkiln.pipeline.compile.memory import argument_bytes, check_memory, constant_bytes
+from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.errors import InputError, ModelError
 from bitkiln.pipeline.importers.common.preprocessing import preparation
 from bitkiln.pipeline.meaning.recognise import hint
@@ -30,14 +31,6 @@ from bitkiln.targets import Target
 
 if TYPE_CHECKING:
     from bitkiln.pipeline.passes.pipeline import Lowered
-
-#: Bytes that a network may take of each MB of a board: three quarters; the system and Python want the rest.
-MEMORY_SHARE = 768 << 10
-
-
-#: How often inputs and outputs lie in memory while they are read or written: the network's own bytes, an array, the
-#: array's bytes, and the file they are part of.
-COPIES = 4
 
 
 def compile_model(
@@ -89,11 +82,14 @@ def compile_lowered(
     """
     console = console or Console(quiet=True)
     network = read_network(module)
+    check_memory(model, network, target, constant_bytes(network))
     least, *more = _plans_for(target, threads)
     chosen = choose_kernels(module, network, target, records, least)
     several = where_they_differ(choose_kernels(module, network, target, records, more[-1]), chosen) if more else {}
+    check_memory(
+        model, network, target, max(argument_bytes(network, kernels) for kernels in (chosen, chosen | several))
+    )
     plan = plan_network(model, network, chosen, several)
-    _check_memory(model, plan, target)
     kernels = (*chosen.values(), *several.values())
     functions = {kernel.symbol: kernel.func for kernel in kernels}
     microkernels = [micro for kernel in kernels if kernel.kernel for micro in kernel.kernel.microkernels]
@@ -133,22 +129,3 @@ def _missing_kernels(target: Target) -> list[str]:
     return [
         f"there are no micro-kernels for {target.name} ({target.cpu_name}, {target.architecture}): its kernels are plain loops"
     ]
-
-
-def _check_memory(model: Model, plan: ExecutionPlan, target: Target) -> None:
-    """Raise ModelError where a board of ``target`` could not run the network and hand over its outputs."""
-    needed = plan.arena_bytes + COPIES * plan.boundary_bytes + len(plan.constants)
-    most = int(target.dram["size_mb"]) * MEMORY_SHARE
-    if needed <= most:
-        return
-    ends = [("input", index) for index in plan.inputs] + [("output", index) for index in plan.outputs]
-    kind, tensor = max(((kind, plan.tensors[index]) for kind, index in ends), key=lambda end: end[1].nbytes)
-    what = f"{kind} {tensor.name} has {tensor.nbytes / 1e6:.0f} MB ({tensor.dtype} {list(tensor.shape)})"
-    if plan.arena_bytes > COPIES * tensor.nbytes:
-        what = f"what its layers pass on takes {plan.arena_bytes / 1e6:.0f} MB"
-    if len(plan.constants) > needed / 2:
-        what = f"its weights take {len(plan.constants) / 1e6:.0f} MB"
-    raise ModelError(
-        f"{model.name}: {what}; the network and copies of its inputs and outputs take {needed / 1e6:.0f} MB of a board's "
-        f"memory, {most / 1e6:.0f} MB at most are supported: make its input smaller, or let it return less"
-    )

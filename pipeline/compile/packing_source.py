@@ -40,9 +40,9 @@ def _form(packing: Packing, name: str) -> list[str]:
 def _row(placed: PlacedPacking, name: str) -> str:
     packing = placed.packing
     return (
-        f"{{{placed.source.offset}u, {placed.offset}u, {placed.nbytes}u, {packing.pitch}, {packing.depth}, {len(packing.taps)}, "
-        f"{name}_taps, {len(packing.sums)}, {name}_terms, {name}_ends, {packing.zero.hex()}, {name}_chunks, "
-        f"{len(packing.chunks)}, {placed.one | placed.several << 1}}},"
+        f"{{{placed.source.offset}u, {placed.offset}u, {placed.nbytes}u, {packing.pitch}, {packing.depth}, "
+        f"{len(packing.taps)}, {name}_taps, {len(packing.sums)}, {name}_terms, {name}_ends, {packing.zero.hex()}, "
+        f"{name}_chunks, {len(packing.chunks)}, {placed.one | placed.several << 1}}},"
     )
 
 

@@ -40,8 +40,21 @@ try:
 except ImportError:
     numpy = None  # type: ignore[assignment]
 
-# When the process began, about: Python's own start and the imports above are nearly all processor time.
-STARTED = time.perf_counter() - time.process_time()
+
+def process_start() -> float:
+    """When the process began, as ``time.perf_counter`` counts: within 10 ms where the system says so."""
+    now, least = time.perf_counter(), time.process_time()
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now - least
+    # An emulator may say something else.
+    return now - (age if ticks and least - 0.02 <= age < 3600 else least)
+
+
+STARTED = process_start()
 
 ABI_VERSION = 1
 MAX_THREADS = 16
@@ -262,8 +275,13 @@ class Model:
         if os.path.isdir(path):
             path = os.path.join(path, "model.so")
         self.path = path
+        self._manifest: dict[str, Any] | None = None
+        begin = time.perf_counter()
         self._library = open_library(path)
+        opened = time.perf_counter()
         self._model = self._library.bk_create(threads)
+        #: Seconds until the library was open, and then until memory, threads and packed weights were there.
+        self.opening = opened - begin, time.perf_counter() - opened
         if not self._model:
             raise RunnerError(f"{path}: {self._text(self._library.bk_last_error(None))}")
         library, model = self._library, self._model
@@ -330,9 +348,19 @@ class Model:
 
     @property
     def memory_bytes(self) -> int:
-        """What the network takes: its library, activations, inputs and outputs, and its kernels' scratch memory so far."""
+        """What the network takes: its library without what no run reads, weights packed when it was loaded, activations,
+        inputs and outputs, and its kernels' scratch memory so far.
+        """
         counted = hasattr(self._library, "bk_memory_bytes")
-        return os.path.getsize(self.path) + (self._library.bk_memory_bytes(self._handle) if counted else 0)
+        library = os.path.getsize(self.path) - bytes_of_plan(self._described(), "unread", self.threads)
+        return library + (self._library.bk_memory_bytes(self._handle) if counted else 0)
+
+    def _described(self) -> dict[str, Any]:
+        """The manifest, where there is one beside the library."""
+        if self._manifest is None:
+            there = os.path.exists(os.path.join(self._folder, "manifest.json"))
+            self._manifest = Bundle(self._folder).manifest if there else {}
+        return self._manifest
 
     @property
     def labels(self) -> list[str]:
@@ -902,7 +930,7 @@ MANIFEST = {
     "inputs": [_TENSOR],
     "outputs": [_TENSOR],
     "golden?": {"inputs": [str], "outputs": [str]},
-    "memory?": {"running?": int},
+    "memory?": {"running?": int, "packed_on_board?": [int], "unread?": [int]},
     "threads?": [int],
     "preprocessing?": {"height": int, "width": int, "mean": [_NUMBER]},
     "head?": {"task": str, "classes": int},
@@ -1039,9 +1067,18 @@ class Bundle:
         """``Model.segment``."""
         return self.model().segment(frame, **layout)
 
-    def check_memory(self) -> None:
+    def running_bytes(self, threads: int) -> int:
+        """What the network takes of memory while it runs; 0 where the bundle does not say."""
+        of_one, of_all = (
+            bytes_of_plan(self.manifest, "packed_on_board", count) - bytes_of_plan(self.manifest, "unread", count)
+            for count in (1, threads)
+        )
+        taken = (self.manifest.get("memory") or {}).get("running") or 0
+        return taken and taken - of_one + of_all
+
+    def check_memory(self, threads: int) -> None:
         """Raise RunnerError where this system cannot hold the network, before it tries to and others pay for it."""
-        need, have = self.manifest.get("memory", {}).get("running", 0), memory_bytes_free()
+        need, have = self.running_bytes(threads), memory_bytes_free()
         if have and need > have:
             raise RunnerError(
                 f"the network takes {need / 1e6:.0f} MB of memory, {have / 1e6:.0f} MB are free: "
@@ -1068,6 +1105,17 @@ class Bundle:
         return [next(iter(read_tensors(self.path(name)).values())) for name in names]
 
 
+def bytes_of_plan(manifest: dict[str, Any], name: str, threads: int) -> int:
+    """What the manifest's ``memory`` says of one thread, or of several where their plan is another; 0 where it does not."""
+    values = (manifest.get("memory") or {}).get(name) or [0]
+    return values[-1 if threads > 1 else 0]
+
+
+def thread_count(threads: int) -> int:
+    """How many threads a Model of so many has; 0 is one for each processor, at most 4."""
+    return threads or min(len(os.sched_getaffinity(0)), 4)
+
+
 def glibc_version() -> str:
     """Such as "2.31", or "" where the C library is another."""
     try:
@@ -1082,9 +1130,47 @@ def memory_bytes_free() -> int:
     try:
         with open("/proc/meminfo") as file:
             rows = dict(line.split(":", 1) for line in file if ":" in line)
-        return sum(int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
+        free = sum(int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
     except (OSError, ValueError, KeyError, IndexError):
         return 0
+    return min([free, *group_bytes_free()])
+
+
+def group_bytes_free() -> Iterator[int]:
+    """What the limits of containers and services leave this process (cgroup v2), its own and those of all it is part of."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            group = next(line.strip()[3:] for line in file if line.startswith("0::"))
+        while True:
+            folder = "/sys/fs/cgroup" + group.rstrip("/")
+            yield from _bytes_left(folder)
+            if group in ("", "/"):
+                return
+            group = os.path.dirname(group)
+    except (OSError, ValueError, StopIteration):
+        return
+
+
+def _bytes_left(group: str) -> Iterator[int]:
+    """What a control group's limit leaves: pages of files are given up where memory is needed."""
+    try:
+        with open(group + "/memory.max") as limit, open(group + "/memory.current") as taken:
+            most, now = limit.read().strip(), int(taken.read())
+        with open(group + "/memory.stat") as file:
+            rows = dict(line.split() for line in file)
+    except (OSError, ValueError):
+        return
+    if most != "max":
+        yield max(int(most) - now + sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file")), 1)
+
+
+def storage_bytes_read() -> int | None:
+    """Bytes that this process has had read from storage so far; None where the system does not count them."""
+    try:
+        with open("/proc/self/io") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("read_bytes:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -1113,7 +1199,7 @@ def check(bundle: Bundle, threads: int) -> None:
     bundle.check_files()
     print("files: {} as compiled".format(len(bundle.manifest["files"])))
     bundle.check_system()
-    bundle.check_memory()
+    bundle.check_memory(thread_count(threads))
     print(
         "system: {}, glibc {} (needs {})".format(
             machine_name(*own_machine()), glibc_version() or "unknown", bundle.manifest["requires"]["glibc"]
@@ -1148,14 +1234,27 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def bench(
-    model: Model, loaded: float, started: float, chosen_for: list[int], seconds: float = 3.0, most: int = 200
-) -> dict[str, Any]:
-    """Times of repeated runs, in a dict; the first run counts as the first answer only. The digest is not part of it.
+class Stages:
+    """Seconds from one call of ``end`` to the next, by what was done between them; the first count from the process's start."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = STARTED
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+def bench(model: Model, stages: Stages, chosen_for: list[int], seconds: float = 3.0, most: int = 200) -> dict[str, Any]:
+    """Times of repeated runs, in a dict; the first run counts as the first answer only, and ends the last of ``stages``.
 
     ``chosen_for``: the numbers of threads that the bundle's kernels were chosen for.
     """
     model.run()
+    stages.end("run")
+    read = storage_bytes_read()
     first = time.perf_counter()
     times: list[float] = []
     while len(times) < 3 or (len(times) < most and time.perf_counter() - first < seconds):
@@ -1167,8 +1266,10 @@ def bench(
         "min_ms": 1e3 * min(times),
         "median_ms": 1e3 * statistics.median(times),
         "max_ms": 1e3 * max(times),
-        "load_ms": 1e3 * loaded,
-        "first_answer_ms": 1e3 * (first - started),
+        "load_ms": 1e3 * sum(model.opening),
+        "first_answer_ms": 1e3 * sum(stages.seconds.values()),
+        "stages_ms": {name: 1e3 * seconds for name, seconds in stages.seconds.items()},
+        "storage_read_mib": None if read is None else read / 1048576.0,
         "peak_mib": peak_memory_mib(),
         "network_mib": model.memory_bytes / 1048576.0,
         "library_mib": os.path.getsize(model.path) / 1048576.0,
@@ -1185,8 +1286,14 @@ def print_bench(figures: dict[str, Any]) -> None:
     )
     wanted = " and ".join(map(str, figures["chosen_for_threads"]))
     print(f"kernels chosen for {wanted} threads")
+    stages = ", ".join(f"{name} {ms:.0f}" for name, ms in figures["stages_ms"].items())
+    read = figures["storage_read_mib"]
     print(
-        "start to first answer {first_answer_ms:.0f} ms (of which loading {load_ms:.0f} ms), "
+        "start to first answer {:.0f} ms ({}){}".format(
+            figures["first_answer_ms"], stages, "" if read is None else f", {read:.1f} MiB read from storage"
+        )
+    )
+    print(
         "peak memory {peak_mib:.1f} MiB, of which the network {network_mib:.1f} MiB (library {library_mib:.1f} MiB)".format(
             **figures
         )
@@ -1232,12 +1339,15 @@ def trace_tensors(model: Model) -> dict[str, Any]:
 
 def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
     """Do what the options ask; gives what to report."""
-    start = time.perf_counter()
+    stages = Stages()
+    stages.end("python")
+    bundle.check_memory(thread_count(options.threads))
     bundle.check_digest("model.so")
-    bundle.check_memory()
-    checked = time.perf_counter()
+    stages.end("digest")
     model = bundle.model(options.threads)
-    loaded = time.perf_counter() - checked
+    stages.end("open")
+    stages.seconds["weights"] = model.opening[1]
+    stages.seconds["open"] -= model.opening[1]
     photo = read_photo(options.image) if options.image else None
     if photo is not None:
         model.prepare(photo)
@@ -1247,7 +1357,8 @@ def run(bundle: Bundle, options: argparse.Namespace) -> tuple[Model, dict[str, A
         model.fill_random()
     report: dict[str, Any] = {}
     if options.bench:
-        report["bench"] = bench(model, loaded, STARTED + checked - start, bundle.manifest.get("threads") or [1])
+        stages.end("input")
+        report["bench"] = bench(model, stages, bundle.manifest.get("threads") or [1])
     if options.trace:
         write_tensors(options.trace, trace_tensors(model))
     start = time.perf_counter()

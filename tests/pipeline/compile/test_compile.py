@@ -14,10 +14,11 @@ import tvm
 from tvm import relax
 
 from bitkiln import targets
+from bitkiln.pipeline import compile as compile_stage
 from bitkiln.pipeline.boards.board import LocalBoard, Request
 from bitkiln.pipeline.boards.emulated import on_emulator
 from bitkiln.pipeline.bundle import open_bundle
-from bitkiln.pipeline.compile import compile_lowered
+from bitkiln.pipeline.compile import compile_lowered, compile_model
 from bitkiln.pipeline.compile.kernels import ChosenKernel, choose_kernels, choose_knobs, where_they_differ
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.compile.single import build_kernel_library
@@ -151,7 +152,10 @@ def test_networks_too_large_for_a_boards_memory_are_refused_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_a_small_board_cannot_hold_are_refused_at_once(no_records, tmp_path: Path) -> None:
+def test_weights_that_a_small_board_cannot_hold_are_refused_before_they_are_packed(
+    no_records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_stage, "choose_kernels", lambda *_: pytest.fail("kernels are made"))
     x = relax.Var("x", relax.TensorType((1, 1 << 20), "float32"))
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
@@ -164,8 +168,28 @@ def test_weights_that_a_small_board_cannot_hold_are_refused_at_once(no_records, 
     module = relax.transform.LegalizeOps()(builder.get())
     spec = TensorSpec("x", (1, 1 << 20))
     model = Model("heavy", module, (spec,), (replace(spec, name="y"),), "0" * 64)
-    with pytest.raises(ModelError, match=r"heavy: its weights take 419 MB.* MB at most"):
+    with pytest.raises(ModelError, match=r"heavy: its weights take 419 MB.* zero2w 403 MB at most"):
         compile_lowered(model, module, targets.load("zero2w"), no_records, tmp_path / "heavy")
+
+
+def test_weights_that_grow_beyond_a_small_board_are_refused_before_they_are_packed(
+    no_records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of 10 MB that Winograd's transform makes 40 MB, where a network may have 35."""
+    monkeypatch.setattr(compile_stage, "plan_network", lambda *_: pytest.fail("weights are packed"))
+    target = targets.load("rasp3b")
+    small = replace(target, dram={**target.dram, "size_mb": 46})
+    x, weights = relax.Var("x", relax.TensorType((1, 512, 28, 28), "float32")), np.ones((544, 512, 3, 3), "float32")
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.op.nn.conv2d(x, relax.const(weights), padding=1))
+        builder.emit_func_output(result)
+    model = Model(
+        "grown", builder.get(), (TensorSpec("x", (1, 512, 28, 28)),), (TensorSpec("y", (1, 544, 28, 28)),), "0" * 64
+    )
+    with pytest.raises(ModelError, match="grown: its weights take 40 MB"):
+        compile_model(model, small, no_records, tmp_path / "grown", threads=[1])
 
 
 def test_equal_workloads_share_a_kernel_and_keep_their_weights() -> None:

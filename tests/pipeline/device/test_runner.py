@@ -314,6 +314,10 @@ def test_bench_prints_times_and_memory(toy_bundle: Bundle) -> None:
     assert figures["min_ms"] <= figures["median_ms"] <= figures["max_ms"]
     assert figures["first_answer_ms"] > 0 and figures["peak_mib"] > 1 and figures["runs"] >= 3
     assert 0 < figures["library_mib"] < figures["network_mib"] < figures["peak_mib"]
+    assert sum(figures["stages_ms"].values()) == pytest.approx(figures["first_answer_ms"])
+    assert list(figures["stages_ms"]) == ["python", "digest", "open", "weights", "input", "run"]
+    told = on_board(toy_bundle, "--bench").stdout
+    assert "start to first answer" in told and "digest" in told and "of which the network" in told
 
 
 def test_an_altered_library_is_never_loaded(toy_bundle: Bundle, tmp_path: Path, toy_input: np.ndarray) -> None:
@@ -414,6 +418,40 @@ def test_a_network_that_does_not_fit_is_refused_before_it_is_loaded(toy_bundle: 
     for arguments in (["--check"], ["--bench"]):
         done = on_board(toy_bundle, *arguments)
         assert done.returncode == 2 and "the network takes 1125899907 MB of memory" in done.stderr
+
+
+def test_what_is_needed_is_that_of_the_plan_for_so_many_threads(toy_bundle: Bundle) -> None:
+    memory = {"running": 100, "packed_on_board": [40, 5], "unread": [10, 30]}
+    damage(toy_bundle, lambda manifest: manifest.update(memory=memory))
+    bundle = runner.Bundle(str(toy_bundle.folder))
+    assert [bundle.running_bytes(threads) for threads in (1, 2, 4)] == [100, 45, 45]
+    for older in ({"running": 100}, None):
+        damage(toy_bundle, lambda manifest, older=older: manifest.update(memory=older))
+        assert runner.Bundle(str(toy_bundle.folder)).running_bytes(4) == (100 if older else 0)
+
+
+def test_limits_of_containers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service within a container: the tighter limit, from which pages of files are given up."""
+    system = {
+        "/proc/self/cgroup": "0::/box/service\n",
+        "/sys/fs/cgroup/box/service/memory.max": "max\n",
+        "/sys/fs/cgroup/box/service/memory.current": "50000000\n",
+        "/sys/fs/cgroup/box/service/memory.stat": "anon 1\n",
+        "/sys/fs/cgroup/box/memory.max": "90000000\n",
+        "/sys/fs/cgroup/box/memory.current": "80000000\n",
+        "/sys/fs/cgroup/box/memory.stat": "inactive_file 20000000\nactive_file 5000000\nanon 3\n",
+        "/proc/meminfo": "MemAvailable: 400000 kB\nSwapFree: 0 kB\n",
+    }
+
+    def opened(path: str, *_: object) -> io.StringIO:
+        if path not in system:
+            raise FileNotFoundError(path)
+        return io.StringIO(system[path])
+
+    monkeypatch.setattr("builtins.open", opened)
+    assert runner.memory_bytes_free() == 35_000_000
+    system["/sys/fs/cgroup/box/memory.max"] = "max"
+    assert runner.memory_bytes_free() == 409_600_000
 
 
 def test_too_little_memory_is_one_line(toy_bundle: Bundle, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

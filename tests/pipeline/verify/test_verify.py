@@ -145,6 +145,11 @@ def test_damaged_constants_are_found_though_no_step_shows_them(bundle, lowered, 
             (bundle / "model.so").write_bytes(data)
             found = find_damage(opened, model, lowered)
             assert step.name in [each.step for each in found] and all(each.bits == 1 for each in found)
+    for packed in plan.packings:
+        data = bytearray(whole)
+        data[start + packed.source.offset + packed.source.nbytes - 1] ^= 0x40
+        (bundle / "model.so").write_bytes(data)
+        assert [each.bits for each in find_damage(opened, model, lowered)] == [1]
     changed = bytes(byte ^ 0xFF for byte in plan.constants)
     (bundle / "model.so").write_bytes(whole.replace(plan.constants, changed))
     assert (
