@@ -65,7 +65,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.skip(f"needs {compiler}")
     runtime = REPOSITORY / "pipeline" / "device"
     folder = tmp_path_factory.mktemp("kernels")
-    sources = [REPOSITORY / "tests" / "pipeline" / "one_step.c", runtime / "runtime.c", runtime / "packing.c"]
+    sources = [REPOSITORY / "tests" / "pipeline" / "one_step.c", runtime / "runtime.c"]
     flags = ["-O2", "-mcpu=cortex-a53", "-shared", "-fPIC", "-w", f"-I{runtime}", "-DFACTOR=0"]
     kinds = {"good": "-DROUNDS=1", "slow": "-DROUNDS=10", "crash": "-DROUNDS=1 -DCRASH", "hang": "-DROUNDS=1 -DHANG"}
     libraries = {}

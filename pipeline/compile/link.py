@@ -143,8 +143,8 @@ def plan_source(plan: ExecutionPlan, extents: Mapping[str, Sequence[int]] | None
     lines += [
         f"const bk_plan bk_network = {{tensors, steps, steps + {len(plan.steps) if plan.several else 0}, inputs, outputs, "
         f"{counts}, {plan.arena_bytes}u, {plan.boundary_bytes}u, bk_constants, preprocessing, head, "
-        f"{'packings' if plan.packings else '0'}, {len(plan.packings)}, {plan.made_bytes}u, {plan.raw_from}u, "
-        f"{len(plan.constants) - plan.raw_from}u}};"
+        f"{f'packings, {len(plan.packings)}, bk_pack' if plan.packings else '0, 0, 0'}, "
+        f"{plan.made_bytes}u, {plan.raw_from}u, {len(plan.constants) - plan.raw_from}u}};"
     ]
     return "\n".join(lines) + "\n"
 

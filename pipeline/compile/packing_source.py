@@ -42,7 +42,7 @@ def _row(placed: PlacedPacking, name: str) -> str:
     return (
         f"{{{placed.source.offset}u, {placed.offset}u, {placed.nbytes}u, {packing.pitch}, {packing.depth}, "
         f"{len(packing.taps)}, {name}_taps, {len(packing.sums)}, {name}_terms, {name}_ends, {packing.zero.hex()}, "
-        f"{name}_chunks, {len(packing.chunks)}, {placed.one | placed.several << 1}}},"
+        f"{name}_chunks, {len(packing.chunks)}, {packing.panels}, {placed.one | placed.several << 1}}},"
     )
 
 

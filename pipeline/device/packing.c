@@ -3,7 +3,7 @@
  * A task is one panel of one chunk, at all positions. Some input channels at a time become a block, [position][k][channel], that
  * stays in the L1 cache, where the places of the positions in memory compete for few sets of it.
  */
-#include "runtime.h"
+#include "plan.h"
 
 #include <string.h>
 
@@ -41,13 +41,6 @@ static size_t width_of(const bk_chunk *chunk)
     for (int32_t i = 0; i < chunk->panel_runs; i++)
         width += (size_t)chunk->panels[i].count * (size_t)chunk->panels[i].size;
     return width;
-}
-
-int bk_packing_tasks(const bk_packing *packing)
-{
-    int tasks = 0;
-    for (int32_t i = 0; i < packing->chunk_runs; i++) tasks += packing->chunks[i].run.count * panels_of(&packing->chunks[i]);
-    return tasks;
 }
 
 static panel panel_of(const bk_packing *packing, int task, float *to)

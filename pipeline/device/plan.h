@@ -148,8 +148,12 @@ typedef struct {
     double zero;
     const bk_chunk *chunks;
     int32_t chunk_runs;
+    int32_t tasks; /* panels of all chunks: each may be packed on a thread of its own */
     uint8_t plans; /* that read it: bit 0 `steps`, bit 1 `several` */
 } bk_packing;
+
+/* Packs one panel. `made` is where the place BK_MADE begins. */
+void bk_pack(const bk_packing *packing, int task, const unsigned char *constants, unsigned char *made);
 
 typedef struct {
     const bk_tensor *tensors;
@@ -164,6 +168,7 @@ typedef struct {
     const bk_head *head;                   /* NULL: scores of classes, or nobody knows */
     const bk_packing *packings;
     int32_t packing_count;
+    void (*pack)(const bk_packing *, int, const unsigned char *, unsigned char *); /* bk_pack, where there is something to pack */
     uint64_t made_bytes;           /* of the place BK_MADE */
     uint64_t raw_from, raw_bytes; /* the constants that are read by packings alone: whole pages */
 } bk_plan;

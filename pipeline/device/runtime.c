@@ -427,7 +427,7 @@ static unsigned plan_of(const bk_model *model)
 static int pack_task(int task, parallel_group *group, void *closure)
 {
     (void)group;
-    bk_pack(closure, task, bk_network.constants, made);
+    bk_network.pack(closure, task, bk_network.constants, made);
     return 0;
 }
 
@@ -445,7 +445,7 @@ static void pack_weights(bk_model *model)
     for (int32_t i = 0; i < bk_network.packing_count; i++) {
         const bk_packing *packing = &bk_network.packings[i];
         if (packing->plans & plan && !(packing->plans & made_plans))
-            parallel_launch(pack_task, (void *)(uintptr_t)packing, bk_packing_tasks(packing));
+            parallel_launch(pack_task, (void *)(uintptr_t)packing, packing->tasks);
     }
     pthread_setspecific(current_model, NULL);
     advise_raw(MADV_DONTNEED);

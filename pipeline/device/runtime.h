@@ -1,4 +1,4 @@
-/* What runtime.c, image.c, heads.c and packing.c have of each other. */
+/* What image.c and heads.c use of runtime.c. */
 #ifndef BITKILN_RUNTIME_H
 #define BITKILN_RUNTIME_H
 
@@ -13,10 +13,6 @@ typedef struct {
     int width, height;
     float left, top, step_x, step_y;
 } bk_frame;
-
-/* A packing's work is cut in so many tasks; each may run on a thread of its own. `made` is where the place BK_MADE begins. */
-int bk_packing_tasks(const bk_packing *packing);
-void bk_pack(const bk_packing *packing, int task, const unsigned char *constants, unsigned char *made);
 
 /* Keeps an error for bk_last_error (of bk_create for NULL); gives -1. */
 __attribute__((format(printf, 2, 3))) int bk_fail(bk_model *model, const char *format, ...);

@@ -54,6 +54,11 @@ class Packing:
         return sum(chunk.run.count * len(self.sums) * _panel_floats(chunk.panels, self.depth) for chunk in self.chunks)
 
     @property
+    def panels(self) -> int:
+        """Of all chunks."""
+        return sum(chunk.run.count * run.count for chunk in self.chunks for run in chunk.panels)
+
+    @property
     def fits_the_board(self) -> bool:
         """Whether device/packing.c can do it."""
         widest = max(run.size for chunk in self.chunks for run in chunk.panels)

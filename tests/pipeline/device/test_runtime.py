@@ -102,16 +102,7 @@ def build(
     (folder / "kernels.c").write_text(KERNELS)
     out = folder / "model.so"
     command = ["gcc", "-std=gnu11", "-O1", "-g", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{DEVICE}", *flags]
-    command += [
-        DEVICE / "runtime.c",
-        DEVICE / "packing.c",
-        folder / "plan.c",
-        folder / "kernels.c",
-        "-o",
-        out,
-        "-lm",
-        "-lpthread",
-    ]
+    command += [DEVICE / "runtime.c", folder / "plan.c", folder / "kernels.c", "-o", out, "-lm", "-lpthread"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120)
     return out
 
