@@ -34,7 +34,7 @@ def winograd(channels: int, depth: int, y: Transform, x: Transform, chunk: int, 
     count = y.weight.shape[1] * x.weight.shape[1]
     chunks = tuple(Chunk(run, tuple(split(run.used, panel, 4))) for run in split(channels, chunk, 4))
     taps = tuple(tap * depth for tap in range(count))
-    return Packing(channels, depth, count * depth, taps, weight_sums(y, x), chunks, spare=16, zero=0.0)
+    return Packing(channels, depth, count * depth, taps, weight_sums(y.weight, x.weight), chunks, spare=16, zero=0.0)
 
 
 #: Whole and broken panels, chunks and strips; 9 and 16 taps; groups.

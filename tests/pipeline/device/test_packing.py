@@ -42,7 +42,7 @@ def four_by_four(channels: int, depth: int) -> Packing:
     """Winograd's F(4x4, 3x3): 36 positions of 9 taps."""
     panels = tuple(split(16, 16))
     taps = tuple(tap * depth for tap in range(9))
-    sums = weight_sums(TRANSFORMS[4], TRANSFORMS[4])
+    sums = weight_sums(TRANSFORMS[4].weight, TRANSFORMS[4].weight)
     chunks = tuple(Chunk(run, panels) for run in split(channels, 16))
     return Packing(channels, depth, 9 * depth, taps, sums, chunks, zero=0.0)
 
