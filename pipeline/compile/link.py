@@ -18,7 +18,7 @@ from bitkiln.pipeline.compile.library import LibraryFacts, code_of, library_fact
 from bitkiln.pipeline.compile.packing_source import packing_source
 from bitkiln.pipeline.compile.plan import COPY, ExecutionPlan, PlacedStep
 from bitkiln.pipeline.compile.tools import compile_with, tools_for
-from bitkiln.pipeline.errors import BitkilnError
+from bitkiln.pipeline.errors import BitkilnError, SetupError
 from bitkiln.pipeline.meaning.tables import head_source, preprocessing_source
 from bitkiln.pipeline.support.files import atomic_write, cache_directory, require_space
 from bitkiln.schedules import exponentials
@@ -214,8 +214,13 @@ def _runtime_object(target: Target, name: str) -> Path:
     digest = hashlib.sha256(sources + repr(settings).encode()).hexdigest()[:16]
     out = cache_directory() / "runtime" / f"{target.name}-{Path(name).stem}-{digest}.o"
     if not out.exists():
-        with atomic_write(out) as temporary:
-            compile_with(target, [*_RUNTIME_FLAGS, "-x", "c", "-c", DEVICE / name], temporary)
+        try:
+            with atomic_write(out) as temporary:
+                compile_with(target, [*_RUNTIME_FLAGS, "-x", "c", "-c", DEVICE / name], temporary)
+        except OSError as error:
+            raise SetupError(
+                f"{out}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"
+            ) from None
     return out
 
 

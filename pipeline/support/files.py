@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from bitkiln.pipeline.errors import SetupError
 from bitkiln.targets.cache import user_directory
@@ -31,6 +32,15 @@ MOST_BYTES = 1 << 28
 
 def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file. Raises OSError, also beyond ``most`` bytes, and for pipes and devices, which may not end."""
+    with open_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
+    return content
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file to read from. Raises OSError, also for folders, pipes and devices."""
     # Opening a pipe waits for whoever writes into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
@@ -38,11 +48,7 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
         os.close(descriptor)
         folder = stat.S_ISDIR(kind)
         raise OSError(errno.EISDIR if folder else errno.EINVAL, "is a folder" if folder else "is not a file", str(path))
-    with os.fdopen(descriptor, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB", str(path))
-    return content
+    return os.fdopen(descriptor, "rb")
 
 
 @contextmanager

@@ -43,8 +43,11 @@ from bitkiln.pipeline.importers.onnx.qdq import join_layers
 from bitkiln.pipeline.importers.onnx.quantizers import expand
 from bitkiln.pipeline.importers.onnx.widening import widen
 from bitkiln.pipeline.model import Model, Preprocessing, TensorSpec
+from bitkiln.pipeline.support.files import open_file
 
 _OLDEST_OPSET = 7
+#: Where in a file of external data a tensor may begin: no disk is larger.
+MAX_OFFSET = 1 << 60
 
 #: Nodes whose operands may be infinite.
 _TAKES_INFINITY = frozenset({"Clip", "Max", "Min", "Pad", "Where"})
@@ -141,8 +144,9 @@ def _load_external(path: Path, tensor: onnx.TensorProto) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     where = f"{path}: external data of {tensor.name!r}"
     folder = path.parent.resolve()
-    location = (folder / entries.get("location", "")).resolve()
-    if not entries.get("location") or folder not in location.parents:
+    # A path ends at a zero byte, or the system refuses it.
+    location = (folder / entries.get("location", "").partition("\0")[0]).resolve()
+    if not entries.get("location") or "\0" in entries["location"] or folder not in location.parents:
         raise ModelError(f"{where}: {entries.get('location', '')!r} is not inside the model's folder; refused")
     if tensor.data_type not in onnx.helper.get_all_tensor_dtypes():
         raise ModelError(f"{where}: is of the unknown type {tensor.data_type}")
@@ -151,10 +155,10 @@ def _load_external(path: Path, tensor: onnx.TensorProto) -> None:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
     except ValueError:
         raise ModelError(f"{where}: offset or length is no number") from None
-    if length != size or offset < 0 or size > MAX_BYTES:
+    if length != size or not 0 <= offset <= MAX_OFFSET or size > MAX_BYTES:
         raise ModelError(f"{where}: {length} bytes at {offset} given, its shape {list(tensor.dims)} needs {size}")
     try:
-        with location.open("rb") as file:
+        with open_file(location) as file:
             file.seek(offset)
             content = file.read(size)
     except OSError as error:

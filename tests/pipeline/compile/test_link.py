@@ -196,3 +196,10 @@ def test_a_full_temporary_folder_is_one_line_that_names_it(tmp_path: Path) -> No
     finally:
         subprocess.run(["umount", disk], check=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "small.onnx"]
+
+
+def test_a_cache_that_cannot_be_written_is_pointed_out(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(link, "cache_directory", lambda: tmp_path / "file" / "bitkiln")
+    with pytest.raises(SetupError, match="set XDG_CACHE_HOME"):
+        link._runtime_object(targets.load("rasp3b"), "runtime.c")

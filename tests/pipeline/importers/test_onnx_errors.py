@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -214,12 +216,20 @@ def test_weights_that_do_not_fill_their_shape(write_onnx):
         ({"location": "short.bin", "offset": "-4"}, "bytes at -4"),
         ({"location": "short.bin", "offset": "many"}, "is no number"),
         ({"location": "short.bin", "length": "8"}, "8 bytes at 0 given"),
+        ({"location": "short.bin", "offset": str(2**63)}, "bytes at 9223372036854775808"),
+        ({"location": "short.bin", "offset": "9" * 5000}, "is no number"),
+        ({"location": "short.bin\0x"}, "is not inside the model's folder"),
+        ({"location": "pipe"}, "pipe: is not a file"),
+        ({"location": "folder"}, "folder: is a folder"),
     ],
+    ids=range(14),
 )
 def test_external_data_is_checked(write_onnx, entries, message):
     path = write_onnx([node("Add", ["x", "w"])], {"w": np.ones(4, "f")}, [1, 4])
     (path.parent / "short.bin").write_bytes(b"\0" * 8)
     (path.parent / "link.bin").symlink_to("/etc/passwd")
+    os.mkfifo(path.parent / "pipe")
+    (path.parent / "folder").mkdir()
     model = onnx.load(path)
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
