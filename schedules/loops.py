@@ -128,7 +128,7 @@ def _lanes(steps: Sequence[Step]) -> int:
     return _FEW_LANES if any(step.op in EXPONENTIALS for step in steps) else LANES
 
 
-def apply_late(
+def apply_steps(
     result: Buffer,
     to: Any,
     first: Any,

@@ -16,7 +16,7 @@ from bitkiln.schedules import loops, rows
 from bitkiln.schedules.exponentials import LIFT, lifted_decay
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
-from bitkiln.schedules.microkernels.a53.decay import BLOCK
+from bitkiln.schedules.microkernels.a53.four import BLOCK
 from bitkiln.schedules.product import definition
 from bitkiln.schedules.workload import Softmax
 from bitkiln.targets import Target

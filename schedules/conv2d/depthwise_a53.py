@@ -8,8 +8,10 @@ Weights are packed [vector of 4 channels][ky][kx][4].
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns, inside, reach
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES, Depthwise, Gather
@@ -30,49 +33,59 @@ from bitkiln.schedules.workload import Conv2d
 def applies(workload: Conv2d, kernels: KernelSet) -> bool:
     """Whether this schedule can compute ``workload`` with these micro-kernels."""
     whole = workload.depthwise and workload.out_channels == workload.channels and workload.channels % LANES == 0
-    return whole and all(map(steps_a53.by_channel, workload.epilogue)) and bool(tiles(workload, kernels))
+    return whole and bool(tiles(workload, kernels))
 
 
 @cache
 def tiles(workload: Conv2d, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
     """The tiles whose values fit the registers: first those whose bands fit the L2 cache, by their cycles."""
-    cells = {tile: Cells(workload, tile, kernels, threads) for tile in map(size_text, kernels.depthwise)}
+    work = _finished(workload)
+    cells = {tile: Cells(work, tile, kernels, threads) for tile in map(size_text, kernels.depthwise)}
     estimates = {tile: (each.beyond_cache, each.cycles) for tile, each in cells.items()}
     return tuple(sorted((tile for tile in cells if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
 
 
 def emit(workload: Conv2d, tile: str, kernels: KernelSet, threads: int = 1) -> Kernel:
     """The implementation with tiles of ``tile`` output pixels, in cells for so many threads."""
-    return _Emitter(Cells(workload, tile, kernels, threads)).kernel()
+    return _Emitter(workload, Cells(_finished(workload), tile, kernels, threads)).kernel()
+
+
+def _finished(workload: Conv2d) -> Conv2d:
+    """``workload`` with as much of its epilogue as the micro-kernel does in registers."""
+    early = itertools.takewhile(steps_a53.by_channel, workload.epilogue)
+    return replace(workload, epilogue=tuple(early))
 
 
 class _Emitter:
-    """Writes the kernel of a layer cut into ``cells``."""
+    """Writes the kernel of the layer ``given`` whose part in registers is cut into ``cells``."""
 
-    def __init__(self, cells: Cells) -> None:
-        self.cells, self.workload = cells, cells.workload
+    def __init__(self, given: Conv2d, cells: Cells) -> None:
+        self.cells, self.workload, self.given = cells, cells.workload, given
+        self.late = Late(given.epilogue[len(self.workload.epilogue) :], cells.set)
         self.straight = not self.workload.pool and self.workload.out == "float32"
         self.used: dict[str, Depthwise | Gather] = {}
 
     def kernel(self) -> Kernel:
         work = self.workload
-        (data_shape, _), (_, _), *operands, (out_shape, out_dtype) = work.shapes
-        sources = tuple(range(2, 2 + len(operands)))
+        (data_shape, _), (_, _), *operands, (out_shape, out_dtype) = self.given.shapes
+        taken = sum(bool(step.operand) for step in work.epilogue)
+        sources = tuple(range(2, 2 + taken))
         self.operand_rows = number_rows(work)
         arguments = [
             Argument((0,), data_shape, "float32"),
             Argument((1,), (work.kernel[0] * work.kernel[1] * work.channels,), "float32", pack),
             numbers(work, sources),
+            *(Argument((2 + taken + i,), *spec) for i, spec in enumerate(operands[taken:])),
         ]
         with IRBuilder() as builder, T.prim_func():
             T.func_name("conv2d")
             T.func_attr({"tirx.noalias": True})
-            data, self.weights, self.operands = loops.parameters(arguments)
+            data, self.weights, self.operands, *self.late_operands = loops.parameters(arguments)
             out = T.arg("out", T.buffer(out_shape, out_dtype))
             self._body(data, out)
         tile = "x".join(map(str, self.cells.tile))
         notes = f"depthwise, tiles of {tile} pixels x {LANES} channels, cells of {self.cells.rows} rows"
-        return Kernel(builder.get(), tuple(arguments), tuple(self.used.values()), notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.used.values(), *self.late.microkernels), notes)
 
     def _body(self, data: Any, out: Any) -> None:
         work = self.workload
@@ -93,6 +106,9 @@ class _Emitter:
                     if left:
                         with T.If(band >= whole), T.Then():
                             self._band(whole * self.cells.rows, left, columns, group)
+        if self.late.steps and self.cells.groups > 1:
+            with T.parallel(work.conv_size[0]) as y:
+                self._late(y, 0, work.conv_size[1])
         if not self.straight:
             loops.finish(work, self.result, out)
 
@@ -112,6 +128,15 @@ class _Emitter:
                 self._cell(block, y, rows, columns, (group * each + index) * BLOCK, BLOCK)
         if left:
             self._cell(block, y, rows, columns, blocks * BLOCK, left)
+        if self.late.steps and self.cells.groups == 1:
+            with T.serial(rows) as row:
+                self._late(y + row, columns.start, columns.end - columns.start)
+
+    def _late(self, y: Any, first: int, count: int) -> None:
+        """The steps that the micro-kernel left, on ``count`` pixels of output row ``y`` from column ``first`` on."""
+        width, channels = self.workload.conv_size[1], self.workload.channels
+        pixel = y * width + first
+        self.late.apply(self.result, pixel * channels, pixel, count, (width, channels), self.late_operands)
 
     def _row_inside(self, y: Any, row: Any) -> tuple[Any, Any]:
         """The image row that a block's ``row`` is, for a cell from output row ``y`` on, and whether the image has it."""

@@ -29,6 +29,7 @@ from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.packing import Packing, panels_alone
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, SLACK, Storage, Taps, Tile, Tiles, at_least
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import IMAGE_AHEAD, REACH_BYTES, STEP, Finish
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -123,6 +124,7 @@ class _Direct:
         self.straight = not workload.pool and workload.out == "float32"
         early = tiles.finished(workload.epilogue) if kernels.finishes and self.straight else len(workload.epilogue)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
+        self.after = Late(self.late, kernels)
         self.finish = finish_of(replace(workload, epilogue=self.early)) if kernels.finishes else None
         self.window = self.finish.window if self.finish else 1
         self.order = _window_order(workload) if self.window > 1 else np.arange(len(self.geometry.pixels))
@@ -165,7 +167,7 @@ class _Direct:
             rows = tiles.rows_read(self.images, self.offsets, rows)
             self.tiles.bind(image, weights, pixels, rows, self.operands)
             self._body()
-        micro = (*self.tiles.microkernels, *([self.offsets] if self.offsets else []))
+        micro = (*self.tiles.microkernels, *([self.offsets] if self.offsets else []), *self.after.microkernels)
         notes = f"direct, tiles of {self.tile_m} pixels x {self.panel_runs[0].size} channels, {self.block} a block"
         notes += self.storage.words
         return Kernel(builder.get(), tuple(arguments), micro, notes)
@@ -292,7 +294,7 @@ class _Direct:
         if self.late:
             size = (self.workload.conv_size[1], self.workload.out_channels)
             operands = tiles.operands_behind(self.workload.epilogue, len(self.early), self.operands)
-            loops.apply_late(self.result, first * size[1], first, pixels, size, self.late, operands)
+            self.after.apply(self.result, first * size[1], first, pixels, size, operands)
 
     def _tiles(
         self,

@@ -26,6 +26,7 @@ from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.packing import Packing, panels_alone
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, operands_behind
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Finish
 from bitkiln.schedules.workload import Conv2d
@@ -107,6 +108,7 @@ class _Packed:
         self.straight = not workload.pool and workload.out == "float32"
         early = tiles.finished(workload.epilogue, kernels.panels.free)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
+        self.after = Late(self.late, kernels)
         self.finish = tiles.finish_of(self.early, registers=kernels.panels.free) or Finish()
         # Rows that are filled up read beyond the last pixel.
         self.copies = any(workload.padding) or self.row_length != self.geometry.row_length
@@ -138,7 +140,7 @@ class _Packed:
             self.rows = tiles.rows_read(pieces, self.offsets, rows)
             self._body(out)
         notes = f"packed pixels, tiles of {self.tile_m} x {self.panels.tile_n}, {self.block} a block"
-        return Kernel(builder.get(), tuple(arguments), tuple(self.used.values()), notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.used.values(), *self.after.microkernels), notes)
 
     @property
     def _packing(self) -> Packing:
@@ -305,4 +307,4 @@ class _Packed:
         if self.late:
             size = (self.workload.conv_size[1], self.workload.out_channels)
             operands = operands_behind(self.workload.epilogue, len(self.early), self.operands)
-            loops.apply_late(self.result, first * size[1], first, pixels, size, self.late, operands)
+            self.after.apply(self.result, first * size[1], first, pixels, size, operands)

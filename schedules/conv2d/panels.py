@@ -28,7 +28,8 @@ from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.packing import Packing, panels_alone
 from bitkiln.schedules.conv2d.tiles import SLACK
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
-from bitkiln.schedules.microkernels import kernel_set
+from bitkiln.schedules.late import Late
+from bitkiln.schedules.microkernels import a53, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import FOLLOWING, POINTERS, STEP, Finish, Sgemm
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
@@ -98,6 +99,7 @@ class _Panels:
         self.bands = _bands(pixels, self.threads, min(wanted, pixels // (_FEWEST * self.threads)))
         early = tiles.finished(workload.epilogue)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
+        self.after = Late(self.late, a53.SET)
         self.finish = tiles.finish_of(self.early) or Finish()
         self.storage = tiles.Storage(workload.channels * workload.out_channels, halves)
         self.kernels: dict[str, Sgemm] = {}
@@ -131,7 +133,7 @@ class _Panels:
         size = self.panel_runs[0].size
         notes = f"panels of {size} channels, {self.parts} parts, {self.bands[0][0].size} pixels a thread and band"
         notes += self.storage.words
-        return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.after.microkernels), notes)
 
     @property
     def packing(self) -> Packing:
@@ -174,7 +176,7 @@ class _Panels:
         if self.late:
             operands = tiles.operands_behind(work.epilogue, len(self.early), self.operands)
             size = (work.width, work.out_channels)
-            loops.apply_late(self.result, first * size[1], first, count, size, self.late, operands)
+            self.after.apply(self.result, first * size[1], first, count, size, operands)
 
     def _tile(
         self,

@@ -9,6 +9,7 @@ Weights are packed [panel][ky][kx][c][8]. Signs beside the result follow each st
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from bitkiln.schedules import loops, pool2d
 from bitkiln.schedules.binarize.beside import Beside, outputs
 from bitkiln.schedules.conv2d.stem_image import ImageRows
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet, a53
 from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.stem import CHANNELS, Stem
@@ -62,9 +64,15 @@ def emit(workload: Conv2d, kernels: KernelSet = a53.SET) -> Kernel:
 def _stem(workload: Conv2d, kernels: KernelSet) -> Stem:
     assert kernels.stem
     stem: Stem = kernels.stem(_channels(workload), workload.kernel, workload.strides, (), False)
-    inside = all(steps_a53.by_channel(step, len(stem.operand_registers)) for step in workload.epilogue)
-    pool = inside and workload.pool == Pool((2, 2), (2, 2)) and workload.out == "float32" and not stem.looped
-    return replace(stem, steps=tuple(step.op for step in workload.epilogue) if inside else (), pool=pool)
+    count = len(stem.operand_registers)
+    inside = tuple(itertools.takewhile(lambda step: steps_a53.by_channel(step, count), workload.epilogue))
+    pool = (
+        inside == workload.epilogue
+        and workload.pool == Pool((2, 2), (2, 2))
+        and workload.out == "float32"
+        and not stem.looped
+    )
+    return replace(stem, steps=tuple(step.op for step in inside), pool=pool)
 
 
 def _channels(workload: Conv2d) -> int:
@@ -98,6 +106,8 @@ class _Strips:
         self.operand_rows = steps_a53.rows(self.stem.steps)
         #: Rows of the convolution that a strip computes.
         self.computed = self.strip * self.stem.rows
+        self.early = self.workload.epilogue[: len(self.stem.steps)]
+        self.late = Late(self.workload.epilogue[len(self.early) :], kernels)
         self.beside = Beside(given, given.out_size[1], kernels.binarize)
         self.micro += self.beside.microkernels
 
@@ -105,7 +115,8 @@ class _Strips:
         work = self.workload
         (data_shape, _), _, *operands, (out_shape, out_dtype) = work.shapes
         operands = operands[: len(operands) - work.shift]
-        sources = tuple(range(2, 2 + len(operands))) if self.stem.steps else ()
+        taken = sum(bool(step.operand) for step in self.early)
+        sources = tuple(range(2, 2 + taken))
         rows = (max(1, self.panels * self.operand_rows * CHANNELS),)
         arguments = [
             Argument((0,), data_shape, "float32"),
@@ -114,8 +125,7 @@ class _Strips:
         ]
         if work.shift:
             arguments.append(self.rows_in.shift_argument(len(argument_specs(self.given)) - 1))
-        if not self.stem.steps:
-            arguments += [Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)]
+        arguments += [Argument((2 + taken + i,), *spec) for i, spec in enumerate(operands[taken:])]
         own = len(arguments)
         arguments += self.beside.arguments
         with IRBuilder() as builder, T.prim_func():
@@ -124,12 +134,12 @@ class _Strips:
             buffers = loops.parameters(arguments)
             (self.data, self.weights, self.operands, *rest), self.tables = buffers[:own], buffers[own:]
             self.shift: Any = rest[0] if work.shift else None
-            self.plain_operands = rest[work.shift :]
+            self.late_operands = rest[work.shift :]
             self.out = T.arg("out", T.buffer(out_shape, out_dtype))
             self.bits = outputs(self.given)
             self._body()
         notes = f"stem, strips of {self.strip * self.stem.rows} rows x {CHANNELS} channels"
-        return Kernel(builder.get(), tuple(arguments), tuple(self.micro), notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.micro, *self.late.microkernels), notes)
 
     def pack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Weights OHWI in panels."""
@@ -138,9 +148,7 @@ class _Strips:
 
     def pack_operands(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Operands and constants of the steps in the micro-kernel, [panel][row][8]."""
-        rows = steps_a53.operand_rows(
-            self.workload.epilogue if self.stem.steps else (), arrays, self.workload.out_channels
-        )
+        rows = steps_a53.operand_rows(self.early, arrays, self.workload.out_channels)
         if not len(rows):
             return np.zeros(1, "float32")
         return rows.reshape(len(rows), self.panels, CHANNELS).transpose(1, 0, 2).ravel()
@@ -180,8 +188,8 @@ class _Strips:
             with T.serial(self.panels // work.groups) as panel, T.serial(self.strip) as row:
                 fetched = self._fetched(data, following, panel * self.strip + row)
                 self._row(image, strip, row, group * (self.panels // work.groups) + panel, claimed, fetched)
-        if work.epilogue and not self.stem.steps:
-            self._epilogue(strip)
+        if self.late.steps:
+            self._late(strip)
         if self.whole:
             self._signs(self.result, strip * self.strip, self.strip)
 
@@ -276,15 +284,12 @@ class _Strips:
             )
         )
 
-    def _epilogue(self, strip: Any) -> None:
+    def _late(self, strip: Any) -> None:
         """The steps that the micro-kernel does not know, in place, while the strip is in the cache."""
-        work = self.workload
-        with T.serial(self.strip) as row, T.serial(work.conv_size[1]) as x:
-            y = strip * self.strip + row
-            at = (y * work.conv_size[1] + x) * work.out_channels
-            loops.apply_epilogue(
-                self.result, at, self.result, at, work.out_channels, work.epilogue, self.plain_operands, (y, x), 0
-            )
+        size = (self.workload.conv_size[1], self.workload.out_channels)
+        with T.serial(self.strip) as row:
+            first = (strip * self.strip + row) * size[0]
+            self.late.apply(self.result, first * size[1], first, size[0], size, self.late_operands)
 
 
 class _PooledStrips(_Strips):
@@ -301,7 +306,7 @@ class _PooledStrips(_Strips):
         Writing and reading a row through memory must also take longer than computing some rows again at the seams.
         """
         stem, pool = _stem(workload, kernels), workload.pool
-        if pool is None or stem.pool or pool.kind != "max" or (workload.epilogue and not stem.steps):
+        if pool is None or stem.pool or pool.kind != "max" or len(stem.steps) < len(workload.epilogue):
             return False
         again = pool.kernel[0] - pool.strides[0]
         taps = workload.kernel[0] * workload.kernel[1] * _channels(workload)

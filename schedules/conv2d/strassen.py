@@ -36,7 +36,8 @@ from bitkiln.schedules.conv2d.images import Images
 from bitkiln.schedules.conv2d.packing import Chunk, Packing, Sum
 from bitkiln.schedules.conv2d.tiles import SLACK, at_least, operands_behind
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
-from bitkiln.schedules.microkernels import kernel_set
+from bitkiln.schedules.late import Late
+from bitkiln.schedules.microkernels import a53, kernel_set
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, STEP, Sgemm
 from bitkiln.schedules.microkernels.a53.sgemm_stack import MOST_DEPTH, SgemmStack
 from bitkiln.schedules.steps import before_exponentials, expression
@@ -122,6 +123,7 @@ class _Strassen:
         self.data_pitch = _PRODUCTS * self.depth + _GAP
         early = before_exponentials(workload.epilogue)
         self.early, self.late = workload.epilogue[:early], workload.epilogue[early:]
+        self.after = Late(self.late, a53.SET)
         self.kernels: dict[str, Sgemm | SgemmStack] = {}
 
     def kernel(self) -> Kernel:
@@ -148,7 +150,7 @@ class _Strassen:
                 with T.serial(run.count) as block:
                     self._block(run.first + block * run.size, run.used)
         notes = f"Strassen, tiles of {self.tile_m} pairs x {self.tile_n}, {self.block} of {self.pairs} pairs a block"
-        return Kernel(builder.get(), tuple(arguments), tuple(self.kernels.values()), notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.after.microkernels), notes)
 
     def _block(self, first: Any, pairs: int) -> None:
         """The pairs from ``first`` on: V, then panel by panel M and its results."""
@@ -247,7 +249,7 @@ class _Strassen:
         """The steps left for a pixel's results, in place."""
         operands = operands_behind(self.workload.epilogue, len(self.early), self.operands)
         size = (self.workload.width, self.workload.out_channels)
-        loops.apply_late(self.result, pixel * size[1], pixel, 1, size, self.late, operands)
+        self.after.apply(self.result, pixel * size[1], pixel, 1, size, operands)
 
 
 def _vector(first: Any) -> Any:

@@ -36,6 +36,7 @@ from bitkiln.schedules.conv2d.packing import Chunk, Packing, Sum
 from bitkiln.schedules.conv2d.tiles import finish_of, operands_behind
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, Stage, Transform, weight_sums
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, MicroKernel, size_text
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet, a53, kernel_set
 from bitkiln.schedules.microkernels.a53.binarize import BATCH
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, STEP, Finish
@@ -229,6 +230,7 @@ class Winograd:
         steps, alone = self.workload.epilogue, self.window == (1, 1)
         early = before_exponentials(steps) if self.straight and alone else len(steps)
         self.early, self.late = steps[:early], steps[early:]
+        self.after = Late(self.late, self.set)
         #: What the transform's micro-kernel does of the epilogue, and what of ``early`` is left then.
         self.finish, done = _finish(self.early, alone, self.set)
         self.left = self.early[done:]
@@ -276,7 +278,9 @@ class Winograd:
             f"{self.title} F({self.outputs[0]}x{self.outputs[1]}, {self.taps}x{self.taps}), "
             f"tiles of {self.tile_m} x {self.tile_n}, {self.block} of {self.count} tiles a block"
         )
-        return Kernel(builder.get(), tuple(arguments), (*self.kernels.values(), *self.micro), notes)
+        return Kernel(
+            builder.get(), tuple(arguments), (*self.kernels.values(), *self.micro, *self.after.microkernels), notes
+        )
 
     @property
     def packer(self) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
@@ -388,7 +392,7 @@ class Winograd:
 
         def pixels(number: int) -> None:
             size = (width, self.workload.out_channels)
-            loops.apply_late(self.result, self._place(y, x), y * width + x, number, size, self.late, operands)
+            self.after.apply(self.result, self._place(y, x), y * width + x, number, size, operands)
 
         with T.If(y < height), T.Then():
             if width % count == 0:

@@ -27,6 +27,7 @@ from bitkiln.schedules.conv2d.packing import pack_panels
 from bitkiln.schedules.conv2d.tiles import CLAIM_FLOATS, Taps, Tile, Tiles, at_least
 from bitkiln.schedules.conv2d_transpose.phases import Phase, border, phases
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.workload import ConvTranspose2d
 from bitkiln.targets import Target
@@ -99,6 +100,7 @@ class _Tiled:
         self.counts = sorted({part.x.count for part in self.parts})
         count = tiles.finished(workload.epilogue) if kernels.finishes else len(workload.epilogue)
         early, self.late = workload.epilogue[:count], workload.epilogue[count:]
+        self.after = Late(self.late, kernels)
         self.tiles = Tiles(early, tiles.finish_of(early) if kernels.finishes else None, kernels.product)
         whole_rows = all(part.taps.length == self._length(part.x)[0] for part in self.parts if part.rows)
         # Rows that are filled up read beyond the last pixel.
@@ -150,7 +152,7 @@ class _Tiled:
             else:
                 self._panels_first()
         notes = f"{len(self.parts)} phases, tiles of {self.tile_m} pixels x {self.panels[0].size}, {self.order} first"
-        return Kernel(builder.get(), tuple(arguments), self.tiles.microkernels, notes)
+        return Kernel(builder.get(), tuple(arguments), (*self.tiles.microkernels, *self.after.microkernels), notes)
 
     def _pixel_table(self) -> np.ndarray:
         """Byte offsets of the pixels of a row, for each length of one; the last is repeated where a tile is filled up."""
@@ -222,7 +224,7 @@ class _Tiled:
     def _late_row(self, row: Any) -> None:
         width = self.workload.out_size[1]
         size = (width, self.workload.out_channels)
-        loops.apply_late(self.result, row * width * size[1], row * width, width, size, self.late, self.late_operands)
+        self.after.apply(self.result, row * width * size[1], row * width, width, size, self.late_operands)
 
     @contextmanager
     def _where(self, y: Any, count: int) -> Iterator[None]:

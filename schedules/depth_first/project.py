@@ -15,6 +15,7 @@ from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.packing import pack_panels
 from bitkiln.schedules.conv2d.tiles import Taps, Tile, Tiles, at_least
 from bitkiln.schedules.kernel import Argument, Constant, MicroKernel
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES
 from bitkiln.schedules.workload import Conv2d
@@ -39,6 +40,7 @@ class Project:
         self.work, self.size, self.pitch = work, size, pitch
         early = tiles.finished(work.epilogue)
         self.early, self.late = work.epilogue[:early], work.epilogue[early:]
+        self.after = Late(self.late, kernels)
         self.finish = tiles.finish_of(self.early)
         self.tiles = Tiles(self.early, self.finish, kernels.product)
         self.panels = split(work.out_channels, size[1], kernels.channels)
@@ -46,7 +48,7 @@ class Project:
     @property
     def microkernels(self) -> tuple[MicroKernel, ...]:
         """Those that were called."""
-        return self.tiles.microkernels
+        return (*self.tiles.microkernels, *self.after.microkernels)
 
     def arguments(self, places: range) -> list[Argument | Constant]:
         """Weights in panels, operands, places of pixels for each number of them that a tile may have, of rows of taps."""
@@ -86,7 +88,7 @@ class Project:
         if self.late:
             size = (self.work.conv_size[1], self.work.out_channels)
             operands = tiles.operands_behind(self.work.epilogue, len(self.early), self.operands)
-            loops.apply_late(result, to * size[1], to, count, size, self.late, operands)
+            self.after.apply(result, to * size[1], to, count, size, operands)
 
     def _tile(self, result: Any, pixel: Any, to: Any, run: Run, ahead: Any) -> None:
         """A tile of the pixels from ``pixel`` on, by all panels; beside it pixels ``ahead`` of the result are claimed."""

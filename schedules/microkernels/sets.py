@@ -84,6 +84,11 @@ class KernelSet:
     #: Exponentials of a row: the micro-kernel, with the C call of ``a53.decay.Decay``.
     decay: Callable[[], Any] | None = None
 
+    #: Functions made of exponentials, over floats in place: the micro-kernel, of the name of one of the steps ``curves``, with
+    #: the C call of ``a53.curve.Curve``.
+    curve: Callable[[str], Any] | None = None
+    curves: frozenset[str] = frozenset()
+
     @property
     def assembly(self) -> bool:
         """Whether float products are micro-kernels."""

@@ -16,6 +16,7 @@ from bitkiln.schedules import definition as stages
 from bitkiln.schedules import loops
 from bitkiln.schedules.binarize.beside import Beside, outputs
 from bitkiln.schedules.kernel import Argument, Kernel, Knobs, MicroKernel
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet, kernel_set
 from bitkiln.schedules.pool2d import a53 as pool2d_a53
 from bitkiln.schedules.steps import expression
@@ -77,7 +78,8 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         operands, tables = others[: own - 1], others[own - 1 :]
         out = T.arg("out", T.buffer(*result_spec(workload)))
         bits = outputs(workload)
-        kernels, micro = kernel_set(target), None
+        kernels = kernel_set(target)
+        micro: tuple[MicroKernel, ...] = ()
         size = (workload.height, workload.width)
         floats = workload.shapes[0][1] == "float32"
         lines = floats and pool2d_a53.applies(workload.pool, size, workload.channels, kernels)
@@ -103,11 +105,13 @@ def emit(workload: Pool2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
                 floats = loops.flat(out, math.prod(result_spec(workload)[0]))
                 beside.emit_run(floats, y * (width * workload.channels), y * width, width, tables, bits)
     notes = "lines of 16 channels" if micro else "plain"
-    return Kernel(builder.get(), arguments, (*([micro] if micro else []), *beside.microkernels), notes)
+    return Kernel(builder.get(), arguments, (*micro, *beside.microkernels), notes)
 
 
-def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any, kernels: KernelSet) -> MicroKernel:
-    """Emits row ``y`` by a micro-kernel; the epilogue runs in place over the row while it is in the cache."""
+def _lines_row(
+    workload: Pool2d, data: Any, operands: list[Any], out: Any, y: Any, kernels: KernelSet
+) -> tuple[MicroKernel, ...]:
+    """Emits row ``y`` by micro-kernels; the epilogue runs in place over the row while it is in the cache."""
     assert kernels.pool
     size, width, channels = (workload.height, workload.width), workload.out_size[1], workload.channels
     source = loops.flat(data, math.prod(size) * channels)
@@ -116,12 +120,13 @@ def _lines_row(workload: Pool2d, data: Any, operands: list[Any], out: Any, y: An
         T.alloc_buffer((width * channels,), "float32") if bits else loops.flat(out, math.prod(result_spec(workload)[0]))
     )
     to = 0 if bits else y * (width * channels)
+    after = Late(workload.epilogue, kernels)
     micro = pool2d_a53.emit_row(row, to, source, size, workload.pool, channels, y, kernels.pool)
     if workload.epilogue:
-        loops.apply_late(row, to, y * width, width, (width, channels), workload.epilogue, operands)
+        after.apply(row, to, y * width, width, (width, channels), operands)
     if bits:
         _pack_row(workload, row, out, y)
-    return micro
+    return (micro, *after.microkernels)
 
 
 def emit_row(

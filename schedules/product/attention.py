@@ -14,7 +14,7 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run
 from bitkiln.schedules.kernel import Argument, Constant, Kernel
 from bitkiln.schedules.microkernels import KernelSet
-from bitkiln.schedules.microkernels.a53.decay import BLOCK
+from bitkiln.schedules.microkernels.a53.four import BLOCK
 from bitkiln.schedules.product.definition import place
 from bitkiln.schedules.product.panels import Blocks, Panels, Rows, block_buffer, copy_rows
 from bitkiln.schedules.softmax import SoftmaxRow

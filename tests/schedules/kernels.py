@@ -116,3 +116,10 @@ def _bits(rng: np.random.Generator, shape: tuple[int, ...], channels: int) -> np
 def _bits_of(workload: Workload) -> int:
     assert isinstance(workload, Conv2d)
     return workload.kernel[0] * workload.kernel[1] * workload.channels // workload.groups
+
+
+class Floats:
+    """As much of a workload as running a kernel asks for."""
+
+    def __init__(self, count):
+        self.shapes = (((count,), "float32"), ((count,), "float32"))

@@ -15,6 +15,7 @@ from bitkiln import targets
 from bitkiln.schedules import exponentials, loops
 from bitkiln.schedules.kernel import Argument, Kernel
 from bitkiln.schedules.steps import Step, expression
+from tests.schedules.kernels import Floats
 
 #: Floats in a batch.
 BATCH = 1 << 18
@@ -111,7 +112,7 @@ def test_gelus_lose_nothing_where_they_cancel(name, run_kernel):
         data, out = T.arg("x", T.buffer(x.shape, "float32")), T.arg("y", T.buffer(x.shape, "float32"))
         loops.sweep(x.size, lambda i: T.buffer_store(out, expression((Step(name),), data[i], (), (0, 0, 0)), [i]))
     kernel = Kernel(builder.get(), (Argument((0,), x.shape, "float32"),))
-    y = run_kernel(_Floats(x.size), kernel, [x], targets.load("rasp3b"), 1)
+    y = run_kernel(Floats(x.size), kernel, [x], targets.load("rasp3b"), 1)
     wanted = GELUS[name](x.astype(np.float64))
     units = np.spacing(np.abs(wanted).astype(np.float32))
     assert (np.abs(y - wanted) <= np.maximum(4 * units, 1e-7)).all()
@@ -131,14 +132,7 @@ def test_boards_compute_the_same(board, run_kernel):
     x = np.concatenate([SPECIAL, rng.normal(0, 8, 4000).astype("float32"), rng.normal(0, 1e-3, 83).astype("float32")])
     for name in exponentials.FUNCTIONS:
         kernel = Kernel(function(name, x.size), (Argument((0,), x.shape, "float32"),))
-        y = run_kernel(_Floats(x.size), kernel, [x], target, 1)
+        y = run_kernel(Floats(x.size), kernel, [x], target, 1)
         small = (np.abs(x) < 1e-37) & (x != 0) | (x < -87)
         counted = ~small if board == "rasp3b32" else np.ones(x.size, bool)
         assert errors(name, x, y)[counted].max() <= 4, name
-
-
-class _Floats:
-    """As much of a workload as running a kernel asks for."""
-
-    def __init__(self, count):
-        self.shapes = (((count,), "float32"), ((count,), "float32"))

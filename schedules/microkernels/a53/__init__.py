@@ -6,6 +6,7 @@ Sizes keep all sums in registers beside what feeds them; docs/kernels.md and doc
 from bitkiln.schedules.microkernels.a53.bgemm import Bits, Counts
 from bitkiln.schedules.microkernels.a53.binarize import Binarize
 from bitkiln.schedules.microkernels.a53.bpack import PackPairs
+from bitkiln.schedules.microkernels.a53.curve import FUNCTIONS, Curve
 from bitkiln.schedules.microkernels.a53.decay import Decay
 from bitkiln.schedules.microkernels.a53.depthwise import Depthwise, Gather
 from bitkiln.schedules.microkernels.a53.offsets import Offset
@@ -39,4 +40,6 @@ SET = KernelSet(
     binarize=Binarize,
     pool=PoolRow,
     decay=Decay,
+    curve=Curve,
+    curves=frozenset(FUNCTIONS),
 )

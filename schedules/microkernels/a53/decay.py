@@ -16,17 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from bitkiln.schedules.exponentials import LIFT
-from bitkiln.schedules.microkernels.a53 import asm
+from bitkiln.schedules.microkernels.a53 import asm, four
 
-#: Numbers of a block.
-BLOCK = 16
-
-_LANES = range(4)
 #: Registers of each vector's number, power, square (before that n), and the polynomial's two halves.
-_X, _POWER, _SQUARE, _LOW, _HIGH, _SUM = (range(first, first + 4) for first in range(0, 24, 4))
+_X, _POWER, _SQUARE, _LOW, _HIGH, _SUM = four.registers(6)
 _MOST, _LEAST, _ROUND, _C2, _C4, _FACTORS = range(24, 30)
 #: e^r = 1 + r + r^2 (c2 + c3 r + c4 r^2 + c5 r^3), |r| <= 0.347, relative error 1.1e-7.
 _POLYNOMIAL = (0.4999923, 0.16667116, 0.041890217, 0.00831242)
@@ -52,17 +46,21 @@ class Decay:
         lines = [
             *enter,
             *_greatest(),
-            *_numbers((_LEAST, _END), (_ROUND, 1.5 * 2.0**23 + 127 + LIFT), (_C2, c2), (_C4, c4)),
-            *(line for at, value in enumerate((_LOG2E, _LN2, c3, c5)) for line in _lane(_FACTORS, at, value)),
+            *four.numbers("w15", (_LEAST, _END), (_ROUND, 1.5 * 2.0**23 + 127 + LIFT), (_C2, c2), (_C4, c4)),
+            *(
+                line
+                for at, value in enumerate((_LOG2E, _LN2, c3, c5))
+                for line in four.lane("w15", _FACTORS, at, value)
+            ),
             *(f"movi v{register}.16b, #0" for register in (*_SUM, *_POWER)),
-            *(f"ldr q{_HIGH[i]}, [x1, #{16 * i}]" for i in _LANES),
+            *(f"ldr q{_HIGH[i]}, [x1, #{16 * i}]" for i in four.VECTORS),
             # Where the results go; the first stores are of no block, and are replaced.
             "mov x5, x0",
             "1:",
             *_loop(),
             "b.gt 1b",
-            *(f"fadd v{_SUM[i]}.4s, v{_SUM[i]}.4s, v{_POWER[i]}.4s" for i in _LANES),
-            *(f"str q{_POWER[i]}, [x5, #{16 * i}]" for i in _LANES),
+            *(f"fadd v{_SUM[i]}.4s, v{_SUM[i]}.4s, v{_POWER[i]}.4s" for i in four.VECTORS),
+            *(f"str q{_POWER[i]}, [x5, #{16 * i}]" for i in four.VECTORS),
             *_combined("fadd", _SUM),
             f"str s{_SUM[0]}, [x4]",
             *leave,
@@ -82,7 +80,7 @@ def _greatest() -> list[str]:
         *loads,
         "add x5, x5, #64",
         "subs x6, x6, #1",
-        *_each("fmax", _SUM, _SUM, _X),
+        *four.each("fmax", _SUM, _SUM, _X),
         "b.gt 2b",
         *_combined("fmax", _SUM),
         f"dup v{_MOST}.4s, v{_SUM[0]}.s[0]",
@@ -101,56 +99,31 @@ def _combined(name: str, vectors: Sequence[int]) -> list[str]:
 def _loop() -> list[str]:
     """A block: what is left of the one before, its own arithmetic, and the loads of the next one."""
     words = [f"x{6 + at}" for at in range(8)]
-    loads = [f"ldp {words[2 * i]}, {words[2 * i + 1]}, [x1, #{16 * i}]" for i in _LANES]
-    stores = [f"str q{_POWER[i]}, [x5, #{16 * i}]" for i in _LANES]
+    loads = [f"ldp {words[2 * i]}, {words[2 * i + 1]}, [x1, #{16 * i}]" for i in four.VECTORS]
+    stores = [f"str q{_POWER[i]}, [x5, #{16 * i}]" for i in four.VECTORS]
     # The last block is loaded again instead of what lies behind it.
     ahead = ["subs x2, x2, #1", "add x14, x1, #64", "csel x1, x14, x1, gt"]
     return [
-        *_each("fsub", _X, _HIGH, [_MOST] * 4),
-        *asm.beside(_each("fmax", _X, _X, [_LEAST] * 4), ahead),
-        *asm.beside(_each("fadd", _SUM, _SUM, _POWER), stores),
-        *asm.beside(_copies(_POWER, _ROUND), ["mov x5, x0", "add x0, x0, #64"]),
-        *asm.beside(_by_lane("fmla", _POWER, _X, 0), loads),
-        *_copies(_HIGH, _C4),
-        *_each("fsub", _SQUARE, _POWER, [_ROUND] * 4),
+        *four.each("fsub", _X, _HIGH, [_MOST] * 4),
+        *asm.beside(four.each("fmax", _X, _X, [_LEAST] * 4), ahead),
+        *asm.beside(four.each("fadd", _SUM, _SUM, _POWER), stores),
+        *asm.beside(four.copies(_POWER, _ROUND), ["mov x5, x0", "add x0, x0, #64"]),
+        *asm.beside(four.by_lane("fmla", _POWER, _X, _FACTORS, 0), loads),
+        *four.copies(_HIGH, _C4),
+        *four.each("fsub", _SQUARE, _POWER, [_ROUND] * 4),
         *(f"shl v{r}.4s, v{r}.4s, #23" for r in _POWER),
-        *_by_lane("fmla", _X, _SQUARE, 1),
-        *_copies(_LOW, _C2),
-        *_by_lane("fmla", _HIGH, _X, 3),
-        *_each("fmul", _SQUARE, _X, _X),
-        *_by_lane("fmla", _LOW, _X, 2),
-        *_each("fmla", _LOW, _HIGH, _SQUARE),
-        *(f"fmov d{_HIGH[i]}, {words[2 * i]}" for i in _LANES),
-        *_each("fmla", _X, _LOW, _SQUARE),
-        *(f"ins v{_HIGH[i]}.d[1], {words[2 * i + 1]}" for i in _LANES),
-        *_each("fmla", _POWER, _POWER, _X),
+        *four.by_lane("fmla", _X, _SQUARE, _FACTORS, 1),
+        *four.copies(_LOW, _C2),
+        *four.by_lane("fmla", _HIGH, _X, _FACTORS, 3),
+        *four.each("fmul", _SQUARE, _X, _X),
+        *four.by_lane("fmla", _LOW, _X, _FACTORS, 2),
+        *four.each("fmla", _LOW, _HIGH, _SQUARE),
+        *(f"fmov d{_HIGH[i]}, {words[2 * i]}" for i in four.VECTORS),
+        *four.each("fmla", _X, _LOW, _SQUARE),
+        *(f"ins v{_HIGH[i]}.d[1], {words[2 * i + 1]}" for i in four.VECTORS),
+        *four.each("fmla", _POWER, _POWER, _X),
         "cmp x2, #0",
     ]
-
-
-def _each(name: str, targets: Sequence[int], left: Sequence[int], right: Sequence[int]) -> list[str]:
-    return [f"{name} v{t}.4s, v{a}.4s, v{b}.4s" for t, a, b in zip(targets, left, right, strict=True)]
-
-
-def _by_lane(name: str, targets: Sequence[int], left: Sequence[int], lane: int) -> list[str]:
-    return [f"{name} v{t}.4s, v{a}.4s, v{_FACTORS}.s[{lane}]" for t, a in zip(targets, left, strict=True)]
-
-
-def _copies(targets: Sequence[int], source: int) -> list[str]:
-    return [f"mov v{t}.16b, v{source}.16b" for t in targets]
-
-
-def _word(value: float) -> list[str]:
-    pattern = int(np.float32(value).view("uint32"))
-    return [f"mov w15, #{pattern & 0xFFFF}", f"movk w15, #{pattern >> 16}, lsl #16"]
-
-
-def _numbers(*values: tuple[int, float]) -> list[str]:
-    return [line for register, value in values for line in (*_word(value), f"dup v{register}.4s, w15")]
-
-
-def _lane(register: int, lane: int, value: float) -> list[str]:
-    return [*_word(value), f"ins v{register}.s[{lane}], w15"]
 
 
 def _registers() -> dict[str, str]:

@@ -32,6 +32,10 @@ WORKLOADS = [
     Conv2d(3, 3, 8, 8, (5, 5), padding=(4, 4, 4, 4), groups=8, epilogue=(RELU,)),
     Conv2d(30, 34, 36, 36, (3, 3), padding=SAME, groups=36, epilogue=(ADD, RELU)),
     Conv2d(12, 12, 16, 16, (3, 3), padding=SAME, groups=16, pool=Pool((2, 2), (2, 2)), out="bits"),
+    # What follows the micro-kernel's steps, with the channels of few cells shared among threads, too.
+    Conv2d(9, 13, 20, 20, (3, 3), padding=SAME, groups=20, epilogue=(ADD, Step("silu"), Step("mul", "channel"))),
+    Conv2d(7, 7, 64, 64, (3, 3), padding=SAME, groups=64, epilogue=(ADD, Step("add", "tensor"), Step("tanh"), RELU)),
+    Conv2d(8, 8, 8, 8, (3, 3), padding=SAME, groups=8, epilogue=(Step("gelu"),), pool=Pool((2, 2), (2, 2))),
 ]
 
 
@@ -63,8 +67,6 @@ def test_the_default_is_a_tile(workload):
     "workload",
     [
         Conv2d(8, 8, 7, 7, (3, 3), padding=SAME, groups=7),
-        Conv2d(8, 8, 8, 8, (3, 3), padding=SAME, groups=8, epilogue=(Step("add", "tensor"),)),
-        Conv2d(8, 8, 8, 8, (3, 3), padding=SAME, groups=8, epilogue=(Step("silu"),)),
         Conv2d(8, 8, 8, 16, (3, 3), padding=SAME, groups=8),
     ],
     ids=Conv2d.key,
