@@ -96,7 +96,10 @@ class _Emitter:
         across = len(self.cells.columns)
         # Cells of one band have rows of the image in common with those of the next.
         with loops.one_by_one((whole + bool(left)) * across * self.cells.groups) as task:
+            count = (whole + bool(left)) * across
             cell, group = task // self.cells.groups, task % self.cells.groups
+            if self.cells.by_channels:
+                cell, group = task % count, task // count
             band = cell // across
             for index, columns in enumerate(self.cells.columns):
                 with T.If(cell % across == index), T.Then():

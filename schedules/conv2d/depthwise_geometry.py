@@ -84,6 +84,14 @@ class Cells:
             self.rows += self.tile[0]
         self.rows = min(self.rows, height)
         self.groups = self._groups() if threads > 1 else 1
+        #: Whether a group of channels meets all of the image before the next one does.
+        self.by_channels = self.beyond_cache and max(workload.dilation) > 1 and workload.channels % BLOCK == 0
+        if self.by_channels:
+            blocks, each = workload.channels // BLOCK, workload.height * workload.width * BLOCK * 4
+            fitting = [
+                count for count in range(1, blocks + 1) if blocks % count == 0 and blocks // count * each <= _BAND_BYTES
+            ]
+            self.groups, self.fetches = fitting[0] if fitting else blocks, False
 
     @property
     def beyond_cache(self) -> bool:

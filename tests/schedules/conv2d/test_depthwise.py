@@ -32,6 +32,8 @@ WORKLOADS = [
     Conv2d(3, 3, 8, 8, (5, 5), padding=(4, 4, 4, 4), groups=8, epilogue=(RELU,)),
     Conv2d(30, 34, 36, 36, (3, 3), padding=SAME, groups=36, epilogue=(ADD, RELU)),
     Conv2d(12, 12, 16, 16, (3, 3), padding=SAME, groups=16, pool=Pool((2, 2), (2, 2)), out="bits"),
+    # Dilated so far that a band of rows does not fit the L2 cache: group after group of channels.
+    Conv2d(24, 12, 400, 400, (3, 3), padding=(8, 8, 8, 8), dilation=(8, 8), groups=400, epilogue=(ADD,)),
     # What follows the micro-kernel's steps, with the channels of few cells shared among threads, too.
     Conv2d(9, 13, 20, 20, (3, 3), padding=SAME, groups=20, epilogue=(ADD, Step("silu"), Step("mul", "channel"))),
     Conv2d(7, 7, 64, 64, (3, 3), padding=SAME, groups=64, epilogue=(ADD, Step("add", "tensor"), Step("tanh"), RELU)),
