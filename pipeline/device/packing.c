@@ -3,12 +3,14 @@
  * A task is one panel of one chunk, at all positions. Some input channels at a time become a block, [position][k][channel], that
  * stays in the L1 cache, where the places of the positions in memory compete for few sets of it.
  */
+#define _DEFAULT_SOURCE
 #include "plan.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 /* Output and input channels that are combined at once, and floats of a block: at least those of INPUTS input channels. */
-enum { CHANNELS = 4, INPUTS = 4, PAIRS = CHANNELS * INPUTS / 2, BLOCK = 5120 };
+enum { CHANNELS = 4, INPUTS = 4, PAIRS = CHANNELS * INPUTS / 2, BLOCK = 5120, PAGE = 4096 };
 
 /* Two products or sums at once where the CPU has them; each is rounded as one alone. */
 typedef double pair __attribute__((vector_size(16)));
@@ -141,6 +143,13 @@ static void pack_block(const bk_packing *packing, const panel *into, const float
     }
 }
 
+/* Lets go of the whole pages of the file between two addresses: memory is not to hold weights in both forms. */
+static void give_back(const float *from, const float *to)
+{
+    uintptr_t first = ((uintptr_t)from + PAGE - 1) / PAGE * PAGE, end = (uintptr_t)to / PAGE * PAGE;
+    if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);
+}
+
 void bk_pack(const bk_packing *packing, int task, const unsigned char *constants, unsigned char *made)
 {
     panel into = panel_of(packing, task, (float *)(void *)(made + packing->to));
@@ -156,4 +165,5 @@ void bk_pack(const bk_packing *packing, int task, const unsigned char *constants
             memcpy(into.to + (size_t)position * into.further + (size_t)k * (size_t)into.size,
                    block + (size_t)position * floats, floats * sizeof *block);
     }
+    give_back(weights, weights + into.used * packing->pitch);
 }

@@ -1459,6 +1459,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunnerError as error:
         print(f"runner: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("runner: interrupted", file=sys.stderr)
+        return 130
     except MemoryError:
         print(
             "runner: out of memory: close other programs, or let the network run on a board with more", file=sys.stderr

@@ -72,6 +72,21 @@ def eventually(what: Callable[[], object], seconds: float = PATIENCE) -> None:
         time.sleep(2)
 
 
+def test_the_first_answer_from_a_card(board: Machine, bundle: Path) -> None:
+    """From a disk of 20 MB/s whose pages are not in memory: what was read, and the memory that the manifest says."""
+    deploy(bundle, f"{BOARD}:net")
+    board.monitor("block_set_io_throttle d 20000000 0 0 0 0 0")
+    try:
+        board.ssh("sync; echo 3 > /proc/sys/vm/drop_caches", user="root")
+        cold, warm = (json.loads(board.ssh("python3 net/runner.py --bench --json"))["bench"] for _ in range(2))
+    finally:
+        board.monitor("block_set_io_throttle d 0 0 0 0 0 0")
+    assert cold["storage_read_mib"] > cold["library_mib"] and warm["storage_read_mib"] < cold["storage_read_mib"] / 4
+    assert cold["stages_ms"]["digest"] > 1e3 * cold["library_mib"] * 1.048576 / 20
+    said = json.loads((bundle / "manifest.json").read_text())["memory"]["running"] / 2**20
+    assert abs(cold["network_mib"] - said) < 0.1 * said
+
+
 def test_deploy_check_and_threads(board: Machine, bundle: Path) -> None:
     made = deploy(bundle, f"{BOARD}:net")
     assert any("as compiled" in line for line in made.checks)

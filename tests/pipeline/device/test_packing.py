@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from bitkiln.pipeline.compile.plan import COPY, Made, PlannedCall, Storage, View
 from bitkiln.schedules.conv2d.geometry import split
 from bitkiln.schedules.conv2d.packing import Chunk, Packing, panels_alone
 from bitkiln.schedules.conv2d.winograd_transforms import TRANSFORMS, weight_sums
+from bitkiln.targets import Target
 from bitkiln.targets import sim as simulator
 from bitkiln.targets.sim.reports import Reports
 
@@ -78,3 +80,26 @@ def test_packing_is_faster_than_reading(packing: Packing, threads: int, least: i
     seconds = Reports(tmp_path / "reports").new()[-1]["cycles"] / 1.2e9
     print(f"{made.storage.nbytes / seconds / 1e6:.0f} MB/s of packed weights, {1e3 * seconds:.2f} ms")
     assert made.storage.nbytes / seconds / 1e6 > least * CARD_MB_S
+
+
+PEAK = """
+import runner, sys
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+before = peak()
+with runner.Model(sys.argv[1], 2) as model:
+    print(peak() - before)
+"""
+
+
+def test_memory_never_holds_weights_twice(host: Target, tmp_path: Path) -> None:
+    """24 MiB of weights: pages of the file are let go while they are packed."""
+    packing = panels_alone(3072, 2048, split(3072, 12, 4))
+    source = constant_view("raw", np.ones(3072 * 2048, "float32")).storage
+    made = View("made", (packing.floats,), "float32", Storage(4 * packing.floats, made=Made(packing, source)))
+    out = new_view("out", (1,), "float32")
+    plan = make_plan([PlannedCall("out", "copy", COPY, (made,), (out,))], [], [out])
+    link_library({}, [], plan, host, tmp_path / "model.so")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "model.so")]
+    done = subprocess.run(command, cwd=DEVICE, capture_output=True, text=True, check=True, timeout=60)
+    assert 24 <= float(done.stdout) < 24 + 8

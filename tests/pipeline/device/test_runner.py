@@ -463,6 +463,15 @@ def test_too_little_memory_is_one_line(toy_bundle: Bundle, capsys, monkeypatch: 
     assert capsys.readouterr().err.startswith("runner: out of memory")
 
 
+def test_ctrl_c_is_one_line(toy_bundle: Bundle, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupt)
+    assert runner.main([str(toy_bundle.folder), "--bench"]) == 130
+    assert capsys.readouterr().err == "runner: interrupted\n"
+
+
 def test_top_is_stable_and_ignores_nan() -> None:
     values = np.array([[0.5, np.nan, 0.75, 0.5]], "float32")
     assert runner.best_classes(values, ["a", "b", "c"], 3) == [("c", 0.75), ("a", 0.5), ("class 3", 0.5)]
