@@ -40,8 +40,9 @@ _GAP = 16
 _PART = 256
 #: The share of the L2 cache that a band's image takes; weights and results pass through the rest.
 _BAND_SHARE = 1 / 2
-#: Pixels of a thread, for which the micro-kernels begin at three; and how many it should have.
-_FEWEST, _ENOUGH = 4, 8
+#: Pixels of a thread, for which the micro-kernels begin at three; how many it should have; and so few that of whole tiles some
+#: threads would have more than others.
+_FEWEST, _ENOUGH, _FEW = 4, 8, 64
 _TILE = (8, 12)
 #: Weights, in sizes of the L2 cache, that threads should not each read.
 _LARGE_WEIGHTS = 1 / 2
@@ -60,10 +61,14 @@ def applies(workload: Conv2d) -> bool:
 
 
 def pays(workload: Conv2d, target: Target, threads: int, halves: bool = False) -> bool:
-    """Whether it is the better way for so many ``threads``: their weights would come from memory again and again."""
+    """Whether it is the better way for so many ``threads``.
+
+    Else weights would come from memory again and again, or threads share a few tiles of pixels.
+    """
     weights = (2 if halves else 4) * workload.channels * workload.out_channels
-    enough = workload.height * workload.width >= _ENOUGH * threads
-    return threads > 1 and enough and weights > target.cpu["l2_kib"] * 1024 * _LARGE_WEIGHTS
+    pixels = workload.height * workload.width
+    many = weights > target.cpu["l2_kib"] * 1024 * _LARGE_WEIGHTS
+    return threads > 1 and pixels >= _ENOUGH * threads and (many or pixels <= _FEW * threads)
 
 
 def default() -> dict[str, int | str]:

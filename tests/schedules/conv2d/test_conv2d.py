@@ -319,6 +319,9 @@ def test_defaults_of_several_threads_bring_less_from_memory():
     assert conv2d.default(pointwise, target, threads=4)["algorithm"] == "panels"
     assert conv2d.default(Conv2d(14, 14, 512, 512, (1, 1)), target, 4)["algorithm"] == "panels"
     assert conv2d.default(Conv2d(7, 7, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "panels"
+    # 22 tiles of 8 pixels are more for two of the threads than for the others.
+    assert conv2d.default(Conv2d(13, 13, 64, 256, (1, 1)), target, 4)["algorithm"] == "panels"
+    assert conv2d.default(Conv2d(27, 27, 64, 256, (1, 1)), target, 4)["algorithm"] == "direct"
     # Too few pixels for all threads to do something with a panel.
     assert conv2d.default(Conv2d(4, 4, 1024, 1024, (1, 1)), target, 4)["algorithm"] == "direct"
     deep = Conv2d(13, 13, 64, 256, (3, 3), padding=(1, 1, 1, 1))
