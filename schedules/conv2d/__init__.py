@@ -129,7 +129,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
     """The implementation at one point of the space, for so many threads; any number may run it."""
     algorithm = str(knobs["algorithm"]).split()
     if algorithm == ["stem"]:
-        return conv2d_stem.emit(workload, kernel_set(target))
+        return conv2d_stem.emit(workload, kernel_set(target), threads)
     if algorithm == ["stem", "winograd"]:
         return conv2d_stem_winograd.emit(workload, kernel_set(target), threads)
     if workload.shift or workload.layout != "NHWC":

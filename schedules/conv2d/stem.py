@@ -56,9 +56,10 @@ def applies(workload: Conv2d, kernels: KernelSet = a53.SET) -> bool:
     return _used_width(workload, stem) >= stem.pixels and stem.fits
 
 
-def emit(workload: Conv2d, kernels: KernelSet = a53.SET) -> Kernel:
-    """The implementation."""
-    return (_PooledStrips if _PooledStrips.applies(workload, kernels) else _Strips)(workload, kernels).kernel()
+def emit(workload: Conv2d, kernels: KernelSet = a53.SET, threads: int = 1) -> Kernel:
+    """The implementation for so many threads; any number may run it."""
+    kind = _PooledStrips if _PooledStrips.applies(workload, kernels) else _Strips
+    return kind(workload, kernels, threads).kernel()
 
 
 def _stem(workload: Conv2d, kernels: KernelSet) -> Stem:
@@ -86,7 +87,7 @@ def _used_width(workload: Conv2d, stem: Stem) -> int:
 
 
 class _Strips:
-    def __init__(self, given: Conv2d, kernels: KernelSet) -> None:
+    def __init__(self, given: Conv2d, kernels: KernelSet, threads: int) -> None:
         self.given, self.workload = given, (workload := replace(given, signs=()))
         self.kernels = kernels
         self.stem = _stem(workload, kernels)
@@ -108,6 +109,9 @@ class _Strips:
         self.computed = self.strip * self.stem.rows
         self.early = self.workload.epilogue[: len(self.stem.steps)]
         self.late = Late(self.workload.epilogue[len(self.early) :], kernels)
+        self.crowded = False
+        #: With a stride much of the image comes from memory for few products.
+        self.fetching = self.stem.fetching and min(workload.strides) > 1 and workload.groups == 1 and not self.stem.pool
         self.beside = Beside(given, given.out_size[1], kernels.binarize)
         self.micro += self.beside.microkernels
 
@@ -204,14 +208,9 @@ class _Strips:
         return self.workload.out_size[1] if self.stem.pool else self.workload.conv_size[1]
 
     @cached_property
-    def _fetching(self) -> tuple[int, int, int]:
-        """Stretches of the image's rows that a strip adds to those of the last one, the floats of each, and of the image.
-
-        With a stride many of them come from memory for few products. (0, 0, 0): they are not fetched ahead.
-        """
+    def _stretches(self) -> tuple[int, int, int]:
+        """Stretches of the image's rows that a strip adds to those of the last one, the floats of each, and of the image."""
         work = self.workload
-        if min(work.strides) == 1 or work.groups > 1 or not self.stem.fetching or self.stem.pool:
-            return 0, 0, 0
         stretches = 1 if work.layout == "NHWC" else work.channels
         floats = work.width * work.channels // stretches
         return stretches, self.computed * work.strides[0] * floats, work.height * floats
@@ -221,9 +220,9 @@ class _Strips:
 
         They begin at row ``y``. All rows of tiles share them.
         """
-        stretches, floats, image = self._fetching
-        if not stretches:
+        if self.crowded or not self.fetching:
             return None
+        stretches, floats, image = self._stretches
         each = max(1, self.computed // self.stem.rows * self.panels // stretches)
         share = -(-floats // (each * _LINE)) * _LINE
         stretch = tirx.min(call // each, stretches - 1)
@@ -263,7 +262,7 @@ class _Strips:
         to = (strip * self.strip + row) * self._out_width + column // self.stem.rows
         start = row * (self.stem.rows * work.strides[0] * self.pitch) + column * work.strides[1] * self.channels
         place, lines = fetched or (None, 0)
-        stem = replace(self.stem, claims=claimed is not None, fetches=lines)
+        stem = replace(self.stem, claims=claimed is not None, fetches=lines, stored=self.fetching)
         more = [] if claimed is None else [T.address_of(self.result[claimed])]
         if place is not None:
             more = [*(more or [T.int64(0)]), place]
@@ -313,8 +312,8 @@ class _PooledStrips(_Strips):
         # A float takes 4 cycles through memory and back, and a third of a cycle for each tap to compute.
         return 0 <= again * (_PARTS - 1) * taps / 3 < 4 * workload.conv_size[0]
 
-    def __init__(self, given: Conv2d, kernels: KernelSet) -> None:
-        super().__init__(given, kernels)
+    def __init__(self, given: Conv2d, kernels: KernelSet, threads: int) -> None:
+        super().__init__(given, kernels, threads)
         workload = self.workload
         if workload.pool is None:
             raise ValueError(f"no pooling follows {workload.key()}")
@@ -327,6 +326,8 @@ class _PooledStrips(_Strips):
         self.image_rows = (self.rows - 1) * workload.strides[0] + workload.kernel[0]
         self.strip = 1
         self.computed = self.rows - self.again
+        # Where the rows of several threads wait in the L2 cache there is no room for the image, too.
+        self.crowded = threads > 1
 
     def _body(self) -> None:
         work = self.workload

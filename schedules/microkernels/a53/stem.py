@@ -10,8 +10,8 @@ C call: ``(float *out, int64 pixel_pitch, const float *image, int64 image_pitch,
 ``weights`` is [ky][kx][c][8]; ``operands`` has 8 floats for each step that
 takes one. Tiles go along a row; with ``pool`` the two rows of a tile become one by the maximum of 2x2 pixels.
 With ``claims`` as many bytes as a tile's results have are written to ``claimed``, tile after tile: whole lines of the result
-that later tiles store in pieces. With ``fetches`` so many cache lines are fetched from ``fetched`` on, tile after tile, and
-those that the next tile stores to.
+that later tiles store in pieces. With ``fetches`` so many cache lines are fetched from ``fetched`` on, tile after tile. With
+``stored`` the lines that the next tile stores to are fetched.
 Up to 16 bytes behind the last image value and the weights are read.
 """
 
@@ -49,6 +49,7 @@ class Stem:
     pool: bool
     claims: bool = False
     fetches: int = 0
+    stored: bool = False
     #: Whether it can fetch.
     fetching: ClassVar[bool] = True
     #: Registers: pointers to the image's rows and to the weights; of operands; what carries their high halves.
@@ -86,6 +87,7 @@ class Stem:
             *(["max2x2"] if self.pool else []),
             *(["claims"] if self.claims else []),
             *([f"fetches{self.fetches}"] if self.fetches else []),
+            *(["stored"] if self.stored else []),
         ]
         return "_".join([*words, "a53"])
 
@@ -184,7 +186,7 @@ def _tap(stem: Stem, image_row: int, ky: int, pixel: int, k: int, shared: str) -
 
 @cache
 def _assembly(stem: Stem) -> str:
-    last = 26 if stem.fetches else 24
+    last = 26 if stem.fetches or stem.stored else 24
     enter, leave = asm.saved(19, last, vectors=True)
     # They spread over the sums, but for those that a loop repeats.
     guests = [*_claims(stem), *_fetches(stem)]
@@ -214,7 +216,8 @@ def _assembly(stem: Stem) -> str:
         _TILES: "tiles left",
         ", ".join(_ROWS[: stem.image_rows]): "image rows of the tile",
         **({_CLAIMED: "lines that later tiles store"} if stem.claims else {}),
-        **({_FETCHED: "lines that are fetched", _NEXT: "results of the next tile"} if stem.fetches else {}),
+        **({_FETCHED: "lines that are fetched"} if stem.fetches else {}),
+        **({_NEXT: "results of the next tile"} if stem.stored else {}),
         asm.span(sorted(stem.sums)): f"sums, {stem.rows} x {stem.pixels} pixels x 8 channels",
         asm.span(_OPERAND_REGISTERS): "image and weights, then the steps' numbers",
     }
@@ -234,13 +237,13 @@ def _claims(stem: Stem) -> list[str]:
 
 def _fetches(stem: Stem) -> list[str]:
     """Prefetches of lines that later tiles read, and of those that the next one stores to."""
-    if not stem.fetches:
-        return []
     lines = [f"prfm pldl1keep, [{_FETCHED}, #{64 * line}]" for line in range(stem.fetches)]
-    lines.append(f"add {_FETCHED}, {_FETCHED}, #{64 * stem.fetches}")
-    stored = stem.pixels // stem.rows
-    lines.append(f"add {_NEXT}, {_OUT}, {_PIXEL_PITCH}, lsl #{stored.bit_length() - 1}")
-    lines += [f"prfm pstl1keep, [{_NEXT}]", f"add {_NEXT}, {_NEXT}, {_PIXEL_PITCH}"] * stored
+    if stem.fetches:
+        lines.append(f"add {_FETCHED}, {_FETCHED}, #{64 * stem.fetches}")
+    if stem.stored:
+        pixels = stem.pixels // stem.rows
+        lines.append(f"add {_NEXT}, {_OUT}, {_PIXEL_PITCH}, lsl #{pixels.bit_length() - 1}")
+        lines += [f"prfm pstl1keep, [{_NEXT}]", f"add {_NEXT}, {_NEXT}, {_PIXEL_PITCH}"] * pixels
     return lines
 
 

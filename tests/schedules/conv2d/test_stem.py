@@ -105,6 +105,9 @@ def test_with_a_stride_tiles_fetch_what_later_ones_read_and_store():
         # A tile of 8 pixels stores to 8 lines; of the image there is at least one for it.
         assert text.count("prfm pstl1keep") == 8
         assert text.count("prfm pldl1keep") >= 1
+        # Where several threads keep rows for the pooling in the L2 cache, there is no room for more.
+        (kernel, *_) = conv2d_stem.emit(strided, kernel_set(targets.load("rasp3b")), threads=4).microkernels
+        assert ("fetches" in kernel.symbol) == (pool is None)
         # These kernels have no registers for it.
         (kernel, *_) = conv2d_stem.emit(strided, kernel_set(targets.load("rasp3b32"))).microkernels
-        assert "fetches" not in kernel.symbol
+        assert "fetches" not in kernel.symbol and "stored" not in kernel.symbol
