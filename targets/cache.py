@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,30 @@ def made_once(destination: Path, make: Callable[[Path], Path]) -> Path:
                 with aside(destination) as scratch:
                     make(scratch).rename(destination)
     return destination
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file is in the cache as it was put there: a disk that was full, or a copy that ended early, leaves less."""
+    try:
+        return _stamp(file).read_text(encoding="ascii", errors="replace") == _digest(file)
+    except OSError:
+        return False
+
+
+def stamp(file: Path) -> None:
+    """Say that ``file`` is whole; the last step of putting it there."""
+    with aside(file) as scratch:
+        text = scratch / "stamp"
+        text.write_text(_digest(file), encoding="ascii")
+        text.replace(_stamp(file))
+
+
+def _stamp(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from bitkiln.pipeline.support.files import atomic_write, cache_directory, requir
 from bitkiln.schedules import exponentials
 from bitkiln.schedules.kernel import MicroKernel
 from bitkiln.targets import Target
+from bitkiln.targets.cache import is_whole, stamp
 from bitkiln.targets.scratch import scratch_folder
 
 DEVICE = Path(__file__).parents[1] / "device"
@@ -213,10 +214,11 @@ def _runtime_object(target: Target, name: str) -> Path:
     settings = (tools.name, tools.command[1:], _RUNTIME_FLAGS)
     digest = hashlib.sha256(sources + repr(settings).encode()).hexdigest()[:16]
     out = cache_directory() / "runtime" / f"{target.name}-{Path(name).stem}-{digest}.o"
-    if not out.exists():
+    if not is_whole(out):
         try:
             with atomic_write(out) as temporary:
                 compile_with(target, [*_RUNTIME_FLAGS, "-x", "c", "-c", DEVICE / name], temporary)
+            stamp(out)
         except OSError as error:
             raise SetupError(
                 f"{out}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitkiln.targets import needs, zig
-from bitkiln.targets.cache import aside, cache_directory
+from bitkiln.targets.cache import aside, cache_directory, is_whole, stamp
 from bitkiln.targets.needs import Missing
 from bitkiln.targets.sim.emulator import Emulator, emulator
 
@@ -55,8 +55,9 @@ def plugin() -> Path:
     machine = emulator()
     compiler = host_compiler()
     built = cache_directory() / "sim" / f"a53-{_digest(compiler, machine)}.so"
-    if not built.exists():
+    if not is_whole(built):
         _compile(compiler, machine, built)
+        stamp(built)
     return built
 
 

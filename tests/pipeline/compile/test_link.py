@@ -203,3 +203,12 @@ def test_a_cache_that_cannot_be_written_is_pointed_out(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(link, "cache_directory", lambda: tmp_path / "file" / "bitkiln")
     with pytest.raises(SetupError, match="set XDG_CACHE_HOME"):
         link._runtime_object(targets.load("rasp3b"), "runtime.c")
+
+
+def test_a_damaged_cache_is_made_anew(monkeypatch, tmp_path: Path) -> None:
+    """A disk that was full once leaves less than was written."""
+    monkeypatch.setattr(link, "cache_directory", lambda: tmp_path)
+    kept = link._runtime_object(targets.load("rasp3b"), "runtime.c")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])
+    assert link._runtime_object(targets.load("rasp3b"), "runtime.c").read_bytes() == whole

@@ -36,7 +36,12 @@ def test_built_once_for_the_same_sources(tmp_path: Path, monkeypatch: pytest.Mon
     built = first.stat().st_mtime_ns
     assert build.plugin() == first
     assert first.stat().st_mtime_ns == built
-    assert list(first.parent.iterdir()) == [first], "nothing is left beside it"
+    beside = first.with_name(f"{first.name}.sha256")
+    assert sorted(first.parent.iterdir()) == [first, beside], "nothing is left beside it"
+    whole = first.read_bytes()
+    for damage in (lambda: first.write_bytes(whole[:1000]), lambda: first.write_bytes(b""), beside.unlink):
+        damage()
+        assert build.plugin().read_bytes() == whole
 
 
 def test_missing_compiler(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
