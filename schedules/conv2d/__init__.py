@@ -19,6 +19,7 @@ from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
 from bitkiln.schedules.conv2d import winograd as conv2d_winograd
 from bitkiln.schedules.conv2d import winograd_lean as conv2d_winograd_lean
+from bitkiln.schedules.conv2d import winograd_rows as conv2d_winograd_rows
 from bitkiln.schedules.kernel import Kernel, Knobs, size_of, size_text
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
@@ -107,14 +108,20 @@ def _lean_default(
     workload: Conv2d, cycles_per_byte: float, target: Target, cycles: float
 ) -> dict[str, int | str] | None:
     """Winograd's algorithm with lean weights, where it takes fewer than ``cycles``."""
+    rows = conv2d_winograd_rows
     estimates = {
-        outputs: conv2d_winograd_lean.estimate(workload, outputs, cycles_per_byte, target)
+        outputs: rows.estimate(workload, cycles_per_byte, target)
+        if outputs == rows.OUTPUTS
+        else conv2d_winograd_lean.estimate(workload, outputs, cycles_per_byte, target)
         for outputs in _lean_outputs(workload, target)
     }
     best = min(estimates, key=lambda outputs: estimates[outputs], default=None)
     if best is None or estimates[best] >= cycles:
         return None
-    knobs = conv2d_winograd_lean.default(workload, best, cycles_per_byte, target)
+    if best == rows.OUTPUTS:
+        knobs = rows.default(workload, target)
+    else:
+        knobs = conv2d_winograd_lean.default(workload, best, cycles_per_byte, target)
     return {"algorithm": f"winograd {size_text(best)} {_LEAN}", **knobs}
 
 
@@ -146,6 +153,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         return conv2d_panels.emit(workload, tile, target, threads, halves)
     if algorithm == ["packed"]:
         return conv2d_packed.emit(workload, block, target)
+    if algorithm == ["winograd", size_text(conv2d_winograd_rows.OUTPUTS), _LEAN]:
+        return conv2d_winograd_rows.emit(workload, tile, block, target, threads)
     if algorithm[0] == "winograd" and algorithm[-1] == _LEAN:
         return conv2d_winograd_lean.emit(workload, size_of(algorithm[1]), tile, block, target, threads)
     if algorithm[0] == "winograd":
@@ -175,9 +184,10 @@ def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, i
 
 
 def _lean_outputs(workload: Conv2d, target: Target) -> list[tuple[int, int]]:
-    """Those of them whose weights may be transformed along y alone in memory."""
+    """Tiles whose weights may be transformed along y alone in memory, or not at all."""
     outputs = _winograd_outputs(workload, target)
-    return [each for each in outputs if conv2d_winograd_lean.applies(each, target)]
+    lean = [each for each in outputs if conv2d_winograd_lean.applies(each, target)]
+    return [*lean, conv2d_winograd_rows.OUTPUTS] if lean else []
 
 
 def _strassen(workload: Conv2d, target: Target) -> bool:

@@ -192,6 +192,8 @@ class Winograd:
         self.data_pitch = self.positions * workload.channels + GAP
         self.inside = block > 0
         self.tile_n = tile[1]
+        #: Bytes from what a micro-kernel is given of V to the rows that it sums, and one more.
+        self.row_offsets = np.zeros(2, "int32")
         self._cut_channels(cache_bytes, threads)
         self._cut_epilogue()
         self._choose_signs()
@@ -262,7 +264,7 @@ class Winograd:
             Argument((1,), (self.packed,), "float32", self.packer),
             *(Argument((2 + i,), shape, dtype) for i, (shape, dtype) in enumerate(operands)),
             Constant(np.arange(self.tile_m, dtype="int32") * (4 * self.data_pitch)),
-            Constant(np.zeros(2, "int32")),
+            Constant(self.row_offsets),
             *self.tables,
         ]
         with IRBuilder() as builder, T.prim_func():

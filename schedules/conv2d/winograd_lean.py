@@ -24,10 +24,10 @@ from bitkiln.schedules import loops
 from bitkiln.schedules.conv2d.geometry import Run, split
 from bitkiln.schedules.conv2d.packing import Packing
 from bitkiln.schedules.conv2d.winograd import GAP, LANES, THREADS, Winograd, four_from, through
-from bitkiln.schedules.conv2d.winograd_transforms import STORED, TRANSFORMS, UNFOLDED, matrix, weight_sums
-from bitkiln.schedules.kernel import Kernel, size_text
+from bitkiln.schedules.conv2d.winograd_transforms import STORED, TRANSFORMS, UNFOLDED, Stage, matrix, weight_sums
+from bitkiln.schedules.kernel import Kernel, MicroKernel, size_text
 from bitkiln.schedules.microkernels import kernel_set
-from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, REACH_BYTES, STEP
+from bitkiln.schedules.microkernels.a53.sgemm import AHEAD_BYTES, FOLLOWING, POINTERS, REACH_BYTES, STEP, Finish
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
@@ -35,6 +35,7 @@ from bitkiln.targets import Target
 _AT_ONCE = 16
 #: Sums of the smallest tile that fetches what later calls need.
 _LEAST = 32
+_NO_FINISH = Finish()
 #: What defaults choose among: the register tile, and groups of tiles in a block.
 _TILE, _BLOCKS = (8, 8), (1, 2, 4, 8)
 #: As measured of layers of 48 to 256 channels on four simulated cores: products a cycle; cycles for what is made of the weights
@@ -167,16 +168,20 @@ class LeanWinograd(Winograd):
         self._multiply_position(products, data, (self.weights, row), width, groups, (py, 0), following)
         self._multiply_position(products, data, (self.weights, row + size), width, groups, (py, 1), following)
         for number, stages in enumerate(self.unfolded.made):
-            with T.serial(size // _AT_ONCE) as line:
-                at = line * _AT_ONCE
-                first, last, between = (
-                    T.bind(self.weights[T.ramp(row + which * size + at, 1, _AT_ONCE)]) for which in range(STORED)
-                )
-                for which, value in enumerate(through(stages, (first, between, last), _AT_ONCE)):
-                    T.buffer_store(made, value, [T.ramp(which * size + at, 1, _AT_ONCE)])
+            self._make(made, row, size, stages)
             for which in range(2):
                 place = (py, 2 + 2 * number + which)
                 self._multiply_position(products, data, (made, which * size), width, groups, place, following)
+
+    def _make(self, made: Any, begin: Any, size: int, stages: Sequence[Stage]) -> None:
+        """Weights of two positions, ``size`` floats each, of the stored ones from ``begin`` on."""
+        with T.serial(size // _AT_ONCE) as line:
+            at = line * _AT_ONCE
+            first, last, between = (
+                T.bind(self.weights[T.ramp(begin + which * size + at, 1, _AT_ONCE)]) for which in range(STORED)
+            )
+            for which, value in enumerate(through(stages, (first, between, last), _AT_ONCE)):
+                T.buffer_store(made, value, [T.ramp(which * size + at, 1, _AT_ONCE)])
 
     def _multiply_position(
         self,
@@ -195,8 +200,7 @@ class LeanWinograd(Winograd):
         ahead = -(-4 * STORED * channels * width // (calls * points_x * iterations) // 4) * 4
         done = number * calls
         for group in groups:
-            kernel = self._product(group.size, width, ahead)
-            self.kernels[kernel.symbol] = kernel
+            kernel = self._product(group.size, width, ahead, self.tile_m * channels * 4, group.size * STEP * 4)
             with T.serial(group.count) as index:
                 tile = group.first + index * group.size
                 result = products[(tile * points_x + self.order[number]) * width]
@@ -209,16 +213,22 @@ class LeanWinograd(Winograd):
                 T.evaluate(T.call_extern("int32", kernel.symbol, *arguments, T.address_of(self.weights[fetched])))
             done += group.count
 
-    def _product(self, tile_m: int, width: int, ahead: int) -> Any:
-        """The micro-kernel; it fetches the next call's tiles and ``ahead`` bytes an iteration of the weights that follow."""
+    def _product(
+        self, tile_m: int, width: int, ahead: int, distance: int, evenly: int, finish: Finish = _NO_FINISH
+    ) -> MicroKernel:
+        """The micro-kernel; each iteration fetches ``ahead`` bytes of the weights that follow, and ``evenly`` of V.
+
+        What it fetches of V begins ``distance`` bytes behind what the call reads.
+        """
         assert self.set.product
         # A register that the largest tiles point to pixels with holds what is fetched; the smallest have no time for it.
         if tile_m > POINTERS.index(int(FOLLOWING[1:])) or tile_m * width < _LEAST:
-            return self.set.product(tile_m, width, reach=True)
-        distance = self.tile_m * self.workload.channels * 4
-        return self.set.product(
-            tile_m, width, reach=True, ahead=distance, evenly=tile_m * STEP * 4, following=ahead, afar=True
-        )
+            kernel = self.set.product(tile_m, width, finish, reach=True)
+        else:
+            fetches = {"ahead": distance, "evenly": evenly, "following": ahead, "afar": True}
+            kernel = self.set.product(tile_m, width, finish, reach=True, **fetches)
+        self.kernels[kernel.symbol] = kernel
+        return kernel
 
     def _add_row(self, sums: Any, products: Any, width: int, tiles: int, py: Any) -> None:
         """Transforms a row of products along x and adds it, as the transform along y has it, to the outputs."""

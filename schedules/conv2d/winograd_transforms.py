@@ -80,6 +80,9 @@ TRANSFORMS = {
     ),
 }
 
+#: Along an axis that a convolution's sum goes along as it is: a tile is a point.
+POINT = Transform(1, (({0: 1},),), np.eye(1), (({0: 1},),))
+
 
 #: F(4, 4), for two taps of every four: interpolation at 0, 1, -1, 2, -2, 1/2 and infinity. With d'[i] = d[i+1] - d[i] / 2 it is
 #: the data transform of F(4, 3), and one sum more. As exact as F(4, 3).

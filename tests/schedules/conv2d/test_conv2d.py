@@ -140,12 +140,16 @@ def test_lean_winograd_computes_the_definition_on_any_number_of_threads(run_kern
     """Some tiles and panels are not whole."""
     target = targets.load("rasp3b")
     points = (("4x4", "8x8", 1), ("2x4", "8x12", 0), ("2x2", "11x8", 2), ("4x4", "4x20", 2))
-    cases = [(work, *point) for work in WINOGRAD for point in points]
+    points += (("1x4", "8x8", 1), ("1x4", "7x12", 0))
+    # The last one's channels are three parts.
+    given = {
+        work: example(work) for work in (*WINOGRAD, Conv2d(6, 9, 96, 24, (3, 3), padding=SAME, epilogue=(ADD, RELU)))
+    }
+    cases = [(work, *point) for work in given for point in points]
     kernels = [
         conv2d.emit(work, {"algorithm": f"winograd {outputs} lean", "tile": tile, "block": block}, target, 4)
         for work, outputs, tile, block in cases
     ]
-    given = {work: example(work) for work in WINOGRAD}
     works = [work for work, *_ in cases]
     one, three = run_kernels(works, kernels, [given[work] for work in works], target, [1, 3])
     for work, kernel, first, second in zip(works, kernels, one, three, strict=True):
@@ -328,6 +332,9 @@ def test_defaults_of_several_threads_bring_less_from_memory():
     assert conv2d.default(deep, target)["block"] == 1
     # Transformed weights would push everything else out of the cache that threads share, unless they are lean.
     assert conv2d.default(deep, target, threads=4)["algorithm"] == "winograd 4x4 lean"
+    # Small images of many channels are transformed along x alone.
+    small = Conv2d(8, 8, 256, 512, (3, 3), padding=(1, 1, 1, 1))
+    assert conv2d.default(small, target, threads=4) == {"algorithm": "winograd 1x4 lean", "tile": "8x8", "block": 0}
     many = Conv2d(16, 16, 128, 256, (3, 3), padding=(1, 1, 1, 1))
     assert "lean" not in conv2d.default(many, target)["algorithm"]
     assert conv2d.default(many, target, threads=4) == {"algorithm": "winograd 4x4 lean", "tile": "8x8", "block": 2}
