@@ -10,10 +10,12 @@ from tvm import te, tirx
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules.conv2d import depthwise as conv2d_depthwise
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
+from bitkiln.schedules.conv2d import depthwise_in_place as conv2d_depthwise_in_place
 from bitkiln.schedules.conv2d import direct as conv2d_direct
 from bitkiln.schedules.conv2d import images as conv2d_images
 from bitkiln.schedules.conv2d import packed as conv2d_packed
 from bitkiln.schedules.conv2d import panels as conv2d_panels
+from bitkiln.schedules.conv2d import patches as conv2d_patches
 from bitkiln.schedules.conv2d import stem as conv2d_stem
 from bitkiln.schedules.conv2d import stem_winograd as conv2d_stem_winograd
 from bitkiln.schedules.conv2d import strassen as conv2d_strassen
@@ -25,6 +27,7 @@ from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.workload import Conv2d
 from bitkiln.targets import Target
 
+_IN_PLACE = "depthwise in place"
 #: Behind the name of an algorithm: its weights are halves in memory.
 _HALVES = "bf16"
 #: Behind Winograd's: its weights are transformed along y alone in memory.
@@ -56,7 +59,10 @@ def space(workload: Conv2d, target: Target) -> dict[str, list[int | str]]:
     if is_stem(workload, target):
         return {"algorithm": ["stem", *(["stem winograd"] if conv2d_stem_winograd.applies(workload) else [])]}
     if _is_tiled_depthwise(workload, target):
-        return {"algorithm": ["depthwise"], "tile": list(conv2d_depthwise_a53.tiles(workload, kernel_set(target)))}
+        kernels = kernel_set(target)
+        in_place = conv2d_patches.tiles(workload, kernels) if _in_place(workload, target) else ()
+        sizes = dict.fromkeys((*conv2d_depthwise_a53.tiles(workload, kernels), *in_place))
+        return {"algorithm": ["depthwise", *([_IN_PLACE] if in_place else [])], "tile": list(sizes)}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": ["depthwise"], "pixels": list(conv2d_depthwise.PIXELS)}
     winograd = [f"winograd {size_text(outputs)}" for outputs in _winograd_outputs(workload, target)]
@@ -75,7 +81,10 @@ def default(workload: Conv2d, target: Target, threads: int = 1) -> dict[str, int
     if is_stem(workload, target):
         return {"algorithm": "stem winograd" if conv2d_stem_winograd.applies(workload) else "stem"}
     if _is_tiled_depthwise(workload, target):
-        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload, kernel_set(target), threads)[0]}
+        kernels = kernel_set(target)
+        if _in_place(workload, target) and conv2d_depthwise_in_place.pays(workload, kernels, threads):
+            return {"algorithm": _IN_PLACE, "tile": conv2d_patches.tiles(workload, kernels, threads)[0]}
+        return {"algorithm": "depthwise", "tile": conv2d_depthwise_a53.tiles(workload, kernels, threads)[0]}
     if conv2d_depthwise.applies(workload):
         return {"algorithm": "depthwise", "pixels": 4}
     # Threads share memory: a byte takes as long as ever, and the sums of all threads are done meanwhile.
@@ -141,6 +150,8 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
         return conv2d_stem_winograd.emit(workload, kernel_set(target), threads)
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
+    if algorithm == _IN_PLACE.split():
+        return conv2d_depthwise_in_place.emit(workload, str(knobs["tile"]), threads)
     if algorithm == ["depthwise"]:
         if "tile" in knobs:
             return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]), kernel_set(target), threads)
@@ -174,6 +185,10 @@ def packs_signs(workload: Conv2d, target: Target) -> bool:
 
 def _is_tiled_depthwise(workload: Conv2d, target: Target) -> bool:
     return bool(kernel_set(target).depthwise) and conv2d_depthwise_a53.applies(workload, kernel_set(target))
+
+
+def _in_place(workload: Conv2d, target: Target) -> bool:
+    return conv2d_depthwise_in_place.applies(workload, kernel_set(target))
 
 
 def _winograd_outputs(workload: Conv2d, target: Target) -> Sequence[tuple[int, int]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 from tvm import te, tirx
 
 from bitkiln.schedules import conv2d
 from bitkiln.schedules import definition as stages
-from bitkiln.schedules.conv2d import depthwise_a53, tiles
+from bitkiln.schedules.conv2d import depthwise_a53, depthwise_in_place, patches, tiles
+from bitkiln.schedules.conv2d.depthwise_geometry import reach
+from bitkiln.schedules.conv2d.patches import Patches
 from bitkiln.schedules.depth_first import a53, in_place
-from bitkiln.schedules.depth_first.patches import Patches
 from bitkiln.schedules.depth_first.project import LEAST
 from bitkiln.schedules.depth_first.strips import Strips, divides
 from bitkiln.schedules.kernel import Kernel, Knobs, size_text
@@ -23,8 +25,6 @@ from bitkiln.targets import Target
 #: Shares of the L2 cache: less than this between the layers stays there anyway; so much of it may weights take, which every
 #: strip reads again; so much may weights and strips take together.
 _MUCH, _WEIGHTS, _ROOM = 0.5, 0.5, 0.85
-#: Rows of an image that one core follows: its prefetcher has four streams, its first TLB ten pages.
-_ROWS = 4
 #: MACs for each byte between the layers: with more, memory is idle anyway, and strips are too short for four threads.
 _INTENSE = 24
 
@@ -65,7 +65,8 @@ def applies(workload: DepthFirst, target: Target) -> bool:
     products = [layer for layer in workload.layers if not layer.depthwise]
     if not (kernels.strips and all(map(_plain, workload.layers)) and all(map(_pointwise, products))):
         return False
-    if not all(depthwise_a53.applies(layer, kernels) for layer in depthwise):
+    own = depthwise_in_place if workload.layers[0].depthwise else depthwise_a53
+    if not all(own.applies(layer, kernels) for layer in depthwise):
         return False
     if workload.layers[0] in products and not _finished(workload.layers[0]):
         return False
@@ -115,13 +116,26 @@ def _finished(layer: Conv2d) -> bool:
 @cache
 def _tiles(workload: DepthFirst, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
     """The tiles that can be, the best first: on one thread those whose cells are as wide as the image, then by cycles."""
-    texts = list(map(size_text, kernels.depthwise))
     if workload.layers[0].depthwise:
-        patches = {text: Patches(workload, text, kernels, threads) for text in texts}
-        possible = [text for text in texts if patches[text].cycles < math.inf]
-        rows = {text: max(_ROWS, patches[text].rows_read) if threads == 1 else patches[text].lines for text in possible}
-        return tuple(sorted(possible, key=lambda text: (rows[text], patches[text].cycles)))
-    cut = {text: Strips(workload, text, kernels, threads) for text in texts}
+        return tuple(sorted(patches.tiles(workload.layers[0], kernels, threads), key=_order(workload, threads)))
+    cut = {text: Strips(workload, text, kernels, threads) for text in map(size_text, kernels.depthwise)}
     fitting = {text: strips for text, strips in cut.items() if strips.fits and strips.cycles < math.inf}
     across = {text: len(strips.columns) if threads == 1 else 1 for text, strips in fitting.items()}
     return tuple(sorted(fitting, key=lambda text: (across[text], fitting[text].cycles)))
+
+
+def _order(workload: DepthFirst, threads: int) -> Callable[[str], tuple[float, float]]:
+    """What sorts tiles of a depthwise layer in place with a 1x1 layer behind it, the best first.
+
+    On one thread those that read few rows, for the core's prefetcher and first TLB, then by cycles; on several the fewest
+    lines at a time.
+    """
+    work = workload.layers[0]
+    few = reach(work, 0, 1) + 1
+
+    def key(tile: str) -> tuple[float, float]:
+        cut = Patches(work, tile, threads)
+        rows, columns = (reach(work, axis, cut.tile[axis]) for axis in (0, 1))
+        return (max(few, rows) if threads == 1 else rows * columns), cut.cycles
+
+    return key

@@ -70,6 +70,8 @@ class KernelSet:
     depthwise: tuple[Size, ...] = ()
     depthwise_tile: type[Any] | None = None
     gather: type[Any] | None = None
+    #: Whether there is one that reads the image in place (``a53.depthwise_in_place``).
+    in_place: bool = False
     #: Whether that micro-kernel finds rows of the image by a table, as ``schedules.depth_first`` has them.
     strips: bool = False
     #: Products of bits: pixels x output channels.

@@ -32,6 +32,7 @@ SET = KernelSet(
     depthwise=((1, 4), (1, 8), (2, 4), (2, 6), (2, 7), (3, 4)),
     depthwise_tile=Depthwise,
     gather=Gather,
+    in_place=True,
     strips=True,
     # Counts of 8 channels a register; the last size writes whole cache lines of floats.
     bgemm=((6, 32), (12, 16), (8, 24), (4, 32), (8, 16), (10, 16), (2, 64)),

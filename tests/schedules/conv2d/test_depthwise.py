@@ -8,6 +8,7 @@ import pytest
 from bitkiln import targets
 from bitkiln.schedules import conv2d
 from bitkiln.schedules.conv2d import depthwise_a53 as conv2d_depthwise_a53
+from bitkiln.schedules.conv2d import depthwise_in_place, patches
 from bitkiln.schedules.microkernels import kernel_set
 from bitkiln.schedules.steps import Step
 from bitkiln.schedules.workload import Conv2d, Pool
@@ -50,6 +51,10 @@ def test_tiles_compute_the_definition(workload, board, run_kernels):
     tiles = conv2d_depthwise_a53.tiles(workload, micro)
     kernels = [conv2d_depthwise_a53.emit(workload, tile, micro, threads) for threads in (1, 4) for tile in tiles]
     tiles *= 2
+    if depthwise_in_place.applies(workload, micro):
+        more = patches.tiles(workload, micro)
+        kernels += [depthwise_in_place.emit(workload, tile, threads) for threads in (1, 4) for tile in more]
+        tiles += more * 2
     count = len(kernels)
     results = run_kernels([workload] * count, kernels, [args] * count, target, (1, 4))
     for by_threads in results:

@@ -15,8 +15,8 @@ from tests.schedules.kernels import defined, example, without_set
 RASP3B = targets.load("rasp3b")
 ADD, RELU, SIX = Step("add", "channel"), Step("relu"), Step("clip", values=(0.0, 6.0))
 RESIDUAL = Step("add", "tensor")
-#: The algorithm whose sums have the order of those computed depth first.
-_DIRECT = {True: {}, False: {"algorithm": "direct"}}
+#: A depthwise layer by itself, which copies its image and border.
+_DEPTHWISE = {"algorithm": "depthwise", "tile": "1x4"}
 
 
 def chain(size, channels, wide, out, *, kernel=3, stride=1, padding=None, last=(ADD,), act=SIX):
@@ -73,7 +73,8 @@ def test_results_are_those_of_the_layers_alone_to_the_bit(workload, run_kernels)
     value, rest = args[0], args[1:]
     for layer in workload.layers:
         own = [value, *(rest.pop(0) for _ in layer.shapes[1:-1])]
-        kernel = conv2d.emit(layer, {**conv2d.default(layer, RASP3B), **_DIRECT[layer.depthwise]}, RASP3B)
+        knobs = _DEPTHWISE if layer.depthwise else {**conv2d.default(layer, RASP3B), "algorithm": "direct"}
+        kernel = conv2d.emit(layer, knobs, RASP3B)
         [[value]] = run_kernels([layer], [kernel], [own], RASP3B, (1,))
     kernels = [depth_first.emit(workload, depth_first.default(workload, RASP3B, n), RASP3B, n) for n in (1, 4)]
     for results in run_kernels([workload] * 2, kernels, [args] * 2, RASP3B, (1, 2, 3, 4)):

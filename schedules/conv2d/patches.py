@@ -1,30 +1,30 @@
-"""How a depthwise layer with a 1x1 layer behind it is cut into *patches*, whose depthwise results stay in the L1 cache."""
+"""How a depthwise layer that reads its image in place is cut into *patches*, whose results stay in the L1 cache."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 
 from bitkiln.schedules.conv2d.depthwise_geometry import IN_CACHE, Columns, reach, split_columns
-from bitkiln.schedules.conv2d.geometry import split
-from bitkiln.schedules.conv2d.tiles import at_least
-from bitkiln.schedules.depth_first.project import LEAST
-from bitkiln.schedules.kernel import size_of
+from bitkiln.schedules.kernel import size_of, size_text
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.depthwise_in_place import InPlace
-from bitkiln.schedules.workload import Conv2d, DepthFirst
+from bitkiln.schedules.workload import Conv2d
 
-#: Results of the depthwise layer that a patch holds: half of the L1 cache.
+#: Results that a patch holds: half of the L1 cache.
 _PATCH_BYTES = 16 * 1024
 #: Patches of a strip, or as many strips, that threads work on at a time: what they fetch is for the next ones.
 _ABREAST = 4
-#: Floats between pixels, a cache line.
-_GAP = 16
-#: About what a tile of products takes beside its sums and loads.
-_ENDS = 60
+#: The L1 cache: its sets and ways, and bytes of a line.
+_SETS, _WAYS, _LINE = 128, 4, 64
+#: Cycles for a vector of channels, measured of 3x3 and 5x5 layers of 32 to 1024 channels with strides 1 and 2: what lines take
+#: that crowd a set, at most as many as all of a tile's do that come from the L2 cache each time; for a pixel, each row that a
+#: tile reads: its page, and where several threads share that cache and memory waiting for these.
+_CROWDED, _MISSED, _ROW, _ROW_OF_MANY = 7, 12, 1, 11
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,14 @@ class Across:
 
 
 class Patches:
-    """The patches of ``workload``, a depthwise layer and a 1x1 layer; ``tile`` is rows x columns of the first one's results.
+    """The patches of ``work``; ``tile`` is rows x columns of its results.
 
     A patch is high as a tile and as wide as the L1 cache allows, or so that several ``threads`` share a strip. Rows that are
     left over make a flatter strip; the last tile of a row overlaps the one before where the width is no multiple of a tile's.
     """
 
-    def __init__(self, workload: DepthFirst, tile: str, kernels: KernelSet, threads: int = 1) -> None:
-        self.work, self.project = workload.layers
-        self.kernels = kernels
+    def __init__(self, work: Conv2d, tile: str, threads: int = 1) -> None:
+        self.work, self.threads = work, threads
         height, width = self.work.conv_size
         rows, columns = size_of(tile)
         self.tile = min(rows, height), min(columns, width)
@@ -79,24 +78,12 @@ class Patches:
         self.columns = split_columns(width, self.tile[1], across)
         #: Strips that threads work on at a time.
         self.abreast = -(-_ABREAST // across) if threads > 1 else 1
-        #: Floats from pixel to pixel of what is between: a power of two apart they would share few sets of the L1 cache.
-        self.pitch = self.work.channels + _GAP
         self.fetches = 4 * self.work.height * self.work.width * self.work.channels > IN_CACHE
 
     @property
     def count(self) -> int:
         """Of patches."""
         return sum(strip.count for strip in self.strips) * len(self.columns)
-
-    @property
-    def rows_read(self) -> int:
-        """Rows of the image that a tile reads."""
-        return reach(self.work, 0, self.tile[0])
-
-    @property
-    def lines(self) -> int:
-        """Cache lines that a tile needs at a time."""
-        return self.rows_read * reach(self.work, 1, self.tile[1])
 
     @cached_property
     def strips(self) -> list[Strip]:
@@ -126,13 +113,14 @@ class Patches:
             alike = list(group)
             yield Call(alike[0] - columns.start, len(alike), left, right)
 
-    def micro(self, strip: Strip, patch: Across, call: Call) -> InPlace:
-        """The micro-kernel of ``call``."""
+    def micro(self, strip: Strip, patch: Across, call: Call, result: tuple[int, int] | None = None) -> InPlace:
+        """The micro-kernel of ``call``; ``result``: pixels from row to row of the result, floats from pixel to pixel."""
         work = self.work
+        width, pitch = result or (patch.width, work.channels)
         return InPlace(
             work.channels,
             work.width,
-            patch.width,
+            width,
             work.kernel,
             work.strides,
             work.dilation,
@@ -141,7 +129,7 @@ class Patches:
             self.fetches,
             pitch=work.channels,
             missing=(strip.above, call.left, strip.below, call.right),
-            out_pitch=self.pitch,
+            out_pitch=pitch,
         )
 
     @cached_property
@@ -158,23 +146,23 @@ class Patches:
             return math.inf
 
     @cached_property
-    def product(self) -> tuple[int, int]:
-        """Pixels and channels of a tile of the 1x1 layer: those that take least time."""
-        rows = [patch.width for patch in self.across for _ in range(patch.count)]
+    def estimate(self) -> float:
+        """Cycles, roughly, for a vector of channels; infinite where a tile does not fit the registers."""
+        rows, columns = (reach(self.work, axis, self.tile[axis]) for axis in (0, 1))
+        waits = min(_CROWDED * self.crowd, _MISSED * rows * columns) / math.prod(self.tile)
+        waits += rows * (_ROW if self.threads == 1 else _ROW_OF_MANY)
+        # The last patches leave threads idle.
+        idle = 0 if self.threads == 1 else _ABREAST / self.count
+        return (1 + idle) * (self.cycles + math.prod(self.work.conv_size) * waits)
 
-        def cycles(size: tuple[int, int]) -> float:
-            pixels = [at_least(run, LEAST) for row in rows for run in split(row, size[0])]
-            panels = split(self.project.out_channels, size[1], self.kernels.channels)
-            return sum(
-                m.count * n.count * _tile_cycles(m.size, n.size, self.work.channels) for m in pixels for n in panels
-            )
-
-        return min(self.kernels.sgemm, key=cycles)
-
-
-def _tile_cycles(pixels: int, channels: int, depth: int) -> float:
-    """Cycles of a tile of products of ``depth`` values each."""
-    return depth / 4 * (pixels * channels + pixels + channels + 4) + _ENDS + pixels * channels / 4
+    @cached_property
+    def crowd(self) -> int:
+        """How far lines that a tile needs at a time crowd the sets of the L1 cache: the squares of those beyond half a set."""
+        work = self.work
+        rows, columns = (reach(work, axis, self.tile[axis]) for axis in (0, 1))
+        pixel = 4 * work.channels
+        lines = (pixel * (row * work.width + column) // _LINE for row in range(rows) for column in range(columns))
+        return sum(max(0, count - _WAYS // 2) ** 2 for count in Counter(line % _SETS for line in lines).values())
 
 
 def _missing(work: Conv2d, axis: int, start: int, count: int) -> tuple[int, int]:
@@ -182,3 +170,11 @@ def _missing(work: Conv2d, axis: int, start: int, count: int) -> tuple[int, int]
     first = start * work.strides[axis] - work.padding[axis]
     end = first + reach(work, axis, count)
     return max(0, -first), max(0, end - (work.height, work.width)[axis])
+
+
+@cache
+def tiles(work: Conv2d, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
+    """The tiles whose values fit the registers, the best first; none where the set has no such micro-kernel."""
+    offered = map(size_text, kernels.depthwise if kernels.in_place else ())
+    estimates = {tile: Patches(work, tile, threads).estimate for tile in offered}
+    return tuple(sorted((tile for tile in estimates if estimates[tile] < math.inf), key=lambda tile: estimates[tile]))
