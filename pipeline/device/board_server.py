@@ -397,33 +397,39 @@ def in_child(function: Callable[[], Answer], seconds: float) -> Answer:
             signal.signal(number, signal.SIG_DFL)  # TVM's handler would print a page and hide the signal.
         answer_and_exit(function, writer)
     os.close(writer)
+    deadline = time.monotonic() + seconds
     try:
-        text = read_all(reader, seconds)
+        text = read_all(reader, deadline)
     finally:
         os.close(reader)
-    if text is None:
+    status = None if text is None else status_by(child, deadline)
+    if text is None or status is None:  # It may have closed the pipe and go on.
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return verdict(text, status, seconds)
+        os.waitpid(child, 0)
+        return {"status": "timeout", "message": f"the kernel did not end within {seconds:g} s"}
+    return verdict(text, status)
 
 
 def answer_and_exit(function: Callable[[], Answer], writer: int) -> None:
-    """Write what ``function`` gives, or its error, to the pipe and end this process."""
+    """Write what ``function`` gives, or its error, to the pipe and end this process, whatever happens."""
+    ended = 1
     try:
-        answer = function()
-    except BoardUnfit as error:
-        answer = {"status": "unfit", "message": str(error)}
-    except BaseException as error:
-        answer = {"status": "error", "message": f"{type(error).__name__}: {error}"}
-    data = json.dumps(answer).encode()
-    while data:
-        data = data[os.write(writer, data) :]
-    os._exit(0)
+        try:
+            answer = function()
+        except BoardUnfit as error:
+            answer = {"status": "unfit", "message": str(error)}
+        except BaseException as error:
+            answer = {"status": "error", "message": f"{type(error).__name__}: {error}"}
+        data = json.dumps(answer).encode()
+        while data:
+            data = data[os.write(writer, data) :]
+        ended = 0
+    finally:  # A kernel may have closed the pipe; what this process was forked from must not go on in it.
+        os._exit(ended)
 
 
-def read_all(reader: int, seconds: float) -> bytes | None:
-    """All that comes from the pipe until its writer is gone; None when that takes more than ``seconds``."""
-    deadline = time.monotonic() + seconds
+def read_all(reader: int, deadline: float) -> bytes | None:
+    """All that comes from the pipe until its writer is gone; None when that takes until after ``deadline``."""
     chunks: list[bytes] = []
     while True:
         if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -434,10 +440,19 @@ def read_all(reader: int, seconds: float) -> bytes | None:
         chunks.append(chunk)
 
 
-def verdict(text: bytes | None, status: int, seconds: float) -> Answer:
-    """What became of a forked trial: its answer, or how it died."""
-    if text is None:
-        return {"status": "timeout", "message": f"the kernel did not end within {seconds:g} s"}
+def status_by(child: int, deadline: float) -> int | None:
+    """How the process ``child`` ended, as waitpid says it; None where it goes on after ``deadline``."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.005)
+
+
+def verdict(text: bytes, status: int) -> Answer:
+    """What became of a forked trial that ended: its answer, or how it died."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == signal.SIGXCPU:
