@@ -151,7 +151,7 @@ def emit(workload: Conv2d, knobs: Knobs, target: Target, threads: int = 1) -> Ke
     if workload.shift or workload.layout != "NHWC":
         raise ValueError(f"only first layers take a shift or another layout: {workload.key()}")
     if algorithm == _IN_PLACE.split():
-        return conv2d_depthwise_in_place.emit(workload, str(knobs["tile"]), threads)
+        return conv2d_depthwise_in_place.emit(workload, str(knobs["tile"]), kernel_set(target), threads)
     if algorithm == ["depthwise"]:
         if "tile" in knobs:
             return conv2d_depthwise_a53.emit(workload, str(knobs["tile"]), kernel_set(target), threads)

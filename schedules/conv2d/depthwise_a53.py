@@ -8,10 +8,8 @@ Weights are packed [vector of 4 channels][ky][kx][4].
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from bitkiln.schedules import loops
-from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns, inside, reach
+from bitkiln.schedules.conv2d.depthwise_geometry import Cells, Columns, in_registers, inside, reach
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_text
 from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet
@@ -39,7 +37,7 @@ def applies(workload: Conv2d, kernels: KernelSet) -> bool:
 @cache
 def tiles(workload: Conv2d, kernels: KernelSet, threads: int = 1) -> tuple[str, ...]:
     """The tiles whose values fit the registers: first those whose bands fit the L2 cache, by their cycles."""
-    work = _finished(workload)
+    work = in_registers(workload)
     cells = {tile: Cells(work, tile, kernels, threads) for tile in map(size_text, kernels.depthwise)}
     estimates = {tile: (each.beyond_cache, each.cycles) for tile, each in cells.items()}
     return tuple(sorted((tile for tile in cells if cells[tile].cycles < math.inf), key=lambda tile: estimates[tile]))
@@ -47,13 +45,7 @@ def tiles(workload: Conv2d, kernels: KernelSet, threads: int = 1) -> tuple[str, 
 
 def emit(workload: Conv2d, tile: str, kernels: KernelSet, threads: int = 1) -> Kernel:
     """The implementation with tiles of ``tile`` output pixels, in cells for so many threads."""
-    return _Emitter(workload, Cells(_finished(workload), tile, kernels, threads)).kernel()
-
-
-def _finished(workload: Conv2d) -> Conv2d:
-    """``workload`` with as much of its epilogue as the micro-kernel does in registers."""
-    early = itertools.takewhile(steps_a53.by_channel, workload.epilogue)
-    return replace(workload, epilogue=tuple(early))
+    return _Emitter(workload, Cells(in_registers(workload), tile, kernels, threads)).kernel()
 
 
 class _Emitter:

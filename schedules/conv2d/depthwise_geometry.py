@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 from bitkiln.schedules.kernel import size_of
 from bitkiln.schedules.microkernels import KernelSet
+from bitkiln.schedules.microkernels.a53 import steps as steps_a53
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, Depthwise
 from bitkiln.schedules.workload import Conv2d
 
@@ -32,6 +35,11 @@ class Columns(NamedTuple):
     end: int
     tiles: int
     last: int
+
+
+def in_registers(workload: Conv2d) -> Conv2d:
+    """``workload`` with as much of its epilogue as a micro-kernel does in registers."""
+    return replace(workload, epilogue=tuple(itertools.takewhile(steps_a53.by_channel, workload.epilogue)))
 
 
 def split_columns(width: int, tile: int, count: int) -> list[Columns]:

@@ -15,6 +15,7 @@ from bitkiln.schedules.conv2d import depthwise_a53, patches
 from bitkiln.schedules.conv2d.depthwise_geometry import reach
 from bitkiln.schedules.conv2d.patches import Across, Call, Patches, Strip
 from bitkiln.schedules.kernel import Argument, Constant, Kernel, size_of
+from bitkiln.schedules.late import Late
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.depthwise import BLOCK, LANES
 from bitkiln.schedules.microkernels.a53.depthwise_in_place import InPlace
@@ -37,18 +38,23 @@ def pays(work: Conv2d, kernels: KernelSet, threads: int) -> bool:
     return Patches(work, tile, threads).crowd <= _MOST_CROWD * math.prod(size_of(tile))
 
 
-def emit(work: Conv2d, tile: str, threads: int = 1) -> Kernel:
+def emit(work: Conv2d, tile: str, kernels: KernelSet, threads: int = 1) -> Kernel:
     """The implementation with tiles of ``tile`` output pixels, in patches for so many threads."""
     in_place = InPlaceTiles(Patches(work, tile, threads))
-    (data_shape, _), *operands, (out_shape, out_dtype) = work.shapes
-    arguments = [Argument((0,), data_shape, "float32"), *in_place.arguments(range(1, 1 + len(operands)))]
+    early = in_place.work.epilogue
+    late = Late(work.epilogue[len(early) :], kernels)
+    (data_shape, _), _, *operands, (out_shape, out_dtype) = work.shapes
+    taken = sum(bool(step.operand) for step in early)
+    own = in_place.arguments(range(1, 2 + taken))
+    arguments = [Argument((0,), data_shape, "float32"), *own]
+    arguments += [Argument((2 + taken + i,), *spec) for i, spec in enumerate(operands[taken:])]
     width, channels = work.conv_size[1], work.channels
     with IRBuilder() as builder, T.prim_func():
         T.func_name("conv2d")
         T.func_attr({"tirx.noalias": True})
         data, *constants = loops.parameters(arguments)
         out = T.arg("out", T.buffer(out_shape, out_dtype))
-        in_place.bind(data, constants)
+        in_place.bind(data, constants[: len(own)])
         result = loops.flat(out, math.prod(out_shape))
 
         def patch(strip: Strip, y: Any, across: Across, x: Any) -> None:
@@ -56,9 +62,13 @@ def emit(work: Conv2d, tile: str, threads: int = 1) -> Kernel:
             with T.serial(strip.rows) as row:
                 loops.claim(result, (first + row * width) * channels, across.width * channels)
             in_place.patch(result, first, strip, y, across, x, (width, channels))
+            if late.steps:
+                with T.serial(strip.rows) as row:
+                    pixel = first + row * width
+                    late.apply(result, pixel * channels, pixel, across.width, (width, channels), constants[len(own) :])
 
         in_place.patches_of(patch)
-    return Kernel(builder.get(), tuple(arguments), in_place.microkernels, in_place.notes)
+    return Kernel(builder.get(), tuple(arguments), (*in_place.microkernels, *late.microkernels), in_place.notes)
 
 
 class InPlaceTiles:

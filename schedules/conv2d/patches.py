@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
 
-from bitkiln.schedules.conv2d.depthwise_geometry import IN_CACHE, Columns, reach, split_columns
+from bitkiln.schedules.conv2d.depthwise_geometry import IN_CACHE, Columns, in_registers, reach, split_columns
 from bitkiln.schedules.kernel import size_of, size_text
 from bitkiln.schedules.microkernels import KernelSet
 from bitkiln.schedules.microkernels.a53.depthwise_in_place import InPlace
@@ -59,14 +59,14 @@ class Across:
 
 
 class Patches:
-    """The patches of ``work``; ``tile`` is rows x columns of its results.
+    """The patches of what registers finish of ``work``; ``tile`` is rows x columns of its results.
 
     A patch is high as a tile and as wide as the L1 cache allows, or so that several ``threads`` share a strip. Rows that are
     left over make a flatter strip; the last tile of a row overlaps the one before where the width is no multiple of a tile's.
     """
 
     def __init__(self, work: Conv2d, tile: str, threads: int = 1) -> None:
-        self.work, self.threads = work, threads
+        self.work, self.threads = in_registers(work), threads
         height, width = self.work.conv_size
         rows, columns = size_of(tile)
         self.tile = min(rows, height), min(columns, width)

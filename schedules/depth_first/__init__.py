@@ -11,7 +11,7 @@ from tvm import te, tirx
 from bitkiln.schedules import conv2d
 from bitkiln.schedules import definition as stages
 from bitkiln.schedules.conv2d import depthwise_a53, depthwise_in_place, patches, tiles
-from bitkiln.schedules.conv2d.depthwise_geometry import reach
+from bitkiln.schedules.conv2d.depthwise_geometry import in_registers, reach
 from bitkiln.schedules.conv2d.patches import Patches
 from bitkiln.schedules.depth_first import a53, in_place
 from bitkiln.schedules.depth_first.project import LEAST
@@ -66,7 +66,7 @@ def applies(workload: DepthFirst, target: Target) -> bool:
     if not (kernels.strips and all(map(_plain, workload.layers)) and all(map(_pointwise, products))):
         return False
     own = depthwise_in_place if workload.layers[0].depthwise else depthwise_a53
-    if not all(own.applies(layer, kernels) for layer in depthwise):
+    if not all(own.applies(layer, kernels) and in_registers(layer) == layer for layer in depthwise):
         return False
     if workload.layers[0] in products and not _finished(workload.layers[0]):
         return False

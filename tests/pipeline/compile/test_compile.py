@@ -217,7 +217,7 @@ def test_records_choose_the_knobs_and_the_manifest_says_so(tmp_path: Path) -> No
 def test_a_kernel_may_differ_for_several_threads_at_the_same_knobs() -> None:
     """Several threads share the channels of a depthwise layer."""
     target = targets.load("rasp3b")
-    shared, same = Conv2d(56, 56, 144, 144, (3, 3), padding=(1, 1, 1, 1), groups=144), CONV
+    shared, same = Conv2d(112, 112, 32, 32, (3, 3), padding=(1, 1, 1, 1), groups=32), CONV
     for workload, differs in ((shared, True), (same, False)):
         operator = operator_for(workload)
         knobs = operator.default(workload, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -139,13 +140,13 @@ def test_winograd_computes_the_definition(workload, run_kernel):
 def test_lean_winograd_computes_the_definition_on_any_number_of_threads(run_kernels):
     """Some tiles and panels are not whole."""
     target = targets.load("rasp3b")
-    points = (("4x4", "8x8", 1), ("2x4", "8x12", 0), ("2x2", "11x8", 2), ("4x4", "4x20", 2))
-    points += (("1x4", "8x8", 1), ("1x4", "7x12", 0))
-    # The last one's channels are three parts.
-    given = {
-        work: example(work) for work in (*WINOGRAD, Conv2d(6, 9, 96, 24, (3, 3), padding=SAME, epilogue=(ADD, RELU)))
-    }
-    cases = [(work, *point) for work in given for point in points]
+    points = (("1x4", "8x8", 1), ("4x4", "8x8", 1), ("2x4", "8x12", 0), ("1x4", "7x12", 0))
+    points += (("2x2", "11x8", 2), ("4x4", "4x20", 2))
+    # The first one's channels are three parts.
+    works = (Conv2d(6, 9, 96, 24, (3, 3), padding=SAME, epilogue=(ADD, RELU)), *WINOGRAD)
+    given = {work: example(work) for work in works}
+    twice = [work for work in given for _ in range(2)]
+    cases = [(work, *point) for work, point in zip(twice, itertools.cycle(points), strict=False)]
     kernels = [
         conv2d.emit(work, {"algorithm": f"winograd {outputs} lean", "tile": tile, "block": block}, target, 4)
         for work, outputs, tile, block in cases

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -49,12 +51,13 @@ def test_tiles_compute_the_definition(workload, board, run_kernels):
     micro = kernel_set(target)
     expected = defined(workload, args)
     tiles = conv2d_depthwise_a53.tiles(workload, micro)
-    kernels = [conv2d_depthwise_a53.emit(workload, tile, micro, threads) for threads in (1, 4) for tile in tiles]
-    tiles *= 2
+    # Cells and patches for one thread or for four by turns: each tile is compiled once.
+    threads = itertools.cycle((1, 4))
+    kernels = [conv2d_depthwise_a53.emit(workload, tile, micro, next(threads)) for tile in tiles]
     if depthwise_in_place.applies(workload, micro):
         more = patches.tiles(workload, micro)
-        kernels += [depthwise_in_place.emit(workload, tile, threads) for threads in (1, 4) for tile in more]
-        tiles += more * 2
+        kernels += [depthwise_in_place.emit(workload, tile, micro, next(threads)) for tile in more]
+        tiles += more
     count = len(kernels)
     results = run_kernels([workload] * count, kernels, [args] * count, target, (1, 4))
     for by_threads in results:
@@ -67,7 +70,10 @@ def test_tiles_compute_the_definition(workload, board, run_kernels):
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=Conv2d.key)
 def test_the_default_is_a_tile(workload):
-    assert conv2d.default(workload, RASP3B)["tile"] in conv2d.space(workload, RASP3B)["tile"]
+    for threads in (1, 4):
+        knobs = conv2d.default(workload, RASP3B, threads)
+        assert knobs["tile"] in conv2d.space(workload, RASP3B)["tile"]
+        assert conv2d.emit(workload, knobs, RASP3B, threads).microkernels
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_a_large_image_is_cut_for_the_cache():
         chain((14, 14), 6, 24, 8),
         chain((14, 14), 8, 20, 8),
         chain((14, 14), 8, 24, 8, act=Step("silu")),
+        chain((14, 14), 0, 24, 8, act=Step("silu")),
         chain((14, 14), 0, 16, 8, padding=(3, 1, 1, 1)),
         DepthFirst((Conv2d(8, 8, 4, 8, (1, 1), (2, 2)), Conv2d(4, 4, 8, 8, (3, 3), padding=(1,) * 4, groups=8))),
         DepthFirst(
