@@ -19,7 +19,7 @@ from bitkiln.pipeline.tune.tasks import Task, extract_tasks
 
 NETWORKS = ("card-binary", "card-float")
 #: Kernels above this are left to the benchmark: they take long to simulate.
-MOST_CYCLES, FEW_CYCLES = 9e6, 4.2e6
+MOST_CYCLES, SOME_CYCLES, FEW_CYCLES = 9e6, 5e6, 3e6
 #: How far cycles may be from their record. Where code and data lie differs from one path of the library to another. On one
 #: thread that moves them by less than 0.5 %; on several it decides as well which threads meet in the shared L2 cache and in
 #: memory, and kernels that did not change were measured up to 2.8 % apart.
@@ -51,7 +51,7 @@ def test_every_layer_of_the_built_in_networks_is_covered(name, models, records):
 
 
 @pytest.mark.parametrize(
-    ("name", "threads", "most"), [("rasp3b", 1, MOST_CYCLES), ("rasp3b", 4, MOST_CYCLES), ("rasp3b32", 4, FEW_CYCLES)]
+    ("name", "threads", "most"), [("rasp3b", 1, MOST_CYCLES), ("rasp3b", 4, SOME_CYCLES), ("rasp3b32", 4, FEW_CYCLES)]
 )
 def test_kernels_keep_the_cycles_of_their_records(name, threads, most, models, records, tmp_path: Path):
     target = targets.load(name)

@@ -16,7 +16,7 @@ from fuzzing import kills
 from tests.ssh_board import Device
 
 #: Kills of the suite, one of each command: a kill takes as long as half a compilation.
-SLICE = 5
+SLICE = 3
 
 
 def killing(network: Path, device: Device, tmp_path: Path, count: int, seed: str) -> None:

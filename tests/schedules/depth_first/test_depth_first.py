@@ -48,7 +48,7 @@ WORKLOADS = [
     chain((1, 9), 0, 4, 4, padding=(1, 1, 1, 1)),
 ]
 #: Of these the results of the layers alone are compared to the bit.
-ALONE = [WORKLOADS[0], *(workload for workload in WORKLOADS if workload.layers[0].depthwise)]
+ALONE = [WORKLOADS[0], *[workload for workload in WORKLOADS if workload.layers[0].depthwise][::2]]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=DepthFirst.key)

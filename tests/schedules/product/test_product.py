@@ -105,7 +105,7 @@ def test_definition_and_loops_of_any_cpu(workload):
 def test_kernels_compute_the_definition(name, run_kernels):
     target, args = targets.load(name), [example(workload) for workload in WORKLOADS]
     points = [product.space(workload, target) for workload in WORKLOADS]
-    for turn in (0, 1, 2):
+    for turn in (0, 1, 2) if name == "rasp3b" else (1,):
         kernels = [
             product.emit(
                 workload,
