@@ -155,13 +155,19 @@ def _describe_tensor(plan: ExecutionPlan, index: int, specs: Sequence[Any], at: 
     return described | ({"scale": stands_for[0], "zero_point": stands_for[1]} if stands_for else {})
 
 
+def on_most_threads(step: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a manifest's step says of its kernel in the plan for the most threads: where it has another one, of that."""
+    return step.get("several", step)
+
+
 def report(out: Path, manifest: Mapping[str, Any], console: Console) -> None:
     """Say in a few lines what was made."""
     counts = dict.fromkeys(("tuned", "default", "generic"), 0)
-    for step in manifest["steps"]:
+    steps = [on_most_threads(step) for step in manifest["steps"]]
+    for step in steps:
         if "chosen" in step:
             counts[step["chosen"]] += 1
-    records = [step["record"] for step in manifest["steps"] if step.get("record")]
+    records = [step["record"] for step in steps if step.get("record")]
     older = sum(superseded(record.get("kind", ""), record.get("measured_by", "")) for record in records)
     tuned = f"{counts['tuned']} tuned" + (f", {older} of them by another timing model" if older else "")
     size = sum(file["size"] for file in manifest["files"].values())

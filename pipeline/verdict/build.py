@@ -22,6 +22,7 @@ from bitkiln.pipeline import bundle as bundles
 from bitkiln.pipeline import profile, schema
 from bitkiln.pipeline.boards.emulated import Answer
 from bitkiln.pipeline.compile import compile_model
+from bitkiln.pipeline.compile.manifest import on_most_threads
 from bitkiln.pipeline.errors import BundleError, ModelError
 from bitkiln.pipeline.inspect import inspect_model
 from bitkiln.pipeline.inspect import page as inspect_page
@@ -233,7 +234,7 @@ class _Build:
             "bound_ms": found.bounds[0].ms,
             "roof_share": found.bounds[0].ms / measured["ms"] if measured and measured["ms"] else None,
             "speeds": profiled["speeds"],
-            "kernels": dict(Counter(step["chosen"] for step in compiled["steps"])),
+            "kernels": dict(Counter(on_most_threads(step)["chosen"] for step in compiled["steps"])),
             "tuning": tuning,
             "by_records": self._by_records(),
             "dearest": _dearest(measured, compiled) if measured else [],
