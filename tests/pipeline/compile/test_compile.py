@@ -20,6 +20,7 @@ from bitkiln.pipeline.boards.emulated import on_emulator
 from bitkiln.pipeline.bundle import open_bundle
 from bitkiln.pipeline.compile import compile_lowered, compile_model
 from bitkiln.pipeline.compile.kernels import ChosenKernel, choose_kernels, choose_knobs, where_they_differ
+from bitkiln.pipeline.compile.manifest import on_most_threads
 from bitkiln.pipeline.compile.plan import read_network
 from bitkiln.pipeline.compile.single import build_kernel_library
 from bitkiln.pipeline.errors import BundleError, InputError, ModelError
@@ -230,6 +231,11 @@ def test_a_kernel_may_differ_for_several_threads_at_the_same_knobs() -> None:
             for count in (1, 4)
         )
         assert bool(where_they_differ(four, one)) is differs
+
+
+def test_kernels_count_as_the_plan_for_the_most_threads_has_them() -> None:
+    steps = [{"chosen": "default"}, {"chosen": "default", "several": {"chosen": "tuned"}}]
+    assert [on_most_threads(step)["chosen"] for step in steps] == ["default", "tuned"]
 
 
 @dataclass
