@@ -165,13 +165,23 @@ class LeanWinograd(Winograd):
     ) -> None:
         """Products of a row of positions, [tile][x][channel]; ``weights``: where they begin, and room for two positions."""
         (row, made), size = weights, width * self.workload.channels
-        self._multiply_position(products, data, (self.weights, row), width, groups, (py, 0), following)
-        self._multiply_position(products, data, (self.weights, row + size), width, groups, (py, 1), following)
+
+        def multiply(number: int, own: tuple[Any, Any]) -> None:
+            self._multiply_position(products, data, own, width, groups, (py, number), following)
+
+        self._positions(row, made, size, multiply)
+
+    def _positions(self, begin: Any, made: Any, size: int, multiply: Callable[[int, tuple[Any, Any]], None]) -> None:
+        """``multiply`` of each position of a row, by its number in the order: the buffer of its weights, and where they begin.
+
+        Stored ones begin at ``begin``, ``size`` floats for each position; ``made`` has room for two.
+        """
+        multiply(0, (self.weights, begin))
+        multiply(1, (self.weights, begin + size))
         for number, stages in enumerate(self.unfolded.made):
-            self._make(made, row, size, stages)
+            self._make(made, begin, size, stages)
             for which in range(2):
-                place = (py, 2 + 2 * number + which)
-                self._multiply_position(products, data, (made, which * size), width, groups, place, following)
+                multiply(2 + 2 * number + which, (made, which * size))
 
     def _make(self, made: Any, begin: Any, size: int, stages: Sequence[Stage]) -> None:
         """Weights of two positions, ``size`` floats each, of the stored ones from ``begin`` on."""

@@ -176,13 +176,11 @@ class RowWinograd(LeanWinograd):
         skipped = tirx.Select(part == self.parts - 1, (THREADS - 1) * self.parts * STORED * size, 0)
         following = T.bind(begin + STORED * size + skipped)
         image = T.bind(part * (self.points[1] * self.region))
-        self._add_position(products, data, (self.weights, begin), width, groups, (image, 0), following)
-        self._add_position(products, data, (self.weights, begin + size), width, groups, (image, 1), following)
-        for number, stages in enumerate(self.unfolded.made):
-            self._make(made, begin, size, stages)
-            for which in range(2):
-                place = (image, 2 + 2 * number + which)
-                self._add_position(products, data, (made, which * size), width, groups, place, following)
+
+        def add(number: int, own: tuple[Any, Any]) -> None:
+            self._add_position(products, data, own, width, groups, (image, number), following)
+
+        self._positions(begin, made, size, add)
 
     def _add_position(
         self,
